@@ -1,0 +1,1 @@
+//! The OCI hook: policy and injection.

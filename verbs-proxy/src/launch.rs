@@ -1,0 +1,124 @@
+//! What the hook tells the proxy that it starts.
+//!
+//! The hook runs `ringfence-proxy --launch <container_dir>/launch.json` with the descriptors below and waits for one line
+//! on [`FD_READY`]: `ready`, or the reason why not, after which the proxy has ended. Everything here has already been
+//! checked against the administrator's bounds.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The listening SEQPACKET socket, bound by the hook to `<container_dir>/mount/verbs.sock`, mode 0666.
+pub const FD_LISTENER: i32 = 3;
+/// pidfd of the container's init: when it becomes readable, the proxy ends.
+pub const FD_INIT: i32 = 4;
+/// The writing end of a pipe for one line, `ready` or an error. The proxy closes it afterwards.
+pub const FD_READY: i32 = 5;
+/// The container's network namespace, whose addresses become GIDs.
+pub const FD_NETNS: i32 = 6;
+
+/// The contents of `launch.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// The container's id, for messages.
+    pub container: String,
+    /// Host pid of the container's init, for messages; the truth is [`FD_INIT`].
+    pub init_pid: i32,
+    /// Node-wide directory, mode 0700: the proxies meet under `<run_dir>/fabric`.
+    pub run_dir: PathBuf,
+    /// This container's directory, `<run_dir>/containers/<id>`; removed by the proxy when it ends.
+    pub container_dir: PathBuf,
+    /// What the container sees as its RDMA device.
+    pub device: Device,
+    /// What the container may do.
+    pub limits: Limits,
+    /// How the worker waits.
+    #[serde(default)]
+    pub worker: Worker,
+}
+
+/// A device of the administrator's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// As `ibv_get_device_name` shows it.
+    pub name: String,
+    /// The backend.
+    pub kind: DeviceKind,
+    /// Bits per second of the modelled link that all containers of the device share; `None` for as fast as memory.
+    pub link: Option<u64>,
+}
+
+/// Backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// No RNIC: memory copies between the node's containers.
+    Soft,
+}
+
+/// Scheduling class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Strict priority, never split, under its own cap.
+    Latency,
+    /// Many small requests.
+    Ops,
+    /// Throughput.
+    Bulk,
+    /// No policy: the device arbitrates by queue pair, as an RNIC would.
+    #[default]
+    None,
+}
+
+/// The resolved policy of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Bits per second over all queue pairs; `None` for no cap.
+    pub bandwidth: Option<u64>,
+    /// Share of a contended link, 1 to 1000; `None` to compete by queue pair instead of by container.
+    pub weight: Option<u32>,
+    /// Scheduling class.
+    pub class: Class,
+    /// Queue pairs.
+    pub max_qp: u32,
+    /// Memory regions.
+    pub max_mr: u32,
+    /// Bytes of registered memory.
+    pub max_mr_bytes: u64,
+    /// Completion queues.
+    pub max_cq: u32,
+    /// Work requests outstanding in one queue.
+    pub max_qp_depth: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            bandwidth: None,
+            weight: None,
+            class: Class::None,
+            max_qp: 256,
+            max_mr: 4096,
+            max_mr_bytes: 16 << 30,
+            max_cq: 256,
+            max_qp_depth: 16384,
+        }
+    }
+}
+
+/// How the worker waits for work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Worker {
+    /// Microseconds to spin, at most, before sleeping.
+    pub spin_us: u32,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self { spin_us: 50 }
+    }
+}

@@ -1,0 +1,4 @@
+//! The verbs proxy: one process beside each container, which owns the container's queue pairs, schedules its work
+//! requests and enforces its policy.
+
+pub mod launch;

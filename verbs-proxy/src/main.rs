@@ -1,0 +1,3 @@
+//! `ringfence-proxy`.
+
+fn main() {}
