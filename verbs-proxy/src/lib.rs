@@ -2,3 +2,6 @@
 //! requests and enforces its policy.
 
 pub mod launch;
+pub mod pacing;
+pub mod shared;
+pub mod state;
