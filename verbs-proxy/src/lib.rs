@@ -2,6 +2,7 @@
 //! requests and enforces its policy.
 
 pub mod launch;
+pub mod memory;
 pub mod pacing;
 pub mod shared;
 pub mod state;
