@@ -267,7 +267,12 @@ mod tests {
         let region = MemoryRegion::new(mapping, 100, 1000, 0x5000_0064, PD, Access::LOCAL_WRITE, 0).unwrap();
         let mut table = RegionTable::new(8);
         let mut next = 7;
-        let key = table.insert(region, || { next += 0x100; next }).unwrap();
+        let key = table
+            .insert(region, || {
+                next += 0x100;
+                next
+            })
+            .unwrap();
         (table, key)
     }
 
@@ -275,7 +280,15 @@ mod tests {
     fn accesses_are_checked_against_key_domain_rights_and_range() {
         let (table, key) = table();
         #[track_caller]
-        fn case(table: &RegionTable, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access, expected: Result<usize, AccessFault>) {
+        fn case(
+            table: &RegionTable,
+            key: u32,
+            pd: PdId,
+            addr: u64,
+            bytes: u64,
+            access: Access,
+            expected: Result<usize, AccessFault>,
+        ) {
             assert_eq!(table.admit(key, pd, addr, bytes, access).map(|piece| piece.bytes()), expected);
         }
         let start = 0x5000_0064;

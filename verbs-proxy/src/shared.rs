@@ -45,6 +45,12 @@ impl SealedFile {
         Ok(Self { fd, bytes })
     }
 
+    /// A file that cannot be sealed because it has a name, in a directory where only proxies write.
+    pub fn trusted(fd: OwnedFd) -> Result<Self, Errno> {
+        let bytes = usize::try_from(fstat(&fd)?.st_size).map_err(|_| Errno::INVAL)?;
+        Ok(Self { fd, bytes })
+    }
+
     /// Bytes, fixed for good.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -148,21 +154,21 @@ impl Mapping {
         // SAFETY: the assertion; `T: Header` is valid for any bytes and only holds atomics; `Held` keeps the mapping.
         Held { of: unsafe { self.base.add(offset).cast() }, _mapping: Arc::clone(self) }
     }
+}
 
-    /// `count` ring slots at `offset`.
-    ///
-    /// # Safety
-    /// The result must not outlive the last clone of this `Arc`; keep one beside it.
-    ///
-    /// # Panics
-    /// If they do not fit: the counts are the proxy's own.
-    #[must_use]
-    pub unsafe fn slots(self: &Arc<Self>, offset: usize, count: u32) -> &'static [Slot] {
-        let count = count as usize;
-        assert!(offset % SLOT_BYTES == 0 && offset + count * SLOT_BYTES <= self.bytes, "{count} slots at {offset}");
-        // SAFETY: the assertion; slots are atomics, valid for any bytes; the caller keeps the mapping alive.
-        unsafe { std::slice::from_raw_parts(self.base.add(offset).cast::<Slot>().as_ptr(), count) }
-    }
+/// `count` ring slots at `offset`, for a holder that keeps `mapping` beside them.
+///
+/// The lifetime is not the compiler's to check: every caller stores the `Arc` in the same structure as the ring, which
+/// is the reason for the crate-private visibility.
+///
+/// # Panics
+/// If they do not fit: the counts are the proxy's own.
+#[must_use]
+pub(crate) fn ring_slots(mapping: &Arc<Mapping>, offset: usize, count: u32) -> &'static [Slot] {
+    let count = count as usize;
+    assert!(offset % SLOT_BYTES == 0 && offset + count * SLOT_BYTES <= mapping.bytes, "{count} slots at {offset}");
+    // SAFETY: the assertion; slots are atomics, valid for any bytes; the caller keeps the mapping alive.
+    unsafe { std::slice::from_raw_parts(mapping.base.add(offset).cast::<Slot>().as_ptr(), count) }
 }
 
 /// Types that may be overlaid on shared memory: valid for any bytes, interior mutability through atomics only.
