@@ -62,10 +62,9 @@ pub fn connect() -> Result<Connection, Errno> {
         if old.generation.is_current() && !old.generation.is_dead() && !sys::hung_up(old.socket) {
             return Ok(old);
         }
-        if !old.generation.is_current() {
-            // The parent's: let go of what we inherited, so that the proxy sees the parent's end when it comes.
-            pages::forget();
-        }
+        // The parent's, or of a proxy that has gone: let go of what is left of it, so that the proxy sees the parent's
+        // end when it comes.
+        pages::forget();
         sys::close(old.socket);
         sys::close(old.wake);
         registry::forget();
