@@ -436,7 +436,7 @@ mod tests {
             let request = Request { mode, device: device.map(str::to_owned), ..Request::default() };
             let config = config(text);
             let found = resolve(&request, &config).map_err(|refusal| refusal.to_string());
-            let found = found.map(|Grant::Proxied(device, _)| Grant::Passthrough(device) | device.name.as_str());
+            let found = found.map(|(Grant::Proxied(device, _) | Grant::Passthrough(device))| device.name.as_str());
             assert_eq!(found, expected.map_err(str::to_owned), "{mode:?} {device:?}");
         }
         let request = Request { mode: Some(Mode::Passthrough), max_qp: Some(1), ..Request::default() };

@@ -113,8 +113,10 @@ fn become_proxy(path: &CStr, launch: &CStr, handles: &Handles<'_>, ready: Borrow
     let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) else {
         return Stopped::BeforeDescriptors;
     };
+    // `keep_only` closes it.
+    let null = std::mem::ManuallyDrop::new(null);
     let stdio =
-        [rustix::stdio::dup2_stdin(&null), rustix::stdio::dup2_stdout(&null), rustix::stdio::dup2_stderr(&null)];
+        [rustix::stdio::dup2_stdin(&*null), rustix::stdio::dup2_stdout(&*null), rustix::stdio::dup2_stderr(&*null)];
     if stdio.iter().any(Result::is_err)
         || sys::keep_only(&[handles.listener, handles.init, ready, handles.network]).is_err()
     {
