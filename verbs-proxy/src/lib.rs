@@ -1,4 +1,10 @@
 //! The verbs proxy: one process beside each container, which owns the container's queue pairs, schedules its work
 //! requests and enforces its policy.
 
+pub mod fabric;
 pub mod launch;
+pub mod memory;
+pub mod pacing;
+pub mod plane;
+pub mod shared;
+pub mod state;

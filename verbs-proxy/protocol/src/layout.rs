@@ -13,6 +13,9 @@ pub const RINGS_OFFSET: usize = 4096;
 pub struct QpHeader {
     /// Whether a post to the send ring must ring the doorbell.
     pub send_bell: QueueBell,
+    /// Whether a post to the receive ring must ring the doorbell: when a sender waits for a receive request, and when
+    /// the queue pair is in the error state, where every request posted is flushed.
+    pub receive_bell: QueueBell,
 }
 
 /// Bytes of a queue pair's file.

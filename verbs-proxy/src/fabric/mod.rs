@@ -1,0 +1,3 @@
+//! The soft device's fabric: where the proxies of a node find and reach each other.
+
+pub mod clock;

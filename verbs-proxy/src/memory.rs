@@ -1,0 +1,345 @@
+//! Memory regions as the data path sees them: keys, bounds, and where the bytes are in this process.
+
+// UNSAFETY: computes addresses inside mappings and copies between them.
+#![allow(unsafe_code)]
+
+use crate::shared::Mapping;
+use ringfence_protocol::verbs::Access;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// A protection domain, unique in the proxy's lifetime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PdId(pub u32);
+
+/// Bytes that were checked to lie in a live mapping.
+///
+/// The memory belongs to a container, which writes to it as it likes; nothing may be concluded from its contents.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    address: *mut u8,
+    bytes: usize,
+}
+
+impl Piece {
+    /// Bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// `bytes` at `offset` of `mapping`.
+    #[must_use]
+    pub fn of(mapping: &Mapping, offset: usize, bytes: usize) -> Option<Self> {
+        let end = offset.checked_add(bytes)?;
+        // SAFETY: `offset <= end <= mapping.bytes()`.
+        (end <= mapping.bytes()).then(|| Self { address: unsafe { mapping.base().as_ptr().add(offset) }, bytes })
+    }
+
+    /// Bytes of the proxy's own, to copy from.
+    #[must_use]
+    pub fn of_own(bytes: &[u8]) -> Self {
+        Self { address: bytes.as_ptr().cast_mut(), bytes: bytes.len() }
+    }
+
+    /// What remains after the first `offset` bytes, at most `bytes` of it.
+    #[must_use]
+    pub fn slice(self, offset: usize, bytes: usize) -> Self {
+        let offset = offset.min(self.bytes);
+        // SAFETY: `offset` is at most the piece's length.
+        Self { address: unsafe { self.address.add(offset) }, bytes: bytes.min(self.bytes - offset) }
+    }
+
+    /// The atomic at this place, if it is 8 bytes long and aligned.
+    #[must_use]
+    fn atomic(&self) -> Option<&AtomicU64> {
+        // SAFETY: a piece lies in a live mapping; the alignment and length are checked; shared memory holds any bytes.
+        (self.bytes == 8 && self.address.addr() % 8 == 0).then(|| unsafe { AtomicU64::from_ptr(self.address.cast()) })
+    }
+
+    /// FETCH_AND_ADD or CMP_AND_SWP on this place: the former value, or `None` if it is not 8 aligned bytes.
+    #[must_use]
+    pub fn fetch_update(&self, update: impl Fn(u64) -> u64) -> Option<u64> {
+        let atomic = self.atomic()?;
+        Some(atomic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(update(old))).unwrap_or_else(|old| old))
+    }
+}
+
+/// Copies `from` over `to`, as far as both go, the last byte last.
+///
+/// Applications wait for a WRITE by polling its last byte, as RNICs deliver in order; `memcpy` alone would not.
+#[inline(always)]
+pub fn copy(to: Piece, from: Piece) {
+    let bytes = to.bytes.min(from.bytes);
+    let both = to.address.addr() | from.address.addr();
+    // SAFETY (all blocks below): pieces lie in live mappings and `bytes` is within both. The peer may write at the same
+    // time, in another process: what arrives is then a mix, and nothing here looks at it. Regions may overlap only where
+    // the container asked for that.
+    if bytes == 8 && both % 8 == 0 {
+        // SAFETY: as above; aligned, one store as on an RNIC.
+        unsafe {
+            let value = AtomicU64::from_ptr(from.address.cast()).load(Ordering::Relaxed);
+            AtomicU64::from_ptr(to.address.cast()).store(value, Ordering::Release);
+        }
+    } else if bytes == 4 && both % 4 == 0 {
+        // SAFETY: as above.
+        unsafe {
+            let value = AtomicU32::from_ptr(from.address.cast()).load(Ordering::Relaxed);
+            AtomicU32::from_ptr(to.address.cast()).store(value, Ordering::Release);
+        }
+    } else if bytes > 0 {
+        // SAFETY: as above.
+        unsafe {
+            std::ptr::copy(from.address, to.address, bytes - 1);
+            let value = AtomicU8::from_ptr(from.address.add(bytes - 1)).load(Ordering::Relaxed);
+            AtomicU8::from_ptr(to.address.add(bytes - 1)).store(value, Ordering::Release);
+        }
+    }
+}
+
+/// Copies `bytes` from the gathered `from`, starting at `from_offset`, to the scattered `to`, starting at `to_offset`.
+pub fn copy_list(to: &[Piece], mut to_offset: usize, from: &[Piece], mut from_offset: usize, mut bytes: usize) {
+    let (mut to, mut from) = (to.iter(), from.iter());
+    let (mut target, mut source) = (to.next(), from.next());
+    while bytes > 0 {
+        let (Some(t), Some(s)) = (target, source) else { return };
+        if to_offset >= t.bytes {
+            to_offset -= t.bytes;
+            target = to.next();
+        } else if from_offset >= s.bytes {
+            from_offset -= s.bytes;
+            source = from.next();
+        } else {
+            let step = bytes.min(t.bytes - to_offset).min(s.bytes - from_offset);
+            copy(t.slice(to_offset, step), s.slice(from_offset, step));
+            to_offset += step;
+            from_offset += step;
+            bytes -= step;
+        }
+    }
+}
+
+/// Why an access is refused; the names of the proxy's vendor error codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum AccessFault {
+    /// No memory region has this key.
+    Key = 1,
+    /// It belongs to another protection domain.
+    Domain = 2,
+    /// It was registered without this access.
+    Rights = 3,
+    /// The range reaches outside it.
+    Range = 4,
+}
+
+/// A memory region.
+#[derive(Debug)]
+pub struct MemoryRegion {
+    key: u32,
+    pd: PdId,
+    access: Access,
+    iova: u64,
+    length: u64,
+    first: *mut u8,
+    /// Keeps `first` valid.
+    mapping: Arc<Mapping>,
+    /// What peers call it when it is shared with them.
+    pub share: u32,
+}
+
+// SAFETY: `first` points into `mapping`, which is an address range of the process, not of a thread.
+unsafe impl Send for MemoryRegion {}
+
+impl MemoryRegion {
+    /// The region whose first byte is at `offset` of `mapping`; `None` if it does not fit there.
+    #[must_use]
+    pub fn new(
+        mapping: Arc<Mapping>,
+        offset: usize,
+        length: u64,
+        iova: u64,
+        pd: PdId,
+        access: Access,
+        share: u32,
+    ) -> Option<Self> {
+        let first = Piece::of(&mapping, offset, usize::try_from(length).ok()?)?.address;
+        iova.checked_add(length)?;
+        Some(Self { key: 0, pd, access, iova, length, first, mapping, share })
+    }
+
+    /// Offset in the region's mapping of `address`, which must have been admitted.
+    #[must_use]
+    pub fn mapping_offset(&self, piece: &Piece) -> u64 {
+        (piece.address.addr() - self.mapping.base().as_ptr().addr()) as u64
+    }
+
+    /// Whether the region admits this access.
+    #[inline(always)]
+    fn admit(&self, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<Piece, AccessFault> {
+        if self.pd != pd {
+            return Err(AccessFault::Domain);
+        }
+        if !self.access.contains(access) {
+            return Err(AccessFault::Rights);
+        }
+        let offset = addr.wrapping_sub(self.iova);
+        if offset > self.length || bytes > self.length - offset {
+            return Err(AccessFault::Range);
+        }
+        // SAFETY: `offset + bytes <= length`, which `new` checked to lie in the mapping.
+        Ok(Piece { address: unsafe { self.first.add(offset as usize) }, bytes: bytes as usize })
+    }
+}
+
+/// All memory regions of a container, by key.
+///
+/// A key is a place in the table in its low bits and chance in its high ones, and the place is chosen by chance, so
+/// that keys cannot be guessed from one another (ReDMArk, USENIX Security 2021). lkey and rkey are the same number, as
+/// on many RNICs; what it may be used for are the region's rights.
+#[derive(Debug)]
+pub struct RegionTable {
+    slots: Vec<Option<MemoryRegion>>,
+    used: usize,
+}
+
+impl RegionTable {
+    /// A table for up to `regions` regions (at most 2^20).
+    #[must_use]
+    pub fn new(regions: u32) -> Self {
+        // Twice as many places as regions: a free one is found in two tries on average.
+        let slots = (regions.clamp(8, 1 << 20) as usize * 2).next_power_of_two();
+        Self { slots: std::iter::repeat_with(|| None).take(slots).collect(), used: 0 }
+    }
+
+    /// Adds a region and returns its key; `None` if the table is full.
+    pub fn insert(&mut self, mut region: MemoryRegion, mut random: impl FnMut() -> u32) -> Option<u32> {
+        if self.used * 2 >= self.slots.len() {
+            return None;
+        }
+        let mask = self.slots.len() - 1;
+        loop {
+            let key = random();
+            // Zero is what careless programs pass for "no key".
+            if key != 0 && self.slots[key as usize & mask].is_none() {
+                region.key = key;
+                self.slots[key as usize & mask] = Some(region);
+                self.used += 1;
+                return Some(key);
+            }
+        }
+    }
+
+    /// Takes a region out.
+    pub fn remove(&mut self, key: u32) -> Option<MemoryRegion> {
+        let mask = self.slots.len() - 1;
+        let slot = &mut self.slots[key as usize & mask];
+        let region = slot.take_if(|region| region.key == key);
+        self.used -= usize::from(region.is_some());
+        region
+    }
+
+    /// The region with this key.
+    #[must_use]
+    #[inline(always)]
+    pub fn get(&self, key: u32) -> Option<&MemoryRegion> {
+        self.slots[key as usize & (self.slots.len() - 1)].as_ref().filter(|region| region.key == key)
+    }
+
+    /// Checks an access against the region that it names.
+    #[inline(always)]
+    pub fn admit(&self, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<Piece, AccessFault> {
+        self.get(key).ok_or(AccessFault::Key)?.admit(pd, addr, bytes, access)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::{PAGE, SealedFile};
+    use proptest::prelude::*;
+
+    const PD: PdId = PdId(1);
+
+    fn table() -> (RegionTable, u32) {
+        let file = SealedFile::create("test", PAGE).unwrap();
+        let mapping = Arc::new(Mapping::of(&file).unwrap());
+        let region = MemoryRegion::new(mapping, 100, 1000, 0x5000_0064, PD, Access::LOCAL_WRITE, 0).unwrap();
+        let mut table = RegionTable::new(8);
+        let mut next = 7;
+        let key = table
+            .insert(region, || {
+                next += 0x100;
+                next
+            })
+            .unwrap();
+        (table, key)
+    }
+
+    #[test]
+    fn accesses_are_checked_against_key_domain_rights_and_range() {
+        let (table, key) = table();
+        #[track_caller]
+        fn case(
+            table: &RegionTable,
+            key: u32,
+            pd: PdId,
+            addr: u64,
+            bytes: u64,
+            access: Access,
+            expected: Result<usize, AccessFault>,
+        ) {
+            assert_eq!(table.admit(key, pd, addr, bytes, access).map(|piece| piece.bytes()), expected);
+        }
+        let start = 0x5000_0064;
+        case(&table, key, PD, start, 1000, Access::LOCAL_WRITE, Ok(1000));
+        case(&table, key, PD, start + 1000, 0, Access(0), Ok(0));
+        case(&table, key, PD, start, 1001, Access(0), Err(AccessFault::Range));
+        case(&table, key, PD, start - 1, 1, Access(0), Err(AccessFault::Range));
+        case(&table, key, PD, start + 1, u64::MAX, Access(0), Err(AccessFault::Range));
+        case(&table, key, PD, u64::MAX, 2, Access(0), Err(AccessFault::Range));
+        case(&table, key, PdId(2), start, 1, Access(0), Err(AccessFault::Domain));
+        case(&table, key, PD, start, 1, Access::REMOTE_READ, Err(AccessFault::Rights));
+        case(&table, key ^ 0x1000, PD, start, 1, Access(0), Err(AccessFault::Key));
+    }
+
+    #[test]
+    fn a_removed_region_has_no_key() {
+        let (mut table, key) = table();
+        assert!(table.remove(key ^ 0x1000).is_none());
+        assert!(table.remove(key).is_some());
+        assert_eq!(table.admit(key, PD, 0x5000_0064, 1, Access(0)).unwrap_err(), AccessFault::Key);
+    }
+
+    proptest! {
+        #[test]
+        fn lists_are_copied_like_one_run(
+            from in prop::collection::vec(0usize..40, 1..6),
+            to in prop::collection::vec(0usize..40, 1..6),
+            from_offset in 0usize..50,
+            to_offset in 0usize..50,
+            bytes in 0usize..120,
+        ) {
+            let source: Vec<u8> = (0..from.iter().sum::<usize>()).map(|i| i as u8 + 1).collect();
+            let mut target = vec![0u8; to.iter().sum()];
+            let cut = |base: *mut u8, lengths: &[usize]| {
+                let mut at = 0;
+                lengths.iter().map(|bytes| {
+                    // SAFETY: the lengths add up to the buffer's.
+                    let piece = Piece { address: unsafe { base.add(at) }, bytes: *bytes };
+                    at += bytes;
+                    piece
+                }).collect::<Vec<_>>()
+            };
+            let mut expected = target.clone();
+            let step = bytes.min(source.len().saturating_sub(from_offset)).min(target.len().saturating_sub(to_offset));
+            if step > 0 {
+                expected[to_offset..to_offset + step].copy_from_slice(&source[from_offset..from_offset + step]);
+            }
+            let from = cut(source.as_ptr().cast_mut(), &from);
+            let to = cut(target.as_mut_ptr(), &to);
+            copy_list(&to, to_offset, &from, from_offset, bytes);
+            prop_assert_eq!(target, expected);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! From the send ring to an admitted work request, and what happens to requests of a queue pair in error.
+
+use super::qp::{Data, Qp, Wqe};
+use super::{Outcome, Plane};
+use crate::memory::{AccessFault, Piece, RegionTable};
+use ringfence_protocol::completion::Completion;
+use ringfence_protocol::ring::Consumer;
+use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
+use ringfence_protocol::work::{
+    BASE_INLINE, EXTENSION_INLINE, ReceiveBase, SGES_PER_EXTENSION, SendBase, SendFields, Sge, extension_inline,
+    extension_sge,
+};
+
+/// The longest message, bytes: what `max_msg_sz` says.
+pub const MAX_MESSAGE: u32 = 1 << 30;
+
+/// The container's library would not have written this entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Vendor error codes beyond those of [`AccessFault`].
+pub mod vendor {
+    /// The ring entry contradicts itself or the queue pair's capabilities.
+    pub const MALFORMED: u16 = 0x10;
+    /// An opcode that the device does not offer.
+    pub const OPCODE: u16 = 0x11;
+    /// Longer than a message may be.
+    pub const LENGTH: u16 = 0x12;
+    /// An atomic on other than 8 aligned bytes.
+    pub const ATOMIC: u16 = 0x13;
+    /// READ or atomic without `max_rd_atomic`.
+    pub const RD_ATOMIC: u16 = 0x14;
+    /// The responder refused; its word is the status.
+    pub const REMOTE: u16 = 0x20;
+    /// No answer in time.
+    pub const TIMEOUT: u16 = 0x21;
+}
+
+/// Copies the next send request out of the ring.
+pub(super) fn take_send(qp: &mut Qp) -> Option<Result<Wqe, Malformed>> {
+    let base = SendBase(qp.send.peek()?);
+    let fields = base.fields();
+    let wqe = read_send(qp, &base, &fields);
+    // A malformed entry has no length to trust; the queue pair goes to the error state behind its first slot.
+    qp.send.advance(wqe.as_ref().map_or(1, |(_, slots)| *slots));
+    let freed = qp.send.position();
+    Some(wqe.map(|(wqe, _)| Wqe { freed, ..wqe }))
+}
+
+fn read_send(qp: &Qp, base: &SendBase, fields: &SendFields) -> Result<(Wqe, u32), Malformed> {
+    let extensions = fields.extensions().filter(|count| *count < qp.send.capacity()).ok_or(Malformed)?;
+    let atomic = matches!(fields.opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
+    let (data, total) = if fields.flags.contains(SendFlags::INLINE) {
+        let bytes = u32::from(fields.inline_bytes);
+        if bytes > qp.caps.max_inline || atomic || fields.opcode == Opcode::RDMA_READ {
+            return Err(Malformed);
+        }
+        (Data::Inline(read_inline(&qp.send, base, bytes, extensions)?), u64::from(bytes))
+    } else {
+        let sges = u32::from(fields.sges);
+        if sges > qp.caps.max_send_sge {
+            return Err(Malformed);
+        }
+        if sges <= 1 {
+            let sge = if sges == 0 { Sge::default() } else { fields.sge };
+            (Data::One(sge), u64::from(sge.length))
+        } else {
+            let list = read_sges(&qp.send, fields.sge, sges)?;
+            let total = list.iter().map(|sge| u64::from(sge.length)).sum();
+            (Data::List(list.into()), total)
+        }
+    };
+    let wqe = Wqe {
+        wr_id: fields.wr_id,
+        opcode: fields.opcode,
+        signaled: qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED),
+        solicited: fields.flags.contains(SendFlags::SOLICITED),
+        fence: fields.flags.contains(SendFlags::FENCE),
+        imm: fields.imm,
+        remote_addr: fields.remote_addr,
+        rkey: fields.rkey,
+        compare_add: fields.compare_add,
+        swap: fields.swap,
+        // Saturated: `admit` refuses everything above MAX_MESSAGE.
+        total: u32::try_from(total).unwrap_or(u32::MAX),
+        data,
+        freed: 0,
+        sequence: qp.sequence,
+        admitted: false,
+        sent: 0,
+        sent_all: false,
+        done: 0,
+        done_all: false,
+    };
+    Ok((wqe, 1 + extensions))
+}
+
+fn read_inline(ring: &Consumer<'_>, base: &SendBase, bytes: u32, extensions: u32) -> Result<Box<[u8]>, Malformed> {
+    let mut data = Vec::with_capacity((BASE_INLINE + extensions * EXTENSION_INLINE) as usize);
+    data.extend(base.inline_head().iter().flat_map(|word| word.to_ne_bytes()));
+    for index in 0..extensions {
+        let words = extension_inline(&ring.extension(index).ok_or(Malformed)?);
+        data.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    }
+    data.truncate(bytes as usize);
+    Ok(data.into())
+}
+
+fn read_sges(ring: &Consumer<'_>, first: Sge, count: u32) -> Result<Vec<Sge>, Malformed> {
+    let mut list = Vec::with_capacity(count as usize);
+    list.push(first);
+    for index in 0..count - 1 {
+        let words = ring.extension(index / SGES_PER_EXTENSION).ok_or(Malformed)?;
+        list.push(extension_sge(&words, index % SGES_PER_EXTENSION));
+    }
+    Ok(list)
+}
+
+/// A receive request out of the ring.
+#[derive(Debug)]
+pub(super) struct TakenReceive {
+    pub wr_id: u64,
+    pub sges: Result<Vec<Sge>, Malformed>,
+}
+
+/// Copies the next receive request out of the ring.
+pub(super) fn take_receive(qp: &mut Qp) -> Option<TakenReceive> {
+    let base = ReceiveBase(qp.receive.peek()?);
+    let sges = base
+        .extensions()
+        .filter(|count| *count < qp.receive.capacity() && u32::from(base.sges()) <= qp.caps.max_recv_sge)
+        .ok_or(Malformed)
+        .and_then(|_| match u32::from(base.sges()) {
+            0 => Ok(Vec::new()),
+            count => read_sges(&qp.receive, base.sge(), count),
+        });
+    qp.receive.advance(1 + sges.as_ref().map_or(0, |_| base.extensions().unwrap_or(0)));
+    Some(TakenReceive { wr_id: base.wr_id(), sges })
+}
+
+/// Checks a work request against what the container owns.
+pub(super) fn admit(qp: &Qp, wqe: &Wqe, regions: &RegionTable) -> Result<(), (WcStatus, u16)> {
+    match wqe.opcode {
+        Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM | Opcode::SEND | Opcode::SEND_WITH_IMM => {}
+        Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
+            if qp.attr.max_rd_atomic == 0 {
+                return Err((WcStatus::LOC_QP_OP_ERR, vendor::RD_ATOMIC));
+            }
+            if wqe.opcode != Opcode::RDMA_READ && wqe.total != 8 {
+                return Err((WcStatus::LOC_LEN_ERR, vendor::ATOMIC));
+            }
+        }
+        _ => return Err((WcStatus::LOC_QP_OP_ERR, vendor::OPCODE)),
+    }
+    if wqe.total > MAX_MESSAGE {
+        return Err((WcStatus::LOC_LEN_ERR, vendor::LENGTH));
+    }
+    let access = if wqe.fetches() { Access::LOCAL_WRITE } else { Access(0) };
+    let sges = match &wqe.data {
+        Data::One(sge) => std::slice::from_ref(sge),
+        Data::List(list) => list,
+        Data::Inline(_) => &[],
+    };
+    resolve(qp, sges, regions, access, &mut Vec::new()).map_err(|fault| (WcStatus::LOC_PROT_ERR, fault as u16))
+}
+
+/// The memory that these elements name.
+pub(super) fn resolve(
+    qp: &Qp,
+    sges: &[Sge],
+    regions: &RegionTable,
+    access: Access,
+    pieces: &mut Vec<Piece>,
+) -> Result<(), AccessFault> {
+    pieces.clear();
+    // An element of no bytes names no memory, whatever its key (InfiniBand Architecture Specification, 10.7.3.1).
+    for sge in sges.iter().filter(|sge| sge.length > 0) {
+        pieces.push(regions.admit(sge.lkey, qp.pd, sge.addr, u64::from(sge.length), access)?);
+    }
+    Ok(())
+}
+
+/// What a requester's completion says that it was.
+pub(super) fn wc_opcode(opcode: Opcode) -> WcOpcode {
+    match opcode {
+        Opcode::SEND | Opcode::SEND_WITH_IMM | Opcode::SEND_WITH_INV => WcOpcode::SEND,
+        Opcode::RDMA_READ => WcOpcode::RDMA_READ,
+        Opcode::CMP_AND_SWP => WcOpcode::COMP_SWAP,
+        Opcode::FETCH_AND_ADD => WcOpcode::FETCH_ADD,
+        _ => WcOpcode::RDMA_WRITE,
+    }
+}
+
+impl Plane {
+    /// Completes the oldest request with an error, and the queue pair is in error from then on.
+    pub(super) fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        let Some(wqe) = qp.pending.pop_front() else { return };
+        qp.next = qp.next.saturating_sub(1);
+        let completion = Completion {
+            wr_id: wqe.wr_id,
+            status,
+            opcode: wc_opcode(wqe.opcode),
+            vendor_err,
+            qp_num: qp.number,
+            cookie: qp.cookie,
+            freed: wqe.freed,
+            ..Completion::default()
+        };
+        let cq = qp.send_cq;
+        self.complete(cq, &completion, true);
+        self.to_error(queue);
+    }
+
+    /// Flushes what a queue pair in error holds, in order, a bounded number at a time.
+    pub(super) fn flush(&mut self, queue: u32) -> Outcome {
+        let mut worked = false;
+        for _ in 0..64 {
+            let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
+            let (wr_id, freed) = match qp.pending.pop_front() {
+                Some(wqe) => (wqe.wr_id, wqe.freed),
+                None => {
+                    qp.next = 0;
+                    match take_send(qp) {
+                        Some(Ok(wqe)) => (wqe.wr_id, wqe.freed),
+                        Some(Err(Malformed)) => (0, qp.send.position()),
+                        None => break,
+                    }
+                }
+            };
+            worked = true;
+            let (cq, completion) = (qp.send_cq, flushed(qp, wr_id, freed));
+            self.complete(cq, &completion, true);
+        }
+        for _ in 0..64 {
+            let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
+            let (wr_id, freed) = match qp.responder.receiving.take() {
+                Some(receiving) => (receiving.wr_id, receiving.freed),
+                None => match take_receive(qp) {
+                    Some(receive) => (receive.wr_id, qp.receive.position()),
+                    None => break,
+                },
+            };
+            worked = true;
+            let (cq, completion) = (qp.recv_cq, flushed(qp, wr_id, freed));
+            self.complete(cq, &Completion { opcode: WcOpcode::RECV, ..completion }, true);
+        }
+        if worked { Outcome::Worked } else { Outcome::Idle }
+    }
+
+    /// Send queue drained: nothing new is taken in, what was begun is finished.
+    pub(super) fn drain(&mut self, queue: u32) -> Outcome {
+        let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
+        if qp.pending.is_empty() {
+            if std::mem::take(&mut qp.attr.en_sqd_async_notify) != 0 {
+                self.event(queue, EventType::SQ_DRAINED);
+            }
+            return Outcome::Idle;
+        }
+        self.transmit(queue)
+    }
+
+    /// Takes the next request into `pending`. False if there is none or no more may be taken in.
+    pub(super) fn take_in(&mut self, queue: u32) -> bool {
+        let Some(qp) = &mut self.qps[queue as usize] else { return false };
+        if qp.pending.len() >= qp.caps.max_send_wr as usize || qp.state != QpState::RTS {
+            return false;
+        }
+        match take_send(qp) {
+            None => false,
+            Some(Ok(wqe)) => {
+                qp.sequence = qp.sequence.wrapping_add(1);
+                qp.pending.push_back(wqe);
+                true
+            }
+            Some(Err(Malformed)) => {
+                let freed = qp.send.position();
+                let (cq, mut completion) = (qp.send_cq, flushed(qp, 0, freed));
+                (completion.status, completion.vendor_err) = (WcStatus::LOC_QP_OP_ERR, vendor::MALFORMED);
+                // What was posted before is flushed with everything else: its answers may never come in order now.
+                self.complete(cq, &completion, true);
+                self.to_error(queue);
+                false
+            }
+        }
+    }
+}
+
+fn flushed(qp: &Qp, wr_id: u64, freed: u32) -> Completion {
+    Completion {
+        wr_id,
+        status: WcStatus::WR_FLUSH_ERR,
+        qp_num: qp.number,
+        cookie: qp.cookie,
+        freed,
+        ..Completion::default()
+    }
+}

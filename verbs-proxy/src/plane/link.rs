@@ -1,0 +1,211 @@
+//! A link to another proxy of the node: two rings in one memory file, and the memory that the other end shares with us.
+
+// UNSAFETY: declares that the ring header may be overlaid on shared memory.
+#![allow(unsafe_code)]
+
+use super::wire::{Request, Response};
+use crate::memory::Piece;
+use crate::shared::{Header, Held, Mapping, ring_slots};
+use ringfence_protocol::doorbell::Line;
+use ringfence_protocol::ring::{Consumer, Position, Producer, SLOT_BYTES, Words};
+use rustix::fd::OwnedFd;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// Slots of each ring.
+pub const SLOTS: u32 = 2048;
+/// Requests without an answer that one end may have on a link.
+pub const MAX_OUTSTANDING: u32 = 384;
+/// Slots that requests leave free: every answer that the other end may be owed has a place, so that two full rings
+/// never wait for each other.
+const RESERVED: u32 = 512;
+const HEADER: usize = 4096;
+const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
+/// Bytes of a link's memory file.
+pub const BYTES: usize = 2 * RING_BYTES;
+
+/// Head of one direction of a link. Both words are the receiver's.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct RingHeader {
+    consumed: Line<AtomicU32>,
+    asleep: Line<AtomicU32>,
+}
+// SAFETY: atomics only.
+unsafe impl Header for RingHeader {}
+
+/// Which end of the link we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// We made the memory file.
+    Initiator,
+    /// The other end did.
+    Acceptor,
+}
+
+/// Memory that the other end shares with us, read-only.
+#[derive(Debug)]
+pub struct Share {
+    /// The mapping, which begins with the page of the region's first byte.
+    pub mapping: Arc<Mapping>,
+}
+
+/// The other end broke the protocol; the link ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkFault {
+    /// Its idea of how far it has read is impossible.
+    #[error("the neighbour says it read up to {consumed} where {produced} were written")]
+    Consumed {
+        /// Its word.
+        consumed: u32,
+        /// Ours.
+        produced: u32,
+    },
+    /// There is no room for an answer, which an honest neighbour leaves.
+    #[error("the neighbour leaves no room for answers")]
+    NoRoom,
+    /// A message that says something impossible.
+    #[error("malformed message")]
+    Malformed,
+}
+
+/// A link.
+#[derive(Debug)]
+pub struct Link {
+    /// The port at the other end.
+    pub port: u16,
+    send: Producer<'static>,
+    send_header: Held<RingHeader>,
+    receive: Consumer<'static>,
+    receive_header: Held<RingHeader>,
+    _mapping: Arc<Mapping>,
+    /// Wakes the worker at the other end.
+    wake: OwnedFd,
+    /// Wakes us.
+    pub bell: Arc<OwnedFd>,
+    consumed: Position,
+    published: Position,
+    /// Requests without an answer.
+    pub outstanding: u32,
+    /// By the other end's name.
+    pub shares: HashMap<u32, Share>,
+    /// Our regions that the other end can reach: asked for (false) or confirmed (true), by our name.
+    pub shared: HashMap<u32, bool>,
+    /// Entries were pushed since the last [`Self::flush`].
+    dirty: bool,
+}
+
+impl Link {
+    /// The link over `mapping`, which has [`BYTES`] bytes.
+    #[must_use]
+    pub fn new(port: u16, end: End, mapping: Arc<Mapping>, wake: OwnedFd, bell: Arc<OwnedFd>) -> Self {
+        let (send, receive) = match end {
+            End::Initiator => (0, RING_BYTES),
+            End::Acceptor => (RING_BYTES, 0),
+        };
+        Self {
+            port,
+            send: Producer::new(ring_slots(&mapping, send + HEADER, SLOTS), 0),
+            send_header: mapping.header(send),
+            receive: Consumer::new(ring_slots(&mapping, receive + HEADER, SLOTS), 0),
+            receive_header: mapping.header(receive),
+            _mapping: mapping,
+            wake,
+            bell,
+            consumed: 0,
+            published: 0,
+            outstanding: 0,
+            shares: HashMap::new(),
+            shared: HashMap::new(),
+            dirty: false,
+        }
+    }
+
+    fn free(&mut self, needed: u32) -> Result<bool, LinkFault> {
+        let produced = self.send.position();
+        if SLOTS - produced.wrapping_sub(self.consumed) >= needed {
+            return Ok(true);
+        }
+        let consumed = self.send_header.consumed.0.load(Ordering::Acquire);
+        if produced.wrapping_sub(consumed) > SLOTS {
+            return Err(LinkFault::Consumed { consumed, produced });
+        }
+        self.consumed = consumed;
+        Ok(SLOTS - produced.wrapping_sub(consumed) >= needed)
+    }
+
+    /// Sends a request; false if there is no room now.
+    pub fn request(&mut self, request: &Request, extensions: &[Words]) -> Result<bool, LinkFault> {
+        let slots = 1 + extensions.len() as u32;
+        if self.outstanding >= MAX_OUTSTANDING || !self.free(slots + RESERVED)? {
+            return Ok(false);
+        }
+        self.send.push_extended(&request.pack(), extensions);
+        self.outstanding += 1;
+        self.dirty = true;
+        Ok(true)
+    }
+
+    /// Sends an answer.
+    pub fn respond(&mut self, response: &Response) -> Result<(), LinkFault> {
+        if !self.free(1)? {
+            return Err(LinkFault::NoRoom);
+        }
+        self.send.push(&response.pack());
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// The next message, if there is one.
+    pub fn peek(&self) -> Option<Words> {
+        self.receive.peek()
+    }
+
+    /// Extension `index` of the next message.
+    pub fn extension(&self, index: u32) -> Option<Words> {
+        self.receive.extension(index)
+    }
+
+    /// Goes on past a message of `slots` slots.
+    pub fn advance(&mut self, slots: u32) {
+        self.receive.advance(slots);
+        // Not for each message: the other end reads this word only when its ring looks full.
+        if self.receive.position().wrapping_sub(self.published) >= SLOTS / 8 {
+            self.published = self.receive.position();
+            self.receive_header.consumed.0.store(self.published, Ordering::Release);
+        }
+    }
+
+    /// Wakes the other end if it sleeps and something was sent.
+    pub fn flush(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        // SYNC POINT link-sleep: the slots' stores, this fence, the load; against `prepare_sleep`.
+        fence(Ordering::SeqCst);
+        if self.send_header.asleep.0.load(Ordering::Relaxed) != 0 {
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// About to sleep; false if a message came meanwhile.
+    #[must_use]
+    pub fn prepare_sleep(&self) -> bool {
+        self.receive_header.asleep.0.store(1, Ordering::Relaxed);
+        // SYNC POINT link-sleep: against `flush`.
+        fence(Ordering::SeqCst);
+        self.receive.peek().is_none()
+    }
+
+    /// We poll again.
+    pub fn awake(&self) {
+        self.receive_header.asleep.0.store(0, Ordering::Relaxed);
+    }
+
+    /// `bytes` at `offset` of what the other end calls `share`.
+    #[must_use]
+    pub fn shared_piece(&self, share: u32, offset: u64, bytes: u32) -> Option<Piece> {
+        Piece::of(&self.shares.get(&share)?.mapping, usize::try_from(offset).ok()?, bytes as usize)
+    }
+}

@@ -1,0 +1,372 @@
+//! The data plane: everything that a work request touches, owned by one thread.
+//!
+//! The control thread changes it only by sending closures that run between two turns, so that nothing here needs a
+//! lock. A work request's way is: [`intake`] (claim → admit) → [`transmit`] (schedule → post) → [`respond`] (the
+//! responder's own checks) → completion in the [`cq`].
+
+pub mod cq;
+pub mod intake;
+pub mod link;
+pub mod qp;
+pub mod respond;
+pub mod shaping;
+pub mod transmit;
+pub mod wire;
+
+use crate::memory::{Piece, RegionTable};
+use crate::pacing::Nanos;
+use crate::shared::Held;
+use cq::Cq;
+use link::{Link, LinkFault};
+use qp::{Owner, Peer, Qp};
+use ringfence_protocol::completion::Completion;
+use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
+use ringfence_protocol::verbs::{EventType, QpState, WcStatus};
+use shaping::Shaping;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+/// What the worker tells the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// An asynchronous event for an application.
+    Event {
+        /// Whom it goes to.
+        owner: Owner,
+        /// What happened.
+        event: EventType,
+        /// The queue's cookie.
+        cookie: u64,
+    },
+    /// Region `key` must be shared with the other end of a link.
+    Share {
+        /// Index of the link.
+        link: usize,
+        /// The region's key.
+        key: u32,
+    },
+    /// The other end of a link broke the protocol.
+    Fault {
+        /// Index of the link.
+        link: usize,
+        /// How.
+        fault: LinkFault,
+    },
+}
+
+/// A completion queue and whom its errors concern.
+#[derive(Debug)]
+pub struct CqEntry {
+    /// The queue.
+    pub cq: Cq,
+    /// Whom asynchronous events go to.
+    pub owner: Owner,
+}
+
+/// The data plane of one container.
+#[derive(Debug)]
+pub struct Plane {
+    /// The container's doorbells.
+    pub doorbells: Held<Doorbells>,
+    /// Queue pairs by bell number.
+    pub qps: Vec<Option<Box<Qp>>>,
+    /// Bell numbers by QP number.
+    pub by_number: HashMap<u32, u32>,
+    /// Completion queues.
+    pub cqs: Vec<Option<Box<CqEntry>>>,
+    /// Memory regions.
+    pub regions: RegionTable,
+    /// Links to other proxies.
+    pub links: Vec<Option<Box<Link>>>,
+    /// What the policy makes of it.
+    pub shaping: Shaping,
+    /// Queues looked at each turn.
+    active: Vec<u32>,
+    timers: BinaryHeap<Reverse<(Nanos, u32, u32)>>,
+    touched: Vec<usize>,
+    notices: Vec<Notice>,
+    /// The time of this turn.
+    pub now: Nanos,
+    from: Vec<Piece>,
+    to: Vec<Piece>,
+}
+
+/// Looks without work after which a queue is no longer looked at without a bell.
+const IDLE_LOOKS: u32 = 4096;
+
+impl Plane {
+    /// A plane without queues.
+    #[must_use]
+    pub fn new(doorbells: Held<Doorbells>, max_mr: u32, shaping: Shaping) -> Self {
+        Self {
+            doorbells,
+            qps: std::iter::repeat_with(|| None).take(MAX_QUEUES as usize).collect(),
+            by_number: HashMap::new(),
+            cqs: Vec::new(),
+            regions: RegionTable::new(max_mr),
+            links: Vec::new(),
+            shaping,
+            active: Vec::new(),
+            timers: BinaryHeap::new(),
+            touched: Vec::new(),
+            notices: Vec::new(),
+            now: 0,
+            from: Vec::new(),
+            to: Vec::new(),
+        }
+    }
+
+    /// What the control thread must hear; taken at the end of a turn.
+    pub fn take_notices(&mut self) -> std::vec::Drain<'_, Notice> {
+        self.notices.drain(..)
+    }
+
+    /// One look at everything that may have work. True if there was some.
+    #[inline]
+    pub fn turn(&mut self) -> bool {
+        let mut worked = false;
+        if self.doorbells.any() {
+            worked = true;
+            self.answer_bells();
+        }
+        if !self.links.is_empty() {
+            worked |= self.serve_links();
+        }
+        if self.shaping.on_wire() || !self.timers.is_empty() || self.shaping.any_parked() {
+            worked |= self.serve_time();
+        }
+        let mut index = 0;
+        while index < self.active.len() {
+            let queue = self.active[index];
+            let Some(qp) = &mut self.qps[queue as usize] else {
+                self.active.swap_remove(index);
+                continue;
+            };
+            let outcome = match qp.state {
+                QpState::RTS => self.transmit(queue),
+                QpState::ERR => self.flush(queue),
+                QpState::SQD => self.drain(queue),
+                _ => Outcome::Idle,
+            };
+            let Some(qp) = &mut self.qps[queue as usize] else { continue };
+            match outcome {
+                Outcome::Worked => {
+                    worked = true;
+                    qp.idle = 0;
+                    index += 1;
+                }
+                Outcome::Idle => {
+                    qp.idle += 1;
+                    if qp.idle > IDLE_LOOKS && self.rest(queue) {
+                        self.active.swap_remove(index);
+                    } else {
+                        index += 1;
+                    }
+                }
+                Outcome::Blocked => {
+                    qp.active = false;
+                    self.active.swap_remove(index);
+                }
+            }
+        }
+        if !self.touched.is_empty() {
+            self.notify();
+        }
+        if worked {
+            for link in self.links.iter_mut().flatten() {
+                link.flush();
+            }
+        }
+        worked
+    }
+
+    #[cold]
+    fn answer_bells(&mut self) {
+        let Self { doorbells, qps, active, .. } = self;
+        doorbells.take(|queue| {
+            // A container may ring for queues that it does not have.
+            if let Some(qp) = &mut qps[queue as usize] {
+                if !qp.active && !qp.parked {
+                    qp.active = true;
+                    qp.idle = 0;
+                    qp.header.send_bell.start_polling();
+                    active.push(queue);
+                }
+            }
+        });
+    }
+
+    /// Has a queue looked at from the next turn on.
+    pub fn activate(&mut self, queue: u32) {
+        if let Some(qp) = &mut self.qps[queue as usize] {
+            qp.idle = 0;
+            if !qp.active && !qp.parked {
+                qp.active = true;
+                qp.header.send_bell.start_polling();
+                self.active.push(queue);
+            }
+        }
+    }
+
+    /// Stops looking at an idle queue unless its producer was faster. True if it now rests.
+    fn rest(&mut self, queue: u32) -> bool {
+        let Some(qp) = &mut self.qps[queue as usize] else { return true };
+        qp.header.send_bell.stop_polling();
+        if qp.send.peek().is_some() && matches!(qp.state, QpState::RTS | QpState::ERR) {
+            qp.header.send_bell.start_polling();
+            qp.idle = 0;
+            return false;
+        }
+        qp.active = false;
+        true
+    }
+
+    /// Whether nothing is in sight, so that the worker may sleep. All idle queues rest afterwards.
+    pub fn rest_all(&mut self) -> bool {
+        let mut index = 0;
+        while index < self.active.len() {
+            if self.rest(self.active[index]) {
+                self.active.swap_remove(index);
+            } else {
+                index += 1;
+            }
+        }
+        self.active.is_empty()
+    }
+
+    /// When the worker must look again at the latest.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Nanos> {
+        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
+        [timer, self.shaping.wake_at(self.now)].into_iter().flatten().min()
+    }
+
+    /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.
+    #[must_use]
+    pub fn prepare_sleep(&self) -> bool {
+        let quiet = self.doorbells.prepare_sleep();
+        self.links.iter().flatten().fold(quiet, |quiet, link| link.prepare_sleep() && quiet)
+    }
+
+    /// Takes the announcement back.
+    pub fn awake(&self) {
+        self.doorbells.awake();
+        for link in self.links.iter().flatten() {
+            link.awake();
+        }
+    }
+
+    fn notify(&mut self) {
+        while let Some(index) = self.touched.pop() {
+            if let Some(entry) = &mut self.cqs[index] {
+                entry.cq.notify();
+            }
+        }
+    }
+
+    /// Sets an alarm for a queue.
+    fn alarm(&mut self, at: Nanos, queue: u32, number: u32) {
+        self.timers.push(Reverse((at, queue, number)));
+    }
+
+    fn serve_time(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(Reverse((at, queue, number))) = self.timers.peek().copied() {
+            if at > self.now {
+                break;
+            }
+            self.timers.pop();
+            worked = true;
+            if self.qps[queue as usize].as_ref().is_some_and(|qp| qp.number == number) {
+                self.on_alarm(queue);
+            }
+        }
+        worked |= self.serve_wire();
+        self.unpark();
+        worked
+    }
+
+    fn serve_links(&mut self) -> bool {
+        let mut worked = false;
+        for index in 0..self.links.len() {
+            // A bounded number of messages, so that one neighbour cannot hold up everything else.
+            for _ in 0..64 {
+                match self.receive(index) {
+                    Ok(true) => worked = true,
+                    Ok(false) => break,
+                    Err(fault) => {
+                        self.notices.push(Notice::Fault { link: index, fault });
+                        self.remove_link(index);
+                        break;
+                    }
+                }
+            }
+        }
+        worked
+    }
+
+    /// Forgets a link. Requests to its queue pairs are given up by their retry timers.
+    pub fn remove_link(&mut self, index: usize) {
+        if let Some(slot) = self.links.get_mut(index) {
+            *slot = None;
+        }
+        for qp in self.qps.iter_mut().flatten() {
+            if qp.peer == Peer::Link(index) {
+                qp.peer = Peer::None;
+            }
+        }
+    }
+
+    /// Writes a completion. `solicited` counts for queues armed for solicited events.
+    #[inline(always)]
+    fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
+        let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
+        match entry.cq.push(completion) {
+            Ok(()) => {
+                if entry.cq.has_channel() {
+                    entry.cq.solicited |= solicited || completion.status != WcStatus::SUCCESS;
+                    if !entry.cq.touched {
+                        entry.cq.touched = true;
+                        self.touched.push(index);
+                    }
+                }
+            }
+            Err(overrun) => {
+                if overrun.first {
+                    let notice =
+                        Notice::Event { owner: entry.owner, event: EventType::CQ_ERR, cookie: entry.cq.cookie };
+                    self.notices.push(notice);
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, queue: u32, event: EventType) {
+        if let Some(qp) = &self.qps[queue as usize] {
+            self.notices.push(Notice::Event { owner: qp.owner, event, cookie: qp.event_cookie });
+        }
+    }
+
+    /// Takes a queue pair to the error state; what it holds is flushed in the turns to come.
+    pub fn to_error(&mut self, queue: u32) {
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        qp.state = QpState::ERR;
+        qp.epoch += 1;
+        qp.on_wire = 0;
+        qp.waits = qp::Waits::default();
+        // From now on every receive request posted is flushed at once.
+        qp.header.receive_bell.stop_polling();
+        self.activate(queue);
+    }
+}
+
+/// What came of a look at a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Something moved; look again soon.
+    Worked,
+    /// There was nothing to do.
+    Idle,
+    /// There is something to do that must wait; whoever ends the wait activates the queue.
+    Blocked,
+}

@@ -1,0 +1,332 @@
+//! A queue pair as the worker sees it.
+
+use crate::memory::PdId;
+use crate::pacing::Nanos;
+use crate::shared::{Held, Mapping, ring_slots};
+use ringfence_protocol::control::QpAttr;
+use ringfence_protocol::layout::{QpHeader, RINGS_OFFSET};
+use ringfence_protocol::ring::{Consumer, Position, SLOT_BYTES};
+use ringfence_protocol::verbs::{Opcode, QpState};
+use ringfence_protocol::work::Sge;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Where a queue pair's requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Not connected, or the other end is gone: requests vanish, as packets to nowhere do.
+    None,
+    /// A queue pair of this proxy.
+    Local,
+    /// A queue pair behind this link.
+    Link(usize),
+}
+
+/// Capacities, as granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Work requests outstanding in the send queue.
+    pub max_send_wr: u32,
+    /// Work requests outstanding in the receive queue.
+    pub max_recv_wr: u32,
+    /// Scatter/gather elements of a send request.
+    pub max_send_sge: u32,
+    /// Scatter/gather elements of a receive request.
+    pub max_recv_sge: u32,
+    /// Inline bytes.
+    pub max_inline: u32,
+}
+
+/// Who is told about asynchronous events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Connection.
+    pub connection: u64,
+    /// Context of that connection.
+    pub context: u32,
+}
+
+/// The local data of a work request.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// One element, or none (`length` zero).
+    One(Sge),
+    /// Several elements.
+    List(Box<[Sge]>),
+    /// Copied by the preload library when the request was posted.
+    Inline(Box<[u8]>),
+}
+
+/// A send request between its intake and its completion.
+#[derive(Debug)]
+pub struct Wqe {
+    /// Comes back in the completion.
+    pub wr_id: u64,
+    /// Operation.
+    pub opcode: Opcode,
+    /// Wants a completion on success.
+    pub signaled: bool,
+    /// The receiver's completion is solicited.
+    pub solicited: bool,
+    /// Waits for earlier READs and atomics.
+    pub fence: bool,
+    /// Immediate data.
+    pub imm: u32,
+    /// Remote address.
+    pub remote_addr: u64,
+    /// Remote key.
+    pub rkey: u32,
+    /// Atomic operand.
+    pub compare_add: u64,
+    /// Atomic operand.
+    pub swap: u64,
+    /// Bytes.
+    pub total: u32,
+    /// Local side.
+    pub data: Data,
+    /// Ring position behind this request.
+    pub freed: Position,
+    /// Number of this request in its queue pair.
+    pub sequence: u32,
+    /// Checked against the local memory regions.
+    pub admitted: bool,
+    /// Bytes handed to the device. A request of no bytes is handed over once.
+    pub sent: u32,
+    /// Handed over whole.
+    pub sent_all: bool,
+    /// Bytes acknowledged.
+    pub done: u32,
+    /// Acknowledged whole.
+    pub done_all: bool,
+}
+
+impl Wqe {
+    /// READ or atomic: answered with data, and what a fence waits for.
+    #[must_use]
+    pub fn fetches(&self) -> bool {
+        matches!(self.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD)
+    }
+}
+
+/// A receive request in use.
+#[derive(Debug)]
+pub struct Receiving {
+    /// Comes back in the completion.
+    pub wr_id: u64,
+    /// Where the message goes.
+    pub sges: Vec<Sge>,
+    /// Ring position behind this request.
+    pub freed: Position,
+}
+
+/// Everything that a connection's end keeps about the requests that it answers.
+#[derive(Debug, Default)]
+pub struct Responder {
+    /// The next piece must be of this request ...
+    pub sequence: u32,
+    /// ... and start here.
+    pub offset: u32,
+    /// The SEND in progress.
+    pub receiving: Option<Receiving>,
+    /// Answers of the last atomics, for repeated requests.
+    pub atomics: VecDeque<(u32, u64)>,
+    /// `IBV_EVENT_COMM_EST` was raised.
+    pub established: bool,
+}
+
+/// What a requester waits for before it may go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Not before this time (RNR), zero for none.
+    pub until: Nanos,
+    /// Until memory is shared with the peer, or the peer's with us.
+    pub share: bool,
+    /// When the oldest request without an answer is given up, zero for never.
+    pub deadline: Nanos,
+}
+
+/// A queue pair.
+#[derive(Debug)]
+pub struct Qp {
+    /// QP number.
+    pub number: u32,
+    /// Bell number, the index in the plane's table.
+    pub queue: u32,
+    /// Protection domain.
+    pub pd: PdId,
+    /// What completions call it.
+    pub cookie: u32,
+    /// What asynchronous events call it.
+    pub event_cookie: u64,
+    /// Whom asynchronous events go to.
+    pub owner: Owner,
+    /// Index of the send CQ.
+    pub send_cq: usize,
+    /// Index of the receive CQ.
+    pub recv_cq: usize,
+    /// Every send request is signaled.
+    pub sq_sig_all: bool,
+    /// Capacities.
+    pub caps: Caps,
+    /// State.
+    pub state: QpState,
+    /// Attributes as last set.
+    pub attr: QpAttr,
+    /// The other end.
+    pub peer: Peer,
+    /// With [`Peer::Local`], the bell number of the other end, if it still has the number that this one is connected to.
+    pub peer_queue: u32,
+    /// Send ring.
+    pub send: Consumer<'static>,
+    /// Receive ring.
+    pub receive: Consumer<'static>,
+    /// Shared header.
+    pub header: Held<QpHeader>,
+    _mapping: Arc<Mapping>,
+
+    /// Requests taken in and not completed, oldest first.
+    pub pending: VecDeque<Wqe>,
+    /// The first of `pending` that was not handed over whole.
+    pub next: usize,
+    /// Number of the next request taken in.
+    pub sequence: u32,
+    /// Raised whenever what is on the wire becomes void.
+    pub epoch: u32,
+    /// Pieces of this queue pair on the modelled link.
+    pub on_wire: u32,
+    /// READs and atomics without an answer.
+    pub fetching: u32,
+    /// Retries left before RETRY_EXC_ERR.
+    pub retries: u32,
+    /// Retries left before RNR_RETRY_EXC_ERR.
+    pub rnr_retries: u32,
+    /// What it waits for.
+    pub waits: Waits,
+    /// The other role.
+    pub responder: Responder,
+    /// In the worker's list of queues that it looks at each turn.
+    pub active: bool,
+    /// In the list of queues that wait for the container's share.
+    pub parked: bool,
+    /// Looks in a row that found nothing.
+    pub idle: u32,
+}
+
+/// What [`Qp::new`] needs besides the memory.
+#[derive(Clone, Copy, Debug)]
+pub struct NewQp {
+    /// QP number.
+    pub number: u32,
+    /// Bell number.
+    pub queue: u32,
+    /// Protection domain.
+    pub pd: PdId,
+    /// What completions call it.
+    pub cookie: u32,
+    /// What asynchronous events call it.
+    pub event_cookie: u64,
+    /// Whom asynchronous events go to.
+    pub owner: Owner,
+    /// Index of the send CQ.
+    pub send_cq: usize,
+    /// Index of the receive CQ.
+    pub recv_cq: usize,
+    /// Every send request is signaled.
+    pub sq_sig_all: bool,
+    /// Capacities.
+    pub caps: Caps,
+    /// Slots of the send ring.
+    pub send_slots: u32,
+    /// Slots of the receive ring.
+    pub receive_slots: u32,
+}
+
+impl Qp {
+    /// A queue pair in state RESET.
+    #[must_use]
+    pub fn new(new: &NewQp, mapping: Arc<Mapping>) -> Self {
+        let receive_at = RINGS_OFFSET + new.send_slots as usize * SLOT_BYTES;
+        let header: Held<QpHeader> = mapping.header(0);
+        // Receive requests are looked at when a message needs one.
+        header.receive_bell.start_polling();
+        Self {
+            number: new.number,
+            queue: new.queue,
+            pd: new.pd,
+            cookie: new.cookie,
+            event_cookie: new.event_cookie,
+            owner: new.owner,
+            send_cq: new.send_cq,
+            recv_cq: new.recv_cq,
+            sq_sig_all: new.sq_sig_all,
+            caps: new.caps,
+            state: QpState::RESET,
+            attr: QpAttr::default(),
+            peer: Peer::None,
+            peer_queue: 0,
+            send: Consumer::new(ring_slots(&mapping, RINGS_OFFSET, new.send_slots), 0),
+            receive: Consumer::new(ring_slots(&mapping, receive_at, new.receive_slots), 0),
+            header,
+            _mapping: mapping,
+            pending: VecDeque::new(),
+            next: 0,
+            sequence: 0,
+            epoch: 0,
+            on_wire: 0,
+            fetching: 0,
+            retries: 0,
+            rnr_retries: 0,
+            waits: Waits::default(),
+            responder: Responder::default(),
+            active: false,
+            parked: false,
+            idle: 0,
+        }
+    }
+
+    /// Whether it takes requests from the other end.
+    #[must_use]
+    #[inline(always)]
+    pub fn responds(&self) -> bool {
+        matches!(self.state, QpState::RTR | QpState::RTS | QpState::SQD)
+    }
+
+    /// Forgets all requests: the transition to RESET. The container goes on at the given ring positions.
+    pub fn reset(&mut self, send: Position, receive: Position) {
+        self.state = QpState::RESET;
+        self.send.seek(send);
+        self.receive.seek(receive);
+        self.header.receive_bell.start_polling();
+        self.pending.clear();
+        self.next = 0;
+        self.sequence = 0;
+        self.epoch += 1;
+        self.on_wire = 0;
+        self.fetching = 0;
+        self.waits = Waits::default();
+        self.responder = Responder::default();
+        self.attr = QpAttr::default();
+        self.peer = Peer::None;
+    }
+
+    /// Where request number `sequence` is in `pending`.
+    #[must_use]
+    pub fn find(&self, sequence: u32) -> Option<usize> {
+        let index = sequence.wrapping_sub(self.pending.front()?.sequence) as usize;
+        (index < self.pending.len()).then_some(index)
+    }
+
+    /// Everything from `index` on, starting at its byte `offset`, must be handed over again.
+    pub fn rewind(&mut self, index: usize, offset: u32) {
+        self.epoch += 1;
+        self.on_wire = 0;
+        self.next = index;
+        for (at, wqe) in self.pending.iter_mut().enumerate().skip(index) {
+            wqe.sent = if at == index { offset } else { 0 };
+            if wqe.fetches() && wqe.sent_all && !wqe.done_all {
+                self.fetching = self.fetching.saturating_sub(1);
+            }
+            wqe.sent_all = false;
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The responder: this proxy decides about its own container's memory, queues and states, whoever asks.
+
+use super::Plane;
+use super::intake::{self, vendor};
+use super::qp::{Peer, Qp, Receiving};
+use crate::memory::{Piece, copy_list};
+use ringfence_protocol::completion::Completion;
+use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcFlags, WcOpcode, WcStatus};
+
+/// A piece of a work request that arrived for one of our queue pairs.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    /// Where it came from, as the responder's queue pair would have to be connected.
+    pub peer: Peer,
+    /// QP number of the requester.
+    pub from: u32,
+    /// Operation.
+    pub opcode: Opcode,
+    /// The receiver's completion is solicited.
+    pub solicited: bool,
+    /// Number of the work request.
+    pub sequence: u32,
+    /// Immediate data.
+    pub imm: u32,
+    /// Offset of this piece.
+    pub offset: u32,
+    /// Bytes of this piece.
+    pub bytes: u32,
+    /// Bytes of the work request.
+    pub total: u32,
+    /// Remote address of the work request's first byte.
+    pub remote_addr: u64,
+    /// Remote key.
+    pub rkey: u32,
+    /// Compare or add operand.
+    pub compare_add: u64,
+    /// Swap operand.
+    pub swap: u64,
+}
+
+/// The responder's word.
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict {
+    /// Executed.
+    Ack,
+    /// Vanished, as a packet to a queue pair in another state does.
+    Silent,
+    /// No receive request; the timer field says when to try again.
+    Rnr(u32),
+    /// Refused; the requester completes with this.
+    Nak(WcStatus),
+    /// A READ's data, in the region with this key.
+    Data(Piece, u32),
+    /// An atomic's former value.
+    Value(u64),
+}
+
+/// Answers of atomics that a responder remembers: `max_qp_rd_atom`.
+pub const MAX_RD_ATOMIC: u32 = 16;
+
+impl Plane {
+    /// Answers a piece of a work request for queue pair number `to`, whose data are in `self.from`.
+    pub(super) fn respond(&mut self, to: u32, incoming: &Incoming) -> Verdict {
+        let Some(&queue) = self.by_number.get(&to) else { return Verdict::Silent };
+        let Some(qp) = &mut self.qps[queue as usize] else { return Verdict::Silent };
+        if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.peer != incoming.peer {
+            return Verdict::Silent;
+        }
+        let ends = incoming.offset.checked_add(incoming.bytes).filter(|end| *end <= incoming.total);
+        let Some(end) = ends.filter(|_| incoming.total <= intake::MAX_MESSAGE) else {
+            return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
+        };
+        let responder = &mut qp.responder;
+        let ahead = incoming.sequence.wrapping_sub(responder.sequence);
+        if ahead != 0 || incoming.offset != responder.offset {
+            // Behind what is expected: executed before, the requester gave up waiting for the answer too early.
+            let repeated = if ahead == 0 { incoming.offset < responder.offset } else { ahead > u32::MAX / 2 };
+            return if repeated { self.repeat(queue, incoming) } else { Verdict::Silent };
+        }
+        if !responder.established && qp.state == QpState::RTR {
+            responder.established = true;
+            self.event(queue, EventType::COMM_EST);
+        }
+        let last = end == incoming.total;
+        let verdict = match incoming.opcode {
+            Opcode::SEND | Opcode::SEND_WITH_IMM => self.take_message(queue, incoming, last),
+            Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM => self.take_write(queue, incoming, last),
+            Opcode::RDMA_READ => self.give_data(queue, incoming),
+            Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => self.take_atomic(queue, incoming),
+            _ => self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR),
+        };
+        if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_)) {
+            if let Some(qp) = &mut self.qps[queue as usize] {
+                let responder = &mut qp.responder;
+                if last {
+                    responder.sequence = responder.sequence.wrapping_add(1);
+                    responder.offset = 0;
+                } else {
+                    responder.offset = end;
+                }
+            }
+        }
+        verdict
+    }
+
+    fn repeat(&mut self, queue: u32, incoming: &Incoming) -> Verdict {
+        match incoming.opcode {
+            Opcode::RDMA_READ => self.give_data(queue, incoming),
+            Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
+                let Some(qp) = &self.qps[queue as usize] else { return Verdict::Silent };
+                let known = qp.responder.atomics.iter().find(|(sequence, _)| *sequence == incoming.sequence);
+                known.map_or(Verdict::Silent, |(_, value)| Verdict::Value(*value))
+            }
+            _ => Verdict::Ack,
+        }
+    }
+
+    /// Refuses a request that breaks the rules: the responder's queue pair is in error from then on
+    /// (InfiniBand Architecture Specification, 9.9.3, responder error classes B, C and E).
+    fn refuse(&mut self, queue: u32, status: WcStatus, event: EventType) -> Verdict {
+        self.to_error(queue);
+        self.event(queue, event);
+        Verdict::Nak(status)
+    }
+
+    /// Completes a receive with an error, which takes the queue pair to the error state.
+    fn refuse_receive(&mut self, queue: u32, local: WcStatus, vendor_err: u16, remote: WcStatus) -> Verdict {
+        if let Some(qp) = &mut self.qps[queue as usize] {
+            if let Some(receiving) = qp.responder.receiving.take() {
+                let completion = Completion {
+                    wr_id: receiving.wr_id,
+                    status: local,
+                    opcode: WcOpcode::RECV,
+                    vendor_err,
+                    qp_num: qp.number,
+                    src_qp: qp.attr.dest_qp_num,
+                    cookie: qp.cookie,
+                    freed: receiving.freed,
+                    ..Completion::default()
+                };
+                let cq = qp.recv_cq;
+                self.complete(cq, &completion, true);
+            }
+        }
+        self.to_error(queue);
+        Verdict::Nak(remote)
+    }
+
+    /// Makes sure that a receive request is in use.
+    fn claim_receive(&mut self, queue: u32) -> Result<(), Verdict> {
+        let Some(qp) = &mut self.qps[queue as usize] else { return Err(Verdict::Silent) };
+        if qp.responder.receiving.is_some() {
+            return Ok(());
+        }
+        let Some(receive) = intake::take_receive(qp) else { return Err(Verdict::Rnr(qp.attr.min_rnr_timer)) };
+        let freed = qp.receive.position();
+        let malformed = receive.sges.is_err();
+        qp.responder.receiving =
+            Some(Receiving { wr_id: receive.wr_id, sges: receive.sges.unwrap_or_default(), freed });
+        if malformed {
+            return Err(self.refuse_receive(queue, WcStatus::LOC_QP_OP_ERR, vendor::MALFORMED, WcStatus::REM_OP_ERR));
+        }
+        Ok(())
+    }
+
+    fn finish_receive(&mut self, queue: u32, incoming: &Incoming, opcode: WcOpcode, with_imm: bool) {
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        let Some(receiving) = qp.responder.receiving.take() else { return };
+        let completion = Completion {
+            wr_id: receiving.wr_id,
+            status: WcStatus::SUCCESS,
+            opcode,
+            flags: if with_imm { WcFlags::WITH_IMM } else { WcFlags(0) },
+            byte_len: incoming.total,
+            imm: if with_imm { incoming.imm } else { 0 },
+            qp_num: qp.number,
+            src_qp: qp.attr.dest_qp_num,
+            cookie: qp.cookie,
+            freed: receiving.freed,
+            ..Completion::default()
+        };
+        let cq = qp.recv_cq;
+        self.complete(cq, &completion, incoming.solicited);
+    }
+
+    fn take_message(&mut self, queue: u32, incoming: &Incoming, last: bool) -> Verdict {
+        if let Err(verdict) = self.claim_receive(queue) {
+            return verdict;
+        }
+        let Self { qps, regions, from, to, .. } = self;
+        let Some(qp) = &qps[queue as usize] else { return Verdict::Silent };
+        let Some(receiving) = &qp.responder.receiving else { return Verdict::Silent };
+        let room: u64 = receiving.sges.iter().map(|sge| u64::from(sge.length)).sum();
+        if room < u64::from(incoming.total) {
+            return self.refuse_receive(queue, WcStatus::LOC_LEN_ERR, vendor::LENGTH, WcStatus::REM_INV_REQ_ERR);
+        }
+        if incoming.total > 0 {
+            if let Err(fault) = intake::resolve(qp, &receiving.sges, regions, Access::LOCAL_WRITE, to) {
+                return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, fault as u16, WcStatus::REM_OP_ERR);
+            }
+            copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize);
+        }
+        if last {
+            let with_imm = incoming.opcode == Opcode::SEND_WITH_IMM;
+            self.finish_receive(queue, incoming, WcOpcode::RECV, with_imm);
+        }
+        Verdict::Ack
+    }
+
+    fn take_write(&mut self, queue: u32, incoming: &Incoming, last: bool) -> Verdict {
+        if incoming.total > 0 {
+            let Some(target) = self.admit_remote(queue, incoming, Access::REMOTE_WRITE) else {
+                return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
+            };
+            let offset = incoming.offset as usize;
+            copy_list(&[target], offset, &self.from, 0, incoming.bytes as usize);
+        }
+        if last && incoming.opcode == Opcode::RDMA_WRITE_WITH_IMM {
+            // After the data, as on the wire, where the immediate data is in the last packet.
+            if let Err(verdict) = self.claim_receive(queue) {
+                return verdict;
+            }
+            self.finish_receive(queue, incoming, WcOpcode::RECV_RDMA_WITH_IMM, true);
+        }
+        Verdict::Ack
+    }
+
+    fn give_data(&mut self, queue: u32, incoming: &Incoming) -> Verdict {
+        let allowed = self.qps[queue as usize].as_ref().is_some_and(|qp| qp.attr.max_dest_rd_atomic > 0);
+        if !allowed {
+            return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
+        }
+        if incoming.total == 0 {
+            return Verdict::Ack;
+        }
+        match self.admit_remote(queue, incoming, Access::REMOTE_READ) {
+            Some(source) => {
+                Verdict::Data(source.slice(incoming.offset as usize, incoming.bytes as usize), incoming.rkey)
+            }
+            None => self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR),
+        }
+    }
+
+    fn take_atomic(&mut self, queue: u32, incoming: &Incoming) -> Verdict {
+        let Some(qp) = &self.qps[queue as usize] else { return Verdict::Silent };
+        if qp.attr.max_dest_rd_atomic == 0 || incoming.total != 8 || incoming.remote_addr % 8 != 0 {
+            return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
+        }
+        let Some(target) = self.admit_remote(queue, incoming, Access::REMOTE_ATOMIC) else {
+            return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
+        };
+        let former = target.fetch_update(|old| match incoming.opcode {
+            Opcode::FETCH_AND_ADD => old.wrapping_add(incoming.compare_add),
+            _ if old == incoming.compare_add => incoming.swap,
+            _ => old,
+        });
+        // `None`: aligned for the application, but not in memory, as with an `iova` of another alignment.
+        let Some(former) = former else {
+            return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
+        };
+        if let Some(qp) = &mut self.qps[queue as usize] {
+            if qp.responder.atomics.len() >= MAX_RD_ATOMIC as usize {
+                qp.responder.atomics.pop_front();
+            }
+            qp.responder.atomics.push_back((incoming.sequence, former));
+        }
+        Verdict::Value(former)
+    }
+
+    /// The whole range that a remote request names, if the queue pair and the region allow it.
+    fn admit_remote(&self, queue: u32, incoming: &Incoming, access: Access) -> Option<Piece> {
+        let qp: &Qp = self.qps[queue as usize].as_ref()?;
+        if !qp.attr.access.contains(access) {
+            return None;
+        }
+        self.regions.admit(incoming.rkey, qp.pd, incoming.remote_addr, u64::from(incoming.total), access).ok()
+    }
+}

@@ -1,0 +1,243 @@
+//! Memory that the proxy shares with others: sealed memory files and mappings of them.
+//!
+//! Every file is sealed against resizing before it is mapped, so that no access through a mapping can raise SIGBUS.
+
+// UNSAFETY: mapping memory and handing out references into it; everything else uses the safe types of this module.
+#![allow(unsafe_code)]
+
+use ringfence_protocol::ring::{SLOT_BYTES, Slot};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Bytes of a page on every architecture that Ringfence runs on.
+pub const PAGE: usize = 4096;
+
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
+/// A memory file whose size can no longer change.
+#[derive(Debug)]
+pub struct SealedFile {
+    fd: OwnedFd,
+    bytes: usize,
+}
+
+impl SealedFile {
+    /// A new file of zeros.
+    pub fn create(name: &str, bytes: usize) -> Result<Self, Errno> {
+        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL)
+            // Kernels before 6.3 do not know NOEXEC_SEAL.
+            .or_else(|_| memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING))?;
+        ftruncate(&fd, bytes as u64)?;
+        fcntl_add_seals(&fd, SEALS)?;
+        Ok(Self { fd, bytes })
+    }
+
+    /// Somebody else's file, accepted only if it is sealed.
+    pub fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
+        if !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK | SealFlags::GROW) {
+            return Err(Errno::PERM);
+        }
+        let bytes = usize::try_from(fstat(&fd)?.st_size).map_err(|_| Errno::INVAL)?;
+        Ok(Self { fd, bytes })
+    }
+
+    /// A file that cannot be sealed because it has a name, in a directory where only proxies write.
+    pub fn trusted(fd: OwnedFd) -> Result<Self, Errno> {
+        let bytes = usize::try_from(fstat(&fd)?.st_size).map_err(|_| Errno::INVAL)?;
+        Ok(Self { fd, bytes })
+    }
+
+    /// Bytes, fixed for good.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl AsFd for SealedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A mapping, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is an address range of the process, not bound to a thread; access goes through atomics or `copy`.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `bytes` are what mmap returned, and the owner is gone.
+        // An error would mean that the range is no mapping, which cannot happen; nothing could be done about it.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A run of pages of a file, for [`Mapping::of_runs`].
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The file.
+    pub file: &'a SealedFile,
+    /// Byte offset, page aligned.
+    pub offset: usize,
+    /// Bytes, page aligned.
+    pub bytes: usize,
+}
+
+impl Mapping {
+    /// The whole file.
+    pub fn of(file: &SealedFile) -> Result<Self, Errno> {
+        Self::of_runs(
+            &[Run { file, offset: 0, bytes: file.bytes().next_multiple_of(PAGE) }],
+            ProtFlags::READ | ProtFlags::WRITE,
+            false,
+        )
+    }
+
+    /// Runs of files side by side in one range of addresses. `populate`: fill the page tables now, not fault by fault.
+    pub fn of_runs(runs: &[Run<'_>], protection: ProtFlags, populate: bool) -> Result<Self, Errno> {
+        let bytes = runs.iter().try_fold(0usize, |sum, run| sum.checked_add(run.bytes)).ok_or(Errno::NOMEM)?;
+        if bytes == 0 {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: a fresh reservation at an address of the kernel's choice touches no existing mapping.
+        let base = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)?
+        };
+        let reservation = Self { base: NonNull::new(base.cast()).ok_or(Errno::NOMEM)?, bytes };
+        let flags = MapFlags::SHARED | MapFlags::FIXED | if populate { MapFlags::POPULATE } else { MapFlags::empty() };
+        let mut at = 0;
+        for run in runs {
+            let end = run.offset.checked_add(run.bytes).ok_or(Errno::INVAL)?;
+            if end > run.file.bytes().next_multiple_of(PAGE) || run.bytes == 0 {
+                return Err(Errno::INVAL);
+            }
+            // SAFETY: the target lies inside our own reservation: `at + run.bytes <= bytes`.
+            unsafe {
+                mmap(base.cast::<u8>().add(at).cast(), run.bytes, protection, flags, run.file, run.offset as u64)?;
+            }
+            at += run.bytes;
+        }
+        Ok(reservation)
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The first byte.
+    #[must_use]
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// A structure of atomics at `offset`.
+    ///
+    /// # Panics
+    /// If it does not fit or is not aligned: offsets are constants of the protocol.
+    #[must_use]
+    pub fn header<T: Header>(self: &Arc<Self>, offset: usize) -> Held<T> {
+        assert!(offset + size_of::<T>() <= self.bytes && offset % align_of::<T>() == 0, "header at {offset}");
+        // SAFETY: the assertion; `T: Header` is valid for any bytes and only holds atomics; `Held` keeps the mapping.
+        Held { of: unsafe { self.base.add(offset).cast() }, _mapping: Arc::clone(self) }
+    }
+}
+
+/// `count` ring slots at `offset`, for a holder that keeps `mapping` beside them.
+///
+/// The lifetime is not the compiler's to check: every caller stores the `Arc` in the same structure as the ring, which
+/// is the reason for the crate-private visibility.
+///
+/// # Panics
+/// If they do not fit: the counts are the proxy's own.
+#[must_use]
+pub(crate) fn ring_slots(mapping: &Arc<Mapping>, offset: usize, count: u32) -> &'static [Slot] {
+    let count = count as usize;
+    assert!(offset % SLOT_BYTES == 0 && offset + count * SLOT_BYTES <= mapping.bytes, "{count} slots at {offset}");
+    // SAFETY: the assertion; slots are atomics, valid for any bytes; the caller keeps the mapping alive.
+    unsafe { std::slice::from_raw_parts(mapping.base.add(offset).cast::<Slot>().as_ptr(), count) }
+}
+
+/// Types that may be overlaid on shared memory: valid for any bytes, interior mutability through atomics only.
+///
+/// # Safety
+/// The implementor guarantees the sentence above.
+pub unsafe trait Header {}
+// SAFETY: atomics only.
+unsafe impl Header for ringfence_protocol::layout::QpHeader {}
+// SAFETY: atomics only.
+unsafe impl Header for ringfence_protocol::layout::CqHeader {}
+// SAFETY: atomics only.
+unsafe impl Header for ringfence_protocol::doorbell::Doorbells {}
+
+/// A reference into a mapping, with the mapping.
+#[derive(Debug)]
+pub struct Held<T> {
+    of: NonNull<T>,
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: `T: Header` is made of atomics.
+unsafe impl<T: Header> Send for Held<T> {}
+// SAFETY: as above.
+unsafe impl<T: Header> Sync for Held<T> {}
+
+impl<T: Header> std::ops::Deref for Held<T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: made by `Mapping::header` from a checked place; the mapping lives as long as `self`.
+        unsafe { self.of.as_ref() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_file_cannot_be_resized() {
+        let file = SealedFile::create("test", PAGE).unwrap();
+        assert_eq!(ftruncate(&file, 0), Err(Errno::PERM));
+        assert_eq!(ftruncate(&file, 2 * PAGE as u64), Err(Errno::PERM));
+    }
+
+    #[test]
+    fn an_unsealed_file_is_not_adopted() {
+        let fd = memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+        assert_eq!(SealedFile::adopt(fd).unwrap_err(), Errno::PERM);
+    }
+
+    #[test]
+    fn runs_of_several_files_lie_side_by_side() {
+        let a = SealedFile::create("a", 2 * PAGE).unwrap();
+        let b = SealedFile::create("b", PAGE).unwrap();
+        rustix::io::pwrite(&a, b"A", PAGE as u64).unwrap();
+        rustix::io::pwrite(&b, b"B", 0).unwrap();
+        let runs = [Run { file: &b, offset: 0, bytes: PAGE }, Run { file: &a, offset: PAGE, bytes: PAGE }];
+        let mapping = Mapping::of_runs(&runs, ProtFlags::READ, true).unwrap();
+        // SAFETY: both offsets lie in the mapping, which nobody writes.
+        let (first, second) = unsafe { (*mapping.base().as_ptr(), *mapping.base().as_ptr().add(PAGE)) };
+        assert_eq!((first, second), (b'B', b'A'));
+    }
+
+    #[test]
+    fn runs_past_a_files_end_are_refused() {
+        let file = SealedFile::create("test", PAGE).unwrap();
+        let runs = [Run { file: &file, offset: PAGE, bytes: PAGE }];
+        assert_eq!(Mapping::of_runs(&runs, ProtFlags::READ, false).unwrap_err(), Errno::INVAL);
+    }
+}
