@@ -42,6 +42,8 @@ static void fails(struct pair *p, struct region a, struct region b, struct send 
 	for (int i = 0; i < 2; i++)
 		side_recv(p->a, p->qa, 31 + i, a, 4096, 4096);
 	unsignaled.flags = 0;
+	/* Without the fence, what follows a READ may be carried out before the READ fails. */
+	later.flags |= IBV_SEND_FENCE;
 	failing.wr_id = 10;
 
 	struct send chain[3] = {failing, later, unsignaled};
@@ -374,8 +376,32 @@ static void peer_queue_pair_destroyed(struct pair *p)
 	struct region a = side_reg(p->a, 0, REGION, ALL), b = side_reg(p->b, 0, REGION, ALL);
 
 	CHECK_EQ(side_destroy_qp(p->b, p->qb), 0);
-	fails(&(struct pair){p->a, p->b, p->qa, side_qp(p->b, link_defaults.capacity)}, a, b,
-	      rdma(IBV_WR_RDMA_WRITE, 1, a, 0, 8, b, 0), IBV_WC_RETRY_EXC_ERR, false);
+	side_post(p->a, p->qa, rdma(IBV_WR_RDMA_WRITE, 1, a, 0, 8, b, 0));
+	side_post(p->a, p->qa, message(2, a, 0, 8));
+	side_wc(p->a, SEND_CQ, 1, IBV_WC_RETRY_EXC_ERR);
+	side_wc(p->a, SEND_CQ, 2, IBV_WC_WR_FLUSH_ERR);
+	is_in_error(p->a, p->qa, a);
+}
+
+static void peer_process_killed(struct pair *p)
+{
+	connect_pair(p, impatient());
+	struct region a = side_reg(p->a, 0, REGION, ALL), b = side_reg(p->b, 0, REGION, ALL);
+
+	side_post(p->a, p->qa, rdma(IBV_WR_RDMA_WRITE, 1, a, 0, REGION, b, 0));
+	side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
+	side_kill(p->b);
+	/* The proxy needs a moment to notice; until then the dead process's memory may still be written. */
+	for (int i = 0; side_state(p->a, p->qa) == IBV_QPS_RTS; i++) {
+		struct ibv_wc wc;
+
+		CHECK(i < 500, "the queue pair does not notice");
+		side_post(p->a, p->qa, rdma(IBV_WR_RDMA_WRITE, 2, a, 0, 8, b, 0));
+		CHECK_EQ(side_poll(p->a, SEND_CQ, &wc, 1, 5000), 1);
+		CHECK(wc.status == IBV_WC_SUCCESS || wc.status == IBV_WC_RETRY_EXC_ERR, "%s",
+		      ibv_wc_status_str(wc.status));
+	}
+	is_in_error(p->a, p->qa, a);
 }
 
 static void peer_queue_pair_reset(struct pair *p)
@@ -400,7 +426,10 @@ static void peer_queue_pair_in_error(struct pair *p)
 	is_in_error(p->a, p->qa, a);
 }
 
-/* A queue pair that its peer does not name as its destination is not there for it. */
+/*
+ * A queue pair that its peer does not name as its destination is not there for it. This is more than the specification
+ * asks for, whose RC packets do not say which queue pair sent them; a fence needs it.
+ */
 static void peer_is_connected_to_another(struct pair *p)
 {
 	struct region a, b;
@@ -466,36 +495,37 @@ static void earlier_requests_succeed(struct pair *p)
 }
 
 const struct test_case error_cases[] = {
-	{"unknown_lkey", unknown_lkey},
-	{"stale_lkey", stale_lkey},
-	{"lkey_of_another_domain", lkey_of_another_domain},
-	{"local_length_past_the_region", local_length_past_the_region},
-	{"local_address_before_the_region", local_address_before_the_region},
-	{"local_address_overflows", local_address_overflows},
-	{"read_into_memory_without_local_write", read_into_memory_without_local_write},
-	{"unknown_rkey", unknown_rkey},
-	{"stale_rkey", stale_rkey},
-	{"rkey_of_another_domain", rkey_of_another_domain},
-	{"write_past_the_remote_region", write_past_the_remote_region},
-	{"remote_address_overflows", remote_address_overflows},
-	{"region_forbids_write", region_forbids_write},
-	{"region_forbids_read", region_forbids_read},
-	{"region_forbids_atomics", region_forbids_atomics},
-	{"queue_pair_forbids_write", queue_pair_forbids_write},
-	{"queue_pair_forbids_read", queue_pair_forbids_read},
-	{"queue_pair_forbids_atomics", queue_pair_forbids_atomics},
-	{"misaligned_atomic", misaligned_atomic},
-	{"send_longer_than_the_receive", send_longer_than_the_receive},
-	{"receive_with_unknown_lkey", receive_with_unknown_lkey},
-	{"receive_without_local_write", receive_without_local_write},
-	{"receiver_not_ready", receiver_not_ready},
-	{"seven_rnr_retries_are_endless", seven_rnr_retries_are_endless},
-	{"write_with_immediate_needs_a_receive", write_with_immediate_needs_a_receive},
-	{"peer_queue_pair_destroyed", peer_queue_pair_destroyed},
-	{"peer_queue_pair_reset", peer_queue_pair_reset},
-	{"peer_queue_pair_in_error", peer_queue_pair_in_error},
-	{"peer_is_connected_to_another", peer_is_connected_to_another},
-	{"flush_keeps_the_order", flush_keeps_the_order},
-	{"earlier_requests_succeed", earlier_requests_succeed},
-	{NULL, NULL},
+	{"unknown_lkey", unknown_lkey, false},
+	{"stale_lkey", stale_lkey, false},
+	{"lkey_of_another_domain", lkey_of_another_domain, false},
+	{"local_length_past_the_region", local_length_past_the_region, false},
+	{"local_address_before_the_region", local_address_before_the_region, false},
+	{"local_address_overflows", local_address_overflows, false},
+	{"read_into_memory_without_local_write", read_into_memory_without_local_write, false},
+	{"unknown_rkey", unknown_rkey, false},
+	{"stale_rkey", stale_rkey, false},
+	{"rkey_of_another_domain", rkey_of_another_domain, false},
+	{"write_past_the_remote_region", write_past_the_remote_region, false},
+	{"remote_address_overflows", remote_address_overflows, false},
+	{"region_forbids_write", region_forbids_write, false},
+	{"region_forbids_read", region_forbids_read, false},
+	{"region_forbids_atomics", region_forbids_atomics, false},
+	{"queue_pair_forbids_write", queue_pair_forbids_write, false},
+	{"queue_pair_forbids_read", queue_pair_forbids_read, false},
+	{"queue_pair_forbids_atomics", queue_pair_forbids_atomics, false},
+	{"misaligned_atomic", misaligned_atomic, false},
+	{"send_longer_than_the_receive", send_longer_than_the_receive, false},
+	{"receive_with_unknown_lkey", receive_with_unknown_lkey, false},
+	{"receive_without_local_write", receive_without_local_write, false},
+	{"receiver_not_ready", receiver_not_ready, false},
+	{"seven_rnr_retries_are_endless", seven_rnr_retries_are_endless, false},
+	{"write_with_immediate_needs_a_receive", write_with_immediate_needs_a_receive, false},
+	{"peer_queue_pair_destroyed", peer_queue_pair_destroyed, false},
+	{"peer_process_killed", peer_process_killed, true},
+	{"peer_queue_pair_reset", peer_queue_pair_reset, false},
+	{"peer_queue_pair_in_error", peer_queue_pair_in_error, false},
+	{"peer_is_connected_to_another", peer_is_connected_to_another, false},
+	{"flush_keeps_the_order", flush_keeps_the_order, false},
+	{"earlier_requests_succeed", earlier_requests_succeed, false},
+	{NULL, NULL, false},
 };

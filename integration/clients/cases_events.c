@@ -111,11 +111,11 @@ static void no_events_in_peace(struct pair *p)
 }
 
 const struct test_case event_cases[] = {
-	{"an_event_for_the_next_completion", an_event_for_the_next_completion},
-	{"no_event_unless_asked_for", no_event_unless_asked_for},
-	{"solicited_events_only", solicited_events_only},
-	{"access_error_event", access_error_event},
-	{"request_error_event", request_error_event},
-	{"no_events_in_peace", no_events_in_peace},
-	{NULL, NULL},
+	{"an_event_for_the_next_completion", an_event_for_the_next_completion, false},
+	{"no_event_unless_asked_for", no_event_unless_asked_for, false},
+	{"solicited_events_only", solicited_events_only, false},
+	{"access_error_event", access_error_event, false},
+	{"request_error_event", request_error_event, false},
+	{"no_events_in_peace", no_events_in_peace, false},
+	{NULL, NULL, false},
 };

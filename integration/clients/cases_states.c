@@ -235,16 +235,16 @@ static void capacities_beyond_the_device(struct pair *p)
 }
 
 const struct test_case state_cases[] = {
-	{"forbidden_transitions", forbidden_transitions},
-	{"error_and_reset_from_everywhere", error_and_reset_from_everywhere},
-	{"missing_attributes", missing_attributes},
-	{"posting_too_early", posting_too_early},
-	{"reset_and_reuse", reset_and_reuse},
-	{"error_reset_and_reuse", error_reset_and_reuse},
-	{"send_queue_drained", send_queue_drained},
-	{"full_send_queue", full_send_queue},
-	{"refused_requests", refused_requests},
-	{"registration_flags", registration_flags},
-	{"capacities_beyond_the_device", capacities_beyond_the_device},
-	{NULL, NULL},
+	{"forbidden_transitions", forbidden_transitions, false},
+	{"error_and_reset_from_everywhere", error_and_reset_from_everywhere, false},
+	{"missing_attributes", missing_attributes, false},
+	{"posting_too_early", posting_too_early, false},
+	{"reset_and_reuse", reset_and_reuse, false},
+	{"error_reset_and_reuse", error_reset_and_reuse, false},
+	{"send_queue_drained", send_queue_drained, false},
+	{"full_send_queue", full_send_queue, false},
+	{"refused_requests", refused_requests, false},
+	{"registration_flags", registration_flags, false},
+	{"capacities_beyond_the_device", capacities_beyond_the_device, false},
+	{NULL, NULL, false},
 };

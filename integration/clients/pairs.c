@@ -1,21 +1,6 @@
 /* Joining queue pairs, and the requests that travel between them. */
 #include "sides.h"
 
-#include <stdarg.h>
-#include <string.h>
-
-void check_failed(const char *file, int line, const char *condition, const char *format, ...)
-{
-	va_list arguments;
-
-	fprintf(stderr, "%s:%d: %s:", file, line, condition);
-	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
-	va_end(arguments);
-	fputc('\n', stderr);
-	exit(1);
-}
-
 const struct link_options link_defaults = {
 	.timeout = 14,
 	.retries = 7,

@@ -7,28 +7,9 @@
  */
 #pragma once
 
+#include "check.h"
+
 #include <infiniband/verbs.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-/* Says what did not hold, with a message in the manner of printf, and ends the program. */
-__attribute__((noreturn, format(printf, 4, 5))) void check_failed(const char *file, int line, const char *condition,
-								   const char *format, ...);
-
-#define CHECK(condition, ...)                                                                                          \
-	do {                                                                                                           \
-		if (!(condition)) {                                                                                    \
-			check_failed(__FILE__, __LINE__, #condition, " " __VA_ARGS__);                                 \
-		}                                                                                                      \
-	} while (0)
-
-#define CHECK_EQ(left, right)                                                                                          \
-	do {                                                                                                           \
-		long long left_ = (long long)(left), right_ = (long long)(right);                                      \
-		CHECK(left_ == right_, "%lld (%#llx), expected %lld (%#llx)", left_, left_, right_, right_);           \
-	} while (0)
 
 enum {
 	ARENA_BYTES = 8 << 20,
@@ -142,5 +123,7 @@ struct send message(uint64_t wr_id, struct region local, uint64_t offset, uint32
 struct test_case {
 	const char *name;
 	void (*run)(struct pair *pair);
+	/* Makes no sense with both sides in one process. */
+	bool needs_two;
 };
 extern const struct test_case data_cases[], error_cases[], state_cases[], event_cases[];
