@@ -1,3 +1,180 @@
-//! `ringfence-proxy`.
+//! `ringfence-proxy`: started by the hook, one beside each container. [`ringfence_proxy::launch`] says how.
 
-fn main() {}
+// UNSAFETY: takes the descriptors over that the hook left at agreed numbers, and sets signal masks.
+#![allow(unsafe_code)]
+
+use anyhow::{Context, Result, bail, ensure};
+use ringfence_proxy::control::node::{Node, Queues};
+use ringfence_proxy::control::quota::Quota;
+use ringfence_proxy::control::session::random;
+use ringfence_proxy::control::{End, Server};
+use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::fabric::clock::WireClock;
+use ringfence_proxy::fabric::ports::Port;
+use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
+use ringfence_proxy::plane::Plane;
+use ringfence_proxy::plane::shaping::Shaping;
+use ringfence_proxy::sandbox;
+use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
+use ringfence_proxy::worker::{Worker, bell, now};
+use rustix::fd::{FromRawFd, OwnedFd};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+const USAGE: &str = "usage: ringfence-proxy --launch FILE\n\n\
+    The verbs proxy of one container. The OCI hook starts it; people have no need to.\n\
+    FILE is the launch.json that the hook wrote; descriptors 3 to 6 are the listening socket,\n\
+    the pidfd of the container's init, the pipe for \"ready\", and the container's network namespace.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let path = match arguments.as_slice() {
+        [flag, path] if flag == "--launch" => PathBuf::from(path),
+        [flag] if flag == "--version" => {
+            println!("ringfence-proxy {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        [flag] if flag == "--help" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringfence-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The descriptor that the hook left at this number.
+fn inherited(fd: i32, what: &str) -> Result<OwnedFd> {
+    // SAFETY: called once for each number, before anything else is opened; that it is open is checked next.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    match rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC) {
+        Ok(()) => Ok(fd),
+        Err(error) => {
+            std::mem::forget(fd);
+            bail!("no {what} was passed down ({error}); ringfence-proxy is started by ringfence-hook")
+        }
+    }
+}
+
+fn run(path: &Path) -> Result<()> {
+    let listener = inherited(FD_LISTENER, "listening socket")?;
+    let init = inherited(FD_INIT, "pidfd")?;
+    let ready = inherited(FD_READY, "ready pipe")?;
+    let netns = inherited(FD_NETNS, "network namespace")?;
+    let started = start(path, listener, init, netns);
+    let line = match &started {
+        Ok(_) => "ready\n".to_owned(),
+        Err(error) => format!("{error:#}\n"),
+    };
+    // If the hook is gone, its container is too, or will be; the pidfd tells.
+    let _ = rustix::io::write(&ready, line.as_bytes());
+    drop(ready);
+    let (mut server, launch) = started?;
+    let end = server.run().context("waiting for events");
+    drop(server);
+    tidy(&launch);
+    match end? {
+        End::Container | End::Signal => Ok(()),
+    }
+}
+
+fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Result<(Server, Launch)> {
+    let launch = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let launch: Launch = serde_json::from_slice(&launch)
+        .with_context(|| format!("{} is no launch file of this version", path.display()))?;
+    let signals = block_signals()?;
+    sandbox::raise_file_limit();
+
+    let fabric_directory = launch.run_dir.join("fabric").join(&launch.device.name);
+    std::fs::create_dir_all(&fabric_directory)
+        .with_context(|| format!("cannot make the fabric's directory {}", fabric_directory.display()))?;
+    let guid = u64::from(random()) << 32 | u64::from(random());
+    // Locally administered, as for an interface identifier that no manufacturer gave.
+    let guid = guid & !(1 << 56) | 1 << 57;
+    let port = Port::take(&fabric_directory, guid)
+        .with_context(|| format!("cannot take a port of the fabric {}", fabric_directory.display()))?;
+    let fabric = fabric_socket(&port).context("cannot listen for other proxies")?;
+    let addresses = Addresses::of(netns).context("cannot join the container's network namespace")?;
+
+    let doorbell_file = SealedFile::create("ringfence-bells", PAGE)?;
+    let doorbells = Arc::new(Mapping::of(&doorbell_file)?).header(0);
+    let link = match launch.device.link {
+        None => None,
+        Some(rate) => {
+            ensure!(rate >= 1_000_000, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", launch.device.name);
+            let clock =
+                WireClock::open(&fabric_directory.join("wire")).context("cannot open the modelled link's clock")?;
+            Some((clock, rate))
+        }
+    };
+    let limits = &launch.limits;
+    let shaping = Shaping::new(limits.bandwidth, limits.weight, limits.class, link, now());
+    let plane = Plane::new(doorbells, limits.max_mr, shaping);
+    let bell = Arc::new(bell()?);
+    let worker = Worker::start(plane, Arc::clone(&bell), u64::from(launch.worker.spin_us) * 1000)
+        .context("cannot start the worker")?;
+    let node = Node {
+        worker,
+        quota: Quota::new(limits),
+        limits: limits.clone(),
+        queues: Queues::default(),
+        doorbell_file: Arc::new(doorbell_file.into_fd()),
+        bell,
+        processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+        device: ringfence_proxy::control::device::SoftDevice::new(&launch.device, guid, limits),
+        port,
+        addresses,
+        neighbours: Vec::new(),
+        shares: HashMap::new(),
+        last_pd: 0,
+        last_share: 0,
+    };
+    Ok((Server::new(node, listener, fabric, init, signals), launch))
+}
+
+fn fabric_socket(port: &Port) -> Result<OwnedFd> {
+    let path = port.socket_path();
+    // The port is ours, so a socket of this name is a dead proxy's.
+    let _ = std::fs::remove_file(&path);
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    listen(&socket, 128)?;
+    Ok(socket)
+}
+
+/// SIGTERM and SIGINT become readable; all threads started from here on inherit the mask.
+fn block_signals() -> Result<OwnedFd> {
+    // SAFETY: an all-zero sigset_t is valid storage for sigemptyset.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` lives across the calls; the arguments are constants.
+    let fd = unsafe {
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    ensure!(fd >= 0, "signalfd: {}", std::io::Error::last_os_error());
+    // SAFETY: signalfd returned a descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Removes what belongs to the proxy. What the hook needs to undo its own work (`state.json`) is the hook's to remove.
+fn tidy(launch: &Launch) {
+    let _ = std::fs::remove_file(launch.container_dir.join("mount/verbs.sock"));
+    let _ = std::fs::remove_file(launch.container_dir.join("launch.json"));
+    let _ = std::fs::remove_dir(&launch.container_dir);
+}

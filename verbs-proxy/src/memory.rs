@@ -21,6 +21,9 @@ pub struct Piece {
     bytes: usize,
 }
 
+// SAFETY: an address of the process, not of a thread.
+unsafe impl Send for Piece {}
+
 impl Piece {
     /// Bytes.
     #[must_use]

@@ -51,6 +51,12 @@ impl SealedFile {
         Ok(Self { fd, bytes })
     }
 
+    /// The descriptor alone.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Bytes, fixed for good.
     #[must_use]
     pub fn bytes(&self) -> usize {

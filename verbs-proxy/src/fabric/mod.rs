@@ -1,3 +1,6 @@
 //! The soft device's fabric: where the proxies of a node find and reach each other.
 
+pub mod addresses;
 pub mod clock;
+pub mod neighbours;
+pub mod ports;

@@ -9,6 +9,7 @@ pub mod intake;
 pub mod link;
 pub mod qp;
 pub mod respond;
+pub mod setup;
 pub mod shaping;
 pub mod transmit;
 pub mod wire;
@@ -239,6 +240,13 @@ impl Plane {
     pub fn wake_at(&self) -> Option<Nanos> {
         let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
         [timer, self.shaping.wake_at(self.now)].into_iter().flatten().min()
+    }
+
+    /// Whether a turn must know the time.
+    #[inline(always)]
+    #[must_use]
+    pub fn needs_time(&self) -> bool {
+        !self.shaping.is_open() || !self.timers.is_empty() || !self.links.is_empty()
     }
 
     /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.

@@ -174,6 +174,8 @@ pub struct Qp {
     pub attr: QpAttr,
     /// The other end.
     pub peer: Peer,
+    /// LID of the other end's port; zero for our own.
+    pub port: u16,
     /// With [`Peer::Local`], the bell number of the other end, if it still has the number that this one is connected to.
     pub peer_queue: u32,
     /// Send ring.
@@ -263,6 +265,7 @@ impl Qp {
             state: QpState::RESET,
             attr: QpAttr::default(),
             peer: Peer::None,
+            port: 0,
             peer_queue: 0,
             send: Consumer::new(ring_slots(&mapping, RINGS_OFFSET, new.send_slots), 0),
             receive: Consumer::new(ring_slots(&mapping, receive_at, new.receive_slots), 0),
@@ -307,6 +310,7 @@ impl Qp {
         self.responder = Responder::default();
         self.attr = QpAttr::default();
         self.peer = Peer::None;
+        self.port = 0;
     }
 
     /// Where request number `sequence` is in `pending`.

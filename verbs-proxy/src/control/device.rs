@@ -1,0 +1,142 @@
+//! What the soft device says about itself.
+
+use super::quota::{Quota, Resource};
+use crate::launch::{Device, Limits};
+use crate::plane::intake::MAX_MESSAGE;
+use crate::plane::respond::MAX_RD_ATOMIC;
+use ringfence_protocol::control::{DeviceInfo, OpenReply, PortInfo};
+use ringfence_protocol::work;
+
+/// The soft device as one container sees it.
+#[derive(Clone, Debug)]
+pub struct SoftDevice {
+    name: String,
+    link: Option<u64>,
+    guid: u64,
+    limits: Limits,
+}
+
+impl SoftDevice {
+    /// The longest completion queue.
+    pub const MAX_CQE: u32 = 1 << 17;
+
+    /// The device with the port's GUID.
+    #[must_use]
+    pub fn new(device: &Device, guid: u64, limits: &Limits) -> Self {
+        Self { name: device.name.clone(), link: device.link, guid, limits: limits.clone() }
+    }
+
+    /// `struct ibv_device`.
+    #[must_use]
+    pub fn info(&self) -> DeviceInfo {
+        let mut name = [0; 64];
+        let bytes = self.name.as_bytes();
+        let length = bytes.len().min(name.len() - 1);
+        name[..length].copy_from_slice(&bytes[..length]);
+        // IBV_NODE_CA, IBV_TRANSPORT_IB.
+        DeviceInfo { name, node_guid: self.guid.to_be(), node_type: 1, transport: 0 }
+    }
+
+    /// `struct ibv_device_attr`; the limits are the policy's.
+    #[must_use]
+    pub fn attributes(&self, quota: &Quota) -> OpenReply {
+        let limit = |resource| u32::try_from(quota.limit(resource)).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        let mut fw_ver = [0; 32];
+        let version = env!("CARGO_PKG_VERSION").as_bytes();
+        fw_ver[..version.len()].copy_from_slice(version);
+        OpenReply {
+            context: 0,
+            num_comp_vectors: 1,
+            node_guid: self.guid.to_be(),
+            sys_image_guid: self.guid.to_be(),
+            max_mr_size: quota.limit(Resource::MrBytes),
+            page_size_cap: 0xffff_f000,
+            vendor_id: 0,
+            vendor_part_id: 0,
+            hw_ver: 0,
+            max_qp: limit(Resource::Qp),
+            max_qp_wr: self.limits.max_qp_depth,
+            // IBV_DEVICE_RC_RNR_NAK_GEN, IBV_DEVICE_SYS_IMAGE_GUID, IBV_DEVICE_CURR_QP_STATE_MOD.
+            device_cap_flags: 1 << 12 | 1 << 11 | 1 << 7,
+            max_sge: work::MAX_SGE,
+            max_sge_rd: work::MAX_SGE,
+            max_cq: limit(Resource::Cq),
+            max_cqe: Self::MAX_CQE,
+            max_mr: limit(Resource::Mr),
+            max_pd: limit(Resource::Other),
+            max_qp_rd_atom: MAX_RD_ATOMIC,
+            max_res_rd_atom: MAX_RD_ATOMIC.saturating_mul(limit(Resource::Qp)),
+            max_qp_init_rd_atom: MAX_RD_ATOMIC,
+            // IBV_ATOMIC_HCA: atomic among all requests to this container's memory.
+            atomic_cap: 1,
+            max_ah: 0,
+            max_srq: 0,
+            max_srq_wr: 0,
+            max_srq_sge: 0,
+            max_pkeys: 1,
+            local_ca_ack_delay: 15,
+            phys_port_cnt: 1,
+            max_inline: work::MAX_INLINE,
+            fw_ver,
+        }
+    }
+
+    /// `struct ibv_port_attr`.
+    #[must_use]
+    pub fn port(&self, lid: u16) -> PortInfo {
+        let (active_width, active_speed) = width_and_speed(self.link);
+        PortInfo {
+            state: 4,
+            max_mtu: 5,
+            active_mtu: 5,
+            gid_tbl_len: super::node::GID_TABLE as u32,
+            // IBV_PORT_CM_SUP is left out: there is no management datagram service behind it.
+            port_cap_flags: 0,
+            max_msg_sz: MAX_MESSAGE,
+            bad_pkey_cntr: 0,
+            qkey_viol_cntr: 0,
+            pkey_tbl_len: 1,
+            lid: u32::from(lid),
+            sm_lid: 0,
+            lmc: 0,
+            max_vl_num: 1,
+            sm_sl: 0,
+            subnet_timeout: 0,
+            active_width,
+            active_speed,
+            phys_state: 5,
+            // IBV_LINK_LAYER_ETHERNET: GIDs are addresses.
+            link_layer: 2,
+            flags: 0,
+        }
+    }
+}
+
+/// The nearest pair of `active_width` and `active_speed` that a port can have at this rate or below; without a
+/// modelled link, the fastest that programs of every age understand (4x EDR, 100 Gbit/s).
+fn width_and_speed(link: Option<u64>) -> (u32, u32) {
+    const GIGABIT: u64 = 1_000_000_000;
+    match link.unwrap_or(100 * GIGABIT) / GIGABIT {
+        0..5 => (1, 1),
+        5..10 => (1, 2),
+        10..14 => (1, 4),
+        14..25 => (1, 16),
+        25..40 => (1, 32),
+        40..56 => (2, 8),
+        56..100 => (2, 16),
+        100..200 => (2, 32),
+        _ => (2, 64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_shown_at_or_below_the_link() {
+        assert_eq!(width_and_speed(None), (2, 32));
+        assert_eq!(width_and_speed(Some(25_000_000_000)), (1, 32));
+        assert_eq!(width_and_speed(Some(1_000_000_000)), (1, 1));
+    }
+}

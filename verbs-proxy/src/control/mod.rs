@@ -1,0 +1,221 @@
+//! The control thread: connections of the container's processes, links to neighbours, and the end of the container.
+//!
+//! It may take milliseconds over a registration; the worker goes on meanwhile.
+
+pub mod device;
+pub mod handles;
+pub mod node;
+pub mod quota;
+pub mod session;
+
+use crate::datagram;
+use crate::fabric::neighbours::{Neighbour, NeighbourFault};
+use crate::plane::Notice;
+use crate::worker::silence;
+use node::Node;
+use ringfence_protocol::control::{AsyncEvent, MAGIC, MAX_DATAGRAM, ReplyHeader, RequestHeader};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+use session::{PeerFault, Session};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Application processes of one container.
+const MAX_CONNECTIONS: usize = 1024;
+
+#[derive(Debug)]
+struct Connection {
+    id: u64,
+    socket: OwnedFd,
+    session: Session,
+}
+
+/// The control thread's state.
+#[derive(Debug)]
+pub struct Server {
+    node: Node,
+    listener: OwnedFd,
+    fabric: OwnedFd,
+    init: OwnedFd,
+    signals: OwnedFd,
+    connections: Vec<Connection>,
+    next_id: u64,
+}
+
+/// Why [`Server::run`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The container's init is gone.
+    Container,
+    /// Somebody told the proxy to end.
+    Signal,
+}
+
+impl Server {
+    /// A server on `listener` (the container's processes) and `fabric` (neighbours), until `init` or `signals` is readable.
+    #[must_use]
+    pub fn new(node: Node, listener: OwnedFd, fabric: OwnedFd, init: OwnedFd, signals: OwnedFd) -> Self {
+        Self { node, listener, fabric, init, signals, connections: Vec::new(), next_id: 1 }
+    }
+
+    /// Serves until the container ends.
+    pub fn run(&mut self) -> Result<End, Errno> {
+        loop {
+            let mut fds: Vec<PollFd<'_>> = [
+                self.init.as_fd(),
+                self.signals.as_fd(),
+                self.node.worker.notices_fd().as_fd(),
+                self.fabric.as_fd(),
+                self.listener.as_fd(),
+            ]
+            .into_iter()
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+            const FIXED: usize = 5;
+            let connections = self.connections.len();
+            fds.extend(self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)));
+            fds.extend(self.node.neighbours.iter().map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)));
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            if ready[0] {
+                return Ok(End::Container);
+            }
+            if ready[1] {
+                return Ok(End::Signal);
+            }
+            // From the back, so that those that end do not move those that are still to come.
+            for index in (0..self.node.neighbours.len()).rev() {
+                if ready.get(FIXED + connections + index) == Some(&true) {
+                    self.serve_neighbour(index);
+                }
+            }
+            for index in (0..connections).rev() {
+                if ready[FIXED + index] {
+                    self.serve_connection(index);
+                }
+            }
+            if ready[2] {
+                self.hear_worker();
+            }
+            if ready[3] {
+                self.accept_neighbour();
+            }
+            if ready[4] {
+                self.accept_connection();
+            }
+        }
+    }
+
+    fn accept_connection(&mut self) {
+        let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else { return };
+        if self.connections.len() < MAX_CONNECTIONS {
+            let id = self.next_id;
+            self.next_id += 1;
+            self.connections.push(Connection { id, socket, session: Session::new(id) });
+        }
+    }
+
+    fn accept_neighbour(&mut self) {
+        if let Ok(socket) = accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            self.node.neighbours.push(Neighbour::accepted(socket));
+        }
+    }
+
+    fn serve_neighbour(&mut self, index: usize) {
+        match self.node.neighbours[index].serve(&self.node.worker) {
+            Ok(()) => {}
+            Err(fault) => {
+                if !matches!(fault, NeighbourFault::Gone | NeighbourFault::System(Errno::CONNRESET)) {
+                    eprintln!("ringfence-proxy: link to port {} ends: {fault}", self.node.neighbours[index].lid());
+                }
+                self.node.drop_neighbour(index);
+            }
+        }
+    }
+
+    fn serve_connection(&mut self, index: usize) {
+        // One request a look, so that all processes have their turn.
+        let served = serve(&mut self.connections[index], &mut self.node);
+        if served != Served::On {
+            let mut connection = self.connections.swap_remove(index);
+            connection.session.end(&mut self.node);
+        }
+    }
+
+    fn hear_worker(&mut self) {
+        silence(self.node.worker.notices_fd());
+        while let Ok(notice) = self.node.worker.notices.try_recv() {
+            match notice {
+                Notice::Event { owner, event, cookie } => {
+                    let connection = self.connections.iter_mut().find(|connection| connection.id == owner.connection);
+                    if let Some(events) = connection.and_then(|connection| connection.session.events(owner.context)) {
+                        let event = AsyncEvent { event, port: 1, cookie };
+                        // A container that does not read its events loses the newest, as with a full event queue.
+                        let _ = datagram::send(events, event.as_bytes(), &[]);
+                    }
+                }
+                Notice::Share { link, key } => self.node.share(link, key),
+                Notice::Fault { link, fault } => {
+                    let position = self.node.neighbours.iter().position(|n| n.link() == Some(link));
+                    if let Some(position) = position {
+                        eprintln!(
+                            "ringfence-proxy: link to port {} ends: {fault}",
+                            self.node.neighbours[position].lid()
+                        );
+                        self.node.drop_neighbour(position);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    On,
+    /// The process closed its connection or broke the protocol.
+    End,
+}
+
+fn serve(connection: &mut Connection, node: &mut Node) -> Served {
+    let mut buffer = [0; MAX_DATAGRAM];
+    let received = match datagram::receive(&connection.socket, &mut buffer) {
+        Ok(received) => received,
+        Err(Errno::AGAIN | Errno::INTR) => return Served::On,
+        Err(_) => return Served::End,
+    };
+    if received.bytes == 0 && received.fds.is_empty() {
+        return Served::End;
+    }
+    // A container can end its connections as often as it likes: its faults are not worth a line of log each.
+    let answered = if received.truncated || !received.fds.is_empty() {
+        Err(PeerFault::Surplus)
+    } else {
+        answer(connection, &buffer[..received.bytes], node)
+    };
+    if answered.is_ok() { Served::On } else { Served::End }
+}
+
+fn answer(connection: &mut Connection, datagram: &[u8], node: &mut Node) -> Result<(), PeerFault> {
+    let (header, body) =
+        RequestHeader::read_from_prefix(datagram).map_err(|_| PeerFault::Size { op: 0, bytes: datagram.len() })?;
+    if header.magic != MAGIC {
+        return Err(PeerFault::Magic);
+    }
+    let answer = connection.session.serve(header.op, body, node)?;
+    let reply = |errno: u32| ReplyHeader { magic: MAGIC, sequence: header.sequence, errno, reserved: 0 };
+    let sent = match &answer {
+        Ok(answer) => {
+            let bytes = [reply(0).as_bytes(), &answer.body].concat();
+            let fds: Vec<_> = answer.fds.iter().map(|fd| fd.as_fd()).collect();
+            datagram::send(&connection.socket, &bytes, &fds)
+        }
+        Err(error) => datagram::send(&connection.socket, reply(error.raw_os_error() as u32).as_bytes(), &[]),
+    };
+    sent.map_err(|_| PeerFault::Deaf)
+}

@@ -1,0 +1,177 @@
+//! What all connections of a container have in common.
+
+use super::device::SoftDevice;
+use super::quota::Quota;
+use crate::fabric::addresses::Addresses;
+use crate::fabric::neighbours::{Neighbour, SharedRun};
+use crate::fabric::ports::{Gid, Port};
+use crate::launch::Limits;
+use crate::plane::setup::Destination;
+use crate::worker::Worker;
+use ringfence_protocol::control::{AddressVector, GidInfo};
+use ringfence_protocol::doorbell::MAX_QUEUES;
+use ringfence_protocol::verbs::GidType;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Entries of the GID table that a port shows.
+pub const GID_TABLE: usize = crate::fabric::ports::MAX_GIDS;
+
+/// Bell numbers.
+#[derive(Debug)]
+pub struct Queues {
+    free: Vec<u32>,
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self { free: (0..MAX_QUEUES).rev().collect() }
+    }
+}
+
+impl Queues {
+    /// A free number.
+    pub fn take(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    /// Gives a number back.
+    pub fn give(&mut self, queue: u32) {
+        self.free.push(queue);
+    }
+}
+
+/// One container's proxy, as its control thread sees it.
+#[derive(Debug)]
+pub struct Node {
+    /// The data plane's thread.
+    pub worker: Worker,
+    /// Counters against the policy.
+    pub quota: Quota,
+    /// The policy.
+    pub limits: Limits,
+    /// Bell numbers.
+    pub queues: Queues,
+    /// Doorbell memory.
+    pub doorbell_file: Arc<OwnedFd>,
+    /// What the container's processes wake the worker with.
+    pub bell: Arc<OwnedFd>,
+    /// Processors that the container may run on.
+    pub processors: u32,
+    /// The device.
+    pub device: SoftDevice,
+    /// The container's port on the fabric.
+    pub port: Port,
+    /// The container's addresses.
+    pub addresses: Addresses,
+    /// Links to other proxies.
+    pub neighbours: Vec<Neighbour>,
+    /// What backs each region, by key: its name for neighbours and its runs.
+    pub shares: HashMap<u32, (u32, Vec<SharedRun>)>,
+    /// The last protection domain.
+    pub last_pd: u32,
+    /// The last name of a region.
+    pub last_share: u32,
+}
+
+impl Node {
+    /// A protection domain that never was.
+    pub fn next_pd(&mut self) -> crate::memory::PdId {
+        self.last_pd = self.last_pd.wrapping_add(1);
+        crate::memory::PdId(self.last_pd)
+    }
+
+    /// A name that no living region has.
+    pub fn next_share(&mut self) -> u32 {
+        self.last_share = self.last_share.wrapping_add(1);
+        self.last_share
+    }
+
+    fn refresh_gids(&mut self) {
+        let addresses = self.addresses.list();
+        if let Err(error) = self.port.set_addresses(&addresses) {
+            eprintln!("ringfence-proxy: cannot publish the GID table: {error}");
+        }
+    }
+
+    /// `ibv_query_gid`.
+    pub fn gid(&mut self, index: u32) -> Result<GidInfo, Errno> {
+        if index as usize >= GID_TABLE {
+            return Err(Errno::INVAL);
+        }
+        // Addresses come and go while the container runs; a query is when it matters.
+        self.refresh_gids();
+        let gid = self.port.gids().get(index as usize).copied().unwrap_or(Gid { raw: [0; 16], ifindex: 0 });
+        Ok(GidInfo { gid: gid.raw, gid_type: GidType::ROCE_V2.0, ndev_ifindex: gid.ifindex })
+    }
+
+    /// The port that an address vector names.
+    pub fn resolve(&mut self, av: &AddressVector) -> Option<Destination> {
+        let lid = if av.is_global != 0 {
+            self.port.find(&av.dgid).or_else(|| {
+                self.refresh_gids();
+                self.port.find(&av.dgid)
+            })
+        } else {
+            Some(av.dlid).filter(|lid| *lid != 0 && self.port.lives(*lid))
+        }?;
+        Some(if lid == self.port.lid() { Destination::Own } else { Destination::Port(lid) })
+    }
+
+    /// Makes sure that there is a link to this port, if its proxy lives.
+    pub fn link_to(&mut self, lid: u16) {
+        if self.neighbours.iter().any(|neighbour| neighbour.lid() == lid) {
+            return;
+        }
+        match Neighbour::connect(&self.port, lid, &self.worker) {
+            Ok(neighbour) => {
+                if let Some(index) = neighbour.link() {
+                    self.worker.call(move |plane| plane.adopt_link(index, lid));
+                }
+                self.neighbours.push(neighbour);
+            }
+            Err(error) => eprintln!("ringfence-proxy: cannot make a link to port {lid}: {error}"),
+        }
+    }
+
+    /// Shares a region over a link.
+    pub fn share(&mut self, link: usize, key: u32) {
+        let Some(position) = self.neighbours.iter().position(|neighbour| neighbour.link() == Some(link)) else {
+            return;
+        };
+        let Some((share, runs)) = self.shares.get(&key) else { return };
+        if let Err(error) = self.neighbours[position].share(*share, runs) {
+            eprintln!("ringfence-proxy: cannot share a region with port {}: {error}", self.neighbours[position].lid());
+            self.drop_neighbour(position);
+        }
+    }
+
+    /// A region is gone: neighbours let go of it.
+    pub fn forget_share(&mut self, key: u32, share: u32) {
+        self.shares.remove(&key);
+        if self.neighbours.is_empty() {
+            return;
+        }
+        let links = self.worker.call(move |plane| {
+            let links = plane.links.iter_mut().enumerate();
+            links
+                .filter_map(|(index, link)| link.as_mut()?.shared.remove(&share).map(|_| index))
+                .collect::<Vec<usize>>()
+        });
+        for neighbour in &self.neighbours {
+            if neighbour.link().is_some_and(|link| links.contains(&link)) {
+                neighbour.unshare(share);
+            }
+        }
+    }
+
+    /// Ends a link.
+    pub fn drop_neighbour(&mut self, position: usize) {
+        let neighbour = self.neighbours.swap_remove(position);
+        if let Some(link) = neighbour.link() {
+            drop(self.worker.call(move |plane| plane.take_link(link)));
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What the control thread does to the data plane, between two turns.
+
+use super::Plane;
+use super::link::Link;
+use super::qp::{NewQp, Peer, Qp};
+use super::respond::MAX_RD_ATOMIC;
+use crate::shared::Mapping;
+use crate::state;
+use ringfence_protocol::control::{ModifyQp, QpAttr};
+use ringfence_protocol::verbs::{Access, QpAttrMask as Mask, QpState};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+/// The only pkey index, and the port's largest MTU (`IBV_MTU_4096`).
+const MAX_MTU: u32 = 5;
+
+/// Where a queue pair is told to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// This port.
+    Own,
+    /// The port with this LID.
+    Port(u16),
+}
+
+impl Plane {
+    /// Adds a queue pair; its number must be free.
+    pub fn add_qp(&mut self, new: &NewQp, mapping: Arc<Mapping>) {
+        self.by_number.insert(new.number, new.queue);
+        self.qps[new.queue as usize] = Some(Box::new(Qp::new(new, mapping)));
+    }
+
+    /// Takes a queue pair out; nothing of it is completed any more.
+    pub fn remove_qp(&mut self, queue: u32) -> Option<Box<Qp>> {
+        let qp = self.qps.get_mut(queue as usize)?.take()?;
+        self.by_number.remove(&qp.number);
+        Some(qp)
+    }
+
+    /// The link to a port.
+    #[must_use]
+    pub fn link_to(&self, lid: u16) -> Option<usize> {
+        self.links.iter().position(|link| link.as_ref().is_some_and(|link| link.port == lid))
+    }
+
+    /// A neighbour made a link: queue pairs that were connected to its port while there was none use it.
+    pub fn adopt_link(&mut self, index: usize, lid: u16) {
+        for qp in self.qps.iter_mut().flatten() {
+            if qp.peer == Peer::None && qp.port == lid {
+                qp.peer = Peer::Link(index);
+            }
+        }
+    }
+
+    /// `ibv_modify_qp`. `destination`: what the address vector names, resolved by the caller.
+    pub fn modify_qp(&mut self, queue: u32, request: &ModifyQp, destination: Option<Destination>) -> Result<(), Errno> {
+        let link = match destination {
+            Some(Destination::Port(lid)) => self.link_to(lid).map(Peer::Link),
+            _ => None,
+        };
+        let qp = self.qps.get_mut(queue as usize).and_then(Option::as_mut).ok_or(Errno::INVAL)?;
+        let attr = &request.attr;
+        let has = |bit: Mask| attr.mask & bit.0 != 0;
+        let to = if has(Mask::STATE) { attr.state } else { qp.state };
+        let claimed = has(Mask::CUR_STATE).then_some(attr.cur_state);
+        state::check(qp.state, to, claimed, attr.mask).map_err(|_| Errno::INVAL)?;
+        check_values(attr)?;
+        if has(Mask::AV) && destination.is_none() {
+            return Err(Errno::NETUNREACH);
+        }
+        match to {
+            QpState::RESET => {
+                qp.reset(request.send_position, request.receive_position);
+                return Ok(());
+            }
+            QpState::ERR => {
+                self.to_error(queue);
+                return Ok(());
+            }
+            _ => {}
+        }
+        merge(&mut qp.attr, attr);
+        if has(Mask::AV) {
+            qp.port = match destination {
+                Some(Destination::Port(lid)) => lid,
+                _ => 0,
+            };
+            qp.peer = match destination {
+                Some(Destination::Own) => Peer::Local,
+                _ => link.unwrap_or(Peer::None),
+            };
+        }
+        let (peer, dest) = (qp.peer, qp.attr.dest_qp_num);
+        (qp.retries, qp.rnr_retries) = (qp.attr.retry_cnt, qp.attr.rnr_retry);
+        qp.state = to;
+        qp.attr.en_sqd_async_notify = u32::from(to == QpState::SQD && attr.en_sqd_async_notify != 0);
+        if peer == Peer::Local
+            && let Some(other) = self.by_number.get(&dest).copied()
+        {
+            self.set_peer_queue(queue, other);
+        }
+        self.adopt_peers(queue);
+        self.activate(queue);
+        Ok(())
+    }
+
+    fn set_peer_queue(&mut self, queue: u32, other: u32) {
+        if let Some(qp) = &mut self.qps[queue as usize] {
+            qp.peer_queue = other;
+        }
+    }
+
+    /// Queue pairs that were connected to this one before it existed learn its bell number.
+    fn adopt_peers(&mut self, queue: u32) {
+        let Some(qp) = &self.qps[queue as usize] else { return };
+        let (number, dest) = (qp.number, qp.attr.dest_qp_num);
+        if qp.peer == Peer::Local
+            && let Some(other) = self.by_number.get(&dest).copied()
+            && let Some(other) = &mut self.qps[other as usize]
+            && other.attr.dest_qp_num == number
+        {
+            other.peer_queue = queue;
+        }
+    }
+
+    /// `ibv_query_qp`.
+    pub fn query_qp(&self, queue: u32) -> Result<QpAttr, Errno> {
+        let qp = self.qps.get(queue as usize).and_then(Option::as_ref).ok_or(Errno::INVAL)?;
+        let draining = qp.state == QpState::SQD && !qp.pending.is_empty();
+        Ok(QpAttr { state: qp.state, cur_state: qp.state, sq_draining: u32::from(draining), ..qp.attr })
+    }
+
+    /// Takes every link to a port out.
+    pub fn take_link(&mut self, index: usize) -> Option<Box<Link>> {
+        let link = self.links.get_mut(index)?.take();
+        self.remove_link(index);
+        link
+    }
+}
+
+fn check_values(attr: &QpAttr) -> Result<(), Errno> {
+    let within =
+        |bit: Mask, value: u32, range: std::ops::RangeInclusive<u32>| attr.mask & bit.0 == 0 || range.contains(&value);
+    let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
+    let fine = within(Mask::PORT, attr.port, 1..=1)
+        && within(Mask::PKEY_INDEX, attr.pkey_index, 0..=0)
+        && within(Mask::PATH_MTU, attr.path_mtu, 1..=MAX_MTU)
+        && within(Mask::DEST_QPN, attr.dest_qp_num, 0..=0x00ff_ffff)
+        && within(Mask::TIMEOUT, attr.timeout, 0..=31)
+        && within(Mask::RETRY_CNT, attr.retry_cnt, 0..=7)
+        && within(Mask::RNR_RETRY, attr.rnr_retry, 0..=7)
+        && within(Mask::MIN_RNR_TIMER, attr.min_rnr_timer, 0..=31)
+        && within(Mask::MAX_QP_RD_ATOMIC, attr.max_rd_atomic, 0..=MAX_RD_ATOMIC)
+        && within(Mask::MAX_DEST_RD_ATOMIC, attr.max_dest_rd_atomic, 0..=MAX_RD_ATOMIC)
+        && within(Mask::ACCESS_FLAGS, attr.access.0 & !access.0, 0..=0)
+        && attr.mask & (Mask::ALT_PATH.0 | Mask::RATE_LIMIT.0 | Mask::CAP.0 | Mask::QKEY.0) == 0;
+    if fine { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+fn merge(into: &mut QpAttr, from: &QpAttr) {
+    macro_rules! take {
+        ($($bit:ident: $($field:ident),+;)*) => {
+            $(if from.mask & Mask::$bit.0 != 0 { $(into.$field = from.$field;)+ })*
+        };
+    }
+    take! {
+        ACCESS_FLAGS: access;
+        PKEY_INDEX: pkey_index;
+        PORT: port;
+        AV: av;
+        PATH_MTU: path_mtu;
+        TIMEOUT: timeout;
+        RETRY_CNT: retry_cnt;
+        RNR_RETRY: rnr_retry;
+        RQ_PSN: rq_psn;
+        MAX_QP_RD_ATOMIC: max_rd_atomic;
+        MIN_RNR_TIMER: min_rnr_timer;
+        SQ_PSN: sq_psn;
+        MAX_DEST_RD_ATOMIC: max_dest_rd_atomic;
+        PATH_MIG_STATE: path_mig_state;
+        DEST_QPN: dest_qp_num;
+    }
+}

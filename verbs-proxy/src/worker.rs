@@ -1,0 +1,297 @@
+//! The worker thread: turns of the data plane, spinning while there is work, asleep when there is none.
+
+use crate::pacing::Nanos;
+use crate::plane::{Notice, Plane};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// Nanoseconds of the monotonic clock.
+#[must_use]
+pub fn now() -> Nanos {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec as Nanos * 1_000_000_000 + time.tv_nsec as Nanos
+}
+
+type Command = Box<dyn FnOnce(&mut Plane) + Send>;
+
+/// A wake-up that can be waited for with poll.
+pub fn bell() -> Result<OwnedFd, Errno> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+}
+
+/// Rings it; a full counter is rung already.
+pub fn ring(bell: impl AsFd) {
+    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+}
+
+/// Takes all rings.
+pub fn silence(bell: impl AsFd) {
+    let _ = rustix::io::read(bell, &mut [0u8; 8]);
+}
+
+#[derive(Debug)]
+struct Signals {
+    commands_waiting: AtomicBool,
+    wake: OwnedFd,
+    notices_waiting: OwnedFd,
+}
+
+/// The control thread's hold on the worker.
+#[derive(Debug)]
+pub struct Worker {
+    commands: Sender<Command>,
+    signals: Arc<Signals>,
+    /// What the worker says.
+    pub notices: Receiver<Notice>,
+}
+
+impl Worker {
+    /// Starts the thread. `bell` is the eventfd that the container's processes write to.
+    pub fn start(plane: Plane, bell: Arc<OwnedFd>, spin: Nanos) -> std::io::Result<Self> {
+        let (commands, received) = channel();
+        let (notice, notices) = channel();
+        let signals = Arc::new(Signals {
+            commands_waiting: AtomicBool::new(false),
+            wake: self::bell()?,
+            notices_waiting: self::bell()?,
+        });
+        let thread = Thread { plane, commands: received, notices: notice, signals: Arc::clone(&signals), bell };
+        std::thread::Builder::new().name("worker".into()).stack_size(256 << 10).spawn(move || {
+            // A sleep must not be prolonged by the default slack of 50 µs: pieces on the modelled link are shorter.
+            let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+            thread.run(&mut Spinner::new(spin));
+        })?;
+        Ok(Self { commands, signals, notices })
+    }
+
+    /// Runs `job` on the worker between two turns and waits for its answer.
+    ///
+    /// # Panics
+    /// If the worker thread is gone, which only a bug can bring about.
+    pub fn call<R: Send + 'static>(&self, job: impl FnOnce(&mut Plane) -> R + Send + 'static) -> R {
+        let (answer, answered) = channel();
+        let command: Command = Box::new(move |plane| {
+            let _ = answer.send(job(plane));
+        });
+        self.commands.send(command).expect("the worker thread lives as long as the process");
+        self.signals.commands_waiting.store(true, Ordering::Release);
+        ring(&self.signals.wake);
+        answered.recv().expect("the worker answers every command")
+    }
+
+    /// Readable when [`Self::notices`] has something.
+    #[must_use]
+    pub fn notices_fd(&self) -> &OwnedFd {
+        &self.signals.notices_waiting
+    }
+}
+
+struct Thread {
+    plane: Plane,
+    commands: Receiver<Command>,
+    notices: Sender<Notice>,
+    signals: Arc<Signals>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Thread {
+    fn run(mut self, spinner: &mut Spinner) {
+        loop {
+            let mut worked = false;
+            if self.signals.commands_waiting.load(Ordering::Relaxed) {
+                worked = true;
+                self.obey();
+            }
+            if self.plane.needs_time() {
+                self.plane.now = now();
+            }
+            worked |= self.plane.turn();
+            if worked {
+                self.report();
+                spinner.worked();
+                continue;
+            }
+            match spinner.idle(now) {
+                Pause::Spin => std::hint::spin_loop(),
+                Pause::Yield => spinner.yielded(now, rustix::thread::sched_yield),
+                Pause::Sleep => self.sleep(spinner),
+            }
+        }
+    }
+
+    fn obey(&mut self) {
+        // Cleared first: a command sent after this sets it again.
+        self.signals.commands_waiting.swap(false, Ordering::AcqRel);
+        self.plane.now = now();
+        while let Ok(command) = self.commands.try_recv() {
+            command(&mut self.plane);
+        }
+    }
+
+    fn report(&mut self) {
+        let mut any = false;
+        for notice in self.plane.take_notices() {
+            any |= self.notices.send(notice).is_ok();
+        }
+        if any {
+            ring(&self.signals.notices_waiting);
+        }
+    }
+
+    fn sleep(&mut self, spinner: &mut Spinner) {
+        self.plane.now = now();
+        let wait = match self.plane.wake_at() {
+            Some(at) if at <= self.plane.now + SHORTEST_SLEEP => return,
+            Some(at) => Some(at - self.plane.now),
+            None => None,
+        };
+        if self.plane.rest_all() && self.plane.prepare_sleep() {
+            let timeout = wait
+                .map(|wait| Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as _ });
+            let mut fds = vec![PollFd::new(&self.signals.wake, PollFlags::IN), PollFd::new(&*self.bell, PollFlags::IN)];
+            fds.extend(
+                self.plane
+                    .links
+                    .iter()
+                    .flatten()
+                    .map(|link| PollFd::from_borrowed_fd(link.bell.as_fd(), PollFlags::IN)),
+            );
+            // An interrupted or failed poll is a wake-up like any other.
+            let _ = poll(&mut fds, timeout.as_ref());
+            for fd in fds.iter().filter(|fd| !fd.revents().is_empty()) {
+                silence(fd);
+            }
+        }
+        self.plane.awake();
+        spinner.slept(self.plane.now, now());
+    }
+}
+
+/// Below this, a sleep is over before it has begun.
+const SHORTEST_SLEEP: Nanos = 3_000;
+
+/// What to do when a turn found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    Spin,
+    Yield,
+    Sleep,
+}
+
+/// Decides between spinning, yielding and sleeping.
+///
+/// Work that comes within the budget is met spinning; the budget grows when sleeps turn out short and shrinks when they
+/// turn out long. Where busy threads outnumber processors, what one waits for can only come from a thread that needs
+/// this processor: a yield that took long shows that, and then every idle turn yields.
+#[derive(Debug)]
+struct Spinner {
+    max: Nanos,
+    budget: Nanos,
+    idle_since: Nanos,
+    turns: u32,
+    crowded: bool,
+}
+
+/// Idle turns between two looks at the clock.
+const LOOK: u32 = 32;
+/// Idle turns before a first yield, where processors are crowded and where they are not.
+const CROWDED_TURNS: u32 = 16;
+const QUIET_TURNS: u32 = 1024;
+/// A yield that takes longer than this gave the processor to somebody.
+const LONG_YIELD: Nanos = 1_500;
+
+impl Spinner {
+    fn new(max: Nanos) -> Self {
+        Self { max, budget: max, idle_since: 0, turns: 0, crowded: false }
+    }
+
+    fn worked(&mut self) {
+        self.turns = 0;
+    }
+
+    fn idle(&mut self, clock: impl Fn() -> Nanos) -> Pause {
+        self.turns += 1;
+        if self.turns == 1 {
+            self.idle_since = 0;
+        }
+        if self.turns % LOOK == 0 {
+            let now = clock();
+            if self.idle_since == 0 {
+                self.idle_since = now;
+            } else if now - self.idle_since >= self.budget {
+                return Pause::Sleep;
+            }
+        }
+        let turns = if self.crowded { CROWDED_TURNS } else { QUIET_TURNS };
+        if self.turns % turns == 0 { Pause::Yield } else { Pause::Spin }
+    }
+
+    fn yielded(&mut self, clock: impl Fn() -> Nanos, give_way: impl FnOnce()) {
+        let before = clock();
+        give_way();
+        self.crowded = clock() - before > LONG_YIELD;
+    }
+
+    fn slept(&mut self, from: Nanos, to: Nanos) {
+        self.turns = 0;
+        let slept = to.saturating_sub(from);
+        self.budget = if slept < 2 * self.max { self.budget * 2 } else { self.budget / 2 };
+        self.budget = self.budget.clamp(self.max / 8, self.max);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    fn turns_until_sleep(spinner: &mut Spinner, step: Nanos) -> u32 {
+        let time = Cell::new(1);
+        for turn in 1.. {
+            time.set(time.get() + step);
+            if spinner.idle(|| time.get()) == Pause::Sleep {
+                return turn;
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn spins_for_the_budget_and_then_sleeps() {
+        let turns = turns_until_sleep(&mut Spinner::new(50_000), 10);
+        assert!((5_000..5_200).contains(&turns), "{turns} turns of 10 ns");
+    }
+
+    #[test]
+    fn long_sleeps_make_it_spin_less_and_short_ones_more() {
+        let mut spinner = Spinner::new(80_000);
+        for _ in 0..10 {
+            spinner.slept(0, 1_000_000_000);
+        }
+        assert_eq!(spinner.budget, 10_000);
+        for _ in 0..10 {
+            spinner.slept(0, 20_000);
+        }
+        assert_eq!(spinner.budget, 80_000);
+    }
+
+    #[test]
+    fn yields_often_once_a_yield_took_long() {
+        let mut spinner = Spinner::new(1_000_000_000);
+        let yields = |spinner: &mut Spinner| {
+            spinner.worked();
+            (0..QUIET_TURNS).filter(|_| spinner.idle(|| 1) == Pause::Yield).count()
+        };
+        assert_eq!(yields(&mut spinner), 1);
+        let time = Cell::new(0);
+        spinner.yielded(|| time.get(), || time.set(10_000));
+        assert_eq!(yields(&mut spinner), (QUIET_TURNS / CROWDED_TURNS) as usize);
+        spinner.yielded(|| time.get(), || ());
+        assert_eq!(yields(&mut spinner), 1);
+    }
+}
