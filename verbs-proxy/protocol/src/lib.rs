@@ -7,12 +7,14 @@
 //! The container is hostile. Types of this crate that come out of shared memory or off the socket are *claims*: they
 //! are well-formed bytes and nothing more. The proxy copies a claim once and validates the copy.
 
-#![no_std]
+#![cfg_attr(not(loom), no_std)]
 
 pub mod completion;
 pub mod control;
 pub mod doorbell;
 pub mod layout;
+#[cfg(all(test, loom))]
+mod models;
 pub mod ring;
 mod sync;
 pub mod verbs;

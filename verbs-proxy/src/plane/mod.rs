@@ -14,6 +14,9 @@ pub mod shaping;
 pub mod transmit;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 use crate::memory::{Piece, RegionTable};
 use crate::pacing::Nanos;
 use crate::shared::Held;

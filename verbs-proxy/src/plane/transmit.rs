@@ -545,8 +545,11 @@ impl Plane {
                 _ => WcStatus::REM_OP_ERR,
             }),
             Kind::LATER => {
+                // The share comes by another way, and may have come already.
                 qp.rewind(0, response.offset);
-                qp.waits.share = true;
+                qp.waits.until = self.now + POLL;
+                let (at, number) = (qp.waits.until, qp.number);
+                self.alarm(at, queue, number);
                 return;
             }
             // The deadline decides.

@@ -1,0 +1,482 @@
+//! The data plane driven by hand: a rig plays the container's library on the same rings.
+
+use super::cq::Cq;
+use super::link::{BYTES, End, Link, Share};
+use super::qp::{Caps, NewQp, Owner};
+use super::setup::Destination;
+use super::shaping::Shaping;
+use super::{CqEntry, Notice, Plane};
+use crate::launch::Class;
+use crate::memory::{MemoryRegion, PdId};
+use crate::shared::{Mapping, PAGE, SealedFile};
+use crate::worker::bell;
+use ringfence_protocol::completion::Completion;
+use ringfence_protocol::control::{ModifyQp, QpAttr};
+use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes, qp_bytes};
+use ringfence_protocol::ring::{Consumer, Producer, SLOT_BYTES};
+use ringfence_protocol::verbs::{
+    Access, EventType, Opcode, QpAttrMask as Mask, QpState, SendFlags, WcOpcode, WcStatus,
+};
+use ringfence_protocol::work::{ReceiveBase, SendBase, SendFields, Sge};
+use std::sync::Arc;
+
+const PD: PdId = PdId(1);
+const SLOTS: u32 = 64;
+const MEMORY: usize = 64 * PAGE;
+const IOVA: u64 = 0x10_0000;
+const ALL: Access = Access(15);
+
+struct RigQp {
+    queue: u32,
+    number: u32,
+    send: Producer<'static>,
+    receive: Producer<'static>,
+    _mapping: Arc<Mapping>,
+}
+
+/// One container: a plane, one CQ and one region of memory.
+struct Rig {
+    plane: Plane,
+    completions: Consumer<'static>,
+    _cq: Arc<Mapping>,
+    memory: Arc<Mapping>,
+    file: SealedFile,
+    key: u32,
+    events: Vec<EventType>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::shaped(Shaping::new(None, None, Class::None, None, 0))
+    }
+
+    fn shaped(shaping: Shaping) -> Self {
+        let doorbells = Arc::new(Mapping::of(&SealedFile::create("bells", PAGE).unwrap()).unwrap()).header(0);
+        let mut plane = Plane::new(doorbells, 64, shaping);
+        let cq = Arc::new(Mapping::of(&SealedFile::create("cq", cq_bytes(SLOTS)).unwrap()).unwrap());
+        let owner = Owner { connection: 1, context: 1 };
+        plane.cqs.push(Some(Box::new(CqEntry { cq: Cq::new(Arc::clone(&cq), SLOTS, None, 7), owner })));
+        let file = SealedFile::create("memory", MEMORY).unwrap();
+        let memory = Arc::new(Mapping::of(&file).unwrap());
+        let region = MemoryRegion::new(Arc::clone(&memory), 0, MEMORY as u64, IOVA, PD, ALL, 1).unwrap();
+        let key = plane.regions.insert(region, super::super::control::session::random).unwrap();
+        let completions = Consumer::new(crate::shared::ring_slots(&cq, RINGS_OFFSET, SLOTS), 0);
+        Self { plane, completions, _cq: cq, memory, file, key, events: Vec::new() }
+    }
+
+    fn qp(&mut self, queue: u32, number: u32) -> RigQp {
+        let bytes = qp_bytes(SLOTS, SLOTS);
+        let mapping = Arc::new(Mapping::of(&SealedFile::create("qp", bytes).unwrap()).unwrap());
+        let caps = Caps { max_send_wr: 32, max_recv_wr: 32, max_send_sge: 4, max_recv_sge: 4, max_inline: 64 };
+        let new = NewQp {
+            number,
+            queue,
+            pd: PD,
+            cookie: queue,
+            event_cookie: u64::from(number),
+            owner: Owner { connection: 1, context: 1 },
+            send_cq: 0,
+            recv_cq: 0,
+            sq_sig_all: false,
+            caps,
+            send_slots: SLOTS,
+            receive_slots: SLOTS,
+        };
+        self.plane.add_qp(&new, Arc::clone(&mapping));
+        let receive_at = RINGS_OFFSET + SLOTS as usize * SLOT_BYTES;
+        RigQp {
+            queue,
+            number,
+            send: Producer::new(crate::shared::ring_slots(&mapping, RINGS_OFFSET, SLOTS), 0),
+            receive: Producer::new(crate::shared::ring_slots(&mapping, receive_at, SLOTS), 0),
+            _mapping: mapping,
+        }
+    }
+
+    fn modify(&mut self, qp: &RigQp, state: QpState, mask: u32, attr: QpAttr, to: Option<Destination>) {
+        let attr = QpAttr { mask: mask | Mask::STATE.0, state, ..attr };
+        let request = ModifyQp {
+            send_position: qp.send.position(),
+            receive_position: qp.receive.position(),
+            attr,
+            ..ModifyQp::default()
+        };
+        self.plane.modify_qp(qp.queue, &request, to).unwrap();
+    }
+
+    fn ready(&mut self, qp: &RigQp, dest_qp_num: u32, to: Destination) {
+        let init = QpAttr { port: 1, access: ALL, ..QpAttr::default() };
+        self.modify(qp, QpState::INIT, Mask::PKEY_INDEX.0 | Mask::PORT.0 | Mask::ACCESS_FLAGS.0, init, None);
+        let rtr = QpAttr { path_mtu: 5, dest_qp_num, max_dest_rd_atomic: 4, min_rnr_timer: 1, ..QpAttr::default() };
+        let mask = Mask::AV.0 | Mask::PATH_MTU.0 | Mask::DEST_QPN.0 | Mask::RQ_PSN.0 | Mask::MAX_DEST_RD_ATOMIC.0;
+        self.modify(qp, QpState::RTR, mask | Mask::MIN_RNR_TIMER.0, rtr, Some(to));
+        let rts = QpAttr { timeout: 14, retry_cnt: 1, rnr_retry: 1, max_rd_atomic: 4, ..QpAttr::default() };
+        let mask = Mask::TIMEOUT.0 | Mask::RETRY_CNT.0 | Mask::RNR_RETRY.0 | Mask::SQ_PSN.0 | Mask::MAX_QP_RD_ATOMIC.0;
+        self.modify(qp, QpState::RTS, mask, rts, None);
+    }
+
+    fn pair(&mut self) -> (RigQp, RigQp) {
+        let (a, b) = (self.qp(0, 100), self.qp(1, 200));
+        self.ready(&a, b.number, Destination::Own);
+        self.ready(&b, a.number, Destination::Own);
+        (a, b)
+    }
+
+    fn sge(&self, offset: u64, length: u32) -> Sge {
+        Sge { addr: IOVA + offset, length, lkey: self.key }
+    }
+
+    fn fields(&self, opcode: Opcode, local: u64, remote: u64, length: u32) -> SendFields {
+        SendFields {
+            wr_id: 1,
+            opcode,
+            flags: SendFlags::SIGNALED,
+            sges: 1,
+            remote_addr: IOVA + remote,
+            rkey: self.key,
+            sge: self.sge(local, length),
+            ..SendFields::default()
+        }
+    }
+
+    fn turns(&mut self) {
+        for _ in 0..50 {
+            self.plane.now += 100_000;
+            self.plane.turn();
+            for notice in self.plane.take_notices() {
+                if let Notice::Event { event, .. } = notice {
+                    self.events.push(event);
+                }
+            }
+        }
+    }
+
+    fn completions(&mut self) -> Vec<Completion> {
+        let mut list = Vec::new();
+        while let Some(words) = self.completions.peek() {
+            list.push(Completion::unpack(&words));
+            self.completions.advance(1);
+        }
+        list
+    }
+
+    fn statuses(&mut self) -> Vec<(u64, WcStatus)> {
+        self.turns();
+        self.completions().iter().map(|completion| (completion.wr_id, completion.status)).collect()
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) {
+        rustix::io::pwrite(&self.file, bytes, offset).unwrap();
+    }
+
+    fn take(&self, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut buffer = vec![0; bytes];
+        rustix::io::pread(&self.file, &mut buffer[..], offset).unwrap();
+        buffer
+    }
+}
+
+fn post(qp: &mut RigQp, fields: &SendFields) {
+    qp.send.push(&SendBase::pack(fields).0);
+}
+
+#[test]
+fn a_write_moves_bytes_and_completes() {
+    let mut rig = Rig::new();
+    let (mut a, _b) = rig.pair();
+    rig.put(0, b"fence");
+    post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 4096, 5));
+    assert_eq!(rig.statuses(), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(rig.take(4096, 5), b"fence");
+}
+
+#[test]
+fn a_send_fills_several_elements_and_carries_immediate_data() {
+    let mut rig = Rig::new();
+    let (mut a, mut b) = rig.pair();
+    rig.put(0, b"0123456789");
+    let base = ReceiveBase::pack(9, 2, rig.sge(8192, 3));
+    b.receive.push_extended(&base.0, &[ringfence_protocol::work::pack_sges(&[rig.sge(9000, 100)])]);
+    let fields = SendFields { imm: 77, ..rig.fields(Opcode::SEND_WITH_IMM, 0, 0, 10) };
+    post(&mut a, &fields);
+    rig.turns();
+    let completions = rig.completions();
+    let received = completions.iter().find(|c| c.opcode == WcOpcode::RECV).unwrap();
+    assert_eq!((received.wr_id, received.byte_len, received.imm, received.src_qp), (9, 10, 77, 100));
+    assert_eq!(rig.take(8192, 3), b"012");
+    assert_eq!(rig.take(9000, 7), b"3456789");
+}
+
+#[test]
+fn reads_and_atomics_fetch() {
+    let mut rig = Rig::new();
+    let (mut a, _b) = rig.pair();
+    rig.put(4096, &40u64.to_ne_bytes());
+    post(&mut a, &rig.fields(Opcode::RDMA_READ, 0, 4096, 8));
+    post(&mut a, &SendFields { compare_add: 2, ..rig.fields(Opcode::FETCH_AND_ADD, 8, 4096, 8) });
+    post(&mut a, &SendFields { compare_add: 42, swap: 7, ..rig.fields(Opcode::CMP_AND_SWP, 16, 4096, 8) });
+    post(&mut a, &SendFields { compare_add: 42, swap: 8, ..rig.fields(Opcode::CMP_AND_SWP, 24, 4096, 8) });
+    assert_eq!(rig.statuses(), [(1, WcStatus::SUCCESS); 4]);
+    let fetched: Vec<u64> =
+        rig.take(0, 32).chunks(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap())).collect();
+    assert_eq!(fetched, [40, 40, 42, 7]);
+}
+
+#[test]
+fn a_foreign_lkey_is_a_local_protection_error_and_flushes_the_rest() {
+    let mut rig = Rig::new();
+    let (mut a, mut b) = rig.pair();
+    b.receive.push(&ReceiveBase::pack(50, 1, rig.sge(0, 8)).0);
+    let good = rig.fields(Opcode::RDMA_WRITE, 0, 64, 8);
+    post(&mut a, &SendFields { wr_id: 1, flags: SendFlags(0), ..good });
+    post(&mut a, &SendFields { wr_id: 2, sge: Sge { lkey: rig.key ^ 0x8000_0000, ..good.sge }, ..good });
+    post(&mut a, &SendFields { wr_id: 3, flags: SendFlags(0), ..good });
+    assert_eq!(rig.statuses(), [(2, WcStatus::LOC_PROT_ERR), (3, WcStatus::WR_FLUSH_ERR)]);
+    post(&mut a, &SendFields { wr_id: 4, ..good });
+    a.receive.push(&ReceiveBase::pack(5, 1, rig.sge(0, 8)).0);
+    assert_eq!(rig.statuses(), [(4, WcStatus::WR_FLUSH_ERR), (5, WcStatus::WR_FLUSH_ERR)]);
+}
+
+#[test]
+fn a_remote_access_violation_ends_both_queue_pairs() {
+    let mut rig = Rig::new();
+    let (mut a, mut b) = rig.pair();
+    b.receive.push(&ReceiveBase::pack(50, 1, rig.sge(0, 8)).0);
+    post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, MEMORY as u64 - 4, 8));
+    let mut statuses = rig.statuses();
+    statuses.sort();
+    assert_eq!(statuses, [(1, WcStatus::REM_ACCESS_ERR), (50, WcStatus::WR_FLUSH_ERR)]);
+    assert_eq!(rig.events, [EventType::QP_ACCESS_ERR]);
+}
+
+#[test]
+fn a_message_longer_than_the_receive_is_refused_on_both_sides() {
+    let mut rig = Rig::new();
+    let (mut a, mut b) = rig.pair();
+    b.receive.push(&ReceiveBase::pack(50, 1, rig.sge(0, 8)).0);
+    post(&mut a, &rig.fields(Opcode::SEND, 64, 0, 9));
+    let mut statuses = rig.statuses();
+    statuses.sort();
+    assert_eq!(statuses, [(1, WcStatus::REM_INV_REQ_ERR), (50, WcStatus::LOC_LEN_ERR)]);
+}
+
+#[test]
+fn a_send_waits_for_a_receive_and_gives_up_after_its_retries() {
+    let mut rig = Rig::new();
+    let (mut a, mut b) = rig.pair();
+    post(&mut a, &rig.fields(Opcode::SEND, 0, 0, 8));
+    rig.plane.turn();
+    b.receive.push(&ReceiveBase::pack(50, 1, rig.sge(64, 8)).0);
+    assert_eq!(rig.statuses(), [(50, WcStatus::SUCCESS), (1, WcStatus::SUCCESS)]);
+    post(&mut a, &rig.fields(Opcode::SEND, 0, 0, 8));
+    assert_eq!(rig.statuses(), [(1, WcStatus::RNR_RETRY_EXC_ERR)]);
+}
+
+#[test]
+fn requests_to_nobody_are_given_up_after_their_timeouts() {
+    let mut rig = Rig::new();
+    let (mut a, b) = rig.pair();
+    rig.plane.remove_qp(b.queue);
+    post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 64, 8));
+    assert_eq!(rig.statuses(), []);
+    // Timeout 14 is 67 ms, and there is one retry.
+    rig.plane.now += 70_000_000;
+    assert_eq!(rig.statuses(), []);
+    rig.plane.now += 70_000_000;
+    assert_eq!(rig.statuses(), [(1, WcStatus::RETRY_EXC_ERR)]);
+}
+
+#[test]
+fn malformed_entries_take_the_queue_pair_down_and_nothing_else() {
+    for fields in [
+        SendFields { sges: 33, ..SendFields::default() },
+        SendFields { sges: 5, ..SendFields::default() },
+        SendFields { flags: SendFlags::INLINE, inline_bytes: 65, ..SendFields::default() },
+        // Its extension was never written.
+        SendFields { sges: 4, ..SendFields::default() },
+    ] {
+        let mut rig = Rig::new();
+        let (mut a, mut b) = rig.pair();
+        post(&mut a, &fields);
+        assert_eq!(rig.statuses()[0].1, WcStatus::LOC_QP_OP_ERR, "{fields:?}");
+        post(&mut b, &rig.fields(Opcode::RDMA_WRITE, 0, 64, 8));
+        for _ in 0..2 {
+            rig.turns();
+            rig.plane.now += 70_000_000;
+        }
+        assert_eq!(rig.statuses(), [(1, WcStatus::RETRY_EXC_ERR)]);
+    }
+}
+
+#[test]
+fn an_unknown_opcode_is_a_local_operation_error() {
+    for opcode in [Opcode::LOCAL_INV, Opcode::BIND_MW, Opcode::SEND_WITH_INV, Opcode(77)] {
+        let mut rig = Rig::new();
+        let (mut a, _b) = rig.pair();
+        post(&mut a, &rig.fields(opcode, 0, 64, 8));
+        assert_eq!(rig.statuses(), [(1, WcStatus::LOC_QP_OP_ERR)], "{opcode:?}");
+    }
+}
+
+#[test]
+fn a_full_completion_queue_is_an_error_and_not_an_overwrite() {
+    let mut rig = Rig::new();
+    let (mut a, _b) = rig.pair();
+    for wr_id in 0..u64::from(SLOTS) + 1 {
+        post(&mut a, &SendFields { wr_id, ..rig.fields(Opcode::RDMA_WRITE, 0, 64, 8) });
+        rig.turns();
+    }
+    assert_eq!(rig.events, [EventType::CQ_ERR]);
+    let ids: Vec<u64> = rig.completions().iter().map(|completion| completion.wr_id).collect();
+    assert_eq!(ids, (0..u64::from(SLOTS)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_reset_queue_pair_forgets_and_works_again() {
+    let mut rig = Rig::new();
+    let (mut a, b) = rig.pair();
+    post(&mut a, &rig.fields(Opcode::SEND, 0, 0, 8));
+    rig.plane.turn();
+    for qp in [&a, &b] {
+        rig.modify(qp, QpState::RESET, 0, QpAttr::default(), None);
+    }
+    assert_eq!(rig.statuses(), []);
+    rig.ready(&a, b.number, Destination::Own);
+    rig.ready(&b, a.number, Destination::Own);
+    post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 64, 8));
+    assert_eq!(rig.statuses(), [(1, WcStatus::SUCCESS)]);
+}
+
+#[test]
+fn large_requests_of_every_kind_are_split_and_arrive_whole_through_a_shaped_plane() {
+    let clock = crate::fabric::clock::WireClock::private().unwrap();
+    let shaping = Shaping::new(Some(8_000_000_000), Some(100), Class::Bulk, Some((clock, 10_000_000_000)), 0);
+    let mut rig = Rig::shaped(shaping);
+    let (mut a, mut b) = rig.pair();
+    let pattern: Vec<u8> = (0..100_000u32).map(|i| (i * 7 / 3) as u8).collect();
+    rig.put(0, &pattern);
+    let length = pattern.len() as u32;
+    post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 110_000, length));
+    assert_eq!(rig.statuses(), [(1, WcStatus::SUCCESS)]);
+    assert!(rig.take(110_000, pattern.len()) == pattern);
+    b.receive.push(&ReceiveBase::pack(2, 1, rig.sge(120_001, length)).0);
+    post(&mut a, &rig.fields(Opcode::SEND, 0, 0, length));
+    assert_eq!(rig.statuses(), [(2, WcStatus::SUCCESS), (1, WcStatus::SUCCESS)]);
+    assert!(rig.take(120_001, pattern.len()) == pattern);
+    post(&mut a, &rig.fields(Opcode::RDMA_READ, 130_003, 0, length));
+    assert_eq!(rig.statuses(), [(1, WcStatus::SUCCESS)]);
+    assert!(rig.take(130_003, pattern.len()) == pattern);
+}
+
+/// Two planes and a link between them; shares are granted at once.
+struct TwoRigs {
+    rigs: [Rig; 2],
+}
+
+impl TwoRigs {
+    fn new() -> (Self, RigQp, RigQp) {
+        let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
+        let mut rigs = [Rig::new(), Rig::new()];
+        for (index, end) in [End::Initiator, End::Acceptor].into_iter().enumerate() {
+            let port = 2 - index as u16;
+            let link = Link::new(port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
+            rigs[index].plane.links.push(Some(Box::new(link)));
+        }
+        let (a, b) = (rigs[0].qp(0, 100), rigs[1].qp(0, 200));
+        rigs[0].ready(&a, 200, Destination::Port(2));
+        rigs[1].ready(&b, 100, Destination::Port(1));
+        (Self { rigs }, a, b)
+    }
+
+    fn turns(&mut self) {
+        for _ in 0..100 {
+            for index in 0..2 {
+                self.rigs[index].plane.now += 10_000;
+                self.rigs[index].plane.turn();
+                let notices: Vec<Notice> = self.rigs[index].plane.take_notices().collect();
+                for notice in notices {
+                    match notice {
+                        Notice::Event { event, .. } => self.rigs[index].events.push(event),
+                        Notice::Share { .. } => self.share(index),
+                        Notice::Fault { fault, .. } => panic!("{fault}"),
+                    }
+                }
+            }
+        }
+    }
+
+    fn share(&mut self, from: usize) {
+        let mapping = Arc::clone(&self.rigs[from].memory);
+        let to = self.rigs[1 - from].plane.links[0].as_mut().unwrap();
+        to.shares.insert(1, Share { mapping });
+        self.rigs[1 - from].plane.share_arrived(0);
+        self.rigs[from].plane.links[0].as_mut().unwrap().shared.insert(1, true);
+        self.rigs[from].plane.share_arrived(0);
+    }
+}
+
+#[test]
+fn every_operation_works_between_two_proxies() {
+    let (mut two, mut a, mut b) = TwoRigs::new();
+    let remote = two.rigs[1].key;
+    let to_remote =
+        |rig: &Rig, opcode, local, at, length| SendFields { rkey: remote, ..rig.fields(opcode, local, at, length) };
+    let pattern: Vec<u8> = (0..30_000u32).map(|i| (i * 5 / 3) as u8).collect();
+    two.rigs[0].put(0, &pattern);
+
+    post(&mut a, &to_remote(&two.rigs[0], Opcode::RDMA_WRITE, 0, 40_000, 30_000));
+    b.receive.push(&ReceiveBase::pack(60, 1, two.rigs[1].sge(80_000, 30_000)).0);
+    post(&mut a, &to_remote(&two.rigs[0], Opcode::SEND, 0, 0, 30_000));
+    post(&mut a, &to_remote(&two.rigs[0], Opcode::RDMA_READ, 120_000, 40_000, 30_000));
+    two.rigs[1].put(4096, &5u64.to_ne_bytes());
+    let add = to_remote(&two.rigs[0], Opcode::FETCH_AND_ADD, 160_000, 4096, 8);
+    post(&mut a, &SendFields { compare_add: 6, ..add });
+    let inline = SendFields {
+        flags: SendFlags(SendFlags::SIGNALED.0 | SendFlags::INLINE.0),
+        sges: 0,
+        inline_bytes: 8,
+        ..to_remote(&two.rigs[0], Opcode::RDMA_WRITE, 0, 5000, 0)
+    };
+    a.send.push(&SendBase::pack_inline(&inline, &[u64::from_ne_bytes(*b"inlined!"), 0, 0, 0]).0);
+    two.turns();
+
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS); 5]);
+    assert_eq!(two.rigs[1].statuses(), [(60, WcStatus::SUCCESS)]);
+    assert!(two.rigs[1].take(40_000, 30_000) == pattern);
+    assert!(two.rigs[1].take(80_000, 30_000) == pattern);
+    assert!(two.rigs[0].take(120_000, 30_000) == pattern);
+    assert_eq!(two.rigs[0].take(160_000, 8), 5u64.to_ne_bytes());
+    assert_eq!(two.rigs[1].take(4096, 8), 11u64.to_ne_bytes());
+    assert_eq!(two.rigs[1].take(5000, 8), b"inlined!");
+    assert_eq!(two.rigs[0].plane.links[0].as_ref().unwrap().outstanding, 0);
+}
+
+#[test]
+fn a_receiver_of_another_proxy_that_is_not_ready_is_tried_again_in_order() {
+    let (mut two, mut a, mut b) = TwoRigs::new();
+    two.rigs[0].put(0, b"abcd");
+    for offset in 0..4 {
+        post(&mut a, &SendFields { wr_id: offset, ..two.rigs[0].fields(Opcode::SEND, offset, 0, 1) });
+    }
+    // The retries of one RNR episode; each message that gets through starts a new one.
+    two.rigs[0].plane.turn();
+    two.share(0);
+    two.rigs[0].plane.turn();
+    two.rigs[1].plane.turn();
+    for wr_id in 0..4 {
+        b.receive.push(&ReceiveBase::pack(wr_id, 1, two.rigs[1].sge(wr_id, 1)).0);
+    }
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), (0..4).map(|id| (id, WcStatus::SUCCESS)).collect::<Vec<_>>());
+    assert_eq!(two.rigs[1].take(0, 4), b"abcd");
+}
+
+#[test]
+fn a_violation_of_another_proxys_memory_ends_both_ends() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    post(&mut a, &two.rigs[0].fields(Opcode::RDMA_READ, 0, 0, 8));
+    two.turns();
+    // The key is the requester's own, which means nothing at the other proxy.
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::REM_ACCESS_ERR)]);
+    assert_eq!(two.rigs[1].events.last(), Some(&EventType::QP_ACCESS_ERR));
+}
