@@ -13,10 +13,12 @@ pub fn compile(name: &str, with: &[&str]) -> Result<PathBuf> {
     }
     std::fs::create_dir_all(program.parent().context("has a parent")?)?;
     let target = program.to_str().context("/tmp is not UTF-8")?.to_owned();
-    let mut words: Vec<String> = ["cc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", &target]
-        .map(str::to_owned)
-        .to_vec();
-    for source in std::iter::once(&format!("{name}.c")).chain(with.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>().iter())
+    let mut words: Vec<String> =
+        ["cc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", &target]
+            .map(str::to_owned)
+            .to_vec();
+    for source in
+        std::iter::once(&format!("{name}.c")).chain(with.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>().iter())
     {
         words.push(artifacts::client_source(source).to_string_lossy().into_owned());
     }

@@ -4,9 +4,7 @@ use crate::{artifacts, sandbox};
 use anyhow::{Context, Result, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use ringfence_proxy::launch::{
-    Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Worker,
-};
+use ringfence_proxy::launch::{Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Worker};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;

@@ -10,6 +10,9 @@ pub mod direct;
 pub mod machine;
 pub mod netns;
 pub mod perftest;
+pub mod raw;
 pub mod rootfs;
 pub mod sandbox;
+
 mod spec;
+pub mod suite;

@@ -41,7 +41,8 @@ pub fn pair() -> Result<(Netns, Netns)> {
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let a = Netns::new(format!("rf{n}a"), "10.77.0.1")?;
     let b = Netns::new(format!("rf{n}b"), "10.77.0.2")?;
-    let link = ["ip", "link", "add", "eth0", "netns", &a.name, "type", "veth", "peer", "name", "eth0", "netns", &b.name];
+    let link =
+        ["ip", "link", "add", "eth0", "netns", &a.name, "type", "veth", "peer", "name", "eth0", "netns", &b.name];
     run(command(&link))?;
     for netns in [&a, &b] {
         let address = format!("{}/24", netns.address);

@@ -95,7 +95,8 @@ fn outer(label: &str) -> Result<ExitCode> {
         }
     });
 
-    std::fs::create_dir(work_dir_of(&name)).with_context(|| format!("cannot create {}", work_dir_of(&name).display()))?;
+    std::fs::create_dir(work_dir_of(&name))
+        .with_context(|| format!("cannot create {}", work_dir_of(&name).display()))?;
     let made_netns_dir = std::fs::create_dir(NETNS_DIR).is_ok();
     let status = start_init(&name, &interruption);
     clean_up(&name, made_netns_dir);

@@ -60,8 +60,13 @@ impl Parts<'_> {
         if let Some(path) = self.netns {
             network["path"] = json!(path);
         }
-        let mut namespaces =
-            vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"}), network];
+        let mut namespaces = vec![
+            json!({"type": "pid"}),
+            json!({"type": "ipc"}),
+            json!({"type": "uts"}),
+            json!({"type": "mount"}),
+            network,
+        ];
         let mut linux = json!({
             "cgroupsPath": self.cgroups_path,
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
@@ -104,7 +109,8 @@ impl Parts<'_> {
             "linux": linux,
         });
         if let Some(hook) = &self.hook {
-            spec["hooks"] = json!({ hook.start_stage: hook.entry(hook.start_stage), "poststop": hook.entry("poststop") });
+            spec["hooks"] =
+                json!({ hook.start_stage: hook.entry(hook.start_stage), "poststop": hook.entry("poststop") });
         }
         spec
     }
@@ -126,7 +132,8 @@ impl Parts<'_> {
                 "options": ["nosuid", "noexec", "nodev", "ro"]}));
         }
         for (source, destination) in self.mounts {
-            mounts.push(json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", "ro"]}));
+            mounts
+                .push(json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", "ro"]}));
         }
         mounts
     }

@@ -17,7 +17,10 @@ fn entry(value: u64) -> Words {
 
 fn whole(words: &Words) -> bool {
     // The stamp takes the low bits of its word.
-    words.iter().enumerate().all(|(index, word)| if index == 1 { word >> 16 == words[0] >> 16 } else { *word == words[0] })
+    words
+        .iter()
+        .enumerate()
+        .all(|(index, word)| if index == 1 { word >> 16 == words[0] >> 16 } else { *word == words[0] })
 }
 
 #[test]
