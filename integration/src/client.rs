@@ -1,0 +1,28 @@
+//! Small verbs programs in C, compiled against the distribution's headers, as users' programs are.
+
+use crate::command::{command, run};
+use crate::{artifacts, sandbox};
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+
+/// Compiles `<name>.c` and the files `with` of integration/clients into a program of the sandbox, once.
+pub fn compile(name: &str, with: &[&str]) -> Result<PathBuf> {
+    let program = sandbox::work_dir().join("clients").join(name);
+    if program.exists() {
+        return Ok(program);
+    }
+    std::fs::create_dir_all(program.parent().context("has a parent")?)?;
+    let target = program.to_str().context("/tmp is not UTF-8")?.to_owned();
+    let mut words: Vec<String> =
+        ["cc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", &target]
+            .map(str::to_owned)
+            .to_vec();
+    for source in
+        std::iter::once(&format!("{name}.c")).chain(with.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>().iter())
+    {
+        words.push(artifacts::client_source(source).to_string_lossy().into_owned());
+    }
+    words.push("-libverbs".into());
+    run(command(&words.iter().map(String::as_str).collect::<Vec<_>>()))?;
+    Ok(program)
+}

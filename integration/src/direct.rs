@@ -1,0 +1,142 @@
+//! A proxy without a container, started as the hook would start it: for tests of what it does, not of how it got there.
+
+use crate::{artifacts, sandbox};
+use anyhow::{Context, Result, ensure};
+use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use ringfence_proxy::launch::{Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Worker};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A node: proxies of the same node reach each other.
+#[derive(Debug)]
+pub struct Node {
+    dir: PathBuf,
+    link: Option<u64>,
+}
+
+/// A running proxy and the process that stands for its container's init. Both end when this is dropped.
+#[derive(Debug)]
+pub struct DirectProxy {
+    proxy: Child,
+    init: Child,
+    dir: PathBuf,
+}
+
+impl Node {
+    /// A node with a software device, its modelled link at `link` bits per second.
+    pub fn new(link: Option<u64>) -> Result<Self> {
+        let dir = sandbox::work_dir().join(format!("direct-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        for path in [dir.clone(), dir.join("containers"), dir.join("fabric")] {
+            std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        Ok(Self { dir, link })
+    }
+
+    /// Starts a proxy and waits until it is ready.
+    pub fn proxy(&self, limits: Limits) -> Result<DirectProxy> {
+        let container = format!("direct{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = self.dir.join("containers").join(&container);
+        std::fs::create_dir_all(dir.join("mount"))?;
+        let listener = listen_at(&dir.join("mount/verbs.sock"))?;
+        let init = Command::new("sleep").arg("infinity").stdin(Stdio::null()).spawn().context("cannot start sleep")?;
+        let launch = Launch {
+            container,
+            init_pid: init.id().cast_signed(),
+            run_dir: self.dir.clone(),
+            container_dir: dir.clone(),
+            device: Device { name: "soft0".into(), kind: DeviceKind::Soft, link: self.link },
+            limits,
+            worker: Worker::default(),
+        };
+        let file = dir.join("launch.json");
+        std::fs::write(&file, serde_json::to_vec(&launch)?)?;
+        let pid = rustix::process::Pid::from_child(&init);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+        let (mut ready, ready_writer) = std::io::pipe()?;
+        let mapping = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
+        let mut command = Command::new(artifacts::proxy()?);
+        command.arg("--launch").arg(&file).stdin(Stdio::null()).fd_mappings(vec![
+            mapping(listener, FD_LISTENER),
+            mapping(pidfd, FD_INIT),
+            mapping(ready_writer.into(), FD_READY),
+            mapping(File::open("/proc/self/ns/net")?.into(), FD_NETNS),
+        ])?;
+        let proxy = command.spawn().context("cannot start the proxy")?;
+        // The command still holds our copy of the pipe's writing end; without it the read ends with the proxy's.
+        drop(command);
+        let started = DirectProxy { proxy, init, dir };
+        let mut line = String::new();
+        ready.read_to_string(&mut line)?;
+        ensure!(line.trim_end() == "ready", "the proxy is not ready: {line:?}");
+        Ok(started)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+impl DirectProxy {
+    /// The socket for its clients.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("mount/verbs.sock")
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.proxy.id().cast_signed()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.proxy.try_wait(), Ok(None))
+    }
+
+    /// Its directory, which it removes when it ends.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Ends the process that stands for the container's init.
+    pub fn end_init(&mut self) -> Result<()> {
+        self.init.kill()?;
+        self.init.wait()?;
+        Ok(())
+    }
+
+    /// A verbs program that uses this proxy instead of the distribution's library.
+    pub fn command(&self, program: &Path) -> Result<Command> {
+        let mut command = Command::new(program);
+        command.env("RINGFENCE_SOCKET", self.socket()).env("LD_PRELOAD", artifacts::library()?);
+        Ok(command)
+    }
+}
+
+impl Drop for DirectProxy {
+    fn drop(&mut self) {
+        for child in [&mut self.proxy, &mut self.init] {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+fn listen_at(path: &Path) -> Result<OwnedFd> {
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(path)?)
+        .with_context(|| format!("cannot bind {}", path.display()))?;
+    listen(&fd, Backlog::new(64)?)?;
+    Ok(fd)
+}

@@ -1,0 +1,53 @@
+//! Network namespaces joined by a veth pair.
+
+use crate::command::{command, run};
+use anyhow::Result;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// One network namespace with one address; gone when dropped.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    /// The address of its end of the pair.
+    pub address: String,
+}
+
+impl Netns {
+    /// The file that stands for the namespace.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
+    }
+
+    fn new(name: String, address: &str) -> Result<Self> {
+        run(command(&["ip", "netns", "add", &name]))?;
+        let netns = Self { name, address: address.to_owned() };
+        run(command(&["ip", "-n", &netns.name, "link", "set", "lo", "up"]))?;
+        Ok(netns)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        run(command(&["ip", "netns", "delete", &self.name])).ok();
+    }
+}
+
+/// Two namespaces, `10.77.0.1` and `10.77.0.2`, joined by a veth pair.
+pub fn pair() -> Result<(Netns, Netns)> {
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let a = Netns::new(format!("rf{n}a"), "10.77.0.1")?;
+    let b = Netns::new(format!("rf{n}b"), "10.77.0.2")?;
+    let link =
+        ["ip", "link", "add", "eth0", "netns", &a.name, "type", "veth", "peer", "name", "eth0", "netns", &b.name];
+    run(command(&link))?;
+    for netns in [&a, &b] {
+        let address = format!("{}/24", netns.address);
+        run(command(&["ip", "-n", &netns.name, "address", "add", &address, "dev", "eth0"]))?;
+        run(command(&["ip", "-n", &netns.name, "link", "set", "eth0", "up"]))?;
+    }
+    Ok((a, b))
+}

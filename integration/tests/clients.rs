@@ -1,0 +1,168 @@
+//! Verbs programs of our own against proxies without containers: what the specification says about queue pairs, memory
+//! registration, processes and quotas.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use ringfence_integration::command::{Running, command, run, wait_until};
+use ringfence_integration::direct::{DirectProxy, Node};
+use ringfence_integration::suite::{Needs, test};
+use ringfence_integration::{artifacts, client, suite};
+use ringfence_proxy::launch::Limits;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// More than the slowest case takes by far.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
+    suite::main("ringfence-clients", &needs, trials)
+}
+
+fn trials() -> Result<Vec<Trial>> {
+    let semantics = client::compile(
+        "semantics",
+        &["sides.c", "pairs.c", "check.c", "cases_data.c", "cases_errors.c", "cases_states.c", "cases_events.c"],
+    )?;
+    let memory = client::compile("memory", &["loop.c", "check.c"])?;
+    let process = client::compile("process", &["loop.c", "check.c"])?;
+
+    let mut trials = Vec::new();
+    for line in list(&semantics)?.lines() {
+        let mut words = line.split(' ');
+        let case = words.next().context("an empty line among the cases")?.to_owned();
+        for sides in words {
+            let (program, case, sides) = (semantics.clone(), case.clone(), sides.to_owned());
+            let name = format!("semantics::{case}::{sides}");
+            trials.push(test(name, move || run_semantics(&program, &case, sides == "two")));
+        }
+    }
+    for case in list(&memory)?.lines() {
+        let (program, case) = (memory.clone(), case.to_owned());
+        trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
+    }
+    let tests: [(&str, fn(&Path) -> Result<()>); 6] = [
+        ("forked_and_executed_children_use_verbs", children),
+        ("quotas_answer_enomem", quotas),
+        ("a_killed_process_gives_everything_back", killed),
+        ("many_processes_share_a_proxy", many),
+        ("the_proxy_ends_with_its_container", ends_with_init),
+        ("an_idle_proxy_uses_no_processor", idle),
+    ];
+    for (name, run) in tests {
+        let program = process.clone();
+        trials.push(test(format!("process::{name}"), move || run(&program)));
+    }
+    Ok(trials)
+}
+
+fn list(program: &Path) -> Result<String> {
+    run(command(&[program.to_str().context("/tmp is not UTF-8")?, "list"]))
+}
+
+fn finish(command: Command) -> Result<()> {
+    Running::start(command)?.wait(LIMIT)?.success().map(drop)
+}
+
+fn run_semantics(program: &Path, case: &str, two: bool) -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut peer = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.args([case, if two { "two" } else { "one" }]).env("PEER_SOCKET", peer.socket());
+    finish(command)?;
+    ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
+    Ok(())
+}
+
+fn run_alone(program: &Path, args: &[&str], limits: Limits) -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(limits)?;
+    let mut command = proxy.command(program)?;
+    command.args(args);
+    finish(command)?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
+}
+
+fn children(program: &Path) -> Result<()> {
+    run_alone(program, &["children"], Limits::default())
+}
+
+fn quotas(program: &Path) -> Result<()> {
+    let limits = Limits { max_qp: 5, max_mr: 7, max_mr_bytes: 16 << 20, max_cq: 3, ..Limits::default() };
+    run_alone(program, &["quota", "5", "7", "16777216", "3"], limits)
+}
+
+/// The limits are just what one process needs: the second works only if the first left nothing behind.
+fn killed(program: &Path) -> Result<()> {
+    let limits = Limits { max_qp: 2, max_mr: 2, max_mr_bytes: 4 << 20, max_cq: 1, ..Limits::default() };
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(limits)?;
+    for round in 0..5 {
+        let mut command = proxy.command(program)?;
+        command.arg("stream");
+        let mut stream = Running::start(command)?;
+        wait_until("the stream to run", LIMIT, || stream.output().contains("streaming") || stream.has_ended())?;
+        ensure!(!stream.has_ended(), "round {round}: the stream ended: {}", stream.output());
+        std::thread::sleep(Duration::from_millis(20 * round));
+        stream.kill();
+        wait_until("the dead process's objects to be gone", Duration::from_secs(5), || once(&proxy, program).is_ok())
+            .with_context(|| format!("round {round}: {:#}", once(&proxy, program).unwrap_err()))?;
+    }
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
+}
+
+fn once(proxy: &DirectProxy, program: &Path) -> Result<()> {
+    let mut command = proxy.command(program)?;
+    command.arg("once");
+    finish(command)
+}
+
+fn many(program: &Path) -> Result<()> {
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    let mut running = Vec::new();
+    for _ in 0..20 {
+        let mut command = proxy.command(program)?;
+        command.arg("once");
+        running.push(Running::start(command)?);
+    }
+    running.into_iter().try_for_each(|running| running.wait(LIMIT)?.success().map(drop))
+}
+
+fn ends_with_init(program: &Path) -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.arg("stream");
+    let mut stream = Running::start(command)?;
+    wait_until("the stream to run", LIMIT, || stream.output().contains("streaming") || stream.has_ended())?;
+    proxy.end_init()?;
+    wait_until("the proxy to end", Duration::from_secs(2), || proxy.has_ended())?;
+    ensure!(!proxy.socket().exists(), "{} remains", proxy.socket().display());
+    Ok(())
+}
+
+fn idle(program: &Path) -> Result<()> {
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    once(&proxy, program)?;
+    // Long enough to fall asleep.
+    std::thread::sleep(Duration::from_millis(200));
+    let before = processor_ticks(proxy.pid())?;
+    std::thread::sleep(Duration::from_secs(2));
+    let used = processor_ticks(proxy.pid())? - before;
+    ensure!(used <= 1, "an idle proxy used {used} ticks of 10 ms in 2 s");
+    Ok(())
+}
+
+/// User and system time of a process, in clock ticks.
+fn processor_ticks(pid: i32) -> Result<u64> {
+    let path = PathBuf::from(format!("/proc/{pid}/stat"));
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
