@@ -8,7 +8,7 @@
 static struct ibv_qp *create(struct loop *loop)
 {
 	struct ibv_qp_init_attr init = {
-		.send_cq = loop->cq, .recv_cq = loop->cq, .cap = {64, 16, 4, 4, 0}, .qp_type = IBV_QPT_RC};
+		.send_cq = loop->cq, .recv_cq = loop->cq, .cap = {256, 16, 4, 4, 64}, .qp_type = IBV_QPT_RC};
 	struct ibv_qp *qp = ibv_create_qp(loop->pd, &init);
 
 	CHECK(qp, "errno %d", errno);

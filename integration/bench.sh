@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Measures what Ringfence costs, each figure beside its floor. `--help` shows the options.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=integration/prepare.sh
+. integration/prepare.sh
+prepare >&2
+exec target/x86_64-unknown-linux-gnu/release/ringfence-bench "$@"

@@ -1,0 +1,235 @@
+//! `ringfence-bench`: what Ringfence costs, each figure beside its floor and measured in the same run.
+
+mod figure;
+mod hook;
+mod idle;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use figure::{Figure, Goal};
+use ringfence_integration::direct::{DirectProxy, Node};
+use ringfence_integration::{client, machine, sandbox};
+use ringfence_proxy::launch::Limits;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measures what Ringfence costs, each figure beside its floor in the same run.
+///
+/// Two cores that nobody else uses, and nothing else running: figures of latency mean little otherwise.
+#[derive(Debug, Parser)]
+#[command(name = "integration/bench.sh")]
+struct Arguments {
+    /// One JSON object a line: name, value, unit, floor, ratio, goal, met.
+    #[arg(long)]
+    json: bool,
+    /// Only figures whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(obstacle) = machine::obstacle(&["cc", "runc"]) {
+        eprintln!("ringfence-bench: {obstacle}");
+        return ExitCode::FAILURE;
+    }
+    sandbox::run("ringfence-bench", || match measure(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringfence-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// A measurement: its name, and what makes its figures.
+type Measurement = (&'static str, fn() -> Result<Vec<Figure>>);
+
+const MEASUREMENTS: [Measurement; 8] = [
+    ("latency", latency),
+    ("rate", rate),
+    ("bandwidth", bandwidth),
+    ("register", register),
+    ("idle", idle::figures),
+    ("hook", hook::figures),
+    ("cap", caps),
+    ("crowded", crowded),
+];
+
+fn measure(arguments: &Arguments) -> Result<()> {
+    if !arguments.json {
+        Figure::print_head();
+    }
+    for (name, measurement) in MEASUREMENTS {
+        if !name.contains(&arguments.only) {
+            continue;
+        }
+        if !arguments.json {
+            eprint!("measuring {name} …\r");
+        }
+        for figure in measurement().with_context(|| format!("measuring {name}"))? {
+            if arguments.json { figure.print_json()? } else { figure.print() }
+        }
+    }
+    Ok(())
+}
+
+fn program() -> Result<PathBuf> {
+    client::compile("bench", &["loop.c", "check.c"])
+}
+
+/// Runs the client under this proxy; its values by name, several of one name in order.
+fn run(proxy: &DirectProxy, words: &[&str]) -> Result<HashMap<String, Vec<f64>>> {
+    let output = proxy.command(&program()?)?.args(words).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "bench {}: {}\n{said}{complaint}", words.join(" "), output.status);
+    let mut values: HashMap<String, Vec<f64>> = HashMap::new();
+    for line in said.lines() {
+        let (name, value) = line.split_once(' ').with_context(|| format!("no value in {line:?}"))?;
+        values.entry(name.to_owned()).or_default().push(value.parse()?);
+    }
+    Ok(values)
+}
+
+fn value(values: &HashMap<String, Vec<f64>>, name: &str) -> Result<f64> {
+    values.get(name).and_then(|values| values.first()).copied().with_context(|| format!("the client said no {name}"))
+}
+
+fn proxy(node: &Node) -> Result<DirectProxy> {
+    node.proxy(Limits::default())
+}
+
+/// The median of several runs of the client: single runs of a few hundred milliseconds differ.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn latency() -> Result<Vec<Figure>> {
+    const RUNS: usize = 5;
+    let node = Node::new(None)?;
+    let proxy = proxy(&node)?;
+    let mut columns = vec![Vec::new(); 5];
+    for _ in 0..RUNS {
+        // Floor and figure take turns, so that a change of the machine's mood meets both.
+        let floor = run(&proxy, &["cache-line"])?;
+        let write = run(&proxy, &["latency"])?;
+        let inline = run(&proxy, &["latency", "inline"])?;
+        for (column, value) in columns.iter_mut().zip([
+            value(&floor, "p50")?,
+            value(&write, "p50")?,
+            value(&write, "p99")?,
+            value(&inline, "p50")?,
+            value(&inline, "p99")?,
+        ]) {
+            column.push(value);
+        }
+    }
+    let [floor, p50, p99, inline_p50, inline_p99]: [f64; 5] =
+        columns.into_iter().map(median).collect::<Vec<_>>().try_into().map_err(|_| anyhow::anyhow!("five columns"))?;
+    let figure = |name: &str, value, goal| Figure::new(name, value, "ns").beside(floor).goal(Goal::RatioAtMost(goal));
+    Ok(vec![
+        Figure::new("cache line, round trip between two cores, median", floor, "ns"),
+        figure("WRITE 8 B, post to polled completion, median", p50, 2.5),
+        figure("WRITE 8 B, post to polled completion, p99", p99, 4.0),
+        figure("WRITE 8 B inline, median", inline_p50, 2.5),
+        figure("WRITE 8 B inline, p99", inline_p99, 4.0),
+    ])
+}
+
+fn rate() -> Result<Vec<Figure>> {
+    let node = Node::new(None)?;
+    let proxy = proxy(&node)?;
+    let runs = (0..3).map(|_| value(&run(&proxy, &["rate"])?, "rate")).collect::<Result<Vec<_>>>()?;
+    let rate = median(runs) / 1e6;
+    Ok(vec![Figure::new("WRITE 8 B, batches of 32, one worker", rate, "M/s").goal(Goal::AtLeast(15.0))])
+}
+
+fn bandwidth() -> Result<Vec<Figure>> {
+    let node = Node::new(None)?;
+    let proxy = proxy(&node)?;
+    let mut figures = Vec::new();
+    for (bytes, name, goal) in [
+        ("4096", "WRITE 4 KiB over 64 MiB", 0.5),
+        ("65536", "WRITE 64 KiB over 64 MiB", 0.85),
+        ("262144", "WRITE 256 KiB over 64 MiB", 0.85),
+        ("1048576", "WRITE 1 MiB over 64 MiB", 0.85),
+    ] {
+        let values = run(&proxy, &["bandwidth", bytes])?;
+        let (write, memcpy) = (value(&values, "write")? / 1e9, value(&values, "memcpy")? / 1e9);
+        figures.push(Figure::new(name, write, "GB/s").beside(memcpy).goal(Goal::RatioAtLeast(goal)));
+    }
+    Ok(figures)
+}
+
+fn register() -> Result<Vec<Figure>> {
+    let node = Node::new(None)?;
+    let proxy = proxy(&node)?;
+    let mut figures = Vec::new();
+    for (bytes, name) in [("4096", "reg_mr 4 KiB"), ("1048576", "reg_mr 1 MiB"), ("1073741824", "reg_mr 1 GiB")] {
+        let values = run(&proxy, &["register", bytes])?;
+        let floor = value(&values, "pwrite")? / 1e3;
+        figures.push(Figure::new(name, value(&values, "register")? / 1e3, "µs").beside(floor));
+    }
+    Ok(figures)
+}
+
+/// The largest error of a window of 100 ms against the cap.
+fn caps() -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for (rate, bytes, name) in [
+        (100_000_000u64, "4096", "cap of 100 Mbit/s, worst window of 100 ms"),
+        (1_000_000_000, "16384", "cap of 1 Gbit/s, worst window of 100 ms"),
+        (10_000_000_000, "65536", "cap of 10 Gbit/s, worst window of 100 ms"),
+    ] {
+        let node = Node::new(None)?;
+        let proxy = node.proxy(Limits { bandwidth: Some(rate), ..Limits::default() })?;
+        let values = run(&proxy, &["cap", bytes, "3"])?;
+        let windows = values.get("window").context("the client said no window")?;
+        let target = rate as f64 / 8.0 / 10.0;
+        let worst = windows.iter().map(|window| (window - target) / target * 100.0);
+        let worst = worst.max_by(|a, b| a.abs().total_cmp(&b.abs())).context("no windows")?;
+        figures.push(Figure::new(name, worst, "%").goal(Goal::Within(2.0)));
+    }
+    Ok(figures)
+}
+
+/// Two applications that spin and two workers, on two cores: a WRITE's round trip between two proxies.
+fn crowded() -> Result<Vec<Figure>> {
+    let node = Node::new(None)?;
+    let (server, client) = (proxy(&node)?, proxy(&node)?);
+    let tool = PathBuf::from("/usr/bin/ib_write_lat");
+    if !tool.exists() {
+        eprintln!("SKIPPED: crowded: ib_write_lat is not installed (package perftest)");
+        return Ok(Vec::new());
+    }
+    let arguments = ["-n", "5000", "-x", "0", "-p", "18777"];
+    let mut serving = server.command(&tool)?.args(arguments).stdout(std::process::Stdio::null()).spawn()?;
+    let mut output = None;
+    for _ in 0..50 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let tried = client.command(&tool)?.args(arguments).arg("127.0.0.1").output()?;
+        if tried.status.success() {
+            output = Some(tried);
+            break;
+        }
+        if serving.try_wait()?.is_some() {
+            break;
+        }
+    }
+    serving.kill().ok();
+    serving.wait()?;
+    let output = output.context("ib_write_lat did not come to an end")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let fields = said
+        .lines()
+        .map(|line| line.split_whitespace().filter_map(|field| field.parse::<f64>().ok()).collect::<Vec<_>>())
+        .find(|fields| fields.len() >= 8)
+        .with_context(|| format!("no figures in:\n{said}"))?;
+    Ok(vec![
+        Figure::new("ib_write_lat, 4 spinning parties on 2 cores, typical", fields[4], "µs"),
+        Figure::new("ib_write_lat, 4 spinning parties on 2 cores, p99", fields[7], "µs"),
+    ])
+}
