@@ -71,7 +71,8 @@ unsafe extern "C" fn start_poll(cq: *mut ibv_cq_ex, attr: *mut u32) -> c_int {
     }
     ring.finish();
     drop(ring);
-    if waiting != Waiting::Spin && !poll::wait(queue, waiting) {
+    let gone = queue.connection.generation.is_dead();
+    if gone || (waiting != Waiting::Spin && !poll::wait(queue, waiting)) {
         return libc::EIO;
     }
     libc::ENOENT

@@ -220,7 +220,8 @@ pub unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, most: c_int, to: *mut ibv_wc) 
     ring.finish();
     let waiting = ring.polled(found > 0 || most <= 0);
     drop(ring);
-    if waiting != Waiting::Spin && !wait(queue, waiting) {
+    let gone = found == 0 && queue.connection.generation.is_dead();
+    if gone || (waiting != Waiting::Spin && !wait(queue, waiting)) {
         sys::set_errno(libc::EIO);
         return -1;
     }

@@ -79,6 +79,11 @@ pub unsafe extern "C" fn post_recv(qp: *mut ibv_qp, first: *mut ibv_recv_wr, bad
             }
             next = request.next;
         }
+        drop(posting);
+        // Only when a sender waits for this, or the request is to be flushed.
+        if next != first && queue_pair.header.receive_bell.must_ring() {
+            ring(queue_pair);
+        }
     }
     result.map_or_else(
         |errno| {
