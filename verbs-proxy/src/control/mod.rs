@@ -127,7 +127,7 @@ impl Server {
     }
 
     fn serve_neighbour(&mut self, index: usize) {
-        match self.node.neighbours[index].serve(&self.node.worker) {
+        match self.node.neighbours[index].serve(&self.node.port, &self.node.worker) {
             Ok(()) => {}
             Err(fault) => {
                 if !matches!(fault, NeighbourFault::Gone | NeighbourFault::System(Errno::CONNRESET)) {

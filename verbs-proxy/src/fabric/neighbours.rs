@@ -136,7 +136,7 @@ impl Neighbour {
     }
 
     /// Takes one message.
-    pub fn serve(&mut self, worker: &Worker) -> Result<(), NeighbourFault> {
+    pub fn serve(&mut self, port: &Port, worker: &Worker) -> Result<(), NeighbourFault> {
         let mut buffer = vec![0; MAX_MESSAGE];
         let received = match datagram::receive(&self.socket, &mut buffer) {
             Ok(received) => received,
@@ -152,7 +152,7 @@ impl Neighbour {
         let message = serde_json::from_slice(&buffer[..received.bytes])
             .map_err(|_| NeighbourFault::Malformed("no message of this version"))?;
         match (message, self.link) {
-            (Message::Hello { lid }, None) => self.greet(lid, received.fds, worker),
+            (Message::Hello { lid }, None) => self.greet(lid, received.fds, port, worker),
             (Message::Share { share, runs }, Some(link)) => {
                 self.map(link, share, &runs, received.fds, worker)?;
                 send(&self.socket, &Message::Shared { share }, &[])?;
@@ -182,11 +182,16 @@ impl Neighbour {
         }
     }
 
-    fn greet(&mut self, lid: u16, fds: Vec<OwnedFd>, worker: &Worker) -> Result<(), NeighbourFault> {
+    fn greet(&mut self, lid: u16, fds: Vec<OwnedFd>, port: &Port, worker: &Worker) -> Result<(), NeighbourFault> {
         let [file, ours, theirs]: [OwnedFd; 3] =
             fds.try_into().map_err(|_| NeighbourFault::Malformed("a hello without its descriptors"))?;
+        // A proxy that was taken over must not pass for another container's.
+        let peer = rustix::net::sockopt::socket_peercred(&self.socket)?;
+        if !port.belongs_to(lid, peer.pid) {
+            return Err(NeighbourFault::Malformed("a hello in another port's name"));
+        }
         let file = SealedFile::adopt(file)?;
-        if file.bytes() != BYTES || lid == 0 {
+        if file.bytes() != BYTES {
             return Err(NeighbourFault::Malformed("a hello with another size"));
         }
         let mapping = Arc::new(Mapping::of(&file)?);

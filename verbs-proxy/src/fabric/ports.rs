@@ -26,7 +26,7 @@ pub struct Gid {
 }
 
 const ENTRY: usize = 20;
-const HEAD: usize = 16;
+const HEAD: usize = 24;
 
 /// A port that this process owns.
 #[derive(Debug)]
@@ -131,7 +131,8 @@ impl Port {
     }
 
     fn publish(&mut self) -> Result<(), Errno> {
-        let mut bytes = [self.guid.to_be_bytes(), self.netns.to_ne_bytes()].concat();
+        let pid = u64::from(std::process::id());
+        let mut bytes = [self.guid.to_be_bytes(), self.netns.to_ne_bytes(), pid.to_ne_bytes()].concat();
         for gid in &self.gids {
             bytes.extend(gid.raw);
             bytes.extend(gid.ifindex.to_ne_bytes());
@@ -161,6 +162,12 @@ impl Port {
         lid == self.lid || read(&self.directory, lid).is_some()
     }
 
+    /// Whether a living port is this process's: what a process that says so must be.
+    #[must_use]
+    pub fn belongs_to(&self, lid: u16, pid: rustix::process::Pid) -> bool {
+        read(&self.directory, lid).is_some_and(|port| port.pid == pid.as_raw_nonzero().get() as u64)
+    }
+
     /// Where the proxy of another port takes links.
     #[must_use]
     pub fn socket_of(&self, lid: u16) -> PathBuf {
@@ -185,6 +192,7 @@ fn is_at(file: &OwnedFd, path: &Path) -> bool {
 #[derive(Debug)]
 struct Published {
     netns: u64,
+    pid: u64,
     gids: Vec<Gid>,
 }
 
@@ -210,14 +218,15 @@ fn read(directory: &Path, lid: u16) -> Option<Published> {
     }
     let mut bytes = vec![0; HEAD + MAX_GIDS * ENTRY];
     let length = rustix::io::pread(&file, &mut bytes[..], 0).ok()?;
-    let netns = u64::from_ne_bytes(bytes.get(8..HEAD)?.try_into().ok()?);
+    let netns = u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?);
+    let pid = u64::from_ne_bytes(bytes.get(16..HEAD)?.try_into().ok()?);
     let entries = bytes.get(HEAD..length)?.chunks_exact(ENTRY);
     let gids = entries.filter_map(|entry| {
         let (raw, ifindex) = entry.split_at(16);
         let raw: [u8; 16] = raw.try_into().ok()?;
         (raw != [0; 16]).then_some(Gid { raw, ifindex: u32::from_ne_bytes(ifindex.try_into().ok()?) })
     });
-    Some(Published { netns, gids: gids.collect() })
+    Some(Published { netns, pid, gids: gids.collect() })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::Plane;
 use super::intake::{self, vendor};
-use super::qp::{Peer, Qp, Receiving};
+use super::qp::{Qp, Receiving};
 use crate::memory::{Piece, copy_list};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcFlags, WcOpcode, WcStatus};
@@ -10,8 +10,9 @@ use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcFlags, WcO
 /// A piece of a work request that arrived for one of our queue pairs.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming {
-    /// Where it came from, as the responder's queue pair would have to be connected.
-    pub peer: Peer,
+    /// LID of the port that it came from; [`OWN_PORT`] for our own. Not the link: two proxies that make a link to each
+    /// other at the same time have two.
+    pub port: u16,
     /// QP number of the requester.
     pub from: u32,
     /// Operation.
@@ -38,6 +39,9 @@ pub struct Incoming {
     pub swap: u64,
 }
 
+/// What [`Qp::port`] says of a queue pair that is connected within its own port.
+pub const OWN_PORT: u16 = 0;
+
 /// The responder's word.
 #[derive(Clone, Copy, Debug)]
 pub enum Verdict {
@@ -63,7 +67,7 @@ impl Plane {
     pub(super) fn respond(&mut self, to: u32, incoming: &Incoming) -> Verdict {
         let Some(&queue) = self.by_number.get(&to) else { return Verdict::Silent };
         let Some(qp) = &mut self.qps[queue as usize] else { return Verdict::Silent };
-        if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.peer != incoming.peer {
+        if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.port != incoming.port {
             return Verdict::Silent;
         }
         let ends = incoming.offset.checked_add(incoming.bytes).filter(|end| *end <= incoming.total);

@@ -247,6 +247,27 @@ fn a_remote_access_violation_ends_both_queue_pairs() {
     statuses.sort();
     assert_eq!(statuses, [(1, WcStatus::REM_ACCESS_ERR), (50, WcStatus::WR_FLUSH_ERR)]);
     assert_eq!(rig.events, [EventType::QP_ACCESS_ERR]);
+    post(&mut a, &SendFields { wr_id: 2, ..rig.fields(Opcode::RDMA_WRITE, 0, 64, 8) });
+    assert_eq!(rig.statuses(), [(2, WcStatus::WR_FLUSH_ERR)]);
+}
+
+#[test]
+fn two_links_between_two_proxies_are_as_good_as_one() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
+    for (index, end) in [End::Acceptor, End::Initiator].into_iter().enumerate() {
+        let port = 2 - index as u16;
+        let link = Link::new(port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
+        two.rigs[index].plane.links.push(Some(Box::new(link)));
+    }
+    // Each end answers for its queue pair over the link that it made itself.
+    two.rigs[1].plane.qps[0].as_mut().unwrap().peer = super::qp::Peer::Link(1);
+    two.rigs[0].put(0, b"x");
+    let remote = two.rigs[1].key;
+    post(&mut a, &SendFields { rkey: remote, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 1) });
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(two.rigs[1].take(64, 1), b"x");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::intake::{self, vendor, wc_opcode};
 use super::link::{Link, LinkFault};
 use super::qp::{Data, Peer, Qp, Waits, Wqe};
-use super::respond::{Incoming, Verdict};
+use super::respond::{Incoming, OWN_PORT, Verdict};
 use super::shaping::{Closed, OnWire};
 use super::wire::{self, Kind, Request, Response};
 use super::{Notice, Outcome, Plane};
@@ -213,7 +213,8 @@ impl Plane {
             if !at_once {
                 qp.on_wire += 1;
             } else if self.deliver(&piece) == Handed::Stop {
-                return Outcome::Blocked;
+                let failed = self.qps[queue as usize].as_ref().is_some_and(|qp| qp.state == QpState::ERR);
+                return if failed { Outcome::Worked } else { Outcome::Blocked };
             }
         }
         Outcome::Worked
@@ -242,7 +243,7 @@ impl Plane {
         let Some(qp) = &self.qps[queue as usize] else { return Handed::Stop };
         let Some(index) = qp.find(piece.sequence) else { return Handed::On };
         let wqe = &qp.pending[index];
-        let mut incoming = incoming(qp, wqe, piece);
+        let incoming = incoming(qp, wqe, piece);
         let to = qp.attr.dest_qp_num;
         match qp.peer {
             Peer::None => self.settle(queue, index, piece, Verdict::Silent),
@@ -254,7 +255,6 @@ impl Plane {
                         return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor_err);
                     }
                 }
-                incoming.peer = Peer::Local;
                 let verdict = self.respond(to, &incoming);
                 self.settle(queue, index, piece, verdict)
             }
@@ -432,6 +432,7 @@ impl Plane {
             return Ok(true);
         }
         let request = Request::unpack(&words);
+        let port = link.port;
         let extensions = request.extensions().ok_or(LinkFault::Malformed)?;
         let mut inline = Vec::new();
         let known = read_source(link, &request, extensions, &mut self.from, &mut inline)?;
@@ -447,7 +448,7 @@ impl Plane {
             }
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, 0).map(|()| true);
         } else {
-            self.respond(request.to, &request_incoming(&request, at))
+            self.respond(request.to, &request_incoming(&request, port))
         };
         let (kind, status, share, value) = match verdict {
             Verdict::Ack => (Kind::ACK, WcStatus::SUCCESS, 0, 0),
@@ -494,7 +495,7 @@ impl Plane {
         let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_ref()?;
         let allowed = qp.responds()
             && qp.attr.dest_qp_num == request.from
-            && qp.peer == Peer::Link(at)
+            && Some(qp.port) == self.links[at].as_ref().map(|link| link.port)
             && qp.attr.access.contains(Access::REMOTE_READ);
         let total = u64::from(request.total);
         if !allowed || self.regions.admit(request.rkey, qp.pd, request.remote_addr, total, Access::REMOTE_READ).is_err()
@@ -627,7 +628,7 @@ impl Qp {
 
 fn incoming(qp: &Qp, wqe: &Wqe, piece: &OnWire) -> Incoming {
     Incoming {
-        peer: qp.peer,
+        port: OWN_PORT,
         from: qp.number,
         opcode: wqe.opcode,
         solicited: wqe.solicited,
@@ -643,9 +644,9 @@ fn incoming(qp: &Qp, wqe: &Wqe, piece: &OnWire) -> Incoming {
     }
 }
 
-fn request_incoming(request: &Request, link: usize) -> Incoming {
+fn request_incoming(request: &Request, port: u16) -> Incoming {
     Incoming {
-        peer: Peer::Link(link),
+        port,
         from: request.from,
         opcode: request.opcode,
         solicited: request.solicited,
