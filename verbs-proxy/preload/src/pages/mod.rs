@@ -4,18 +4,25 @@
 //! with the same contents back when the last registration of a page ends. Contents and addresses never change for the
 //! application.
 
+mod bystander;
+mod fault;
+mod freeze;
 mod lock;
 mod maps;
+mod signals;
 mod state;
 mod swap;
 mod sys;
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_concurrent;
 
 use alloc::vec::Vec;
 use core::ops::Range;
 use lock::Lock;
+use signals::Blocked;
 use state::State;
 
 const PAGE: usize = 4096;
@@ -56,6 +63,7 @@ pub trait Regions {
 /// `EOPNOTSUPP` for memory that is shared already or made of huge pages; else what the kernel or `regions` answered.
 pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
     let pages = pages(addr, length)?;
+    let _blocked = Blocked::new();
     let mut state = STATE.lock();
     let segments = state.acquire(pages, writable, regions)?;
     Ok(Acquired { first_offset: (addr % PAGE) as u64, segments })
@@ -64,11 +72,13 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
 /// Ends what [`acquire`] of the same range began.
 pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
     let Ok(pages) = pages(addr, length) else { return };
+    let _blocked = Blocked::new();
     STATE.lock().release(pages, regions);
 }
 
 /// Drops all knowledge of shared pages without touching them: their regions are gone.
 pub fn forget() {
+    let _blocked = Blocked::new();
     STATE.lock().forget();
 }
 
