@@ -187,7 +187,10 @@ const FIRST_THREAD: &str = "RINGFENCE_TEST_ON_FIRST_THREAD";
 fn share_lowest_and_grow(files: &mut Files, depth: usize) {
     let own = bystander::own()[0].clone();
     let sp = own.end - (16 << 10);
-    let lowest = maps::read(sp - (8 << 20)..sp).unwrap().last().unwrap().range.start;
+    // Earlier swaps have split it.
+    let below = maps::read(sp - (8 << 20)..sp).unwrap();
+    let lowest =
+        below.iter().rev().fold(sp, |low, mapping| if low <= mapping.range.end { mapping.range.start } else { low });
     let length = sp + PAGE - lowest;
     let acquired = acquire(lowest, length, true, files).unwrap();
     assert_eq!(grow(depth), depth / PAGE);
