@@ -18,7 +18,13 @@ const ABOVE: usize = 16 << 10;
 /// The thread's stack or thread-local memory may be in the range, and the kernel writes there too (`rseq`) whenever it
 /// resumes the thread. So then a second thread does the work on a stack of its own while the kernel holds the first.
 pub fn run<F: FnMut()>(range: &Range<usize>, work: &mut F) -> Result<(), i32> {
-    if !own().iter().any(|own| overlap(own, range)) {
+    run_for([range].into_iter(), work)
+}
+
+/// The same for several ranges.
+pub fn run_for<'a, F: FnMut()>(mut ranges: impl Iterator<Item = &'a Range<usize>>, work: &mut F) -> Result<(), i32> {
+    let own = own();
+    if !ranges.any(|range| own.iter().any(|own| overlap(own, range))) {
         work();
         return Ok(());
     }

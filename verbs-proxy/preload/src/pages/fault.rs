@@ -3,16 +3,14 @@
 // UNSAFETY: a signal handler, and the call of the one that was there before.
 #![allow(unsafe_code)]
 
-use super::sys;
+use super::{fork, sys};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::ops::Range;
 use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
 
-/// What is being replaced, empty if nothing; changed under the module's lock only.
-static START: AtomicUsize = AtomicUsize::new(0);
-static END: AtomicUsize = AtomicUsize::new(0);
+/// Whether pages are being replaced; changed under the module's lock only.
+static ACTIVE: AtomicBool = AtomicBool::new(false);
 /// Changes when a swap ends.
 static ENDED: AtomicU32 = AtomicU32::new(0);
 
@@ -64,15 +62,14 @@ pub fn install() -> Result<(), i32> {
     Ok(())
 }
 
-/// Faults in `range` wait from now on.
-pub fn announce(range: &Range<usize>) {
-    START.store(range.start, Relaxed);
-    END.store(range.end, SeqCst);
+/// Writers that fault wait from now on.
+pub fn announce() {
+    ACTIVE.store(true, SeqCst);
 }
 
 /// Whoever waits goes on.
 pub fn finish() {
-    END.store(0, SeqCst);
+    ACTIVE.store(false, SeqCst);
     ENDED.fetch_add(1, SeqCst);
     sys::futex_wake(&ENDED, i32::MAX);
 }
@@ -88,10 +85,13 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
 
 /// Whether the instruction should run again.
 fn waited(address: usize) -> bool {
+    if let Some(resolved) = fork::resolve(address) {
+        return resolved;
+    }
     loop {
         let ended = ENDED.load(SeqCst);
-        // Any swap will do: those that touch other pages are short as well, and the two words cannot be read as one.
-        if END.load(SeqCst) == 0 {
+        // Wherever it is: swaps are short, and one on another page does no harm.
+        if !ACTIVE.load(SeqCst) {
             break;
         }
         sys::futex_wait(&ENDED, ended);

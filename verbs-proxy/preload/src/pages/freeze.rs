@@ -131,9 +131,9 @@ impl<'a> Frozen<'a> {
                 Err(_) => Self::new(range, area, Method::Protection),
             },
             Method::Protection => {
-                fault::announce(&range);
+                fault::announce();
                 let frozen = frozen(method);
-                // SAFETY: writers are caught by the handler, which knows the range already.
+                // SAFETY: writers are caught by the handler, which expects them already.
                 unsafe { sys::mprotect(range.start, range.len(), area.protection & !libc::PROT_WRITE)? };
                 Ok(frozen)
             }

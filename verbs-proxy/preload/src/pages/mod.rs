@@ -1,14 +1,17 @@
 //! Makes application memory reachable by the proxy: its pages become pages of a memory file that both map.
 //!
 //! [`acquire`] copies the pages into a region's file once and maps the file over them; [`release`] gives private memory
-//! with the same contents back when the last registration of a page ends. Contents and addresses never change for the
+//! with the same contents back when the last registration of a page ends. A child of `fork` has private copies, and nothing
+//! registered. Contents and addresses never change for the
 //! application.
 
 mod bystander;
 mod fault;
+mod fork;
 mod freeze;
 mod lock;
 mod maps;
+mod patch;
 mod signals;
 mod state;
 mod swap;
@@ -18,6 +21,8 @@ mod table;
 mod tests;
 #[cfg(test)]
 mod tests_concurrent;
+#[cfg(test)]
+mod tests_fork;
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -63,6 +68,7 @@ pub trait Regions {
 /// `EOPNOTSUPP` for memory that is shared already or made of huge pages; else what the kernel or `regions` answered.
 pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
     let pages = pages(addr, length)?;
+    fork::watch();
     let _blocked = Blocked::new();
     let mut state = STATE.lock();
     let segments = state.acquire(pages, writable, regions)?;

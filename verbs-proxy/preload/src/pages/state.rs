@@ -1,6 +1,7 @@
 //! What [`super::acquire`] and [`super::release`] do, under the lock.
 
 use super::maps::{self, Kind, Mapping};
+pub use super::patch::Patch;
 use super::swap::{self, Area};
 use super::sys::{self, Identity};
 use super::table::{Run, Table};
@@ -42,11 +43,12 @@ impl Backing {
 pub struct State {
     table: Table,
     backings: Vec<Backing>,
+    patches: Vec<Patch>,
 }
 
 impl State {
     pub const fn new() -> Self {
-        Self { table: Table::new(), backings: Vec::new() }
+        Self { table: Table::new(), backings: Vec::new(), patches: Vec::new() }
     }
 
     pub fn acquire(
@@ -88,6 +90,36 @@ impl State {
             backing.close();
         }
         freeze::forget();
+    }
+
+    /// What is shared at this moment, for a fork.
+    pub fn prepare_patches(&mut self) {
+        self.patches.clear();
+        let runs = self.table.runs();
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return };
+        let Ok(mappings) = maps::read(first.first * PAGE..(last.first + last.pages) * PAGE) else { return };
+        let mut mappings = &mappings[..];
+        for run in runs {
+            let range = bytes(&run.range());
+            let Some(backing) = self.backings.iter().find(|backing| backing.region == run.region) else { continue };
+            mappings = &mappings[mappings.partition_point(|mapping| mapping.range.end <= range.start)..];
+            for mapping in mappings.iter().take_while(|mapping| mapping.range.start < range.end) {
+                let Some(mapping) = mapping.clone().clip(&range) else { continue };
+                if let (true, Some(file)) = (backing.is_mapped(run, &mapping), backing.file()) {
+                    let Mapping { range, protection, offset, .. } = mapping;
+                    self.patches.push(Patch { range, protection, file, offset });
+                }
+            }
+        }
+    }
+
+    pub fn patches(&self) -> &[Patch] {
+        &self.patches
+    }
+
+    /// Keeps the memory: in a fork's child nothing should be given back.
+    pub fn clear_patches(&mut self) {
+        self.patches.clear();
     }
 
     /// The parts of runs whose addresses show other memory today: the application unmapped them while registered.

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::tests::{Files, Memory, assert_same_memory};
+use super::tests_fork::both_sides_write_to_stack;
 use super::*;
 use crate::pages::freeze::WITHOUT_USERFAULTFD;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
@@ -173,6 +174,7 @@ static ON_THE_FIRST_THREAD: extern "C" fn() = {
             for without in [false, true] {
                 WITHOUT_USERFAULTFD.store(without, Relaxed);
                 share_own_stack(&mut files);
+                both_sides_write_to_stack(&mut files);
                 share_lowest_and_grow(&mut files, if without { 2 << 20 } else { 1 << 20 });
             }
             std::process::exit(77);
