@@ -143,8 +143,9 @@ fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
             if previous.sa_flags & libc::SA_NODEFER == 0 {
                 libc::sigaddset(&mut mask, signal);
             }
+            // Not `pthread_sigmask`, which older versions of glibc have in another library; Linux does the same for both.
             // The handler's return restores the mask of the interrupted code.
-            libc::pthread_sigmask(libc::SIG_BLOCK, &mask, ptr::null_mut());
+            libc::sigprocmask(libc::SIG_BLOCK, &mask, ptr::null_mut());
             if previous.sa_flags & libc::SA_SIGINFO != 0 {
                 core::mem::transmute::<usize, Handler>(handler)(signal, info, context);
             } else {

@@ -10,7 +10,8 @@
 // UNSAFETY: replaces the application's memory, in handlers that the C library calls.
 #![allow(unsafe_code)]
 
-use super::state::Patch;
+use super::patch::Patch;
+use super::state::State;
 use super::{PAGE, STATE, bystander, fault, sys};
 use core::arch::asm;
 use core::cell::UnsafeCell;
@@ -190,7 +191,7 @@ fn thaw() {
             }
         }
     });
-    end();
+    end(state);
 }
 
 extern "C" fn child() {
@@ -215,7 +216,7 @@ extern "C" fn child() {
         if write != u32::MAX {
             sys::write(write as i32, &[1]);
         }
-        end();
+        end(state);
     }
     state.forget();
     // SAFETY: locked by `prepare`, and no reference remains.
@@ -226,7 +227,7 @@ extern "C" fn child() {
 const COPY: usize = 16 << 20;
 
 /// The fork is over, for either side.
-fn end() {
+fn end(state: &mut State) {
     PROCESS.store(0, Relaxed);
     THREAD.store(0, Relaxed);
     PRIVATE.count.store(0, Relaxed);
@@ -235,8 +236,7 @@ fn end() {
     close_end(&READ_END);
     close_end(&WRITE_END);
     fault::finish();
-    // SAFETY: this thread holds the lock.
-    unsafe { STATE.held() }.clear_patches();
+    state.clear_patches();
 }
 
 fn close_end(end: &AtomicU32) {

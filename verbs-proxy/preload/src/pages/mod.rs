@@ -23,6 +23,8 @@ mod tests;
 mod tests_concurrent;
 #[cfg(test)]
 mod tests_fork;
+#[cfg(test)]
+mod tests_speed;
 
 use alloc::vec::Vec;
 use core::ops::Range;

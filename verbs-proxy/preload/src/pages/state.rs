@@ -1,7 +1,7 @@
 //! What [`super::acquire`] and [`super::release`] do, under the lock.
 
 use super::maps::{self, Kind, Mapping};
-pub use super::patch::Patch;
+use super::patch::Patch;
 use super::swap::{self, Area};
 use super::sys::{self, Identity};
 use super::table::{Run, Table};

@@ -29,7 +29,8 @@ pub fn share(area: &Area, file: i32, offset: u64, done: &mut usize) -> Result<()
     each_chunk(area, method, done, |range, done| {
         let place = offset + done as u64;
         sys::pwrite(file, range.start, range.len(), place)?;
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        // Populated: else each page costs a fault later, which takes longer altogether.
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
         // SAFETY: the file has the same bytes as the pages that it replaces, and nobody can have changed them since.
         unsafe { sys::mmap(range.start, range.len(), area.protection, flags, file, place) }.map(drop)
     })
