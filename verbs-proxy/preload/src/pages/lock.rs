@@ -47,6 +47,7 @@ impl<T> Lock<T> {
     ///
     /// # Safety
     /// The lock is held, and whoever holds it neither uses the value meanwhile nor gives the lock back.
+    #[allow(clippy::mut_from_ref)] // As `Locked`, but for code that no guard can reach.
     pub unsafe fn held(&self) -> &mut T {
         // SAFETY: promised by the caller.
         unsafe { &mut *self.value.get() }

@@ -1,21 +1,35 @@
 //! Makes application memory reachable by the proxy: its pages become pages of a memory file that both map.
 //!
 //! [`acquire`] copies the pages into a region's file once and maps the file over them; [`release`] gives private memory
-//! with the same contents back when the last registration of a page ends. Contents and addresses never change for the
+//! with the same contents back when the last registration of a page ends. A child of `fork` has private copies, and nothing
+//! registered. Contents and addresses never change for the
 //! application.
 
+mod bystander;
+mod fault;
+mod fork;
+mod freeze;
 mod lock;
 mod maps;
+mod patch;
+mod signals;
 mod state;
 mod swap;
 mod sys;
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_concurrent;
+#[cfg(test)]
+mod tests_fork;
+#[cfg(test)]
+mod tests_speed;
 
 use alloc::vec::Vec;
 use core::ops::Range;
 use lock::Lock;
+use signals::Blocked;
 use state::State;
 
 const PAGE: usize = 4096;
@@ -56,6 +70,8 @@ pub trait Regions {
 /// `EOPNOTSUPP` for memory that is shared already or made of huge pages; else what the kernel or `regions` answered.
 pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
     let pages = pages(addr, length)?;
+    fork::watch();
+    let _blocked = Blocked::new();
     let mut state = STATE.lock();
     let segments = state.acquire(pages, writable, regions)?;
     Ok(Acquired { first_offset: (addr % PAGE) as u64, segments })
@@ -64,11 +80,13 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
 /// Ends what [`acquire`] of the same range began.
 pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
     let Ok(pages) = pages(addr, length) else { return };
+    let _blocked = Blocked::new();
     STATE.lock().release(pages, regions);
 }
 
 /// Drops all knowledge of shared pages without touching them: their regions are gone.
 pub fn forget() {
+    let _blocked = Blocked::new();
     STATE.lock().forget();
 }
 

@@ -1,10 +1,12 @@
 //! What [`super::acquire`] and [`super::release`] do, under the lock.
 
 use super::maps::{self, Kind, Mapping};
+use super::patch::Patch;
 use super::swap::{self, Area};
 use super::sys::{self, Identity};
 use super::table::{Run, Table};
 use super::{PAGE, Regions, Segment};
+use super::{bystander, freeze};
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -41,11 +43,12 @@ impl Backing {
 pub struct State {
     table: Table,
     backings: Vec<Backing>,
+    patches: Vec<Patch>,
 }
 
 impl State {
     pub const fn new() -> Self {
-        Self { table: Table::new(), backings: Vec::new() }
+        Self { table: Table::new(), backings: Vec::new(), patches: Vec::new() }
     }
 
     pub fn acquire(
@@ -86,6 +89,37 @@ impl State {
         for backing in self.backings.drain(..) {
             backing.close();
         }
+        freeze::forget();
+    }
+
+    /// What is shared at this moment, for a fork.
+    pub fn prepare_patches(&mut self) {
+        self.patches.clear();
+        let runs = self.table.runs();
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return };
+        let Ok(mappings) = maps::read(first.first * PAGE..(last.first + last.pages) * PAGE) else { return };
+        let mut mappings = &mappings[..];
+        for run in runs {
+            let range = bytes(&run.range());
+            let Some(backing) = self.backings.iter().find(|backing| backing.region == run.region) else { continue };
+            mappings = &mappings[mappings.partition_point(|mapping| mapping.range.end <= range.start)..];
+            for mapping in mappings.iter().take_while(|mapping| mapping.range.start < range.end) {
+                let Some(mapping) = mapping.clone().clip(&range) else { continue };
+                if let (true, Some(file)) = (backing.is_mapped(run, &mapping), backing.file()) {
+                    let Mapping { range, protection, offset, .. } = mapping;
+                    self.patches.push(Patch { range, protection, file, offset });
+                }
+            }
+        }
+    }
+
+    pub fn patches(&self) -> &[Patch] {
+        &self.patches
+    }
+
+    /// Keeps the memory: in a fork's child nothing should be given back.
+    pub fn clear_patches(&mut self) {
+        self.patches.clear();
     }
 
     /// The parts of runs whose addresses show other memory today: the application unmapped them while registered.
@@ -115,9 +149,16 @@ impl State {
                 if mapping.shared || mapping.kind == Kind::Huge {
                     return Err(libc::EOPNOTSUPP);
                 }
-                let area = Area { range: mapping.range, protection: mapping.protection };
+                let file_backed = mapping.inode != 0;
+                let is_stack = mapping.kind == Kind::Stack || bystander::is_own_stack(&mapping.range);
+                let area = Area { range: mapping.range, protection: mapping.protection, file_backed, is_stack };
                 match areas.last_mut() {
-                    Some(last) if last.range.end == area.range.start && last.protection == area.protection => {
+                    Some(last)
+                        if last.range.end == area.range.start
+                            && last.protection == area.protection
+                            && last.file_backed == area.file_backed =>
+                    {
+                        last.is_stack |= area.is_stack;
                         last.range.end = area.range.end;
                     }
                     _ => areas.push(area),
@@ -143,6 +184,7 @@ impl State {
         };
         sys::close_on_exec(file);
         self.backings.push(Backing { region, file, identity, pages: 0 });
+        areas.iter().filter(|area| area.is_stack).for_each(|area| extend_stack(area, file));
         let mut offset = 0;
         let mut result = Ok(());
         for area in areas {
@@ -184,7 +226,8 @@ impl State {
             match (backing.file(), maps::read(bytes(&run.range()))) {
                 (Some(file), Ok(mappings)) => {
                     for mapping in mappings.iter().filter(|mapping| backing.is_mapped(run, mapping)) {
-                        let area = Area { range: mapping.range.clone(), protection: mapping.protection };
+                        let (range, protection) = (mapping.range.clone(), mapping.protection);
+                        let area = Area { range, protection, file_backed: true, is_stack: false };
                         all_private &= swap::privatise(&area, file, mapping.offset).is_ok();
                     }
                 }
@@ -241,6 +284,15 @@ fn check_access(pages: &Range<usize>, mappings: &[Mapping], writable: bool) -> R
         next = mapping.range.end;
     }
     if next == pages.end * PAGE { Ok(()) } else { Err(libc::EFAULT) }
+}
+
+/// Leaves some of a growing stack below the area: the kernel extends only its own mapping, not a file's.
+///
+/// The kernel names only the upper part of a stack that has been split already, so this may find other memory; then it
+/// reads a byte there, or nothing. What it writes to the file is overwritten by the area's contents.
+fn extend_stack(area: &Area, file: i32) {
+    let below = area.range.start.saturating_sub(16 * PAGE);
+    let _ = sys::pwrite(file, below, 1, 0);
 }
 
 fn bytes(pages: &Range<usize>) -> Range<usize> {

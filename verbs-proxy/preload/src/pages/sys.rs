@@ -47,6 +47,19 @@ pub fn read(file: i32, buffer: &mut [u8]) -> Result<usize, i32> {
     }
 }
 
+/// Writes what the file takes at once; for what may get lost.
+pub fn write(file: i32, bytes: &[u8]) {
+    // SAFETY: reads `bytes`.
+    let _ = unsafe { call(libc::SYS_write, [file as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) };
+}
+
+/// The end to read from and the end to write to.
+pub fn pipe() -> Result<[i32; 2], i32> {
+    let mut ends = [0i32; 2];
+    // SAFETY: writes two descriptors.
+    unsafe { call(libc::SYS_pipe2, [ends.as_mut_ptr() as usize, libc::O_CLOEXEC as usize, 0, 0, 0, 0]) }.map(|_| ends)
+}
+
 /// Writes all of `length` bytes at `address` to the file. Memory that cannot be read is `EFAULT`, not a fault.
 pub fn pwrite(file: i32, address: usize, length: usize, offset: u64) -> Result<(), i32> {
     let mut done = 0;

@@ -1,0 +1,95 @@
+//! Replaces memory that the calling thread itself stands on.
+
+// UNSAFETY: starts a thread without the C library.
+#![allow(unsafe_code)]
+
+use super::sys;
+use core::arch::asm;
+use core::ops::Range;
+
+/// A few frames, and what a debug build makes of them.
+const STACK: usize = 64 << 10;
+/// How far below the stack pointer calls may reach, and above it what they still write.
+const BELOW: usize = 64 << 10;
+const ABOVE: usize = 16 << 10;
+
+/// Runs `work`, which changes the pages in `range`, where it does not stand on them.
+///
+/// The thread's stack or thread-local memory may be in the range, and the kernel writes there too (`rseq`) whenever it
+/// resumes the thread. So then a second thread does the work on a stack of its own while the kernel holds the first.
+pub fn run<F: FnMut()>(range: &Range<usize>, work: &mut F) -> Result<(), i32> {
+    run_for([range].into_iter(), work)
+}
+
+/// The same for several ranges.
+pub fn run_for<'a, F: FnMut()>(mut ranges: impl Iterator<Item = &'a Range<usize>>, work: &mut F) -> Result<(), i32> {
+    let own = own();
+    if !ranges.any(|range| own.iter().any(|own| overlap(own, range))) {
+        work();
+        return Ok(());
+    }
+    let stack = sys::anonymous(STACK)?;
+    // SAFETY: `work` lives until the clone has ended, and nobody else uses the stack.
+    let result = unsafe { clone_and_wait(stack + STACK, call::<F>, core::ptr::from_mut(work) as usize) };
+    // SAFETY: the clone has ended.
+    unsafe { sys::munmap(stack, STACK) };
+    result
+}
+
+/// Memory that this thread writes to as it runs: around its stack pointer, and around its thread pointer.
+pub fn own() -> [Range<usize>; 2] {
+    let (stack, thread): (usize, usize);
+    // SAFETY: reads two registers; the thread control block starts with its own address in every ABI for x86-64.
+    unsafe { asm!("mov {}, rsp", "mov {}, fs:[0]", out(reg) stack, out(reg) thread, options(nostack, readonly)) };
+    [stack.saturating_sub(BELOW)..stack + ABOVE, thread.saturating_sub(BELOW)..thread + ABOVE]
+}
+
+/// Whether this thread's stack is in the range.
+pub fn is_own_stack(range: &Range<usize>) -> bool {
+    overlap(&own()[0], range)
+}
+
+fn overlap(one: &Range<usize>, other: &Range<usize>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+extern "C" fn call<F: FnMut()>(work: usize) {
+    // SAFETY: `run` passed a pointer to `F`.
+    unsafe { (*(work as *mut F))() }
+}
+
+/// # Safety
+/// `entry` may be called with `argument` on another thread, with thread-local memory that is not its own.
+unsafe fn clone_and_wait(stack: usize, entry: extern "C" fn(usize), argument: usize) -> Result<(), i32> {
+    let flags = libc::CLONE_VM
+        | libc::CLONE_VFORK
+        | libc::CLONE_THREAD
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_FILES
+        | libc::CLONE_FS
+        | libc::CLONE_SYSVSEM;
+    let mut result = libc::SYS_clone as isize;
+    // SAFETY: the clone starts with a copy of the registers at the instruction after the call, with an aligned stack of its
+    // own, and never leaves this block; CLONE_VFORK keeps this thread in the kernel until the clone has ended.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "xor edi, edi",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            "2:",
+            exit = const libc::SYS_exit,
+            inlateout("rax") result,
+            in("rdi") flags, in("rsi") stack, in("rdx") 0, in("r10") 0, in("r8") 0,
+            in("r12") argument, in("r13") entry,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    if result < 0 { Err(-result as i32) } else { Ok(()) }
+}

@@ -1,0 +1,35 @@
+//! Keeps signal handlers from running in the middle of a swap.
+
+// UNSAFETY: changes the thread's signal mask.
+#![allow(unsafe_code)]
+
+use super::sys;
+
+/// Signals that instructions raise stay deliverable: a thread that waits for the lock may itself write to what another
+/// one replaces.
+const RAISED: u64 = bit(libc::SIGSEGV) | bit(libc::SIGBUS) | bit(libc::SIGILL) | bit(libc::SIGFPE) | bit(libc::SIGTRAP);
+
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// No other signal is delivered to this thread until this is dropped.
+pub struct Blocked(u64);
+
+impl Blocked {
+    pub fn new() -> Self {
+        let (mask, mut before) = (!RAISED, 0u64);
+        let arguments = [libc::SIG_BLOCK as usize, &raw const mask as usize, &raw mut before as usize, 8, 0, 0];
+        // SAFETY: reads and writes two masks of the kernel's size. It cannot fail.
+        let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
+        Self(before)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        let arguments = [libc::SIG_SETMASK as usize, &raw const self.0 as usize, 0, 8, 0, 0];
+        // SAFETY: reads a mask of the kernel's size.
+        let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
+    }
+}
