@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// How long a proxy may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for hooks that are making other containers. Those end in time, or their own poststop cleans up for us.
+const OTHERS: Duration = Duration::from_millis(300);
 /// How many other containers are cleaned up after, at most.
 const MAX_STALE: usize = 64;
 
@@ -52,7 +54,11 @@ pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::R
     if let Some(proxy) = record.proxy.and_then(process::Process::reopen) {
         process::end(proxy.as_fd(), PATIENCE);
     }
-    remove(config, records, record, records.try_lock_exclusive()?.as_ref())
+    let lock = match record.mount_points.is_empty() {
+        true => None,
+        false => records.lock_exclusive(OTHERS)?,
+    };
+    remove(config, records, record, lock.as_ref())
 }
 
 /// The part of [`undo`] after the proxy's end. Without `exclusive`, a container that is being made may be about to mount upon
@@ -104,7 +110,7 @@ fn remove_mount_points(root: &Path, mount_points: &[MountPoint]) -> io::Result<(
 /// Cleans up after containers whose poststop never came (crun runs none when another hook fails) or could not do it all.
 fn sweep(config: &Config, records: &Records) {
     // No hook may be making a container meanwhile, perhaps under the id of one that is gone.
-    let Ok(Some(lock)) = records.try_lock_exclusive() else { return };
+    let Ok(Some(lock)) = records.lock_exclusive(Duration::ZERO) else { return };
     for container in records.containers().unwrap_or_default().into_iter().take(MAX_STALE) {
         let Ok(Some(record)) = records.load(&container) else { continue };
         // A proxy that is still there is ending by itself.

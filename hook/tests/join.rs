@@ -303,6 +303,24 @@ fn containers_on_one_root_keep_their_mounts_when_another_ends() {
 }
 
 #[test]
+fn many_at_once_on_one_root() {
+    with_lab(|lab| {
+        lab.script(LOOK);
+        lab.write_config();
+        let ids: Vec<_> = (0..8).map(|i| format!("{}-{i}", lab.id)).collect();
+        let start = |id: &String| {
+            let mut command = lab.runc_command();
+            command.args(["run", id]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            command.spawn().unwrap()
+        };
+        let containers: Vec<_> = ids.iter().map(start).collect();
+        for container in containers {
+            assert_eq!(succeeded(&container.wait_with_output().unwrap()), SEEN);
+        }
+    });
+}
+
+#[test]
 fn a_hook_killed_by_the_runtime_leaves_nothing_after_poststop() {
     with_lab(|lab| {
         lab.configure("mute", "");
