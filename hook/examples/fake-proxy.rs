@@ -64,9 +64,8 @@ fn check(network: &OwnedFd) -> Result<Launch, String> {
     ] {
         let found = target(fd)?;
         // pidfds have their own file system on newer kernels.
-        if !found.to_string_lossy().starts_with(expected)
-            && !(fd == FD_INIT && found.to_string_lossy().starts_with("pidfd:"))
-        {
+        let allowed = [expected, if fd == FD_INIT { "pidfd:" } else { expected }];
+        if !allowed.iter().any(|allowed| found.to_string_lossy().starts_with(allowed)) {
             return Err(format!("fd {fd} is {found:?}"));
         }
     }

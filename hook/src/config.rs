@@ -277,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_file_is_the_default() {
+        let example = include_str!("../config.example.toml");
+        assert_eq!(Config::parse(example), Ok(Config::default()));
+        // What it shows commented out is no less valid.
+        let all: String =
+            example.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
+        let all = Config::parse(&all).unwrap();
+        assert_eq!(all.devices.len(), 2);
+        assert!(all.policy.bounds.classes.is_some() && all.policy.bounds.max_qp_depth.is_some());
+    }
+
+    #[test]
     fn every_key_is_read() {
         let config = Config::parse(
             r#"

@@ -8,7 +8,7 @@ use crate::inject::{self, Container, Sources};
 use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
-use crate::record::{Record, Records};
+use crate::record::{MountPoint, Record, Records};
 use crate::session::{self, Session};
 use crate::state::{self, Annotations, Bundle, State};
 use crate::stop;
@@ -16,6 +16,7 @@ use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
 use rustix::fs::{Mode, OFlags};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Acts on the container whose state is `input`; on success it is joined or not ours. Nothing remains of a failure.
@@ -27,29 +28,22 @@ pub fn create(input: impl Read) -> Result<(), Failure> {
     let init = Init::open(state.pid()?)?;
     let root = bundle.root()?;
 
-    let run_dir = session::make_run_dir(&config.run_dir)
-        .during(Code::Internal, || format!("run-dir {}", config.run_dir.display()))?;
+    let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
-    let _making = records.lock_shared().during(Code::Internal, what)?;
-    if clear(&config, &records, &state.id, init.process)? == Found::Joined {
+    let Found::Nothing { mount_points } = clear(&config, &records, &state.id, init.process, &root)? else {
         return Ok(());
-    }
-
-    let record = Record {
-        container: state.id,
-        init: init.process,
-        proxy: None,
-        root: root.clone(),
-        mount_points: Vec::new(),
-        cgroups: Vec::new(),
     };
+    let lock = records.lock_shared().during(Code::Internal, what)?;
+    let record =
+        Record { container: state.id, init: init.process, proxy: None, root, mount_points, cgroups: Vec::new() };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
     let shares_mounts = bundle.shares_mounts();
     let result = match grant {
         Grant::Proxied(device, limits) => making.proxied(init, shares_mounts, device, limits),
         Grant::Passthrough(device) => making.passthrough(init, shares_mounts, device),
     };
+    drop(lock);
     result.inspect_err(|_| making.undo())
 }
 
@@ -57,7 +51,7 @@ pub fn create(input: impl Read) -> Result<(), Failure> {
 fn wish(state: &State) -> Result<Option<(Request, Bundle)>, Failure> {
     let ours = |key: &str| key.starts_with(PREFIX);
     let mentioned = state.annotations().any(|(key, _)| ours(key));
-    let cwd = std::path::PathBuf::from(format!("/proc/{}/cwd", std::os::unix::process::parent_id()));
+    let cwd = PathBuf::from(format!("/proc/{}/cwd", std::os::unix::process::parent_id()));
     let bundle = match Bundle::load(state, &cwd) {
         Ok(bundle) => bundle,
         // Runtimes copy annotations to the state; without any there the container is not ours to stop.
@@ -128,18 +122,18 @@ impl Init {
 }
 
 /// What was there under a container's id.
-#[derive(PartialEq, Eq)]
 enum Found {
     /// This very container: another stage of the same hook has done it all.
     Joined,
-    /// Nothing, or nothing any more.
-    Nothing,
+    /// Nothing, or nothing any more but mount points in the same root file system.
+    Nothing { mount_points: Vec<MountPoint> },
 }
 
-/// Removes what a crash left under the id of the container of `init`.
-fn clear(config: &Config, records: &Records, id: &str, init: Process) -> Result<Found, Failure> {
+/// Removes what a crash left under the id of the container of `init`, whose root file system is `root`.
+fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Path) -> Result<Found, Failure> {
+    let mut mount_points = Vec::new();
     // A record that cannot be read is of no use to anybody.
-    if let Some(record) = records.load(id).unwrap_or(None) {
+    if let Some(mut record) = records.load(id).unwrap_or(None) {
         if record.init == init && record.proxy.is_none_or(Process::is_alive) {
             return Ok(Found::Joined);
         }
@@ -150,13 +144,16 @@ fn clear(config: &Config, records: &Records, id: &str, init: Process) -> Result<
             );
             return Err(Failure::new(Code::State, message));
         }
+        if record.root == root {
+            mount_points = std::mem::take(&mut record.mount_points);
+        }
         stop::undo(config, records, &record).map_err(|error| {
             Failure::new(Code::Internal, format!("cannot clean up after an earlier container {id}: {error}"))
         })?;
     }
     session::remove(&config.run_dir, id)
         .during(Code::Internal, || format!("cannot remove an earlier container {id}"))?;
-    Ok(Found::Nothing)
+    Ok(Found::Nothing { mount_points })
 }
 
 /// A container while it is being joined.

@@ -5,16 +5,18 @@
 //! root file system, and none of the container's on the host.
 
 use crate::failure::{Code, During, Failure};
+use crate::mountinfo::{Mountinfo, descriptor_path};
+use crate::overlay::Overlay;
 use crate::preload_file;
 use crate::record::MountPoint;
 use crate::rootfs::{Error, Kind, Place};
 use crate::session::{LIBRARY, Session};
 use crate::sys;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Directories whose file systems belong to the host, also when a container sees them at its `/dev`.
@@ -119,7 +121,7 @@ pub fn inject(container: &Container, sources: Sources, note: Note<'_>) -> Result
             ),
         ));
     }
-    let mut injection = Injection { root, host_devices, shares_mounts: container.shares_mounts, note };
+    let mut injection = Injection { root, host_devices, dev_tmpfs: None, shares_mounts: container.shares_mounts, note };
     match sources {
         Sources::Proxied(sources) => injection.proxied(*sources),
         Sources::Passthrough(nodes) => injection.passthrough(nodes),
@@ -153,6 +155,8 @@ impl Drop for Inside {
 struct Injection<'a> {
     root: Place,
     host_devices: Vec<u64>,
+    /// The mount at `/dev`, once it is known to be the container's own.
+    dev_tmpfs: Option<u64>,
     shares_mounts: bool,
     note: Note<'a>,
 }
@@ -166,23 +170,22 @@ impl Injection<'_> {
             None => Vec::new(),
         };
         let library = format!("/dev/{}/{LIBRARY}", sources.directory_name);
+        let merged = preload_file::merge(&library, &image);
         (&sources.preload_file)
-            .write_all(&preload_file::merge(&library, &image))
+            .write_all(&merged)
             .during(Code::Injection, || "cannot write the merged ld.so.preload".into())?;
 
         let dev = self.dev()?;
         let directory = self.directory(Some(&dev), &sources.directory_name)?;
-        if preload.is_none() && etc.mount == self.root.mount {
-            match self.file(&etc, "ld.so.preload") {
-                Ok(place) => self.attach(&place, &sources.preload)?,
-                Err(MakeError::Place(error)) if error.is_read_only() => self.overlay(&etc, &directory, &sources)?,
-                Err(error) => return Err(error.into()),
-            }
-        } else if let Some(place) = &preload {
-            self.attach(place, &sources.preload)?;
-        } else {
+        match preload {
+            Some(place) => self.attach(&place, &sources.preload)?,
             // A volume at /etc, whose owner did not ask for another file in it.
-            self.overlay(&etc, &directory, &sources)?;
+            None if etc.mount != self.root.mount => self.overlay(&etc, &directory, &merged)?,
+            None => match self.file(&etc, "ld.so.preload") {
+                Ok(place) => self.attach(&place, &sources.preload)?,
+                Err(MakeError::Place(error)) if error.is_read_only() => self.overlay(&etc, &directory, &merged)?,
+                Err(error) => return Err(error.into()),
+            },
         }
 
         self.attach(&directory, &sources.mount)?;
@@ -215,14 +218,18 @@ impl Injection<'_> {
     /// system itself, but never in the host's own `/dev` bound into the container.
     fn dev(&mut self) -> Result<Place, Failure> {
         let dev = self.directory(None, "dev")?;
+        if dev.mount == self.root.mount {
+            return Ok(dev);
+        }
         let own = dev.is_own_tmpfs(&self.root).and_then(|own| Ok(own && !self.host_devices.contains(&dev.device()?)));
-        if dev.mount != self.root.mount && !own.during(Code::Injection, || "/dev in the container".into())? {
+        if !own.during(Code::Injection, || "/dev in the container".into())? {
             return Err(Failure::new(
                 Code::Injection,
                 "/dev in the container is a volume or the host's /dev, where nothing is created; \
                  start the container without mounting something at /dev",
             ));
         }
+        self.dev_tmpfs = Some(dev.mount);
         Ok(dev)
     }
 
@@ -243,84 +250,27 @@ impl Injection<'_> {
         }
     }
 
+    /// Mounts `tree` at `place`, unless the host would see it there, too. The runtime made the container's root file system and
+    /// its tmpfs private; only volumes, and all if asked for, may not be.
     fn attach(&self, place: &Place, tree: &OwnedFd) -> Result<(), Failure> {
-        if self.shares_mounts && is_shared(place.mount)? {
-            return Err(Failure::new(
-                Code::Injection,
-                format!(
-                    "the mount at /{} in the container is shared with the host, which would see ours; \
-                     set linux.rootfsPropagation to something other than shared",
-                    place.path
-                ),
-            ));
+        let private = [Some(self.root.mount), self.dev_tmpfs].contains(&Some(place.mount)) && !self.shares_mounts;
+        if !private && Mountinfo::read().during(Code::Injection, || "mountinfo".into())?.is_shared(place.mount) {
+            let message = format!(
+                "the mount at /{} in the container is shared with the host, which would see ours; \
+                 set its propagation to private or slave",
+                place.path
+            );
+            return Err(Failure::new(Code::Injection, message));
         }
         Ok(place.attach(tree)?)
     }
 
-    /// Adds `ld.so.preload` to an `/etc` in which it cannot be created: a read-only overlay of both. `scratch` holds the upper
-    /// layer for a moment, because the kernel wants layers to be mounted in our namespace.
-    fn overlay(&self, etc: &Place, scratch: &Place, sources: &Proxied) -> Result<(), Failure> {
-        let during =
-            |what: &'static str| move || format!("cannot lay ld.so.preload over /etc in the container: {what}");
-        // Runtimes mount resolv.conf and others below /etc; an overlay does not show what is mounted on its layers.
-        let below = mounts_below(&self.root, etc).during(Code::Injection, during("mountinfo"))?;
-        let mut moved = Vec::with_capacity(below.len());
-        for path in below {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_RECURSIVE
-                | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-            let tree =
-                rustix::mount::open_tree(&etc.fd, &path, flags).during(Code::Injection, during("a mount below it"))?;
-            moved.push((path, tree));
-        }
-
-        let upper =
-            new_mount("tmpfs", &[("mode", "0755"), ("size", "128k")]).during(Code::Injection, during("tmpfs"))?;
-        scratch.attach(&upper)?;
-        let overlay = (|| {
-            let mut image = Vec::new();
-            (&sources.preload_file).rewind_and_read(&mut image)?;
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(&upper, "ld.so.preload", flags, Mode::from_raw_mode(0o644))?;
-            std::fs::File::from(file).write_all(&image)?;
-            // The upper layer's directory is what the container sees as /etc itself.
-            let owner = rustix::fs::fstat(&etc.fd)?;
-            rustix::fs::chownat(
-                &upper,
-                "",
-                Some(rustix::fs::Uid::from_raw(owner.st_uid)),
-                Some(rustix::fs::Gid::from_raw(owner.st_gid)),
-                AtFlags::EMPTY_PATH,
-            )?;
-            let layers = format!("/proc/self/fd/{}:/proc/self/fd/{}", upper.as_raw_fd(), etc.fd.as_raw_fd());
-            let overlay = new_mount("overlay", &[("lowerdir", &layers)])?;
-            let attributes = sys::READ_ONLY | sys::NO_SUID | sys::NO_DEV;
-            sys::set_mount_attributes(overlay.as_fd(), attributes).map(|()| overlay)
-        })();
-        let unmounted =
-            rustix::mount::unmount(format!("/proc/self/fd/{}", upper.as_raw_fd()), rustix::mount::UnmountFlags::DETACH);
-        let overlay = overlay.during(Code::Injection, during("overlay"))?;
-        unmounted.during(Code::Injection, during("tmpfs"))?;
-        self.attach(etc, &overlay)?;
-        for (path, tree) in moved {
-            let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-            rustix::mount::move_mount(&tree, "", &overlay, &path, flags)
-                .during(Code::Injection, during("a mount below it"))?;
-        }
-        Ok(())
-    }
-}
-
-/// Reads a file from its start.
-trait RewindAndRead {
-    fn rewind_and_read(&mut self, into: &mut Vec<u8>) -> io::Result<usize>;
-}
-
-impl RewindAndRead for &std::fs::File {
-    fn rewind_and_read(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
-        io::Seek::rewind(self)?;
-        self.read_to_end(into)
+    /// Adds `ld.so.preload` to an `/etc` in which it cannot or must not be created.
+    fn overlay(&self, etc: &Place, scratch: &Place, content: &[u8]) -> Result<(), Failure> {
+        let what = || "cannot lay ld.so.preload over the read-only /etc of the container".into();
+        let overlay = Overlay::new(etc, "ld.so.preload", content, scratch).during(Code::Injection, what)?;
+        self.attach(etc, overlay.mount())?;
+        overlay.restore_below().during(Code::Injection, what)
     }
 }
 
@@ -366,7 +316,7 @@ fn make(parent: &Place, name: &str, kind: Kind, root: &Place, note: Note<'_>) ->
 fn read_preload(place: &Place) -> Result<Vec<u8>, Failure> {
     let mut image = Vec::new();
     // The descriptor cannot be read from; what it stands for was checked to be a regular file.
-    let file = std::fs::File::open(format!("/proc/self/fd/{}", place.fd.as_raw_fd()));
+    let file = std::fs::File::open(descriptor_path(&place.fd));
     file.and_then(|file| file.take(preload_file::MAX_BYTES as u64 + 1).read_to_end(&mut image))
         .during(Code::Injection, || format!("/{} in the container", place.path))?;
     if image.len() > preload_file::MAX_BYTES {
@@ -376,59 +326,11 @@ fn read_preload(place: &Place) -> Result<Vec<u8>, Failure> {
     Ok(image)
 }
 
-/// A new, detached mount.
-fn new_mount(kind: &str, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
-    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        rustix::mount::fsconfig_set_string(&context, *key, *value)?;
-    }
-    rustix::mount::fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
-}
-
-/// Whether mounts on the mount `id` propagate.
-fn is_shared(id: u64) -> Result<bool, Failure> {
-    let text =
-        std::fs::read_to_string("/proc/self/mountinfo").during(Code::Injection, || "/proc/self/mountinfo".into())?;
-    let line = text.lines().find(|line| line.split(' ').next() == Some(id.to_string().as_str()));
-    // Optional fields stand between the sixth and a lone hyphen.
-    Ok(line
-        .is_none_or(|line| line.split(' ').skip(6).take_while(|field| *field != "-").any(|f| f.starts_with("shared:"))))
-}
-
-/// Mount points directly below `etc`, relative to it.
-fn mounts_below(root: &Place, etc: &Place) -> io::Result<Vec<String>> {
-    let _ = root;
-    let prefix = std::fs::read_link(format!("/proc/self/fd/{}", etc.fd.as_raw_fd()))?;
-    let text = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let mut below: Vec<String> = Vec::new();
-    for line in text.lines() {
-        let Some(path) = line.split(' ').nth(4).map(unescape) else { continue };
-        let Ok(rest) = Path::new(&path).strip_prefix(&prefix) else { continue };
-        let Some(rest) = rest.to_str().filter(|rest| !rest.is_empty()) else { continue };
-        if !below.iter().any(|outer| Path::new(rest).starts_with(outer)) {
-            below.push(rest.to_owned());
-        }
-    }
-    Ok(below)
-}
-
-/// Undoes the octal escapes of mountinfo.
-fn unescape(field: &str) -> String {
-    ["\\040", "\\011", "\\012"]
-        .iter()
-        .zip([" ", "\t", "\n"])
-        .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
-        .replace("\\134", "\\")
-}
-
 /// Opens the host's node at `path`, a character device.
 pub fn open_node(path: &Path) -> Result<OwnedFd, Failure> {
     let what = || format!("device node {}", path.display());
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let node = rustix::fs::openat(CWD, path, flags, Mode::empty()).during(Code::Device, what)?;
+    let node = rustix::fs::open(path, flags, Mode::empty()).during(Code::Device, what)?;
     let found = rustix::fs::fstat(&node).during(Code::Device, what)?;
     if FileType::from_raw_mode(found.st_mode) != FileType::CharacterDevice {
         return Err(Failure::new(Code::Device, format!("{} is not a character device", what())));

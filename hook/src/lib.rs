@@ -14,6 +14,8 @@ mod cgroup;
 mod create;
 mod failure;
 mod inject;
+mod mountinfo;
+mod overlay;
 mod process;
 mod proxy;
 mod record;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// All that outlives the container's namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,18 +55,22 @@ impl Records {
         Ok(Self { directory: rustix::fs::openat(run_dir, "state", flags, Mode::empty())? })
     }
 
-    /// Keeps [`Self::try_lock_exclusive`] from succeeding elsewhere, until dropped.
+    /// Keeps [`Self::lock_exclusive`] from succeeding elsewhere, until dropped.
     pub fn lock_shared(&self) -> io::Result<Lock<'_>> {
         rustix::fs::flock(&self.directory, FlockOperation::LockShared)?;
         Ok(Lock { directory: &self.directory })
     }
 
-    /// Excludes all others, until dropped; `None` if there is one.
-    pub fn try_lock_exclusive(&self) -> io::Result<Option<Lock<'_>>> {
-        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Lock { directory: &self.directory })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// Excludes all others, until dropped; `None` if there still is one after `patience`.
+    pub fn lock_exclusive(&self, patience: Duration) -> io::Result<Option<Lock<'_>>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Lock { directory: &self.directory })),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(None),
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 

@@ -9,6 +9,7 @@
 //!     libibverbs.so.1    empty, the library is bound over it
 //! ```
 
+use crate::failure::{Code, During, Failure};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::{self, Write};
@@ -36,14 +37,29 @@ pub fn open_run_dir(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Makes the node's run-time directory, for root only, and opens it.
-pub fn make_run_dir(path: &Path) -> io::Result<OwnedFd> {
-    match open_run_dir(path) {
+pub fn make_run_dir(path: &Path) -> Result<OwnedFd, Failure> {
+    let what = || format!("run-dir {}", path.display());
+    let directory = match open_run_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700).create(path)?;
-            open_run_dir(path)
+            private(true).create(path).and_then(|()| open_run_dir(path))
         }
         result => result,
+    };
+    let directory = directory.during(Code::Internal, what)?;
+    // Who can write there can have the next hook mount and remove what he likes.
+    let found = rustix::fs::fstat(&directory).during(Code::Internal, what)?;
+    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
+        let (uid, mode) = (found.st_uid, found.st_mode & 0o7777);
+        let message = format!("{} belongs to uid {uid} and has mode {mode:o}; chown it to root and chmod go-w", what());
+        return Err(Failure::new(Code::Config, message));
     }
+    Ok(directory)
+}
+
+fn private(recursive: bool) -> std::fs::DirBuilder {
+    let mut builder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(builder.recursive(recursive), 0o700);
+    builder
 }
 
 impl Session {
@@ -53,11 +69,6 @@ impl Session {
         rustix::process::umask(Mode::empty());
         let path = directory(run_dir, container);
         let containers = path.parent().expect("it has two components more than run_dir");
-        let private = |recursive| {
-            let mut builder = std::fs::DirBuilder::new();
-            std::os::unix::fs::DirBuilderExt::mode(builder.recursive(recursive), 0o700);
-            builder
-        };
         match private(false).create(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 private(true).create(containers)?;

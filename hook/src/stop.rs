@@ -7,7 +7,7 @@ use crate::cgroup;
 use crate::config::Config;
 use crate::failure::{Code, During, Failure};
 use crate::process;
-use crate::record::{MountPoint, Record, Records};
+use crate::record::{Lock, MountPoint, Record, Records};
 use crate::rootfs::{Kind, Place};
 use crate::session;
 use crate::state::State;
@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// How long a proxy may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for hooks that are making other containers. Those end in time, or their own poststop cleans up for us.
+const OTHERS: Duration = Duration::from_millis(300);
 /// How many other containers are cleaned up after, at most.
 const MAX_STALE: usize = 64;
 
@@ -44,17 +46,40 @@ pub fn stop(input: impl Read) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Undoes all that `record` names, as far as it goes, and returns the first error. The record stays in that case.
+/// Undoes all that `record` names, as far as it goes, and returns the first error. The record stays in that case, and while
+/// another container lives on the same root file system: to unlink a mount point there takes away the mount upon it.
+///
+/// The caller must not hold a lock on `records`.
 pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::Result<()> {
     if let Some(proxy) = record.proxy.and_then(process::Process::reopen) {
         process::end(proxy.as_fd(), PATIENCE);
     }
-    let mut results = Vec::new();
-    results.push(remove_mount_points(&record.root, &record.mount_points));
-    results.push(session::remove(&config.run_dir, &record.container));
-    results.extend(record.cgroups.iter().map(|directory| cgroup::remove(directory)));
-    results.into_iter().collect::<io::Result<()>>()?;
+    let lock = match record.mount_points.is_empty() {
+        true => None,
+        false => records.lock_exclusive(OTHERS)?,
+    };
+    remove(config, records, record, lock.as_ref())
+}
+
+/// The part of [`undo`] after the proxy's end. Without `exclusive`, a container that is being made may be about to mount upon
+/// the same mount points, and they stay.
+fn remove(config: &Config, records: &Records, record: &Record, exclusive: Option<&Lock<'_>>) -> io::Result<()> {
+    let removed = session::remove(&config.run_dir, &record.container);
+    record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and)?;
+    if !record.mount_points.is_empty() {
+        if exclusive.is_none() || is_in_use(records, record)? {
+            return Ok(());
+        }
+        remove_mount_points(&record.root, &record.mount_points)?;
+    }
     records.remove(&record.container)
+}
+
+/// Whether another container lives on the root file system of `record`.
+fn is_in_use(records: &Records, record: &Record) -> io::Result<bool> {
+    let others = records.containers()?.into_iter().filter(|container| *container != record.container);
+    let mut others = others.filter_map(|container| records.load(&container).ok().flatten());
+    Ok(others.any(|other| other.root == record.root && other.init.is_alive()))
 }
 
 /// Removes those of `mount_points` that are still empty.
@@ -82,16 +107,16 @@ fn remove_mount_points(root: &Path, mount_points: &[MountPoint]) -> io::Result<(
     })
 }
 
-/// Cleans up after containers whose poststop never came: crun runs none when another hook fails.
+/// Cleans up after containers whose poststop never came (crun runs none when another hook fails) or could not do it all.
 fn sweep(config: &Config, records: &Records) {
     // No hook may be making a container meanwhile, perhaps under the id of one that is gone.
-    let Ok(Some(_lock)) = records.try_lock_exclusive() else { return };
+    let Ok(Some(lock)) = records.lock_exclusive(Duration::ZERO) else { return };
     for container in records.containers().unwrap_or_default().into_iter().take(MAX_STALE) {
         let Ok(Some(record)) = records.load(&container) else { continue };
         // A proxy that is still there is ending by itself.
         if !record.init.is_alive() && !record.proxy.is_some_and(process::Process::is_alive) {
             // The next sweep tries again.
-            let _ = undo(config, records, &record);
+            let _ = remove(config, records, &record, Some(&lock));
         }
     }
 }

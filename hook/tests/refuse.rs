@@ -245,3 +245,64 @@ fn a_library_that_is_not_there() {
         lab.refused(15, "preload library /lib/x86_64-linux-gnu/librf-none.so.1 (inject.library): No such file");
     });
 }
+
+#[test]
+fn a_volume_that_the_host_shares() {
+    with_lab(|lab| {
+        let volume = lab.path("volume");
+        std::fs::create_dir(&volume).unwrap();
+        std::fs::write(volume.join("ld.so.preload"), "").unwrap();
+        std::fs::create_dir(lab.path("rootfs/etc")).unwrap();
+        lab.expect_rootfs_as_is();
+        lab.edit(|config| {
+            let options = ["rbind", "rshared"];
+            let mount = json!({"destination": "/etc", "type": "bind", "source": volume, "options": options});
+            config["mounts"].as_array_mut().unwrap().push(mount);
+            config["linux"]["rootfsPropagation"] = json!("rshared");
+        });
+        let output = lab.run_after("mount --bind volume volume && mount --make-shared volume");
+        Lab::assert_refused(&output, 15, "the mount at /etc/ld.so.preload in the container is shared with the host");
+    });
+}
+
+#[test]
+fn a_run_dir_that_others_can_write() {
+    use std::os::unix::fs::PermissionsExt;
+    with_lab(|lab| {
+        let path = lab.path("run");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let message = format!("run-dir {} belongs to uid 0 and has mode 777; chown it to root", path.display());
+        lab.refused(11, &message);
+    });
+}
+
+#[test]
+fn without_root_it_says_so() {
+    use std::os::unix::process::CommandExt;
+    with_lab(|lab| {
+        lab.write_config();
+        let mut child = std::process::Command::new("unshare").args(["-m", "sleep", "60"]).spawn().unwrap();
+        // Until it is in a mount namespace of its own.
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+        while namespace(&child.id().to_string()) == namespace("self") {}
+        let state = lab.state(child.id().into()).to_string();
+        std::fs::write(lab.path("state.json"), state).unwrap();
+        let output = std::process::Command::new(common::HOOK)
+            .arg("createRuntime")
+            .env_clear()
+            .env("RINGFENCE_CONFIG", lab.path("config.toml"))
+            .stdin(std::fs::File::open(lab.path("state.json")).unwrap())
+            .uid(65534)
+            .output()
+            .unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(18), "{text}");
+        assert!(
+            text.contains("Permission denied (os error 13); the hook needs root in the host's user namespace"),
+            "{text}"
+        );
+    });
+}

@@ -27,14 +27,18 @@ pub struct Lab {
 #[track_caller]
 pub fn with_lab(test: impl FnOnce(&mut Lab)) {
     if !rustix::process::geteuid().is_root() {
-        // Past the capture of the test runner: a skipped test must not look like one that passed.
-        let place = std::panic::Location::caller();
-        let _ = writeln!(std::io::stderr(), "SKIPPED {place}: it makes containers and needs root");
-        return;
+        return skip("it makes containers and needs root");
     }
     let mut lab = Lab::new();
     test(&mut lab);
     lab.assert_clean();
+}
+
+/// Says why a test is not run, past the capture of the test runner: it must not look like one that passed.
+#[track_caller]
+pub fn skip(reason: &str) {
+    let place = std::panic::Location::caller();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {place}: {reason}");
 }
 
 impl Lab {
@@ -151,6 +155,15 @@ impl Lab {
         std::fs::write(self.path("config.json"), serde_json::to_vec_pretty(&self.config).unwrap()).unwrap();
     }
 
+    /// The container by runc, in a mount namespace that `prepare` has changed.
+    pub fn run_after(&self, prepare: &str) -> Output {
+        self.write_config();
+        let script = format!("{prepare} && exec runc --root runc run \"$0\"");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, &self.id]);
+        command.current_dir(self.path("")).output().unwrap()
+    }
+
     /// What the container wrote, which must have been all well.
     #[track_caller]
     pub fn output(&self) -> String {
@@ -160,7 +173,12 @@ impl Lab {
     /// Runs the container, which must fail with `code` and `message`.
     #[track_caller]
     pub fn refused(&self, code: u8, message: &str) {
-        let output = self.run();
+        Self::assert_refused(&self.run(), code, message);
+    }
+
+    /// The container failed to start with `code` and `message`.
+    #[track_caller]
+    pub fn assert_refused(output: &Output, code: u8, message: &str) {
         let text = String::from_utf8_lossy(&output.stderr).replace("\\\"", "\"");
         assert!(!output.status.success(), "{text}");
         for expected in [format!("exit status {code}"), format!("ringfence-hook: E{code} {message}")] {
@@ -237,7 +255,7 @@ impl Lab {
         self.assert_proxy_ends();
         let here = self.directory.path().to_str().unwrap();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let left: Vec<_> = mounts.lines().filter(|line| line.contains(here) || line.contains("ringfence")).collect();
+        let left: Vec<_> = mounts.lines().filter(|line| line.contains(here)).collect();
         assert!(left.is_empty(), "{left:?}");
         for directory in ["run/containers", "run/state"] {
             let left: Vec<_> = std::fs::read_dir(self.path(directory)).into_iter().flatten().collect();
