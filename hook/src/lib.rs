@@ -1,1 +1,27 @@
-//! The OCI hook: policy and injection.
+//! The OCI hook: joins a container to its verbs proxy.
+//!
+//! Decisions are pure and live in [`annotations`], [`policy`], [`config`], [`units`], [`preload_file`] and [`state`];
+//! the rest carries them out. [`create`] and [`stop`] are the two things that a runtime asks for.
+
+pub mod annotations;
+pub mod config;
+pub mod policy;
+pub mod preload_file;
+pub mod state;
+pub mod units;
+
+mod cgroup;
+mod create;
+mod failure;
+mod inject;
+mod process;
+mod proxy;
+mod record;
+mod rootfs;
+mod session;
+mod stop;
+mod sys;
+
+pub use create::create;
+pub use failure::{Code, Failure};
+pub use stop::stop;

@@ -103,7 +103,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let guid = u64::from(random()) << 32 | u64::from(random());
     // Locally administered, as for an interface identifier that no manufacturer gave.
     let guid = guid & !(1 << 56) | 1 << 57;
-    let port = Port::take(&fabric_directory, guid)
+    let port = Port::take(&fabric_directory, guid, rustix::fs::fstat(&netns)?.st_ino)
         .with_context(|| format!("cannot take a port of the fabric {}", fabric_directory.display()))?;
     let fabric = fabric_socket(&port).context("cannot listen for other proxies")?;
     let addresses = Addresses::of(netns).context("cannot join the container's network namespace")?;

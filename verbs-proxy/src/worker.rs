@@ -64,6 +64,7 @@ impl Worker {
         std::thread::Builder::new().name("worker".into()).stack_size(256 << 10).spawn(move || {
             // A sleep must not be prolonged by the default slack of 50 µs: pieces on the modelled link are shorter.
             let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+            crate::sandbox::prefer_short_slices();
             thread.run(&mut Spinner::new(spin));
         })?;
         Ok(Self { commands, signals, notices })
@@ -186,28 +187,33 @@ enum Pause {
 /// Decides between spinning, yielding and sleeping.
 ///
 /// Work that comes within the budget is met spinning; the budget grows when sleeps turn out short and shrinks when they
-/// turn out long. Where busy threads outnumber processors, what one waits for can only come from a thread that needs
-/// this processor: a yield that took long shows that, and then every idle turn yields.
+/// turn out long. Now and then a yield asks whether somebody else wants this processor. If it comes back late, busy
+/// threads outnumber processors, and what one waits for can only come from a thread that needs this one: for a while
+/// the worker then sleeps almost at once. It does not yield instead, because an application that spins on memory would
+/// keep the processor for its whole slice, while a sleeper with a short slice gets it back when it is woken.
 #[derive(Debug)]
 struct Spinner {
     max: Nanos,
     budget: Nanos,
     idle_since: Nanos,
     turns: u32,
-    crowded: bool,
+    crowded_until: Nanos,
 }
 
 /// Idle turns between two looks at the clock.
 const LOOK: u32 = 32;
-/// Idle turns before a first yield, where processors are crowded and where they are not.
-const CROWDED_TURNS: u32 = 16;
-const QUIET_TURNS: u32 = 1024;
+/// Idle turns between two yields.
+const YIELD: u32 = 1024;
 /// A yield that takes longer than this gave the processor to somebody.
 const LONG_YIELD: Nanos = 1_500;
+/// How long that is remembered.
+const CROWDED: Nanos = 5_000_000;
+/// The budget while it is.
+const CROWDED_BUDGET: Nanos = 1_000;
 
 impl Spinner {
     fn new(max: Nanos) -> Self {
-        Self { max, budget: max, idle_since: 0, turns: 0, crowded: false }
+        Self { max, budget: max, idle_since: 0, turns: 0, crowded_until: 0 }
     }
 
     fn worked(&mut self) {
@@ -223,18 +229,25 @@ impl Spinner {
             let now = clock();
             if self.idle_since == 0 {
                 self.idle_since = now;
-            } else if now - self.idle_since >= self.budget {
+            }
+            let budget = if now < self.crowded_until { CROWDED_BUDGET.min(self.budget) } else { self.budget };
+            if now - self.idle_since >= budget {
                 return Pause::Sleep;
             }
+            if self.turns % YIELD == 0 {
+                return Pause::Yield;
+            }
         }
-        let turns = if self.crowded { CROWDED_TURNS } else { QUIET_TURNS };
-        if self.turns % turns == 0 { Pause::Yield } else { Pause::Spin }
+        Pause::Spin
     }
 
     fn yielded(&mut self, clock: impl Fn() -> Nanos, give_way: impl FnOnce()) {
         let before = clock();
         give_way();
-        self.crowded = clock() - before > LONG_YIELD;
+        let after = clock();
+        if after - before > LONG_YIELD {
+            self.crowded_until = after + CROWDED;
+        }
     }
 
     fn slept(&mut self, from: Nanos, to: Nanos) {
@@ -281,17 +294,21 @@ mod tests {
     }
 
     #[test]
-    fn yields_often_once_a_yield_took_long() {
-        let mut spinner = Spinner::new(1_000_000_000);
-        let yields = |spinner: &mut Spinner| {
-            spinner.worked();
-            (0..QUIET_TURNS).filter(|_| spinner.idle(|| 1) == Pause::Yield).count()
-        };
-        assert_eq!(yields(&mut spinner), 1);
-        let time = Cell::new(0);
+    fn sleeps_almost_at_once_after_a_yield_took_long_and_for_a_while() {
+        let mut spinner = Spinner::new(50_000);
+        let time = Cell::new(1);
         spinner.yielded(|| time.get(), || time.set(10_000));
-        assert_eq!(yields(&mut spinner), (QUIET_TURNS / CROWDED_TURNS) as usize);
-        spinner.yielded(|| time.get(), || ());
-        assert_eq!(yields(&mut spinner), 1);
+        let crowded = turns_until_sleep(&mut spinner, 10);
+        assert!(crowded <= 2 * LOOK + CROWDED_BUDGET as u32 / 10, "{crowded} turns");
+        spinner.worked();
+        spinner.crowded_until = 0;
+        assert!(turns_until_sleep(&mut spinner, 10) > 4_000);
+    }
+
+    #[test]
+    fn asks_now_and_then_whether_somebody_wants_the_processor() {
+        let mut spinner = Spinner::new(1_000_000_000);
+        let yields = (0..10 * YIELD).filter(|_| spinner.idle(|| 1) == Pause::Yield).count();
+        assert_eq!(yields, 10);
     }
 }

@@ -107,12 +107,12 @@ impl Node {
         Ok(GidInfo { gid: gid.raw, gid_type: GidType::ROCE_V2.0, ndev_ifindex: gid.ifindex })
     }
 
-    /// The port that an address vector names.
-    pub fn resolve(&mut self, av: &AddressVector) -> Option<Destination> {
+    /// The port that an address vector and a QP number name.
+    pub fn resolve(&mut self, av: &AddressVector, qp_num: u32) -> Option<Destination> {
         let lid = if av.is_global != 0 {
-            self.port.find(&av.dgid).or_else(|| {
+            self.port.find(&av.dgid, qp_num).or_else(|| {
                 self.refresh_gids();
-                self.port.find(&av.dgid)
+                self.port.find(&av.dgid, qp_num)
             })
         } else {
             Some(av.dlid).filter(|lid| *lid != 0 && self.port.lives(*lid))

@@ -5,6 +5,7 @@ use super::handles::Handles;
 use super::node::Node;
 use super::quota::Resource;
 use crate::fabric::neighbours::SharedRun;
+use crate::fabric::ports::QPN_SHIFT;
 use crate::memory::{MemoryRegion, PdId};
 use crate::plane::CqEntry;
 use crate::plane::cq::Cq;
@@ -478,11 +479,12 @@ impl Session {
             send_slots,
             receive_slots,
         };
+        let port = u32::from(node.port.lid()) << QPN_SHIFT;
         let number = node.worker.call(move |plane| {
-            // By chance, so that a queue pair cannot be guessed from another; 0 and 1 are the management ones'.
+            // By chance, so that a queue pair cannot be guessed from another.
             let number = loop {
-                let number = random() & 0x00ff_ffff;
-                if number > 1 && !plane.by_number.contains_key(&number) {
+                let number = port | (random() & ((1 << QPN_SHIFT) - 1));
+                if !plane.by_number.contains_key(&number) {
                     break number;
                 }
             };
@@ -515,7 +517,7 @@ impl Session {
         let destination = if request.attr.mask & QpAttrMask::AV.0 == 0 {
             None
         } else {
-            let destination = node.resolve(&request.attr.av);
+            let destination = node.resolve(&request.attr.av, request.attr.dest_qp_num);
             if let Some(Destination::Port(lid)) = destination {
                 node.link_to(lid);
             }

@@ -1,0 +1,378 @@
+//! The administrator's configuration, `/etc/ringfence/config.toml`.
+
+use crate::annotations::{DEVICE_NAME, is_device_name};
+use crate::policy::Policy;
+use crate::units;
+use serde::{Deserialize, Deserializer, de};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/ringfence/config.toml";
+/// Names another configuration file, which must then exist.
+pub const ENVIRONMENT: &str = "RINGFENCE_CONFIG";
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("configuration {path}: {error}")]
+    Unreadable { path: PathBuf, error: std::io::Error },
+    #[error(
+        "configuration {path} can be written by everybody (mode {mode:o}); it decides what containers may do: chmod o-w"
+    )]
+    Writable { path: PathBuf, mode: u32 },
+    #[error("configuration {path}: {message}")]
+    Invalid { path: PathBuf, message: String },
+}
+
+/// The whole file; every part has a default.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub struct Config {
+    /// Node-wide run-time directory.
+    pub run_dir: PathBuf,
+    pub proxy: Proxy,
+    pub inject: Inject,
+    /// The devices that containers may name; the first is what they get otherwise.
+    #[serde(rename = "device", deserialize_with = "some_devices")]
+    pub devices: Vec<Device>,
+    pub policy: Policy,
+}
+
+/// `[proxy]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Proxy {
+    /// The program.
+    pub path: PathBuf,
+    /// How long its start may take.
+    pub ready_timeout_ms: u64,
+    /// Microseconds that its worker spins before it sleeps.
+    pub spin_us: u32,
+    /// Where its memory and time are accounted.
+    pub cgroup: Cgroup,
+}
+
+/// Which cgroups a proxy runs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cgroup {
+    /// Those of the runtime that called the hook.
+    #[default]
+    Inherit,
+    /// One beside the container's own, under the same parent. Never the container's: runc fails to delete that then.
+    Sibling,
+}
+
+/// `[inject]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Inject {
+    /// The preload library on the host.
+    pub library: PathBuf,
+    /// Where the container sees the library and the socket: a directory of `/dev`, which is the container's own tmpfs.
+    pub container_dir: PathBuf,
+}
+
+/// `[[device]]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Device {
+    /// As containers see it.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Bits per second of the modelled link; `None` for as fast as memory.
+    #[serde(default, deserialize_with = "optional_rate")]
+    pub link: Option<u64>,
+    /// Device nodes for containers in mode passthrough, at the same path there.
+    #[serde(default)]
+    pub nodes: Vec<PathBuf>,
+}
+
+/// Kinds of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// No RNIC: memory copies between the node's containers.
+    Soft,
+    /// An RNIC, by its device nodes; only for mode passthrough yet.
+    Ibverbs,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            run_dir: "/run/ringfence".into(),
+            proxy: Proxy::default(),
+            inject: Inject::default(),
+            devices: vec![Device { name: "soft0".into(), kind: Kind::Soft, link: None, nodes: Vec::new() }],
+            policy: Policy::default(),
+        }
+    }
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            path: "/usr/libexec/ringfence/ringfence-proxy".into(),
+            ready_timeout_ms: 5000,
+            spin_us: ringfence_proxy::launch::Worker::default().spin_us,
+            cgroup: Cgroup::default(),
+        }
+    }
+}
+
+impl Default for Inject {
+    fn default() -> Self {
+        Self { library: "/usr/lib/ringfence/libibverbs.so.1".into(), container_dir: "/dev/ringfence".into() }
+    }
+}
+
+impl Config {
+    /// Loads the file that the environment names, or the default one, which may be missing.
+    pub fn load() -> Result<Self, Error> {
+        match std::env::var_os(ENVIRONMENT) {
+            Some(path) => Self::load_from(path.as_ref()),
+            None => match Self::load_from(DEFAULT_PATH.as_ref()) {
+                Err(Error::Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Ok(Self::default())
+                }
+                result => result,
+            },
+        }
+    }
+
+    fn load_from(path: &Path) -> Result<Self, Error> {
+        let unreadable = |error| Error::Unreadable { path: path.to_owned(), error };
+        let mut file = std::fs::File::open(path).map_err(unreadable)?;
+        let mode = file.metadata().map_err(unreadable)?.mode();
+        if mode & 0o002 != 0 {
+            return Err(Error::Writable { path: path.to_owned(), mode: mode & 0o7777 });
+        }
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut file, &mut text).map_err(unreadable)?;
+        Self::parse(&text).map_err(|message| Error::Invalid { path: path.to_owned(), message })
+    }
+
+    /// Parses and checks a whole file.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+            let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+            format!("{place}{}", error.message())
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (key, path) in [
+            ("run-dir", &self.run_dir),
+            ("proxy.path", &self.proxy.path),
+            ("inject.library", &self.inject.library),
+            ("inject.container-dir", &self.inject.container_dir),
+        ] {
+            if !is_plain_absolute(path) {
+                return Err(format!("{key} = {path:?} must be an absolute path without . and .."));
+            }
+        }
+        if !self.inject.is_in_dev() {
+            let path = &self.inject.container_dir;
+            return Err(format!(
+                "inject.container-dir = {path:?} must be one directory under /dev, such as /dev/ringfence"
+            ));
+        }
+        if !(1..=600_000).contains(&self.proxy.ready_timeout_ms) {
+            return Err(format!("proxy.ready-timeout-ms = {} must be from 1 to 600000", self.proxy.ready_timeout_ms));
+        }
+        for (i, device) in self.devices.iter().enumerate() {
+            device.check()?;
+            if self.devices[..i].iter().any(|other| other.name == device.name) {
+                return Err(format!("device name = {:?} is given twice", device.name));
+            }
+        }
+        self.policy.check()
+    }
+}
+
+impl Inject {
+    fn is_in_dev(&self) -> bool {
+        let name = self.directory_name();
+        self.container_dir == Path::new("/dev").join(name) && is_device_name(name)
+    }
+
+    /// The container directory within `/dev`.
+    pub fn directory_name(&self) -> &str {
+        self.container_dir.file_name().and_then(|name| name.to_str()).unwrap_or("")
+    }
+}
+
+impl Device {
+    fn check(&self) -> Result<(), String> {
+        let name = &self.name;
+        if !is_device_name(name) {
+            return Err(format!("device name = {name:?} must be {DEVICE_NAME}"));
+        }
+        match self.kind {
+            Kind::Soft if !self.nodes.is_empty() => {
+                return Err(format!("device {name}: kind = \"soft\" has no device nodes; remove nodes"));
+            }
+            Kind::Ibverbs if self.nodes.is_empty() => {
+                return Err(format!(
+                    "device {name}: kind = \"ibverbs\" needs nodes, such as [\"/dev/infiniband/uverbs0\"]"
+                ));
+            }
+            Kind::Ibverbs if self.link.is_some() => {
+                return Err(format!("device {name}: link is for kind = \"soft\" only"));
+            }
+            _ => {}
+        }
+        match self.nodes.iter().find(|node| !is_plain_absolute(node) || node.strip_prefix("/dev").is_err()) {
+            Some(node) => Err(format!("device {name}: node {node:?} must be a path under /dev")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_plain_absolute(path: &Path) -> bool {
+    let mut components = path.components();
+    components.next() == Some(Component::RootDir)
+        && components.all(|component| matches!(component, Component::Normal(_)))
+        && path.file_name().is_some()
+        && !path.as_os_str().as_encoded_bytes().contains(&0)
+}
+
+fn some_devices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Device>, D::Error> {
+    let devices = Vec::deserialize(deserializer)?;
+    if devices.is_empty() { Err(de::Error::custom("at least one [[device]] is needed")) } else { Ok(devices) }
+}
+
+/// A bit rate, `"10Gbit"`.
+pub(crate) fn optional_rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = || de::Error::custom(format!("{text:?} is not a bit rate; expected {}", units::RATE_EXPECTED));
+    units::rate(&text).map(Some).ok_or_else(wrong)
+}
+
+/// A size, `"4GiB"`.
+pub(crate) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = || de::Error::custom(format!("{text:?} is not a size; expected {}", units::SIZE_EXPECTED));
+    units::size(&text).map(Some).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::annotations::Mode;
+    use proptest::prelude::*;
+    use ringfence_proxy::launch::Class;
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(Config::parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = Config::parse(
+            r#"
+            run-dir = "/run/rf"
+            [proxy]
+            path = "/opt/proxy"
+            ready-timeout-ms = 100
+            spin-us = 7
+            cgroup = "sibling"
+            [inject]
+            library = "/opt/lib.so"
+            container-dir = "/dev/rf"
+            [[device]]
+            name = "soft0"
+            kind = "soft"
+            link = "25Gbit"
+            [[device]]
+            name = "mlx5_0"
+            kind = "ibverbs"
+            nodes = ["/dev/infiniband/uverbs0"]
+            [policy.defaults]
+            bandwidth = "1Gbit"
+            weight = 100
+            class = "bulk"
+            max-qp = 16
+            max-mr = 32
+            max-mr-bytes = "1GiB"
+            max-cq = 33
+            max-qp-depth = 34
+            [policy.bounds]
+            bandwidth = "10Gbit"
+            weight = 500
+            classes = ["ops", "bulk"]
+            modes = ["proxied", "passthrough"]
+            max-qp = 64
+            max-mr = 65
+            max-mr-bytes = "4GiB"
+            max-cq = 66
+            max-qp-depth = 67
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.proxy.cgroup, Cgroup::Sibling);
+        assert_eq!(config.inject.directory_name(), "rf");
+        assert_eq!(config.devices[0].link, Some(25_000_000_000));
+        assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
+        assert_eq!(config.policy.defaults.class, Some(Class::Bulk));
+        assert_eq!(config.policy.bounds.modes, [Mode::Proxied, Mode::Passthrough]);
+        assert_eq!(config.policy.bounds.max_mr_bytes, Some(4 << 30));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, expected) in [
+            ("run-dri = \"/x\"", "line 1: unknown field `run-dri`"),
+            ("\n[proxy]\nspin = 1", "line 3: unknown field `spin`"),
+            ("run-dir = \"run\"", "run-dir = \"run\" must be an absolute path"),
+            ("run-dir = \"/run/../etc\"", "must be an absolute path without . and .."),
+            ("[inject]\ncontainer-dir = \"/run/rf\"", "must be one directory under /dev"),
+            ("[inject]\ncontainer-dir = \"/dev/a/b\"", "must be one directory under /dev"),
+            ("[proxy]\nready-timeout-ms = 0", "proxy.ready-timeout-ms = 0 must be from 1 to 600000"),
+            ("[[device]]\nname = \"a\"\nkind = \"hard\"", "line 3: unknown variant `hard`"),
+            ("[[device]]\nname = \"a/b\"\nkind = \"soft\"", "device name = \"a/b\" must be"),
+            ("[[device]]\nname = \"a\"\nkind = \"soft\"\nlink = \"25\"", "\"25\" is not a bit rate"),
+            ("[[device]]\nname = \"a\"\nkind = \"soft\"\nlink = 25", "line 4: invalid type: integer `25`"),
+            ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"", "needs nodes"),
+            ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nnodes = [\"/etc/x\"]", "must be a path under /dev"),
+            ("[[device]]\nname = \"a\"\nkind = \"soft\"\n[[device]]\nname = \"a\"\nkind = \"soft\"", "given twice"),
+            ("device = []", "at least one [[device]] is needed"),
+            ("[policy.bounds]\nweight = 1001", "policy.bounds.weight = 1001 must be from 1 to 1000"),
+            ("[policy.bounds]\nmodes = [\"exclusive\"]", "exclusive is not offered yet"),
+            ("[policy.bounds]\nmodes = []", "policy.bounds.modes must name at least one mode"),
+            ("[policy.bounds]\nclasses = [\"none\"]", "policy.bounds.classes"),
+            ("[policy.bounds]\nmax-qp = 0", "policy.bounds.max-qp must be above 0"),
+            (
+                "[policy.defaults]\nbandwidth = \"2Gbit\"\n[policy.bounds]\nbandwidth = \"1Gbit\"",
+                "policy.defaults.bandwidth = 2Gbit is beyond policy.bounds.bandwidth = 1Gbit",
+            ),
+        ] {
+            let message = Config::parse(text).unwrap_err();
+            assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_everybody_may_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(matches!(Config::load_from(file.path()), Err(Error::Writable { mode: 0o666, .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "[a-z=\"\\[\\]\n .-]{0,60}") {
+            let _ = Config::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! createRuntime and prestart: joins a container that is being made to its proxy.
+
+use crate::annotations::{self, PREFIX, Request, Wish};
+use crate::cgroup;
+use crate::config::{self, Config};
+use crate::failure::{Code, During, Failure};
+use crate::inject::{self, Container, Sources};
+use crate::policy::{self, Grant, Refusal};
+use crate::process::{self, Process};
+use crate::proxy::{self, Handles, Proxy};
+use crate::record::{Record, Records};
+use crate::session::{self, Session};
+use crate::state::{self, Annotations, Bundle, State};
+use crate::stop;
+use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
+use rustix::fs::{Mode, OFlags};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// Acts on the container whose state is `input`; on success it is joined or not ours. Nothing remains of a failure.
+pub fn create(input: impl Read) -> Result<(), Failure> {
+    let state = State::read(input)?;
+    let Some((request, bundle)) = wish(&state)? else { return Ok(()) };
+    let config = Config::load()?;
+    let grant = policy::resolve(&request, &config)?;
+    let init = Init::open(state.pid()?)?;
+    let root = bundle.root()?;
+
+    let run_dir = session::make_run_dir(&config.run_dir)
+        .during(Code::Internal, || format!("run-dir {}", config.run_dir.display()))?;
+    let what = || format!("records in {}", config.run_dir.display());
+    let records = Records::open(&run_dir).during(Code::Internal, what)?;
+    let _making = records.lock_shared().during(Code::Internal, what)?;
+    if clear(&config, &records, &state.id, init.process)? == Found::Joined {
+        return Ok(());
+    }
+
+    let record = Record {
+        container: state.id,
+        init: init.process,
+        proxy: None,
+        root: root.clone(),
+        mount_points: Vec::new(),
+        cgroups: Vec::new(),
+    };
+    let mut making = Making { config: &config, records: &records, record, proxy: None };
+    let shares_mounts = bundle.shares_mounts();
+    let result = match grant {
+        Grant::Proxied(device, limits) => making.proxied(init, shares_mounts, device, limits),
+        Grant::Passthrough(device) => making.passthrough(init, shares_mounts, device),
+    };
+    result.inspect_err(|_| making.undo())
+}
+
+/// What the container asks for; `None` if it is not ours.
+fn wish(state: &State) -> Result<Option<(Request, Bundle)>, Failure> {
+    let ours = |key: &str| key.starts_with(PREFIX);
+    let mentioned = state.annotations().any(|(key, _)| ours(key));
+    let cwd = std::path::PathBuf::from(format!("/proc/{}/cwd", std::os::unix::process::parent_id()));
+    let bundle = match Bundle::load(state, &cwd) {
+        Ok(bundle) => bundle,
+        // Runtimes copy annotations to the state; without any there the container is not ours to stop.
+        Err(_) if !mentioned => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // The state is what the runtime goes by.
+    let merged: Annotations = bundle
+        .annotations()
+        .chain(state.annotations())
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    if is_sandbox(&merged) {
+        return Ok(None);
+    }
+    match annotations::read(merged.iter().map(|(key, value)| (key.as_str(), value.as_str())))? {
+        Wish::Absent | Wish::Disabled => Ok(None),
+        Wish::Enabled(request) => Ok(Some((request, bundle))),
+    }
+}
+
+/// A pod's pause container carries the pod's annotations, but only holds its namespaces.
+fn is_sandbox(annotations: &Annotations) -> bool {
+    let kinds = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+    kinds.iter().any(|kind| annotations.get(*kind).is_some_and(|value| value == "sandbox"))
+}
+
+/// The container's init, held by descriptors.
+struct Init {
+    process: Process,
+    pidfd: OwnedFd,
+    mount_namespace: OwnedFd,
+    network_namespace: OwnedFd,
+}
+
+impl Init {
+    fn open(pid: i32) -> Result<Self, Failure> {
+        let gone = || format!("the container state's pid {pid} is no running process");
+        let (process, pidfd) = Process::open(pid).map_err(|error| match error.raw_os_error() {
+            Some(libc::ESRCH | libc::ENOENT) => Failure::new(Code::State, gone()),
+            _ => Failure::new(Code::Internal, format!("pid {pid} of the container state: {error}")),
+        })?;
+        let namespace = |of: &str, name: &str| {
+            let path = format!("/proc/{of}/ns/{name}");
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(Code::State, || path)
+        };
+        let own = namespace("self", "mnt")?;
+        let mount_namespace = namespace(&pid.to_string(), "mnt")?;
+        let network_namespace = namespace(&pid.to_string(), "net")?;
+        if process::has_ended(pidfd.as_fd()) {
+            return Err(Failure::new(Code::State, gone()));
+        }
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|found| found.st_ino);
+        let same = inode(&own).and_then(|own| Ok(own == inode(&mount_namespace)?));
+        if same.during(Code::State, || format!("/proc/{pid}/ns/mnt"))? {
+            let message =
+                format!("the container state's pid {pid} is no container's init: it has our own mount namespace");
+            return Err(Failure::new(Code::State, message));
+        }
+        Ok(Self { process, pidfd, mount_namespace, network_namespace })
+    }
+
+    fn container(&self, record: &Record, shares_mounts: bool) -> Result<Container, Failure> {
+        let mount_namespace = self.mount_namespace.try_clone();
+        let mount_namespace = mount_namespace.during(Code::Internal, || "mount namespace".into())?;
+        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts })
+    }
+}
+
+/// What was there under a container's id.
+#[derive(PartialEq, Eq)]
+enum Found {
+    /// This very container: another stage of the same hook has done it all.
+    Joined,
+    /// Nothing, or nothing any more.
+    Nothing,
+}
+
+/// Removes what a crash left under the id of the container of `init`.
+fn clear(config: &Config, records: &Records, id: &str, init: Process) -> Result<Found, Failure> {
+    // A record that cannot be read is of no use to anybody.
+    if let Some(record) = records.load(id).unwrap_or(None) {
+        if record.init == init && record.proxy.is_none_or(Process::is_alive) {
+            return Ok(Found::Joined);
+        }
+        if record.init != init && record.init.is_alive() {
+            let message = format!(
+                "container id {id} is in use by a running container (init pid {}); ids must be unique on the host, also between runtimes",
+                record.init.pid
+            );
+            return Err(Failure::new(Code::State, message));
+        }
+        stop::undo(config, records, &record).map_err(|error| {
+            Failure::new(Code::Internal, format!("cannot clean up after an earlier container {id}: {error}"))
+        })?;
+    }
+    session::remove(&config.run_dir, id)
+        .during(Code::Internal, || format!("cannot remove an earlier container {id}"))?;
+    Ok(Found::Nothing)
+}
+
+/// A container while it is being joined.
+struct Making<'a> {
+    config: &'a Config,
+    records: &'a Records,
+    record: Record,
+    proxy: Option<Proxy>,
+}
+
+impl Making<'_> {
+    fn proxied(
+        &mut self,
+        init: Init,
+        shares_mounts: bool,
+        device: &config::Device,
+        limits: Limits,
+    ) -> Result<(), Failure> {
+        self.save()?;
+        let session = Session::make(&self.config.run_dir, &self.record.container);
+        let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
+        let session = session.during(Code::Internal, what)?;
+        let listener = session.listen().during(Code::Internal, || format!("socket in {}", session.path().display()))?;
+        let launch = Launch {
+            container: self.record.container.clone(),
+            init_pid: init.process.pid,
+            run_dir: self.config.run_dir.clone(),
+            container_dir: session.path().to_owned(),
+            device: ringfence_proxy::launch::Device {
+                name: device.name.clone(),
+                kind: DeviceKind::Soft,
+                link: device.link,
+            },
+            limits,
+            worker: Worker { spin_us: self.config.proxy.spin_us },
+        };
+        let launch = session.write_launch(&launch).during(Code::Internal, what)?;
+
+        let cgroups = self.cgroups(init.process.pid)?;
+        let handles = Handles {
+            listener: listener.as_fd(),
+            init: init.pidfd.as_fd(),
+            network: init.network_namespace.as_fd(),
+            cgroups: &cgroups,
+        };
+        let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?);
+        self.record.proxy = Some(proxy.process);
+        self.save()?;
+
+        // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
+        let injected = Sources::proxied(&session, &self.config.inject)
+            .and_then(|sources| self.inject(&init.container(&self.record, shares_mounts)?, sources));
+        let proxy = self.proxy.as_mut().expect("it was just started");
+        match injected {
+            Ok(()) => proxy.wait_ready(Duration::from_millis(self.config.proxy.ready_timeout_ms), init.pidfd.as_fd()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn passthrough(&mut self, init: Init, shares_mounts: bool, device: &config::Device) -> Result<(), Failure> {
+        self.save()?;
+        let nodes = device.nodes.iter().map(|path| Ok((path.clone(), inject::open_node(path)?)));
+        let nodes = nodes.collect::<Result<Vec<_>, Failure>>()?;
+        self.inject(&init.container(&self.record, shares_mounts)?, Sources::passthrough(&nodes)?)?;
+        for (path, node) in &nodes {
+            let device = rustix::fs::fstat(node).during(Code::Device, || path.display().to_string())?.st_rdev;
+            cgroup::allow_device(init.process.pid, rustix::fs::major(device), rustix::fs::minor(device))?;
+        }
+        Ok(())
+    }
+
+    fn inject(&mut self, container: &Container, sources: Sources) -> Result<(), Failure> {
+        let Self { records, record, .. } = self;
+        inject::inject(container, sources, &mut |mount_point| {
+            record.mount_points.push(mount_point);
+            records.save(record)
+        })
+    }
+
+    fn cgroups(&mut self, pid: i32) -> Result<Vec<std::fs::File>, Failure> {
+        if self.config.proxy.cgroup == config::Cgroup::Inherit {
+            return Ok(Vec::new());
+        }
+        self.record.cgroups =
+            cgroup::siblings(pid, &self.record.container).during(Code::Internal, || format!("cgroups of pid {pid}"))?;
+        self.save()?;
+        Ok(self.record.cgroups.iter().filter_map(|directory| cgroup::make(directory)).collect())
+    }
+
+    fn save(&self) -> Result<(), Failure> {
+        self.records.save(&self.record).during(Code::Internal, || "cannot write the container's record".into())
+    }
+
+    fn undo(&mut self) {
+        if let Some(proxy) = self.proxy.take() {
+            proxy.abandon();
+        }
+        // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
+        let _ = stop::undo(self.config, self.records, &self.record);
+    }
+}
+
+impl From<state::Error> for Failure {
+    fn from(error: state::Error) -> Self {
+        Failure::new(Code::State, error.to_string())
+    }
+}
+
+impl From<annotations::Error> for Failure {
+    fn from(error: annotations::Error) -> Self {
+        Failure::new(Code::Annotation, error.to_string())
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        Failure::new(Code::Config, error.to_string())
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Beyond { .. } | Refusal::NotOffered => Code::Denied,
+            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,
+            Refusal::Unenforceable { .. } => Code::Annotation,
+        };
+        Failure::new(code, refusal.to_string())
+    }
+}

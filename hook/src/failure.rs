@@ -1,0 +1,81 @@
+//! What the runtime sees when the hook fails: one line and an exit code.
+
+use std::fmt;
+
+/// Exit codes. crun and podman show nothing else of a failed hook, so each cause has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// A fault of ours or of the host.
+    Internal = 1,
+    /// Wrong arguments.
+    Usage = 2,
+    /// The state on standard input, or the bundle that it names, cannot be used.
+    State = 10,
+    /// The administrator's configuration cannot be used.
+    Config = 11,
+    /// An annotation is unknown or malformed.
+    Annotation = 12,
+    /// An annotation asks for more than the administrator allows.
+    Denied = 13,
+    /// There is no such device.
+    Device = 14,
+    /// The library, the socket or a device node could not be put into the container.
+    Injection = 15,
+    /// The proxy was not ready in time.
+    NotReady = 16,
+    /// The proxy could not be started or ended at once.
+    ProxyDied = 17,
+    /// The hook lacks a privilege.
+    Privilege = 18,
+}
+
+/// Why a container may not start.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit code.
+    pub code: Code,
+    /// What was wrong, with which value, and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with `code`.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// Always one line: messages carry values from containers and proxies.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "E{} ", self.code as u8)?;
+        self.message
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .try_for_each(|c| fmt::Write::write_char(f, c))
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Names what was being done when a system call failed.
+pub(crate) trait During<T> {
+    /// Turns the error into a [`Failure`] with `code`, or with [`Code::Privilege`] if it was one of permission.
+    fn during(self, code: Code, what: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<std::io::Error>> During<T> for Result<T, E> {
+    fn during(self, code: Code, what: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| {
+            let error = error.into();
+            match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => Failure::new(
+                    Code::Privilege,
+                    format!("{}: {error}; the hook needs root in the host's user namespace", what()),
+                ),
+                _ => Failure::new(code, format!("{}: {error}", what())),
+            }
+        })
+    }
+}

@@ -1,0 +1,437 @@
+//! Puts the library, the socket's directory, `/etc/ld.so.preload` or device nodes into a container that is being made.
+//!
+//! Sources are detached mounts, cloned in the host's mount namespace and made read-only there; they are attached in the
+//! container's, to inodes that were checked. No path of the host is resolved in the container's namespace but that of its
+//! root file system, and none of the container's on the host.
+
+use crate::failure::{Code, During, Failure};
+use crate::preload_file;
+use crate::record::MountPoint;
+use crate::rootfs::{Error, Kind, Place};
+use crate::session::{LIBRARY, Session};
+use crate::sys;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Directories whose file systems belong to the host, also when a container sees them at its `/dev`.
+const HOST_TMPFS: [&str; 4] = ["/dev", "/dev/shm", "/run", "/tmp"];
+
+/// The container, as far as injection needs it.
+pub struct Container {
+    /// Its mount namespace.
+    pub mount_namespace: OwnedFd,
+    /// Its root file system.
+    pub root: PathBuf,
+    /// Whether its mounts may be seen elsewhere.
+    pub shares_mounts: bool,
+}
+
+/// What a container gets, as detached mounts. Made in the host's mount namespace.
+pub enum Sources {
+    /// For a proxy.
+    Proxied(Box<Proxied>),
+    /// Device nodes, by their path under `/dev`.
+    Passthrough(Vec<(String, OwnedFd)>),
+}
+
+/// The sources for a proxy.
+pub struct Proxied {
+    mount: OwnedFd,
+    library: OwnedFd,
+    preload: OwnedFd,
+    /// The same file as `preload`, to be written when the image's own is known.
+    preload_file: std::fs::File,
+    directory_name: String,
+}
+
+/// Notes a mount point that is about to be made in the container's root file system.
+pub type Note<'a> = &'a mut dyn FnMut(MountPoint) -> io::Result<()>;
+
+impl Sources {
+    /// What a proxied container gets.
+    pub fn proxied(session: &Session, config: &crate::config::Inject) -> Result<Self, Failure> {
+        let own = |what: &str| format!("cannot prepare {what} of {}", session.path().display());
+        let library = library(&config.library)?;
+        let mount = clone(&session.mount, sys::NO_EXEC).during(Code::Injection, || own("mount"))?;
+        let preload_file = session.create_preload().during(Code::Injection, || own("ld.so.preload"))?;
+        let preload = clone(&preload_file, sys::NO_EXEC).during(Code::Injection, || own("ld.so.preload"))?;
+        let directory_name = config.directory_name().to_owned();
+        Ok(Self::Proxied(Box::new(Proxied { mount, library, preload, preload_file, directory_name })))
+    }
+
+    /// The device nodes `nodes`.
+    pub fn passthrough(nodes: &[(PathBuf, OwnedFd)]) -> Result<Self, Failure> {
+        let trees = nodes.iter().map(|(path, node)| {
+            let name = path.strip_prefix("/dev").ok().and_then(Path::to_str).ok_or_else(|| {
+                Failure::new(Code::Config, format!("device node {} is not a path under /dev", path.display()))
+            })?;
+            // Opening it is what it is for, so it cannot be read-only or without devices.
+            let tree = detach(node)
+                .and_then(|tree| sys::set_mount_attributes(tree.as_fd(), sys::NO_SUID | sys::NO_EXEC).map(|()| tree))
+                .during(Code::Injection, || format!("cannot prepare device node {}", path.display()))?;
+            Ok((name.to_owned(), tree))
+        });
+        trees.collect::<Result<_, Failure>>().map(Self::Passthrough)
+    }
+}
+
+fn library(path: &Path) -> Result<OwnedFd, Failure> {
+    let what = || format!("preload library {} (inject.library)", path.display());
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during(Code::Injection, what)?;
+    let found = rustix::fs::fstat(&file).during(Code::Injection, what)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return Err(Failure::new(Code::Injection, format!("{} is not a regular file", what())));
+    }
+    clone(&file, 0).during(Code::Injection, what)
+}
+
+/// A detached, read-only mount of the inode `source`.
+fn clone(source: impl AsFd, also: u64) -> io::Result<OwnedFd> {
+    let tree = detach(source)?;
+    sys::set_mount_attributes(tree.as_fd(), sys::READ_ONLY | sys::NO_SUID | sys::NO_DEV | also)?;
+    Ok(tree)
+}
+
+fn detach(source: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(rustix::mount::open_tree(source, "", flags)?)
+}
+
+/// Attaches `sources` in `container`. `note` hears of every mount point that will outlive the container's mounts.
+pub fn inject(container: &Container, sources: Sources, note: Note<'_>) -> Result<(), Failure> {
+    let host_devices: Vec<u64> =
+        HOST_TMPFS.iter().filter_map(|path| rustix::fs::stat(*path).ok()).map(|found| found.st_dev).collect();
+    let host_root = rustix::fs::stat("/").during(Code::Internal, || "/".into())?;
+    let _inside = Inside::enter(&container.mount_namespace)?;
+
+    let shown = container.root.display();
+    let root = Place::root(&container.root).during(Code::Injection, || format!("root file system {shown}"))?;
+    let found = rustix::fs::fstat(&root.fd).during(Code::Injection, || format!("root file system {shown}"))?;
+    if !root.is_mount_root || (found.st_dev, found.st_ino) == (host_root.st_dev, host_root.st_ino) {
+        return Err(Failure::new(
+            Code::Injection,
+            format!(
+                "root file system {shown} is not a mount of the container's own; ringfence-hook must run as createRuntime or prestart hook"
+            ),
+        ));
+    }
+    let mut injection = Injection { root, host_devices, shares_mounts: container.shares_mounts, note };
+    match sources {
+        Sources::Proxied(sources) => injection.proxied(*sources),
+        Sources::Passthrough(nodes) => injection.passthrough(nodes),
+    }
+}
+
+/// Being in the container's mount namespace; dropping it leads back.
+struct Inside {
+    host: OwnedFd,
+}
+
+impl Inside {
+    fn enter(namespace: &OwnedFd) -> Result<Self, Failure> {
+        let host = rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .during(Code::Injection, || "/proc/self/ns/mnt".into())?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+            .during(Code::Injection, || "cannot enter the container's mount namespace".into())?;
+        Ok(Self { host })
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if move_into_link_name_space(self.host.as_fd(), Some(LinkNameSpaceType::Mount)).is_err() {
+            // Whatever followed would take the container's files for the host's.
+            std::process::abort();
+        }
+    }
+}
+
+struct Injection<'a> {
+    root: Place,
+    host_devices: Vec<u64>,
+    shares_mounts: bool,
+    note: Note<'a>,
+}
+
+impl Injection<'_> {
+    fn proxied(&mut self, sources: Proxied) -> Result<(), Failure> {
+        let etc = self.directory(None, "etc")?;
+        let preload = etc.find("ld.so.preload", Kind::File)?;
+        let image = match &preload {
+            Some(preload) => read_preload(preload)?,
+            None => Vec::new(),
+        };
+        let library = format!("/dev/{}/{LIBRARY}", sources.directory_name);
+        (&sources.preload_file)
+            .write_all(&preload_file::merge(&library, &image))
+            .during(Code::Injection, || "cannot write the merged ld.so.preload".into())?;
+
+        let dev = self.dev()?;
+        let directory = self.directory(Some(&dev), &sources.directory_name)?;
+        if preload.is_none() && etc.mount == self.root.mount {
+            match self.file(&etc, "ld.so.preload") {
+                Ok(place) => self.attach(&place, &sources.preload)?,
+                Err(MakeError::Place(error)) if error.is_read_only() => self.overlay(&etc, &directory, &sources)?,
+                Err(error) => return Err(error.into()),
+            }
+        } else if let Some(place) = &preload {
+            self.attach(place, &sources.preload)?;
+        } else {
+            // A volume at /etc, whose owner did not ask for another file in it.
+            self.overlay(&etc, &directory, &sources)?;
+        }
+
+        self.attach(&directory, &sources.mount)?;
+        // Through the mount itself, not through the container's path to it.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let target = rustix::fs::openat(&sources.mount, LIBRARY, flags, Mode::empty())
+            .during(Code::Injection, || format!("/dev/{}/{LIBRARY}", sources.directory_name))?;
+        let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
+            | rustix::mount::MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&sources.library, "", &target, "", flags)
+            .during(Code::Injection, || format!("cannot mount the library at {library}"))
+    }
+
+    fn passthrough(&mut self, nodes: Vec<(String, OwnedFd)>) -> Result<(), Failure> {
+        let dev = self.dev()?;
+        for (path, tree) in nodes {
+            let (parents, name) = path.rsplit_once('/').map_or((None, path.as_str()), |(a, b)| (Some(a), b));
+            let mut directory = None;
+            for parent in parents.into_iter().flat_map(|parents| parents.split('/')) {
+                directory = Some(self.directory(Some(directory.as_ref().unwrap_or(&dev)), parent)?);
+            }
+            let directory = directory.as_ref().unwrap_or(&dev);
+            let place = self.file(directory, name)?;
+            self.attach(&place, &tree)?;
+        }
+        Ok(())
+    }
+
+    /// `/dev`, if something may be created there: in a tmpfs that the runtime mounted for this container, or in the root file
+    /// system itself, but never in the host's own `/dev` bound into the container.
+    fn dev(&mut self) -> Result<Place, Failure> {
+        let dev = self.directory(None, "dev")?;
+        let own = dev.is_own_tmpfs(&self.root).and_then(|own| Ok(own && !self.host_devices.contains(&dev.device()?)));
+        if dev.mount != self.root.mount && !own.during(Code::Injection, || "/dev in the container".into())? {
+            return Err(Failure::new(
+                Code::Injection,
+                "/dev in the container is a volume or the host's /dev, where nothing is created; \
+                 start the container without mounting something at /dev",
+            ));
+        }
+        Ok(dev)
+    }
+
+    /// The directory `name` in `parent` or the root, made if missing.
+    fn directory(&mut self, parent: Option<&Place>, name: &str) -> Result<Place, MakeError> {
+        let parent = parent.unwrap_or(&self.root);
+        match parent.find(name, Kind::Directory)? {
+            Some(place) => Ok(place),
+            None => make(parent, name, Kind::Directory, &self.root, self.note),
+        }
+    }
+
+    /// The file `name` in `parent`, made if missing.
+    fn file(&mut self, parent: &Place, name: &str) -> Result<Place, MakeError> {
+        match parent.find(name, Kind::File)? {
+            Some(place) => Ok(place),
+            None => make(parent, name, Kind::File, &self.root, self.note),
+        }
+    }
+
+    fn attach(&self, place: &Place, tree: &OwnedFd) -> Result<(), Failure> {
+        if self.shares_mounts && is_shared(place.mount)? {
+            return Err(Failure::new(
+                Code::Injection,
+                format!(
+                    "the mount at /{} in the container is shared with the host, which would see ours; \
+                     set linux.rootfsPropagation to something other than shared",
+                    place.path
+                ),
+            ));
+        }
+        Ok(place.attach(tree)?)
+    }
+
+    /// Adds `ld.so.preload` to an `/etc` in which it cannot be created: a read-only overlay of both. `scratch` holds the upper
+    /// layer for a moment, because the kernel wants layers to be mounted in our namespace.
+    fn overlay(&self, etc: &Place, scratch: &Place, sources: &Proxied) -> Result<(), Failure> {
+        let during =
+            |what: &'static str| move || format!("cannot lay ld.so.preload over /etc in the container: {what}");
+        // Runtimes mount resolv.conf and others below /etc; an overlay does not show what is mounted on its layers.
+        let below = mounts_below(&self.root, etc).during(Code::Injection, during("mountinfo"))?;
+        let mut moved = Vec::with_capacity(below.len());
+        for path in below {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE
+                | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+            let tree =
+                rustix::mount::open_tree(&etc.fd, &path, flags).during(Code::Injection, during("a mount below it"))?;
+            moved.push((path, tree));
+        }
+
+        let upper =
+            new_mount("tmpfs", &[("mode", "0755"), ("size", "128k")]).during(Code::Injection, during("tmpfs"))?;
+        scratch.attach(&upper)?;
+        let overlay = (|| {
+            let mut image = Vec::new();
+            (&sources.preload_file).rewind_and_read(&mut image)?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&upper, "ld.so.preload", flags, Mode::from_raw_mode(0o644))?;
+            std::fs::File::from(file).write_all(&image)?;
+            // The upper layer's directory is what the container sees as /etc itself.
+            let owner = rustix::fs::fstat(&etc.fd)?;
+            rustix::fs::chownat(
+                &upper,
+                "",
+                Some(rustix::fs::Uid::from_raw(owner.st_uid)),
+                Some(rustix::fs::Gid::from_raw(owner.st_gid)),
+                AtFlags::EMPTY_PATH,
+            )?;
+            let layers = format!("/proc/self/fd/{}:/proc/self/fd/{}", upper.as_raw_fd(), etc.fd.as_raw_fd());
+            let overlay = new_mount("overlay", &[("lowerdir", &layers)])?;
+            let attributes = sys::READ_ONLY | sys::NO_SUID | sys::NO_DEV;
+            sys::set_mount_attributes(overlay.as_fd(), attributes).map(|()| overlay)
+        })();
+        let unmounted =
+            rustix::mount::unmount(format!("/proc/self/fd/{}", upper.as_raw_fd()), rustix::mount::UnmountFlags::DETACH);
+        let overlay = overlay.during(Code::Injection, during("overlay"))?;
+        unmounted.during(Code::Injection, during("tmpfs"))?;
+        self.attach(etc, &overlay)?;
+        for (path, tree) in moved {
+            let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            rustix::mount::move_mount(&tree, "", &overlay, &path, flags)
+                .during(Code::Injection, during("a mount below it"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a file from its start.
+trait RewindAndRead {
+    fn rewind_and_read(&mut self, into: &mut Vec<u8>) -> io::Result<usize>;
+}
+
+impl RewindAndRead for &std::fs::File {
+    fn rewind_and_read(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
+        io::Seek::rewind(self)?;
+        self.read_to_end(into)
+    }
+}
+
+/// Why a mount point could not be made.
+enum MakeError {
+    Place(Error),
+    Note(io::Error),
+}
+
+impl From<Error> for MakeError {
+    fn from(error: Error) -> Self {
+        Self::Place(error)
+    }
+}
+
+impl From<MakeError> for Failure {
+    fn from(error: MakeError) -> Self {
+        match error {
+            MakeError::Place(error) => error.into(),
+            MakeError::Note(error) => {
+                Failure::new(Code::Internal, format!("cannot write the container's record: {error}"))
+            }
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::new(Code::Injection, error.to_string())
+    }
+}
+
+/// Makes a mount point. Those in the root file system outlive the container and are noted first.
+fn make(parent: &Place, name: &str, kind: Kind, root: &Place, note: Note<'_>) -> Result<Place, MakeError> {
+    if parent.mount == root.mount {
+        let path = if parent.path.is_empty() { name.to_owned() } else { format!("{}/{name}", parent.path) };
+        note(MountPoint { path, directory: kind == Kind::Directory }).map_err(MakeError::Note)?;
+    }
+    Ok(parent.make(name, kind)?)
+}
+
+/// The image's own file.
+fn read_preload(place: &Place) -> Result<Vec<u8>, Failure> {
+    let mut image = Vec::new();
+    // The descriptor cannot be read from; what it stands for was checked to be a regular file.
+    let file = std::fs::File::open(format!("/proc/self/fd/{}", place.fd.as_raw_fd()));
+    file.and_then(|file| file.take(preload_file::MAX_BYTES as u64 + 1).read_to_end(&mut image))
+        .during(Code::Injection, || format!("/{} in the container", place.path))?;
+    if image.len() > preload_file::MAX_BYTES {
+        let message = format!("/{} in the container exceeds {} bytes; shorten it", place.path, preload_file::MAX_BYTES);
+        return Err(Failure::new(Code::Injection, message));
+    }
+    Ok(image)
+}
+
+/// A new, detached mount.
+fn new_mount(kind: &str, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        rustix::mount::fsconfig_set_string(&context, *key, *value)?;
+    }
+    rustix::mount::fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// Whether mounts on the mount `id` propagate.
+fn is_shared(id: u64) -> Result<bool, Failure> {
+    let text =
+        std::fs::read_to_string("/proc/self/mountinfo").during(Code::Injection, || "/proc/self/mountinfo".into())?;
+    let line = text.lines().find(|line| line.split(' ').next() == Some(id.to_string().as_str()));
+    // Optional fields stand between the sixth and a lone hyphen.
+    Ok(line
+        .is_none_or(|line| line.split(' ').skip(6).take_while(|field| *field != "-").any(|f| f.starts_with("shared:"))))
+}
+
+/// Mount points directly below `etc`, relative to it.
+fn mounts_below(root: &Place, etc: &Place) -> io::Result<Vec<String>> {
+    let _ = root;
+    let prefix = std::fs::read_link(format!("/proc/self/fd/{}", etc.fd.as_raw_fd()))?;
+    let text = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mut below: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let Some(path) = line.split(' ').nth(4).map(unescape) else { continue };
+        let Ok(rest) = Path::new(&path).strip_prefix(&prefix) else { continue };
+        let Some(rest) = rest.to_str().filter(|rest| !rest.is_empty()) else { continue };
+        if !below.iter().any(|outer| Path::new(rest).starts_with(outer)) {
+            below.push(rest.to_owned());
+        }
+    }
+    Ok(below)
+}
+
+/// Undoes the octal escapes of mountinfo.
+fn unescape(field: &str) -> String {
+    ["\\040", "\\011", "\\012"]
+        .iter()
+        .zip([" ", "\t", "\n"])
+        .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
+        .replace("\\134", "\\")
+}
+
+/// Opens the host's node at `path`, a character device.
+pub fn open_node(path: &Path) -> Result<OwnedFd, Failure> {
+    let what = || format!("device node {}", path.display());
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::openat(CWD, path, flags, Mode::empty()).during(Code::Device, what)?;
+    let found = rustix::fs::fstat(&node).during(Code::Device, what)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::CharacterDevice {
+        return Err(Failure::new(Code::Device, format!("{} is not a character device", what())));
+    }
+    Ok(node)
+}

@@ -1,0 +1,154 @@
+//! What the hook made for a container, kept for whoever has to undo it.
+//!
+//! Records are `<run-dir>/state/<id>.json`, outside of the container's directory: the proxy removes that when it ends, which
+//! is usually before poststop asks what else there is to undo. A record is written before what it names is made, so that a
+//! hook killed half-way leaves nothing unnamed.
+
+use crate::process::Process;
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+/// All that outlives the container's namespaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Record {
+    pub container: String,
+    /// The container's init.
+    pub init: Process,
+    pub proxy: Option<Process>,
+    /// The container's root file system on the host.
+    pub root: PathBuf,
+    /// Mount points made in it, in the order of their making, relative to it.
+    pub mount_points: Vec<MountPoint>,
+    /// cgroups made for the proxy.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// An empty file or directory that only serves to be mounted upon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountPoint {
+    pub path: String,
+    pub directory: bool,
+}
+
+/// The records of this node.
+pub struct Records {
+    directory: OwnedFd,
+}
+
+impl Records {
+    /// Opens `<run-dir>/state`, and makes it.
+    pub fn open(run_dir: &OwnedFd) -> io::Result<Self> {
+        match rustix::fs::mkdirat(run_dir, "state", Mode::RWXU) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Self::find(run_dir),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens `<run-dir>/state`.
+    pub fn find(run_dir: &OwnedFd) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Self { directory: rustix::fs::openat(run_dir, "state", flags, Mode::empty())? })
+    }
+
+    /// Keeps [`Self::try_lock_exclusive`] from succeeding elsewhere, until dropped.
+    pub fn lock_shared(&self) -> io::Result<Lock<'_>> {
+        rustix::fs::flock(&self.directory, FlockOperation::LockShared)?;
+        Ok(Lock { directory: &self.directory })
+    }
+
+    /// Excludes all others, until dropped; `None` if there is one.
+    pub fn try_lock_exclusive(&self) -> io::Result<Option<Lock<'_>>> {
+        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock { directory: &self.directory })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The record of `container`; `None` if there is none.
+    pub fn load(&self, container: &str) -> io::Result<Option<Record>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.directory, file_name(container), flags, Mode::empty()) {
+            Ok(file) => std::fs::File::from(file),
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        serde_json::from_slice(&io::read_to_string(file)?.into_bytes()).map(Some).map_err(Into::into)
+    }
+
+    /// Writes `record` so that a reader sees it whole or not at all.
+    pub fn save(&self, record: &Record) -> io::Result<()> {
+        // A leading dot is no container's id.
+        let temporary = format!(".{}", file_name(&record.container));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
+        std::fs::File::from(file).write_all(&serde_json::to_vec(record)?)?;
+        Ok(rustix::fs::renameat(&self.directory, &temporary, &self.directory, file_name(&record.container))?)
+    }
+
+    /// Forgets `container`.
+    pub fn remove(&self, container: &str) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.directory, file_name(container), AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The containers that have a record.
+    pub fn containers(&self) -> io::Result<Vec<String>> {
+        let mut containers = Vec::new();
+        for entry in rustix::fs::Dir::read_from(self.directory.as_fd())? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().ok().and_then(|name| name.strip_suffix(".json"));
+            containers.extend(name.filter(|name| !name.starts_with('.')).map(str::to_owned));
+        }
+        Ok(containers)
+    }
+}
+
+/// A lock on all records.
+pub struct Lock<'a> {
+    directory: &'a OwnedFd,
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(self.directory, FlockOperation::Unlock);
+    }
+}
+
+fn file_name(container: &str) -> String {
+    format!("{container}.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back_until_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let run_dir = rustix::fs::open(directory.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert!(Records::find(&run_dir).is_err());
+        let records = Records::open(&run_dir).unwrap();
+        let record = Record {
+            container: "c1".into(),
+            init: Process { pid: 7, start: 8 },
+            proxy: None,
+            root: "/rootfs".into(),
+            mount_points: vec![MountPoint { path: "etc/ld.so.preload".into(), directory: false }],
+            cgroups: vec!["/sys/fs/cgroup/x".into()],
+        };
+        assert_eq!(records.load("c1").unwrap(), None);
+        records.save(&record).unwrap();
+        assert_eq!(records.load("c1").unwrap(), Some(record));
+        assert_eq!(records.containers().unwrap(), ["c1"]);
+        records.remove("c1").unwrap();
+        records.remove("c1").unwrap();
+        assert_eq!(records.containers().unwrap(), Vec::<String>::new());
+    }
+}

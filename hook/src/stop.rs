@@ -1,0 +1,97 @@
+//! poststop: removes what outlives a container.
+//!
+//! It may come late, twice, or never; the proxy ends with the container's init all the same.
+
+use crate::annotations::PREFIX;
+use crate::cgroup;
+use crate::config::Config;
+use crate::failure::{Code, During, Failure};
+use crate::process;
+use crate::record::{MountPoint, Record, Records};
+use crate::rootfs::{Kind, Place};
+use crate::session;
+use crate::state::State;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a proxy may take to end before it is killed.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many other containers are cleaned up after, at most.
+const MAX_STALE: usize = 64;
+
+/// Acts on the container whose state is `input`. Idempotent.
+pub fn stop(input: impl Read) -> Result<(), Failure> {
+    let state = State::read(input)?;
+    let config = match Config::load() {
+        Ok(config) => config,
+        // Not our container, as far as can be told: its end is no occasion to complain.
+        Err(_) if !state.annotations().any(|(key, _)| key.starts_with(PREFIX)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let what = || format!("records in {}", config.run_dir.display());
+    let records = match session::open_run_dir(&config.run_dir).and_then(|run_dir| Records::find(&run_dir)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result.during(Code::Internal, what)?,
+    };
+    let record = records.load(&state.id).during(Code::Internal, || format!("record of container {}", state.id))?;
+    // A live init is another container's of the same id: the one that ended was refused for that.
+    if let Some(record) = record.filter(|record| !record.init.is_alive()) {
+        undo(&config, &records, &record).during(Code::Internal, || format!("cleaning up after {}", state.id))?;
+    }
+    sweep(&config, &records);
+    Ok(())
+}
+
+/// Undoes all that `record` names, as far as it goes, and returns the first error. The record stays in that case.
+pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::Result<()> {
+    if let Some(proxy) = record.proxy.and_then(process::Process::reopen) {
+        process::end(proxy.as_fd(), PATIENCE);
+    }
+    let mut results = Vec::new();
+    results.push(remove_mount_points(&record.root, &record.mount_points));
+    results.push(session::remove(&config.run_dir, &record.container));
+    results.extend(record.cgroups.iter().map(|directory| cgroup::remove(directory)));
+    results.into_iter().collect::<io::Result<()>>()?;
+    records.remove(&record.container)
+}
+
+/// Removes those of `mount_points` that are still empty.
+fn remove_mount_points(root: &Path, mount_points: &[MountPoint]) -> io::Result<()> {
+    if mount_points.is_empty() {
+        return Ok(());
+    }
+    let root = match Place::root(root) {
+        // The engine has unmounted or removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result?,
+    };
+    mount_points.iter().rev().try_for_each(|mount_point| {
+        let (parents, name) = mount_point.path.rsplit_once('/').unwrap_or(("", &mount_point.path));
+        let mut directory = None;
+        for parent in parents.split('/').filter(|parent| !parent.is_empty()) {
+            // Whatever else is there now, the container made it, and ours is gone.
+            let Ok(Some(found)) = directory.as_ref().unwrap_or(&root).find(parent, Kind::Directory) else {
+                return Ok(());
+            };
+            directory = Some(found);
+        }
+        let kind = if mount_point.directory { Kind::Directory } else { Kind::File };
+        directory.as_ref().unwrap_or(&root).remove_empty(name, kind)
+    })
+}
+
+/// Cleans up after containers whose poststop never came: crun runs none when another hook fails.
+fn sweep(config: &Config, records: &Records) {
+    // No hook may be making a container meanwhile, perhaps under the id of one that is gone.
+    let Ok(Some(_lock)) = records.try_lock_exclusive() else { return };
+    for container in records.containers().unwrap_or_default().into_iter().take(MAX_STALE) {
+        let Ok(Some(record)) = records.load(&container) else { continue };
+        // A proxy that is still there is ending by itself.
+        if !record.init.is_alive() && !record.proxy.is_some_and(process::Process::is_alive) {
+            // The next sweep tries again.
+            let _ = undo(config, records, &record);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Quantities as users write them: `10Gbit`, `4GiB`.
+
+/// Bit rates and their factor; decimal, as everywhere in networking.
+const RATES: [(&str, u64); 5] =
+    [("tbit", 1_000_000_000_000), ("gbit", 1_000_000_000), ("mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
+
+/// Sizes and their factor: IEC units, their Kubernetes short forms, and SI units with their `B`. A bare `G` is missing on
+/// purpose: Kubernetes reads it as decimal and docker as binary.
+const SIZES: [(&str, u64); 13] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("Ti", 1 << 40),
+    ("Gi", 1 << 30),
+    ("Mi", 1 << 20),
+    ("Ki", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("KB", 1_000),
+];
+
+/// What [`rate`] takes, for messages.
+pub const RATE_EXPECTED: &str =
+    "a number and one of bit, kbit, mbit, gbit, tbit (powers of 1000, bits per second), such as 10Gbit or 2.5gbit";
+/// What [`size`] takes, for messages.
+pub const SIZE_EXPECTED: &str = "bytes, or a number and one of kB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 4GiB";
+/// What [`count`] takes, for messages.
+pub const COUNT_EXPECTED: &str = "a whole number from 1 to 4294967295";
+
+/// Bits per second, more than zero. `gbps` and the like are refused: tc reads them as bytes and others as bits.
+pub fn rate(text: &str) -> Option<u64> {
+    let (unit, factor) = RATES.iter().find(|(unit, _)| ends_with_ignoring_case(text, unit))?;
+    scaled(&text[..text.len() - unit.len()], *factor)
+}
+
+/// Bytes, more than zero.
+pub fn size(text: &str) -> Option<u64> {
+    match SIZES.iter().find(|(unit, _)| text.ends_with(unit)) {
+        Some((unit, factor)) => scaled(&text[..text.len() - unit.len()], *factor),
+        None => scaled(text.strip_suffix('B').unwrap_or(text), 1),
+    }
+}
+
+/// A number of objects, more than zero.
+pub fn count(text: &str) -> Option<u32> {
+    scaled(text, 1)?.try_into().ok()
+}
+
+/// `bits` per second in the largest unit that shows it exactly.
+pub fn show_rate(bits: u64) -> String {
+    const NAMES: [&str; 5] = ["Tbit", "Gbit", "Mbit", "kbit", "bit"];
+    let (i, (_, factor)) =
+        RATES.iter().enumerate().find(|(_, (_, factor))| bits.is_multiple_of(*factor)).expect("1 divides all");
+    format!("{}{}", bits / factor, NAMES[i])
+}
+
+/// `bytes` in the largest binary unit that shows it exactly.
+pub fn show_size(bytes: u64) -> String {
+    match SIZES[..4].iter().find(|(_, factor)| bytes.is_multiple_of(*factor)) {
+        Some((unit, factor)) => format!("{}{unit}", bytes / factor),
+        None => bytes.to_string(),
+    }
+}
+
+fn ends_with_ignoring_case(text: &str, unit: &str) -> bool {
+    let (text, unit) = (text.as_bytes(), unit.as_bytes());
+    text.len() >= unit.len() && text[text.len() - unit.len()..].eq_ignore_ascii_case(unit)
+}
+
+/// `number` times `factor`, if that is a whole number above zero. At most three decimals, so that no value is ever rounded.
+fn scaled(number: &str, factor: u64) -> Option<u64> {
+    let (whole, decimals) = number.split_once('.').map_or((number, None), |(whole, rest)| (whole, Some(rest)));
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || decimals.is_some_and(|d| !digits(d) || d.len() > 3) {
+        return None;
+    }
+    let decimals = decimals.unwrap_or("");
+    let thousandths = decimals.parse::<u128>().unwrap_or(0) * 10u128.pow(3 - decimals.len() as u32);
+    let total = whole.parse::<u64>().ok()? as u128 * 1000 + thousandths;
+    let total = total * u128::from(factor);
+    (total > 0 && total.is_multiple_of(1000)).then_some(total / 1000)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn rates() {
+        for (text, expected) in [
+            ("10Gbit", Some(10_000_000_000)),
+            ("10gbit", Some(10_000_000_000)),
+            ("100Mbit", Some(100_000_000)),
+            ("2.5Gbit", Some(2_500_000_000)),
+            ("1kbit", Some(1000)),
+            ("1TBIT", Some(1_000_000_000_000)),
+            ("7bit", Some(7)),
+            ("0.5bit", None),
+            ("0Gbit", None),
+            ("10", None),
+            ("10gbps", None),
+            ("10Gb", None),
+            ("10Gib", None),
+            ("gbit", None),
+            ("", None),
+            ("-1gbit", None),
+            ("+1gbit", None),
+            ("1 gbit", None),
+            ("1e3gbit", None),
+            ("1.gbit", None),
+            (".5gbit", None),
+            ("1.2345gbit", None),
+            ("99999999tbit", None),
+            ("999999999999999999999999bit", None),
+            ("10Gbït", None),
+            ("١Gbit", None),
+        ] {
+            assert_eq!(rate(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, expected) in [
+            ("4GiB", Some(4 << 30)),
+            ("512MiB", Some(512 << 20)),
+            ("1GB", Some(1_000_000_000)),
+            ("4Gi", Some(4 << 30)),
+            ("1.5KiB", Some(1536)),
+            ("65536", Some(65536)),
+            ("4096B", Some(4096)),
+            ("0.3KiB", None),
+            ("4G", None),
+            ("4gib", None),
+            ("0", None),
+            ("", None),
+            ("B", None),
+            ("-4GiB", None),
+            ("16777216TiB", None),
+        ] {
+            assert_eq!(size(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn counts() {
+        for (text, expected) in [
+            ("1", Some(1)),
+            ("4294967295", Some(u32::MAX)),
+            ("4294967296", None),
+            ("0", None),
+            ("1k", None),
+            ("", None),
+        ] {
+            assert_eq!(count(text), expected, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_reads_back(value in 1..u64::MAX) {
+            prop_assert_eq!(rate(&show_rate(value)), Some(value));
+            prop_assert_eq!(size(&show_size(value)), Some(value));
+        }
+
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _ = (rate(&text), size(&text), count(&text));
+        }
+    }
+}

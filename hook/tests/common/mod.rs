@@ -1,0 +1,258 @@
+//! A bundle, a configuration and a stand-in for the proxy, in a directory of their own.
+
+// Each test program uses some of this.
+#![allow(dead_code)]
+
+use serde_json::{Value, json};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub const HOOK: &str = env!("CARGO_BIN_EXE_ringfence-hook");
+
+/// The library that is injected; any without dependencies of its own will do.
+const LIBRARY: &str = "/lib/x86_64-linux-gnu/libanl.so.1";
+
+pub struct Lab {
+    directory: tempfile::TempDir,
+    pub id: String,
+    config: Value,
+    clean: Vec<String>,
+}
+
+/// Runs `test` in a lab, or says that it cannot.
+#[track_caller]
+pub fn with_lab(test: impl FnOnce(&mut Lab)) {
+    if !rustix::process::geteuid().is_root() {
+        // Past the capture of the test runner: a skipped test must not look like one that passed.
+        let place = std::panic::Location::caller();
+        let _ = writeln!(std::io::stderr(), "SKIPPED {place}: it makes containers and needs root");
+        return;
+    }
+    let mut lab = Lab::new();
+    test(&mut lab);
+    lab.assert_clean();
+}
+
+impl Lab {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let directory = tempfile::Builder::new().prefix("ringfence-hook-").tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let id = format!("rf-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut lab = Self { directory, id, config: Value::Null, clean: Vec::new() };
+        lab.make_rootfs();
+        let made = Command::new("runc").arg("spec").current_dir(lab.path("")).output().expect("runc is installed");
+        assert!(made.status.success(), "{made:?}");
+        lab.config = serde_json::from_slice(&std::fs::read(lab.path("config.json")).unwrap()).unwrap();
+        lab.config["process"]["terminal"] = json!(false);
+        lab.config["root"]["readonly"] = json!(false);
+        lab.annotate(&[("enable", "true")]);
+        lab.hooks(&["createRuntime"], true);
+        lab.script("true");
+        lab.configure("ready", "");
+        lab.clean = lab.listing();
+        lab
+    }
+
+    fn make_rootfs(&self) {
+        for directory in ["bin", "proc", "dev", "sys", "lib64", "lib/x86_64-linux-gnu", "tmp"] {
+            std::fs::create_dir_all(self.path("rootfs").join(directory)).unwrap();
+        }
+        for (from, to) in [
+            ("/bin/busybox", "bin/busybox"),
+            ("/bin/cat", "bin/cat"),
+            ("/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2"),
+            ("/lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/libc.so.6"),
+        ] {
+            std::fs::copy(from, self.path("rootfs").join(to)).unwrap_or_else(|error| panic!("{from}: {error}"));
+        }
+        for applet in ["sh", "ls", "grep", "head", "sleep", "true"] {
+            symlink("busybox", self.path("rootfs/bin").join(applet)).unwrap();
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Changes `config.json` of the bundle.
+    pub fn edit(&mut self, edit: impl FnOnce(&mut Value)) {
+        edit(&mut self.config);
+    }
+
+    /// Sets the annotations, whose prefix is added.
+    pub fn annotate(&mut self, annotations: &[(&str, &str)]) {
+        let pairs = annotations.iter().map(|(key, value)| (format!("ringfence.dev/{key}"), json!(value)));
+        self.config["annotations"] = Value::Object(pairs.collect());
+    }
+
+    /// Registers the hook for `stages` and perhaps for poststop.
+    pub fn hooks(&mut self, stages: &[&str], poststop: bool) {
+        let environment = format!("RINGFENCE_CONFIG={}", self.path("config.toml").display());
+        let mut hooks = serde_json::Map::new();
+        for stage in stages.iter().copied().chain(poststop.then_some("poststop")) {
+            let entry = json!([{"path": HOOK, "args": ["ringfence-hook", stage], "env": [environment], "timeout": 20}]);
+            hooks.insert(stage.into(), entry);
+        }
+        self.config["hooks"] = Value::Object(hooks);
+    }
+
+    /// What the container runs.
+    pub fn script(&mut self, script: &str) {
+        self.config["process"]["args"] = json!(["/bin/sh", "-c", script]);
+    }
+
+    /// Writes the administrator's configuration: the stand-in `proxy`, and `more`.
+    pub fn configure(&self, proxy: &str, more: &str) {
+        let example = Path::new(HOOK).with_file_name("examples").join("fake-proxy");
+        if !self.path(proxy).exists() && proxy != "missing" {
+            std::fs::copy(&example, self.path(proxy)).unwrap_or_else(|error| {
+                panic!("{}: {error}; `cargo build -p ringfence-hook --examples` makes it", example.display())
+            });
+        }
+        let here = self.directory.path().display();
+        let text = format!(
+            "run-dir = \"{here}/run\"\n[inject]\nlibrary = \"{LIBRARY}\"\n{more}\n[proxy]\npath = \"{here}/{proxy}\"\nready-timeout-ms = 2000\n"
+        );
+        std::fs::write(self.path("config.toml"), text).unwrap();
+    }
+
+    /// The container by runc, until it ends.
+    pub fn run(&self) -> Output {
+        self.runc(&["run", &self.id])
+    }
+
+    /// runc in the bundle.
+    pub fn runc(&self, arguments: &[&str]) -> Output {
+        self.write_config();
+        self.runc_command().args(arguments).output().unwrap()
+    }
+
+    /// A container that is made but not started. It holds the runtime's output open.
+    #[track_caller]
+    pub fn create(&self) {
+        self.write_config();
+        let status =
+            self.runc_command().args(["create", &self.id]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(status.unwrap().success());
+    }
+
+    pub fn runc_command(&self) -> Command {
+        let mut command = Command::new("runc");
+        command.arg("--root").arg(self.path("runc")).current_dir(self.path("")).stdin(Stdio::null());
+        command
+    }
+
+    pub fn write_config(&self) {
+        std::fs::write(self.path("config.json"), serde_json::to_vec_pretty(&self.config).unwrap()).unwrap();
+    }
+
+    /// What the container wrote, which must have been all well.
+    #[track_caller]
+    pub fn output(&self) -> String {
+        succeeded(&self.run())
+    }
+
+    /// Runs the container, which must fail with `code` and `message`.
+    #[track_caller]
+    pub fn refused(&self, code: u8, message: &str) {
+        let output = self.run();
+        let text = String::from_utf8_lossy(&output.stderr).replace("\\\"", "\"");
+        assert!(!output.status.success(), "{text}");
+        for expected in [format!("exit status {code}"), format!("ringfence-hook: E{code} {message}")] {
+            assert!(text.contains(&expected), "{expected}\nis not in\n{text}");
+        }
+    }
+
+    /// Calls the hook itself.
+    pub fn hook(&self, stage: &str, state: &[u8]) -> Output {
+        let mut child = Command::new(HOOK)
+            .arg(stage)
+            .env_clear()
+            .env("RINGFENCE_CONFIG", self.path("config.toml"))
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(state).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Calls the hook itself, which must fail with exactly this.
+    #[track_caller]
+    pub fn hook_refuses(&self, state: &[u8], code: i32, message: &str) {
+        let output = self.hook("createRuntime", state);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*text), (Some(code), &*format!("ringfence-hook: E{code} {message}\n")));
+    }
+
+    /// The state of this lab's container, for `pid`.
+    pub fn state(&self, pid: i64) -> Value {
+        json!({"ociVersion": "1.0.2", "id": self.id, "status": "creating", "pid": pid,
+            "bundle": self.path("").to_str().unwrap().trim_end_matches('/'), "annotations": self.config["annotations"]})
+    }
+
+    /// Pids of this lab's proxies.
+    pub fn proxies(&self) -> Vec<i32> {
+        let here = self.directory.path();
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.parent() == Some(here)))
+            .collect()
+    }
+
+    /// Waits until no proxy is left.
+    #[track_caller]
+    pub fn assert_proxy_ends(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.proxies().is_empty() {
+            assert!(Instant::now() < deadline, "proxy {:?} is still there", self.proxies());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// All files of the root file system.
+    fn listing(&self) -> Vec<String> {
+        let output = Command::new("find").arg(self.path("rootfs")).output().unwrap();
+        let mut lines: Vec<_> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
+    /// Takes the root file system as it is now for what it must be in the end.
+    pub fn expect_rootfs_as_is(&mut self) {
+        self.clean = self.listing();
+    }
+
+    /// Nothing of the container may be left: process, mount, directory, record, cgroup, mount point.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        self.assert_proxy_ends();
+        let here = self.directory.path().to_str().unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let left: Vec<_> = mounts.lines().filter(|line| line.contains(here) || line.contains("ringfence")).collect();
+        assert!(left.is_empty(), "{left:?}");
+        for directory in ["run/containers", "run/state"] {
+            let left: Vec<_> = std::fs::read_dir(self.path(directory)).into_iter().flatten().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+        assert_eq!(self.listing(), self.clean);
+        let name = format!("*{}*", self.id);
+        let found = Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", &name]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    }
+}
+
+#[track_caller]
+pub fn succeeded(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    text
+}

@@ -1,0 +1,115 @@
+//! Asynchronous events, and waiting for their acknowledgement before an object ends.
+
+// UNSAFETY: entry points of a C interface.
+#![allow(unsafe_code)]
+
+use crate::abi::{ibv_async_event, ibv_context};
+use crate::context::Context;
+use crate::cq::Cq;
+use crate::lock::Acknowledged;
+use crate::qp::Qp;
+use crate::registry::{COMPLETION_QUEUES, QUEUE_PAIRS};
+use crate::sys;
+use core::ffi::{c_int, c_void};
+use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
+use ringfence_protocol::control::AsyncEvent;
+use ringfence_protocol::verbs::EventType;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Events of one object: how many the program was given, how many it gave back.
+#[derive(Debug, Default)]
+pub struct Outstanding {
+    reported: AtomicU32,
+    acknowledged: Acknowledged,
+}
+
+impl Outstanding {
+    /// One more is given. The caller makes sure that the object is not being destroyed.
+    pub fn report(&self) {
+        self.reported.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Some are back.
+    pub fn acknowledge(&self, count: u32) {
+        self.acknowledged.add(count);
+    }
+
+    /// Waits until all are back. Nobody reports any more.
+    pub fn wait(&self) {
+        self.acknowledged.wait_for(self.reported.load(Ordering::Relaxed));
+    }
+}
+
+/// Whom an event is about.
+enum About {
+    Cq,
+    Qp,
+    Port,
+}
+
+fn about(event: EventType) -> About {
+    match event {
+        EventType::CQ_ERR => About::Cq,
+        EventType::QP_FATAL
+        | EventType::QP_REQ_ERR
+        | EventType::QP_ACCESS_ERR
+        | EventType::COMM_EST
+        | EventType::SQ_DRAINED
+        | EventType::PATH_MIG
+        | EventType::PATH_MIG_ERR
+        | EventType::QP_LAST_WQE_REACHED => About::Qp,
+        _ => About::Port,
+    }
+}
+
+/// `ibv_get_async_event(3)`: waits, unless the program made the descriptor non-blocking.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ibv_get_async_event(context: *mut ibv_context, to: *mut ibv_async_event) -> c_int {
+    // SAFETY: the caller opened the device.
+    let (owner, fd) = unsafe { (Context::from_raw(context), (*context).async_fd) };
+    if !owner.connection.generation.is_current() {
+        return sys::zero_or_minus_one(Err(libc::EIO));
+    }
+    loop {
+        let mut event = AsyncEvent::new_zeroed();
+        match sys::read(fd, event.as_mut_bytes()) {
+            Ok(length) if length == size_of::<AsyncEvent>() => {}
+            // The proxy closed its end.
+            Ok(_) => return sys::zero_or_minus_one(Err(libc::EIO)),
+            Err(errno) => return sys::zero_or_minus_one(Err(errno)),
+        }
+        let element: Option<*mut c_void> = match about(event.event) {
+            About::Cq => COMPLETION_QUEUES.with(event.cookie as u32, |queue| {
+                // SAFETY: registered queues are alive, and stay so while the registry is held.
+                unsafe { (*queue).async_events.report() };
+                queue.cast()
+            }),
+            About::Qp => QUEUE_PAIRS.with(event.cookie as u32, |queue_pair| {
+                // SAFETY: as above.
+                unsafe { (*queue_pair).async_events.report() };
+                queue_pair.cast()
+            }),
+            About::Port => Some(ptr::without_provenance_mut(event.port as usize)),
+        };
+        // What is about a destroyed object means nothing.
+        if let Some(element) = element {
+            // SAFETY: the caller gave a place for the event.
+            unsafe { *to = ibv_async_event { element, event_type: event.event.0 } };
+            return 0;
+        }
+    }
+}
+
+/// `ibv_ack_async_event(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ibv_ack_async_event(event: *mut ibv_async_event) {
+    // SAFETY: the caller got the event from `ibv_get_async_event`; objects outlive their unacknowledged events.
+    unsafe {
+        match about(EventType((*event).event_type)) {
+            About::Cq => Cq::from_raw((*event).element.cast()).async_events.acknowledge(1),
+            About::Qp => Qp::from_raw((*event).element.cast()).async_events.acknowledge(1),
+            About::Port => {}
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Makes application memory reachable by the proxy: its pages become pages of a memory file that both map.
+//!
+//! [`acquire`] copies the pages into a region's file once and maps the file over them; [`release`] gives private memory
+//! with the same contents back when the last registration of a page ends. Contents and addresses never change for the
+//! application.
+
+mod lock;
+mod maps;
+mod state;
+mod swap;
+mod sys;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+use core::ops::Range;
+use lock::Lock;
+use state::State;
+
+const PAGE: usize = 4096;
+
+static STATE: Lock<State> = Lock::new(State::new());
+
+/// A run of pages of one region, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// As [`Regions::allocate`] named it.
+    pub region: u32,
+    /// Where in the region.
+    pub offset: u64,
+    /// How long; a multiple of the page size.
+    pub length: u64,
+}
+
+/// Where acquired memory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acquired {
+    /// From the start of the first segment to the first byte asked for.
+    pub first_offset: u64,
+    /// By address, without gaps.
+    pub segments: Vec<Segment>,
+}
+
+/// Where memory that the proxy reaches comes from.
+pub trait Regions {
+    /// A region of so many bytes and the file behind it, sealed against resizing, which the caller will own; or `errno`.
+    fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), i32>;
+    /// Nothing refers to the region any more.
+    fn free(&mut self, region: u32);
+}
+
+/// Makes the pages of `length` bytes at `addr` reachable by the proxy, until as many calls of [`release`].
+///
+/// `EINVAL` for an empty range, `EFAULT` for one that is not all mapped, readable and (if asked for) writable,
+/// `EOPNOTSUPP` for memory that is shared already or made of huge pages; else what the kernel or `regions` answered.
+pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
+    let pages = pages(addr, length)?;
+    let mut state = STATE.lock();
+    let segments = state.acquire(pages, writable, regions)?;
+    Ok(Acquired { first_offset: (addr % PAGE) as u64, segments })
+}
+
+/// Ends what [`acquire`] of the same range began.
+pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
+    let Ok(pages) = pages(addr, length) else { return };
+    STATE.lock().release(pages, regions);
+}
+
+/// Drops all knowledge of shared pages without touching them: their regions are gone.
+pub fn forget() {
+    STATE.lock().forget();
+}
+
+fn pages(addr: usize, length: usize) -> Result<Range<usize>, i32> {
+    let end = addr.checked_add(length).and_then(|end| end.checked_next_multiple_of(PAGE)).ok_or(libc::EINVAL)?;
+    if length == 0 { Err(libc::EINVAL) } else { Ok(addr / PAGE..end / PAGE) }
+}

@@ -1,0 +1,326 @@
+//! Which pages are shared with the proxy, where, and for how many registrations.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Consecutive pages backed by consecutive bytes of one region and held by equally many registrations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Page number: address divided by the page size.
+    pub first: usize,
+    pub pages: usize,
+    pub count: u32,
+    pub region: u32,
+    /// Page number in the region.
+    pub offset: usize,
+}
+
+impl Run {
+    pub fn range(&self) -> Range<usize> {
+        self.first..self.first + self.pages
+    }
+
+    fn end(&self) -> usize {
+        self.first + self.pages
+    }
+
+    /// The part of the run inside `range`, which must overlap it.
+    pub fn within(&self, range: &Range<usize>) -> Run {
+        let first = self.first.max(range.start);
+        let end = self.end().min(range.end);
+        Run { first, pages: end - first, offset: self.offset + (first - self.first), ..*self }
+    }
+
+    fn precedes(&self, next: &Run) -> bool {
+        self.end() == next.first && self.region == next.region && self.offset + self.pages == next.offset
+    }
+}
+
+/// Runs sorted by page, never overlapping.
+pub struct Table {
+    runs: Vec<Run>,
+}
+
+impl Table {
+    pub const fn new() -> Self {
+        Self { runs: Vec::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    pub fn clear(&mut self) {
+        self.runs.clear();
+    }
+
+    /// The run that holds `page`. Neither allocates nor writes: it serves a signal handler.
+    pub fn find(&self, page: usize) -> Option<&Run> {
+        self.runs.get(self.position(page)).filter(|run| run.first <= page)
+    }
+
+    /// The parts of runs inside `range`, by page.
+    pub fn overlapping(&self, range: Range<usize>) -> impl Iterator<Item = Run> + '_ {
+        let runs = &self.runs[self.position(range.start)..];
+        let end = range.end;
+        runs.iter().take_while(move |run| run.first < end).map(move |run| run.within(&range))
+    }
+
+    /// The pages of `range` that no run holds, by page.
+    pub fn gaps(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        let mut gaps = Vec::new();
+        let mut next = range.start;
+        for run in self.overlapping(range.clone()) {
+            if next < run.first {
+                gaps.push(next..run.first);
+            }
+            next = run.end();
+        }
+        if next < range.end {
+            gaps.push(next..range.end);
+        }
+        gaps
+    }
+
+    /// Adds a run in a gap.
+    pub fn insert(&mut self, run: Run) {
+        debug_assert!(self.overlapping(run.range()).next().is_none(), "{run:?} overlaps another run");
+        let at = self.position(run.first);
+        self.runs.insert(at, run);
+    }
+
+    /// One more registration for each page of `range`; pages without a run stay without.
+    pub fn reference(&mut self, range: Range<usize>) {
+        let indices = self.isolate(&range);
+        for run in &mut self.runs[indices.clone()] {
+            run.count += 1;
+        }
+        self.join(indices);
+    }
+
+    /// One registration less for each page of `range`; the runs that nobody holds any more leave the table.
+    pub fn dereference(&mut self, range: Range<usize>) -> Vec<Run> {
+        let indices = self.isolate(&range);
+        for run in &mut self.runs[indices.clone()] {
+            run.count = run.count.saturating_sub(1);
+        }
+        self.take(indices, |run| run.count == 0)
+    }
+
+    /// Takes the runs inside `range` out of the table, whoever holds them.
+    pub fn remove(&mut self, range: Range<usize>) -> Vec<Run> {
+        let indices = self.isolate(&range);
+        self.take(indices, |_| true)
+    }
+
+    /// Takes the runs inside `range` that nobody holds out of the table.
+    pub fn remove_unheld(&mut self, range: Range<usize>) -> Vec<Run> {
+        let indices = self.isolate(&range);
+        self.take(indices, |run| run.count == 0)
+    }
+
+    /// Index of the first run that ends after `page`.
+    fn position(&self, page: usize) -> usize {
+        self.runs.partition_point(|run| run.end() <= page)
+    }
+
+    /// Splits runs at both ends of `range`; the indices of those inside.
+    fn isolate(&mut self, range: &Range<usize>) -> Range<usize> {
+        self.split(range.start);
+        self.split(range.end);
+        self.position(range.start)..self.runs.partition_point(|run| run.first < range.end)
+    }
+
+    fn split(&mut self, page: usize) {
+        let at = self.position(page);
+        let Some(run) = self.runs.get(at).copied().filter(|run| run.first < page) else { return };
+        self.runs[at] = run.within(&(page..run.end()));
+        self.runs.insert(at, run.within(&(run.first..page)));
+    }
+
+    fn take(&mut self, indices: Range<usize>, wanted: impl Fn(&Run) -> bool) -> Vec<Run> {
+        let mut taken: Vec<Run> = Vec::new();
+        let mut kept = indices.start;
+        for index in indices.clone() {
+            let run = self.runs[index];
+            if !wanted(&run) {
+                self.runs[kept] = run;
+                kept += 1;
+            } else if let Some(last) = taken.last_mut().filter(|last| last.precedes(&run)) {
+                last.pages += run.pages;
+            } else {
+                taken.push(run);
+            }
+        }
+        self.runs.drain(kept..indices.end);
+        self.join(indices.start..kept);
+        taken
+    }
+
+    /// Merges runs in and next to `indices` that a split has separated and nothing separates any more.
+    fn join(&mut self, indices: Range<usize>) {
+        let first = indices.start.saturating_sub(1);
+        let last = (indices.end + 1).min(self.runs.len());
+        let mut kept = first;
+        for index in first + 1..last {
+            let run = self.runs[index];
+            let previous = &mut self.runs[kept];
+            if previous.precedes(&run) && previous.count == run.count {
+                previous.pages += run.pages;
+            } else {
+                kept += 1;
+                self.runs[kept] = run;
+            }
+        }
+        if kept + 1 < last {
+            self.runs.drain(kept + 1..last);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn run(first: usize, pages: usize, count: u32) -> Run {
+        Run { first, pages, count, region: 7, offset: first - 10 }
+    }
+
+    #[test]
+    fn overlapping_registrations_split_and_join_again() {
+        let mut table = Table::new();
+        table.insert(run(10, 10, 1));
+        table.reference(13..16);
+        assert_eq!(table.runs(), [run(10, 3, 1), run(13, 3, 2), run(16, 4, 1)]);
+        assert_eq!(table.dereference(13..16), []);
+        assert_eq!(table.runs(), [run(10, 10, 1)]);
+    }
+
+    #[test]
+    fn pages_leave_with_their_last_registration() {
+        let mut table = Table::new();
+        table.insert(run(10, 10, 1));
+        table.reference(13..16);
+        assert_eq!(table.dereference(10..20), [run(10, 3, 0), run(16, 4, 0)]);
+        assert_eq!(table.gaps(8..22), [8..13, 16..22]);
+        assert_eq!(table.dereference(13..16), [run(13, 3, 0)]);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn unrelated_neighbours_stay_apart() {
+        let mut table = Table::new();
+        table.insert(run(10, 2, 1));
+        table.insert(Run { first: 12, pages: 2, count: 1, region: 8, offset: 2 });
+        table.insert(Run { first: 14, pages: 2, count: 1, region: 8, offset: 9 });
+        table.reference(10..16);
+        assert_eq!(table.runs().len(), 3);
+        assert_eq!(table.find(13).map(|run| run.region), Some(8));
+        assert_eq!(table.find(16), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Acquire(Range<usize>),
+        Release(usize),
+        Remove(Range<usize>),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let range = || (0usize..40, 1usize..12).prop_map(|(first, pages)| first..first + pages);
+        let step = prop_oneof![
+            4 => range().prop_map(Step::Acquire),
+            3 => (0usize..16).prop_map(Step::Release),
+            1 => range().prop_map(Step::Remove),
+        ];
+        proptest::collection::vec(step, 0..80)
+    }
+
+    proptest! {
+        /// The model keeps one entry a page: count, region, offset.
+        #[test]
+        fn behaves_like_a_map_of_pages(steps in steps()) {
+            let mut table = Table::new();
+            let mut model: BTreeMap<usize, (u32, u32, usize)> = BTreeMap::new();
+            let mut held: Vec<Range<usize>> = Vec::new();
+            for (region, step) in (1u32..).zip(steps) {
+                match step {
+                    Step::Acquire(range) => {
+                        let mut offset = 0;
+                        for gap in table.gaps(range.clone()) {
+                            for page in gap.clone() {
+                                prop_assert!(!model.contains_key(&page));
+                                model.insert(page, (0, region, offset + page - gap.start));
+                            }
+                            let run = Run { first: gap.start, pages: gap.len(), count: 0, region, offset };
+                            table.insert(run);
+                            offset += gap.len();
+                        }
+                        table.reference(range.clone());
+                        for page in range.clone() {
+                            model.get_mut(&page).expect("no gap is left").0 += 1;
+                        }
+                        held.push(range);
+                    }
+                    Step::Release(which) if which < held.len() => {
+                        let range = held.swap_remove(which);
+                        let freed = table.dereference(range.clone());
+                        let mut expected = Vec::new();
+                        for page in range {
+                            let Some(entry) = model.get_mut(&page) else { continue };
+                            entry.0 -= 1;
+                            if entry.0 == 0 {
+                                expected.push((page, entry.1, entry.2));
+                                model.remove(&page);
+                            }
+                        }
+                        let pages = |run: &Run| {
+                            let run = *run;
+                            run.range().map(move |page| (page, run.region, run.offset + page - run.first))
+                        };
+                        prop_assert_eq!(freed.iter().flat_map(pages).collect::<Vec<_>>(), expected);
+                    }
+                    Step::Release(_) => {}
+                    Step::Remove(range) => {
+                        table.remove(range.clone());
+                        model.retain(|page, _| !range.contains(page));
+                        held.retain(|other| other.end <= range.start || range.end <= other.start);
+                        // Those that overlapped are forgotten, so their other pages go as well.
+                        let lost: Vec<usize> =
+                            model.keys().copied().filter(|page| !held.iter().any(|range| range.contains(page))).collect();
+                        for page in lost {
+                            table.remove(page..page + 1);
+                            model.remove(&page);
+                        }
+                        for (page, entry) in &mut model {
+                            let count = held.iter().filter(|range| range.contains(page)).count() as u32;
+                            while entry.0 > count {
+                                entry.0 -= 1;
+                                table.dereference(*page..page + 1);
+                            }
+                        }
+                    }
+                }
+                let mut previous: Option<Run> = None;
+                for run in table.runs() {
+                    prop_assert!(run.pages > 0 && run.count > 0);
+                    if let Some(previous) = previous {
+                        prop_assert!(previous.end() <= run.first);
+                        prop_assert!(!(previous.precedes(run) && previous.count == run.count));
+                    }
+                    previous = Some(*run);
+                }
+                for page in 0..60 {
+                    let found = table.find(page).map(|run| (run.count, run.region, run.offset + page - run.first));
+                    prop_assert_eq!(found, model.get(&page).copied());
+                }
+            }
+        }
+    }
+}

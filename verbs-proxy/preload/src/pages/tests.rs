@@ -1,0 +1,230 @@
+//! The module against real memory. One process has one table, so each test keeps to its own addresses.
+
+// UNSAFETY: maps memory twice to look at it from both sides.
+#![allow(unsafe_code)]
+
+use super::*;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Memory files; the second mapping of each is what the proxy would see.
+pub struct Files {
+    _alone: MutexGuard<'static, ()>,
+    pub views: BTreeMap<u32, (usize, usize)>,
+}
+
+impl Files {
+    /// Holds off all other tests: they could map something where this one unmaps.
+    pub fn new() -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { _alone: alone, views: BTreeMap::new() }
+    }
+}
+
+static ALONE: Mutex<()> = Mutex::new(());
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+impl Regions for Files {
+    fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), i32> {
+        // SAFETY: makes a file and maps it anywhere.
+        unsafe {
+            let file = libc::syscall(libc::SYS_memfd_create, c"region".as_ptr(), libc::MFD_ALLOW_SEALING) as i32;
+            assert!(file >= 0);
+            assert_eq!(libc::ftruncate(file, bytes as i64), 0);
+            assert_eq!(libc::fcntl(file, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW), 0);
+            let (all, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+            let view = libc::mmap(core::ptr::null_mut(), bytes as usize, all, shared, file, 0);
+            assert_ne!(view, libc::MAP_FAILED);
+            // Region numbers are unique in the process, as the proxy's are in a connection.
+            let region = NEXT.fetch_add(1, Ordering::Relaxed);
+            self.views.insert(region, (view as usize, bytes as usize));
+            Ok((region, file))
+        }
+    }
+
+    fn free(&mut self, region: u32) {
+        let (view, bytes) = self.views.remove(&region).expect("freed once");
+        // SAFETY: the view is not used after the region is free.
+        unsafe { libc::munmap(view as *mut _, bytes) };
+    }
+}
+
+impl Files {
+    /// Where the other side sees the byte `at` of what was acquired.
+    pub fn view(&self, acquired: &Acquired, at: usize) -> *mut u8 {
+        let mut position = acquired.first_offset + at as u64;
+        for segment in &acquired.segments {
+            if position < segment.length {
+                let (view, bytes) = self.views[&segment.region];
+                assert!(segment.offset + segment.length <= bytes as u64);
+                return (view + (segment.offset + position) as usize) as *mut u8;
+            }
+            position -= segment.length;
+        }
+        panic!("byte {at} is beyond {acquired:?}");
+    }
+}
+
+/// Fresh pages, unmapped at the end.
+pub struct Memory {
+    pub address: usize,
+    pub length: usize,
+}
+
+impl Memory {
+    pub fn new(pages: usize) -> Self {
+        let memory = Self { address: sys::anonymous(pages * PAGE).unwrap(), length: pages * PAGE };
+        for at in 0..memory.length {
+            memory.set(at, (at / PAGE * 31 + at) as u8);
+        }
+        memory
+    }
+
+    pub fn get(&self, at: usize) -> u8 {
+        assert!(at < self.length);
+        // SAFETY: inside the mapping.
+        unsafe { ((self.address + at) as *const u8).read_volatile() }
+    }
+
+    pub fn set(&self, at: usize, value: u8) {
+        assert!(at < self.length);
+        // SAFETY: inside the mapping.
+        unsafe { ((self.address + at) as *mut u8).write_volatile(value) }
+    }
+
+    #[track_caller]
+    pub fn assert_untouched(&self) {
+        for at in 0..self.length {
+            assert_eq!(self.get(at), (at / PAGE * 31 + at) as u8, "byte {at}");
+        }
+    }
+
+    fn mappings(&self) -> Vec<maps::Mapping> {
+        maps::read(self.address..self.address + self.length).unwrap()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: ours alone.
+        unsafe { sys::munmap(self.address, self.length) };
+    }
+}
+
+/// Writes on either side appear on the other.
+#[track_caller]
+pub fn assert_same_memory(files: &Files, acquired: &Acquired, address: usize, length: usize) {
+    for at in (0..length).step_by(509).chain([length - 1]) {
+        let (here, there) = ((address + at) as *mut u8, files.view(acquired, at));
+        // SAFETY: both are mapped; the test is the only user.
+        unsafe {
+            let before = here.read_volatile();
+            assert_eq!(there.read_volatile(), before, "byte {at}");
+            here.write_volatile(before ^ 0x55);
+            assert_eq!(there.read_volatile(), before ^ 0x55, "byte {at}");
+            there.write_volatile(before);
+            assert_eq!(here.read_volatile(), before, "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn both_sides_see_the_same_memory() {
+    let (mut files, memory) = (Files::new(), Memory::new(700));
+    let (address, length) = (memory.address + 100, memory.length - 300);
+    let acquired = acquire(address, length, true, &mut files).unwrap();
+    assert_eq!(acquired.first_offset, 100);
+    assert_eq!(acquired.segments.len(), 1);
+    memory.assert_untouched();
+    assert_same_memory(&files, &acquired, address, length);
+    release(address, length, &mut files);
+    memory.assert_untouched();
+    assert!(files.views.is_empty());
+    assert!(memory.mappings().iter().all(|mapping| !mapping.shared && mapping.inode == 0));
+}
+
+#[test]
+fn overlapping_ranges_share_pages() {
+    let (mut files, memory) = (Files::new(), Memory::new(12));
+    let first = (memory.address + 2 * PAGE + 5, 3 * PAGE);
+    let second = (memory.address + 7, 10 * PAGE);
+    let small = acquire(first.0, first.1, true, &mut files).unwrap();
+    let large = acquire(second.0, second.1, true, &mut files).unwrap();
+    assert_eq!(large.segments.len(), 3);
+    assert_eq!(files.view(&small, 0), files.view(&large, first.0 - second.0));
+    assert_same_memory(&files, &large, second.0, second.1);
+    release(first.0, first.1, &mut files);
+    assert_same_memory(&files, &large, second.0, second.1);
+    release(second.0, second.1, &mut files);
+    memory.assert_untouched();
+    assert!(files.views.is_empty());
+}
+
+#[test]
+fn freed_parts_of_a_region_return_to_the_system() {
+    let (mut files, memory) = (Files::new(), Memory::new(8));
+    acquire(memory.address, memory.length, true, &mut files).unwrap();
+    let kept = acquire(memory.address + PAGE, PAGE, true, &mut files).unwrap();
+    release(memory.address, memory.length, &mut files);
+    let (view, bytes) = files.views[&kept.segments[0].region];
+    let mut resident = [0u8; 8];
+    // SAFETY: one byte for each page.
+    assert_eq!(unsafe { libc::mincore(view as *mut _, bytes, resident.as_mut_ptr()) }, 0);
+    assert_eq!(resident.map(|byte| byte & 1), [0, 1, 0, 0, 0, 0, 0, 0]);
+    memory.assert_untouched();
+    release(memory.address + PAGE, PAGE, &mut files);
+    memory.assert_untouched();
+}
+
+#[test]
+fn unusable_memory_is_refused_and_left_alone() {
+    let (mut files, memory) = (Files::new(), Memory::new(6));
+    let page = |number: usize| memory.address + number * PAGE;
+    // SAFETY: the test's own pages.
+    unsafe {
+        sys::munmap(page(1), PAGE);
+        sys::mprotect(page(3), PAGE, libc::PROT_NONE).unwrap();
+        sys::mprotect(page(4), PAGE, libc::PROT_READ).unwrap();
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        sys::mmap(page(5), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).unwrap();
+    }
+    assert_eq!(acquire(page(0), 2 * PAGE, true, &mut files), Err(libc::EFAULT));
+    assert_eq!(acquire(page(2), 2 * PAGE, true, &mut files), Err(libc::EFAULT));
+    assert_eq!(acquire(page(4), 1, true, &mut files), Err(libc::EFAULT));
+    assert_eq!(acquire(page(5), 1, true, &mut files), Err(libc::EOPNOTSUPP));
+    assert_eq!(acquire(page(0), 0, true, &mut files), Err(libc::EINVAL));
+    assert_eq!(acquire(usize::MAX - 5, 20, true, &mut files), Err(libc::EINVAL));
+    assert!(files.views.is_empty());
+    acquire(page(4), 1, false, &mut files).unwrap();
+    release(page(4), 1, &mut files);
+    assert!(files.views.is_empty());
+}
+
+#[test]
+fn memory_replaced_while_registered_is_shared_anew() {
+    let (mut files, memory) = (Files::new(), Memory::new(4));
+    acquire(memory.address, memory.length, true, &mut files).unwrap();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: the test's own pages.
+    unsafe { sys::mmap(memory.address + PAGE, 2 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).unwrap() };
+    let again = acquire(memory.address, memory.length, true, &mut files).unwrap();
+    assert_eq!(again.segments.len(), 3);
+    assert_eq!(memory.get(PAGE), 0);
+    assert_same_memory(&files, &again, memory.address, memory.length);
+    release(memory.address, memory.length, &mut files);
+    assert_same_memory(&files, &again, memory.address, memory.length);
+    release(memory.address, memory.length, &mut files);
+    assert!(files.views.is_empty());
+}
+
+#[test]
+fn memory_unmapped_while_registered_stays_unmapped() {
+    let (mut files, memory) = (Files::new(), Memory::new(4));
+    acquire(memory.address, memory.length, true, &mut files).unwrap();
+    // SAFETY: the test's own pages.
+    unsafe { sys::munmap(memory.address + PAGE, PAGE) };
+    release(memory.address, memory.length, &mut files);
+    assert_eq!(memory.mappings().iter().map(|mapping| mapping.range.len()).sum::<usize>(), 3 * PAGE);
+    assert!(files.views.is_empty());
+}

@@ -1,0 +1,275 @@
+//! Thin skins over system calls and errno.
+//!
+//! Plain `syscall` wherever glibc's own function is younger than 2.17, and wherever being a thread cancellation point
+//! would leave a lock held.
+
+// UNSAFETY: system calls.
+#![allow(unsafe_code)]
+
+use core::ffi::{c_int, c_long, c_void};
+use core::ptr;
+use core::sync::atomic::AtomicU32;
+
+/// A positive errno.
+pub type Errno = c_int;
+
+/// The calling thread's errno.
+pub fn errno() -> Errno {
+    // SAFETY: the C library's errno is always readable.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets the calling thread's errno.
+pub fn set_errno(errno: Errno) {
+    // SAFETY: the C library's errno is always writable.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// For verbs that return a pointer: null and errno on failure.
+pub fn pointer_or_errno<T>(result: Result<*mut T, Errno>) -> *mut T {
+    result.unwrap_or_else(|errno| {
+        set_errno(errno);
+        ptr::null_mut()
+    })
+}
+
+/// For verbs that return zero or an errno. Providers set errno as well, and some programs read that instead.
+pub fn zero_or_errno(result: Result<(), Errno>) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(errno) => {
+            set_errno(errno);
+            errno
+        }
+    }
+}
+
+/// For verbs that return zero or -1 and errno.
+pub fn zero_or_minus_one(result: Result<(), Errno>) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(errno) => {
+            set_errno(errno);
+            -1
+        }
+    }
+}
+
+/// A descriptor that is closed when dropped.
+#[derive(Debug)]
+pub struct Fd(c_int);
+
+impl Fd {
+    /// Takes over a descriptor.
+    pub fn new(fd: c_int) -> Self {
+        Self(fd)
+    }
+
+    /// The number.
+    pub fn raw(&self) -> c_int {
+        self.0
+    }
+
+    /// Gives up ownership.
+    pub fn into_raw(self) -> c_int {
+        let fd = self.0;
+        core::mem::forget(self);
+        fd
+    }
+}
+
+impl Drop for Fd {
+    fn drop(&mut self) {
+        close(self.0);
+    }
+}
+
+/// Closes a descriptor.
+pub fn close(fd: c_int) {
+    // SAFETY: closing a number touches no memory; the callers own the descriptor.
+    unsafe { libc::syscall(libc::SYS_close, fd) };
+}
+
+/// The process, from the kernel: glibc before 2.25 caches it.
+pub fn getpid() -> u32 {
+    // SAFETY: takes nothing.
+    unsafe { libc::syscall(libc::SYS_getpid) as u32 }
+}
+
+/// Lets others run.
+pub fn sched_yield() {
+    // SAFETY: takes nothing.
+    unsafe { libc::syscall(libc::SYS_sched_yield) };
+}
+
+/// Sleeps while `word` holds `expected`.
+pub fn futex_wait(word: &AtomicU32, expected: u32) {
+    // SAFETY: the word outlives the call; without a timeout the kernel reads nothing else.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            expected,
+            ptr::null::<libc::timespec>(),
+        )
+    };
+}
+
+/// Wakes up to `count` sleepers on `word`.
+pub fn futex_wake(word: &AtomicU32, count: c_int) {
+    // SAFETY: the kernel only uses the address.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count) };
+}
+
+fn checked(result: c_long) -> Result<usize, Errno> {
+    if result < 0 { Err(errno()) } else { Ok(result as usize) }
+}
+
+/// Reads into `buffer`, like `read(2)`.
+pub fn read(fd: c_int, buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is writable for its length. The C library's function, because programs cancel threads that
+    // wait for events, and no lock is held here.
+    checked(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) } as c_long)
+}
+
+/// Adds one to an eventfd.
+pub fn signal_eventfd(fd: c_int) {
+    let one = 1_u64;
+    // SAFETY: eight readable bytes. It can only fail with EAGAIN, when the counter is full and the reader awake anyway.
+    unsafe { libc::syscall(libc::SYS_write, fd, &raw const one, size_of::<u64>()) };
+}
+
+/// Sends one datagram.
+pub fn sendmsg(fd: c_int, parts: &[&[u8]]) -> Result<(), Errno> {
+    let mut iov = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; 4];
+    assert!(parts.len() <= iov.len(), "a datagram of {} parts", parts.len());
+    for (slot, part) in iov.iter_mut().zip(parts) {
+        *slot = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+    }
+    // SAFETY: all-zero is a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = iov.as_mut_ptr();
+    message.msg_iovlen = parts.len();
+    loop {
+        // SAFETY: the message names `parts`, which are borrowed and only read.
+        match checked(unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_NOSIGNAL) }) {
+            Ok(_) => return Ok(()),
+            Err(libc::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Receives one datagram and up to `N` descriptors, which are close-on-exec. Zero bytes mean that the peer is gone.
+pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<Fd>; N]) -> Result<usize, Errno> {
+    const CONTROL_WORDS: usize = 16;
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut control = [0_u64; CONTROL_WORDS];
+    // SAFETY: all-zero is a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let received = loop {
+        // SAFETY: buffer and control are writable for the lengths given and outlive the call.
+        match checked(unsafe { libc::syscall(libc::SYS_recvmsg, fd, &raw mut message, libc::MSG_CMSG_CLOEXEC) }) {
+            Err(libc::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let mut count = 0;
+    // SAFETY: the kernel filled `control` and set its length.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only return headers that lie within `control`.
+        let (level, kind, length) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
+        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+            // SAFETY: computes a size.
+            let number = (length - unsafe { libc::CMSG_LEN(0) } as usize) / size_of::<c_int>();
+            for index in 0..number {
+                // SAFETY: the header's length covers this many descriptors; they may be unaligned.
+                let fd = Fd::new(unsafe { libc::CMSG_DATA(header).cast::<c_int>().add(index).read_unaligned() });
+                // What does not fit is closed right away.
+                if let Some(slot) = fds.get_mut(count) {
+                    *slot = Some(fd);
+                }
+                count += 1;
+            }
+        }
+        // SAFETY: `header` lies within the message's control data.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 || count > N {
+        return Err(libc::EPROTO);
+    }
+    Ok(received)
+}
+
+/// Whether the peer of a socket has hung up.
+pub fn hung_up(fd: c_int) -> bool {
+    let mut poll = libc::pollfd { fd, events: 0, revents: 0 };
+    // SAFETY: one `pollfd`, writable; a zero timeout never waits.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
+}
+
+/// Connects a SEQPACKET socket to a path.
+pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
+    // SAFETY: all-zero is a valid address.
+    let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    if path.len() >= address.sun_path.len() {
+        return Err(libc::ENAMETOOLONG);
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: plain numbers.
+    let fd = checked(unsafe {
+        libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0)
+    })?;
+    let fd = Fd::new(fd as c_int);
+    loop {
+        // SAFETY: the address is readable for its size.
+        let result =
+            unsafe { libc::syscall(libc::SYS_connect, fd.raw(), &raw const address, size_of::<libc::sockaddr_un>()) };
+        match checked(result) {
+            Ok(_) => return Ok(fd),
+            Err(libc::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Maps `bytes` of a file for reading and writing, or anonymous private memory.
+pub fn map(bytes: usize, file: Option<&Fd>) -> Result<*mut c_void, Errno> {
+    let (flags, fd) = match file {
+        Some(fd) => (libc::MAP_SHARED, fd.raw()),
+        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+    };
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let address = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    if address == libc::MAP_FAILED { Err(errno()) } else { Ok(address) }
+}
+
+/// Gives advice about a mapping of ours.
+pub fn advise(address: *mut c_void, bytes: usize, advice: c_int) -> Result<(), Errno> {
+    // SAFETY: callers pass ranges that they mapped, and advice about forks only.
+    if unsafe { libc::madvise(address, bytes, advice) } == 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// An environment variable, unless the program runs with more rights than its user.
+pub fn environment(name: &core::ffi::CStr) -> Option<&'static [u8]> {
+    // SAFETY: reads the auxiliary vector.
+    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+        return None;
+    }
+    // SAFETY: a terminated name; the value is a terminated string that lives as long as nobody changes the environment,
+    // which callers do not outlast.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        (!value.is_null()).then(|| core::ffi::CStr::from_ptr(value).to_bytes())
+    }
+}
