@@ -64,7 +64,7 @@ pub fn draw(outcomes: &[Outcome]) -> String {
     );
     text(&mut svg, 40.0, 38.0, "start", "font-size=\"21\" font-weight=\"bold\"", "Three tenants share one link");
     let subtitle = format!(
-        "Software device, modelled link of {LINK}/s; unmodified ib_send_lat and ib_write_bw in containers, one proxy each"
+        "Software device, modelled link of {LINK}/s; unmodified ib_send_lat and ib_send_bw in containers, one proxy each"
     );
     text(&mut svg, 40.0, 60.0, "start", "fill=\"#666\"", &subtitle);
     for panel in &panels {

@@ -99,7 +99,7 @@ impl Tenant {
     fn bulk(&self, queue_pairs: &str) -> Result<Pair> {
         let seconds = BULK_SECONDS.to_string();
         let args = ["-F", "--report_gbits", "-e", "-q", queue_pairs, "-s", "262144", "-t", "8", "-D", &seconds];
-        perftest::start(&self.receiver, &self.sender, "ib_write_bw", &args)
+        perftest::start(&self.receiver, &self.sender, "ib_send_bw", &args)
     }
 }
 
