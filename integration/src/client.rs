@@ -14,7 +14,7 @@ pub fn compile(name: &str, with: &[&str]) -> Result<PathBuf> {
     std::fs::create_dir_all(program.parent().context("has a parent")?)?;
     let target = program.to_str().context("/tmp is not UTF-8")?.to_owned();
     let mut words: Vec<String> =
-        ["cc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", &target]
+        ["cc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", &target]
             .map(str::to_owned)
             .to_vec();
     for source in

@@ -22,10 +22,9 @@ fn main() -> ExitCode {
 }
 
 /// What perftest is run with, beside the options that every run has.
-const BANDWIDTH: [(&str, &[&str]); 19] = [
+const BANDWIDTH: [(&str, &[&str]); 18] = [
     ("ib_write_bw", &["-n", "2000"]),
     ("ib_write_bw", &["-n", "2000", "-q", "4"]),
-    ("ib_write_bw", &["-n", "2000", "-e"]),
     ("ib_write_bw", &["-n", "1000", "-b"]),
     ("ib_write_bw", &["-n", "200", "-a"]),
     ("ib_write_bw", &["-n", "5000", "-s", "16", "-I", "64"]),

@@ -1,0 +1,35 @@
+# shellcheck shell=bash
+# Debian packages and the release build, for test.sh and examples/demo.sh. To be sourced in the repository's root.
+
+# What builds the project and what containers need: a linker, the runtime, a way to make root file systems.
+# shellcheck disable=SC2034 # Both are for the scripts that source this.
+demo_packages=(gcc libc6-dev runc mmdebstrap iproute2 ca-certificates)
+# shellcheck disable=SC2034
+test_packages=("${demo_packages[@]}" libibverbs-dev kmod)
+
+# Installs those of the packages that are missing.
+install_packages() {
+    local package missing=()
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
+    done
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "${0##*/}: missing packages: ${missing[*]}; install them or run as root" >&2
+        return 1
+    fi
+    echo "==> apt-get install ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+# The programs that the hook starts and injects, as they would be installed.
+build_release() {
+    if ! command -v cargo >/dev/null; then
+        echo "${0##*/}: no cargo in PATH; a Rust toolchain can be had from https://rustup.rs" >&2
+        return 1
+    fi
+    echo "==> cargo build --release, verbs-proxy/preload/link.sh"
+    cargo build --quiet --locked --release --package ringfence-proxy --package ringfence-hook --package ringfence-integration
+    verbs-proxy/preload/link.sh >/dev/null
+}

@@ -1,0 +1,144 @@
+//! Three tenants on one modelled link: one that waits for small messages, two that move bulk data.
+//!
+//! The link is slow enough that the link and not two cores' time is what they compete for, and everyone sleeps while
+//! waiting (`-e`): what is measured is the order in which the link serves.
+
+use crate::report::Report;
+use anyhow::{Context, Result, ensure};
+use ringfence_integration::config::Config;
+use ringfence_integration::container::{Builder, Container};
+use ringfence_integration::netns::{self, Netns};
+use ringfence_integration::perftest::{self, Latency, Pair};
+use ringfence_integration::rootfs::Image;
+use std::time::Duration;
+
+/// The modelled link.
+pub const LINK: &str = "1Gbit";
+
+/// How long the bulk tenants send; the latency tenant must be done before.
+const BULK_SECONDS: u64 = 10;
+
+/// What the bulk tenants reached, Gbit/s.
+#[derive(Clone, Copy, Debug)]
+pub struct Bulk {
+    /// The greedy one, with 16 queue pairs.
+    pub a: f64,
+    /// The modest one, with 4.
+    pub b: f64,
+}
+
+/// How the tenants fared in a scenario.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Its name.
+    pub scenario: &'static str,
+    /// The latency tenant's messages.
+    pub latency: Latency,
+    /// If there were bulk tenants.
+    pub bulk: Option<Bulk>,
+}
+
+type Annotations = &'static [(&'static str, &'static str)];
+
+/// The tenants' annotations under ringfence.dev/.
+struct Policies {
+    latency: Annotations,
+    a: Annotations,
+    b: Annotations,
+}
+
+struct Scenario {
+    name: &'static str,
+    with_bulk: bool,
+    policies: Policies,
+}
+
+const NONE: Policies = Policies { latency: &[], a: &[], b: &[] };
+
+const SCENARIOS: [Scenario; 4] = [
+    Scenario { name: "alone", with_bulk: false, policies: NONE },
+    Scenario { name: "together, no policy", with_bulk: true, policies: NONE },
+    Scenario {
+        name: "classes, weights 1 : 3",
+        with_bulk: true,
+        policies: Policies {
+            latency: &[("class", "latency")],
+            a: &[("class", "bulk"), ("weight", "100")],
+            b: &[("class", "bulk"), ("weight", "300")],
+        },
+    },
+    Scenario {
+        name: "the same, A capped at 100M",
+        with_bulk: true,
+        policies: Policies {
+            latency: &[("class", "latency")],
+            a: &[("class", "bulk"), ("weight", "100"), ("bandwidth", "100Mbit")],
+            b: &[("class", "bulk"), ("weight", "300")],
+        },
+    },
+];
+
+/// A sender, its receiver, and their networks. Fields drop in order: containers first.
+struct Tenant {
+    receiver: Container,
+    sender: Container,
+    _networks: (Netns, Netns),
+}
+
+impl Tenant {
+    fn start(image: &Image, config: &Config, annotations: Annotations) -> Result<Self> {
+        let networks = netns::pair()?;
+        let start = |netns: &Netns| {
+            let builder = Builder::with_rdma(config, netns);
+            let builder = annotations.iter().fold(builder, |builder, (key, value)| builder.annotation(key, value));
+            builder.start(image)
+        };
+        Ok(Self { receiver: start(&networks.0)?, sender: start(&networks.1)?, _networks: networks })
+    }
+
+    fn bulk(&self, queue_pairs: &str) -> Result<Pair> {
+        let seconds = BULK_SECONDS.to_string();
+        let args = ["-F", "--report_gbits", "-e", "-q", queue_pairs, "-s", "262144", "-t", "8", "-D", &seconds];
+        perftest::start(&self.receiver, &self.sender, "ib_send_bw", &args)
+    }
+}
+
+/// Runs all scenarios.
+pub fn run(image: &Image, report: &Report) -> Result<Vec<Outcome>> {
+    report.progress("\nThree tenants on one link: small messages, bulk A with 16 queue pairs, bulk B with 4");
+    let mut outcomes = Vec::new();
+    for scenario in SCENARIOS {
+        report.progress(&format!("  measuring: {}", scenario.name));
+        outcomes.push(measure(image, &scenario).with_context(|| scenario.name)?);
+    }
+    report.outcomes(&outcomes);
+    Ok(outcomes)
+}
+
+fn measure(image: &Image, scenario: &Scenario) -> Result<Outcome> {
+    let config = Config::with_link(LINK, "")?;
+    let policies = &scenario.policies;
+    let latency = Tenant::start(image, &config, policies.latency)?;
+    if !scenario.with_bulk {
+        return Ok(Outcome { scenario: scenario.name, latency: small_messages(&latency)?, bulk: None });
+    }
+    let (a, b) = (Tenant::start(image, &config, policies.a)?, Tenant::start(image, &config, policies.b)?);
+    let (mut bulk_a, mut bulk_b) = (a.bulk("16")?, b.bulk("4")?);
+    // Until both have exchanged addresses and fill the link.
+    std::thread::sleep(Duration::from_secs(1));
+    let latency = small_messages(&latency)?;
+    ensure!(!bulk_a.has_ended() && !bulk_b.has_ended(), "bulk data had stopped before the small messages were through");
+    let gbits = |pair: Pair| -> Result<f64> {
+        let output = pair.wait(Duration::from_secs(BULK_SECONDS + 20))?;
+        let row = perftest::bandwidths(&output).first().copied();
+        Ok(row.with_context(|| format!("no figure in:\n{output}"))?.gbits)
+    };
+    let bulk = Bulk { a: gbits(bulk_a)?, b: gbits(bulk_b)? };
+    Ok(Outcome { scenario: scenario.name, latency, bulk: Some(bulk) })
+}
+
+fn small_messages(tenant: &Tenant) -> Result<Latency> {
+    let args = ["-F", "-e", "-s", "64", "-n", "1000"];
+    let output = perftest::run(&tenant.receiver, &tenant.sender, "ib_send_lat", &args)?;
+    perftest::latencies(&output).first().copied().with_context(|| format!("no figure in:\n{output}"))
+}

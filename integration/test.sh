@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs what it needs, builds everything and runs every test: unit, property, loom, end to end with runc.
+#
+#   integration/test.sh [--no-install]
+#
+# Works as root on Debian 12 and 13 with a Rust toolchain. The last line says how many tests passed, failed and were
+# skipped; the status is not zero if any failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. integration/packages.sh
+
+case ${1-} in
+    '') install_packages "${test_packages[@]}" ;;
+    --no-install) ;;
+    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed_commands=()
+
+step() { printf '\n==> %s\n' "$*"; }
+
+# Runs a test command, shows its output, and keeps it for the sum. Without a terminal's colours, so that it can be read.
+tests() {
+    step "$*"
+    "$@" 2>&1 | tee -a "$log" || failed_commands+=("$*")
+}
+
+step "cargo fmt --check"
+cargo fmt --all --check || failed_commands+=("cargo fmt --all --check")
+
+build_release
+
+export CARGO_TERM_COLOR=never
+# `--no-fail-fast`: the sum at the end is of all tests.
+tests cargo test --locked --workspace --no-fail-fast
+# Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
+tests env RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release \
+    --no-fail-fast --target-dir target/loom
+
+# "test result: ok. 12 passed; 0 failed; 1 ignored; …", one line of each test program.
+read -r passed failed skipped < <(awk '
+    /^test result:/ { for (i = 2; i <= NF; i++) {
+        if ($i ~ /^passed/) passed += $(i - 1)
+        if ($i ~ /^failed/) failed += $(i - 1)
+        if ($i ~ /^ignored/) skipped += $(i - 1) } }
+    END { print passed + 0, failed + 0, skipped + 0 }' "$log")
+
+step "summary"
+grep -a '^SKIPPED: ' "$log" || true
+for command in "${failed_commands[@]}"; do echo "FAILED: $command"; done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "${#failed_commands[@]}" -eq 0 ] && [ "$passed" -gt 0 ]
