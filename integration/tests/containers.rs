@@ -123,12 +123,18 @@ fn two(image: &Image) -> Result<Two> {
     Ok(Two { a, b, _networks: networks, config })
 }
 
-/// One container without a peer.
-fn one(image: &Image, change: impl FnOnce(Builder) -> Builder) -> Result<(Container, Config, (Netns, Netns))> {
+/// One container without a peer. Fields drop in order: the container first.
+struct One {
+    container: Container,
+    _networks: (Netns, Netns),
+    config: Config,
+}
+
+fn one(image: &Image, change: impl FnOnce(Builder) -> Builder) -> Result<One> {
     let config = Config::new("")?;
     let networks = netns::pair()?;
     let container = change(Builder::with_rdma(&config, &networks.0)).start(image)?;
-    Ok((container, config, networks))
+    Ok(One { container, _networks: networks, config })
 }
 
 fn bandwidth(image: &Image, tool: &str, args: &[&str]) -> Result<()> {
@@ -178,7 +184,7 @@ fn guid(info: &str) -> Result<String> {
 }
 
 fn pyverbs(image: &Image) -> Result<()> {
-    let (container, ..) = one(image, |builder| builder)?;
+    let one = one(image, |builder| builder)?;
     let script = "\
 import pyverbs.device as d
 from pyverbs.pd import PD
@@ -194,17 +200,17 @@ assert mr.read(10000, 0) == b'x' * 10000
 cq = CQ(ctx, 10)
 print('pyverbs is content')
 ";
-    let output = container.exec(&["python3", "-c", script])?;
+    let output = one.container.exec(&["python3", "-c", script])?;
     ensure!(output.contains("pyverbs is content"), "{output}");
     Ok(())
 }
 
 /// The library is mapped into every process and must not be noticed there.
 fn without_verbs(image: &Image) -> Result<()> {
-    let (container, ..) = one(image, |builder| builder)?;
-    let output = container.exec(&["sh", "-c", "echo hello; ls / | wc -l; python3 -c 'print(6*7)'"])?;
+    let one = one(image, |builder| builder)?;
+    let output = one.container.exec(&["sh", "-c", "echo hello; ls / | wc -l; python3 -c 'print(6*7)'"])?;
     ensure!(output.starts_with("hello\n") && output.ends_with("42\n"), "{output}");
-    let open = container.exec(&["sh", "-c", "ls -l /proc/self/fd"])?;
+    let open = one.container.exec(&["sh", "-c", "ls -l /proc/self/fd"])?;
     ensure!(!open.contains("socket:"), "an idle process holds a socket:\n{open}");
     Ok(())
 }
@@ -226,18 +232,20 @@ fn works(container: &Container) -> Result<()> {
 }
 
 fn prestart(image: &Image) -> Result<()> {
-    works(&one(image, Builder::at_prestart)?.0)
+    works(&one(image, Builder::at_prestart)?.container)
 }
 
 fn readonly(image: &Image) -> Result<()> {
-    let (container, ..) = one(image, Builder::readonly)?;
-    works(&container)?;
-    ensure!(container.exec(&["touch", "/etc/x"]).is_err(), "the root file system can be written to");
+    let one = one(image, Builder::readonly)?;
+    works(&one.container)?;
+    ensure!(one.container.exec(&["touch", "/etc/x"]).is_err(), "the root file system can be written to");
     Ok(())
 }
 
 fn user_namespace(image: &Image) -> Result<()> {
-    let (container, ..) = one(image, Builder::in_user_namespace)?;
+    let config = Config::new("")?;
+    // With a network namespace of its own: runc cannot enter one that the host owns again.
+    let container = Builder::default().hooked(&config).annotation("enable", "true").in_user_namespace().start(image)?;
     works(&container)?;
     let map = container.exec(&["cat", "/proc/self/uid_map"])?;
     ensure!(map.contains("100000"), "no user namespace: {map}");
@@ -280,12 +288,12 @@ fn nothing_remains(config: &Config) -> Result<()> {
 }
 
 fn delete_ends_the_proxy(image: &Image) -> Result<()> {
-    let (container, config, _networks) = one(image, |builder| builder)?;
-    works(&container)?;
+    let one = one(image, |builder| builder)?;
+    works(&one.container)?;
     ensure!(proxies().len() == 1, "{} proxies", proxies().len());
-    container.delete()?;
-    nothing_remains(&config)?;
-    let written = container.rootfs().written()?;
+    one.container.delete()?;
+    nothing_remains(&one.config)?;
+    let written = one.container.rootfs().written()?;
     ensure!(written == Vec::<PathBuf>::new(), "{written:?} remain in the root file system");
     Ok(())
 }
