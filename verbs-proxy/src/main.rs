@@ -108,6 +108,9 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let fabric = fabric_socket(&port).context("cannot listen for other proxies")?;
     let addresses = Addresses::of(netns).context("cannot join the container's network namespace")?;
 
+    // From here on the proxy touches what a container or a neighbour says. The worker inherits this.
+    sandbox::drop_privileges().context("cannot give up capabilities")?;
+
     let doorbell_file = SealedFile::create("ringfence-bells", PAGE)?;
     let doorbells = Arc::new(Mapping::of(&doorbell_file)?).header(0);
     let link = match launch.device.link {
@@ -172,9 +175,8 @@ fn block_signals() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Removes what belongs to the proxy. What the hook needs to undo its own work (`state.json`) is the hook's to remove.
+/// Removes this container's directory; what the hook must remember to undo its own work is elsewhere.
 fn tidy(launch: &Launch) {
-    let _ = std::fs::remove_file(launch.container_dir.join("mount/verbs.sock"));
-    let _ = std::fs::remove_file(launch.container_dir.join("launch.json"));
-    let _ = std::fs::remove_dir(&launch.container_dir);
+    // If that is not possible, poststop or the next start of the same id does it.
+    let _ = std::fs::remove_dir_all(&launch.container_dir);
 }

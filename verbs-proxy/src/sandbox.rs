@@ -13,6 +13,19 @@ pub fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
+/// Gives up every capability of the calling thread and of those that it starts, and the way to gain new ones.
+///
+/// What is left is what a process with the administrator's user id may do to files: the proxy reads its launch file,
+/// makes sockets in the run directory, and needs nothing else.
+pub fn drop_privileges() -> Result<(), caps::errors::CapsError> {
+    // It can only fail for a flag that the kernel does not know, which is older than all that this runs on.
+    let _ = rustix::thread::set_no_new_privs(true);
+    for set in [caps::CapSet::Ambient, caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Inheritable] {
+        caps::clear(None, set)?;
+    }
+    Ok(())
+}
+
 /// Asks for short time slices for the calling thread: 100 µs, the least there is.
 ///
 /// Applications spin on memory, where no yield can be had from them. A thread with a short slice that wakes up takes the

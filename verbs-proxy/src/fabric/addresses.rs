@@ -27,8 +27,9 @@ impl Addresses {
             let join = move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network));
             drop(netns);
             let failed = join.is_err();
+            let privileges = crate::sandbox::drop_privileges();
             let _ = joined.send(join);
-            if failed {
+            if failed || privileges.is_err() {
                 return;
             }
             while asked.recv().is_ok() {
