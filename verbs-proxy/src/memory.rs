@@ -57,7 +57,8 @@ impl Piece {
     #[must_use]
     fn atomic(&self) -> Option<&AtomicU64> {
         // SAFETY: a piece lies in a live mapping; the alignment and length are checked; shared memory holds any bytes.
-        (self.bytes == 8 && self.address.addr() % 8 == 0).then(|| unsafe { AtomicU64::from_ptr(self.address.cast()) })
+        (self.bytes == 8 && self.address.addr().is_multiple_of(8))
+            .then(|| unsafe { AtomicU64::from_ptr(self.address.cast()) })
     }
 
     /// FETCH_AND_ADD or CMP_AND_SWP on this place: the former value, or `None` if it is not 8 aligned bytes.
@@ -78,13 +79,13 @@ pub fn copy(to: Piece, from: Piece) {
     // SAFETY (all blocks below): pieces lie in live mappings and `bytes` is within both. The peer may write at the same
     // time, in another process: what arrives is then a mix, and nothing here looks at it. Regions may overlap only where
     // the container asked for that.
-    if bytes == 8 && both % 8 == 0 {
+    if bytes == 8 && both.is_multiple_of(8) {
         // SAFETY: as above; aligned, one store as on an RNIC.
         unsafe {
             let value = AtomicU64::from_ptr(from.address.cast()).load(Ordering::Relaxed);
             AtomicU64::from_ptr(to.address.cast()).store(value, Ordering::Release);
         }
-    } else if bytes == 4 && both % 4 == 0 {
+    } else if bytes == 4 && both.is_multiple_of(4) {
         // SAFETY: as above.
         unsafe {
             let value = AtomicU32::from_ptr(from.address.cast()).load(Ordering::Relaxed);

@@ -156,7 +156,7 @@ impl Mapping {
     /// If it does not fit or is not aligned: offsets are constants of the protocol.
     #[must_use]
     pub fn header<T: Header>(self: &Arc<Self>, offset: usize) -> Held<T> {
-        assert!(offset + size_of::<T>() <= self.bytes && offset % align_of::<T>() == 0, "header at {offset}");
+        assert!(offset + size_of::<T>() <= self.bytes && offset.is_multiple_of(align_of::<T>()), "header at {offset}");
         // SAFETY: the assertion; `T: Header` is valid for any bytes and only holds atomics; `Held` keeps the mapping.
         Held { of: unsafe { self.base.add(offset).cast() }, _mapping: Arc::clone(self) }
     }
@@ -172,7 +172,10 @@ impl Mapping {
 #[must_use]
 pub(crate) fn ring_slots(mapping: &Arc<Mapping>, offset: usize, count: u32) -> &'static [Slot] {
     let count = count as usize;
-    assert!(offset % SLOT_BYTES == 0 && offset + count * SLOT_BYTES <= mapping.bytes, "{count} slots at {offset}");
+    assert!(
+        offset.is_multiple_of(SLOT_BYTES) && offset + count * SLOT_BYTES <= mapping.bytes,
+        "{count} slots at {offset}"
+    );
     // SAFETY: the assertion; slots are atomics, valid for any bytes; the caller keeps the mapping alive.
     unsafe { std::slice::from_raw_parts(mapping.base.add(offset).cast::<Slot>().as_ptr(), count) }
 }

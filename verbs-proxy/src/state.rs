@@ -100,7 +100,7 @@ pub fn rnr_nanos(field: u32) -> u64 {
 /// Nanoseconds of a local ACK timeout field: 4.096 µs × 2^field; `None` for zero, which means for ever.
 #[must_use]
 pub fn ack_timeout_nanos(field: u32) -> Option<u64> {
-    (field % 32 != 0).then(|| 4096u64 << (field % 32))
+    (!field.is_multiple_of(32)).then(|| 4096u64 << (field % 32))
 }
 
 #[cfg(test)]

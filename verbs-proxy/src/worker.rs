@@ -225,7 +225,7 @@ impl Spinner {
         if self.turns == 1 {
             self.idle_since = 0;
         }
-        if self.turns % LOOK == 0 {
+        if self.turns.is_multiple_of(LOOK) {
             let now = clock();
             if self.idle_since == 0 {
                 self.idle_since = now;
@@ -234,7 +234,7 @@ impl Spinner {
             if now - self.idle_since >= budget {
                 return Pause::Sleep;
             }
-            if self.turns % YIELD == 0 {
+            if self.turns.is_multiple_of(YIELD) {
                 return Pause::Yield;
             }
         }

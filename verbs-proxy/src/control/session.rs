@@ -264,7 +264,7 @@ impl Session {
 
     fn alloc_region(&mut self, request: &AllocRegion, node: &mut Node) -> Result<Answer, Errno> {
         self.contexts.get(request.context)?;
-        if request.bytes == 0 || request.bytes % PAGE as u64 != 0 {
+        if request.bytes == 0 || !request.bytes.is_multiple_of(PAGE as u64) {
             return Err(Errno::INVAL);
         }
         let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
@@ -304,7 +304,9 @@ impl Session {
         for segment in segments {
             let file = Arc::clone(&self.regions.get(segment.region)?.file);
             let end = segment.offset.checked_add(segment.length).ok_or(Errno::INVAL)?;
-            if (segment.offset | segment.length) % PAGE as u64 != 0 || segment.length == 0 || end > file.bytes() as u64
+            if !(segment.offset | segment.length).is_multiple_of(PAGE as u64)
+                || segment.length == 0
+                || end > file.bytes() as u64
             {
                 return Err(Errno::INVAL);
             }

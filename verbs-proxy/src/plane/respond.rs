@@ -93,15 +93,15 @@ impl Plane {
             Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => self.take_atomic(queue, incoming),
             _ => self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR),
         };
-        if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_)) {
-            if let Some(qp) = &mut self.qps[queue as usize] {
-                let responder = &mut qp.responder;
-                if last {
-                    responder.sequence = responder.sequence.wrapping_add(1);
-                    responder.offset = 0;
-                } else {
-                    responder.offset = end;
-                }
+        if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_))
+            && let Some(qp) = &mut self.qps[queue as usize]
+        {
+            let responder = &mut qp.responder;
+            if last {
+                responder.sequence = responder.sequence.wrapping_add(1);
+                responder.offset = 0;
+            } else {
+                responder.offset = end;
             }
         }
         verdict
@@ -129,22 +129,22 @@ impl Plane {
 
     /// Completes a receive with an error, which takes the queue pair to the error state.
     fn refuse_receive(&mut self, queue: u32, local: WcStatus, vendor_err: u16, remote: WcStatus) -> Verdict {
-        if let Some(qp) = &mut self.qps[queue as usize] {
-            if let Some(receiving) = qp.responder.receiving.take() {
-                let completion = Completion {
-                    wr_id: receiving.wr_id,
-                    status: local,
-                    opcode: WcOpcode::RECV,
-                    vendor_err,
-                    qp_num: qp.number,
-                    src_qp: qp.attr.dest_qp_num,
-                    cookie: qp.cookie,
-                    freed: receiving.freed,
-                    ..Completion::default()
-                };
-                let cq = qp.recv_cq;
-                self.complete(cq, &completion, true);
-            }
+        if let Some(qp) = &mut self.qps[queue as usize]
+            && let Some(receiving) = qp.responder.receiving.take()
+        {
+            let completion = Completion {
+                wr_id: receiving.wr_id,
+                status: local,
+                opcode: WcOpcode::RECV,
+                vendor_err,
+                qp_num: qp.number,
+                src_qp: qp.attr.dest_qp_num,
+                cookie: qp.cookie,
+                freed: receiving.freed,
+                ..Completion::default()
+            };
+            let cq = qp.recv_cq;
+            self.complete(cq, &completion, true);
         }
         self.to_error(queue);
         Verdict::Nak(remote)
@@ -247,7 +247,7 @@ impl Plane {
 
     fn take_atomic(&mut self, queue: u32, incoming: &Incoming) -> Verdict {
         let Some(qp) = &self.qps[queue as usize] else { return Verdict::Silent };
-        if qp.attr.max_dest_rd_atomic == 0 || incoming.total != 8 || incoming.remote_addr % 8 != 0 {
+        if qp.attr.max_dest_rd_atomic == 0 || incoming.total != 8 || !incoming.remote_addr.is_multiple_of(8) {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
         }
         let Some(target) = self.admit_remote(queue, incoming, Access::REMOTE_ATOMIC) else {
