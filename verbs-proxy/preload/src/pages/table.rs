@@ -46,21 +46,12 @@ impl Table {
         Self { runs: Vec::new() }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
-    }
-
     pub fn runs(&self) -> &[Run] {
         &self.runs
     }
 
     pub fn clear(&mut self) {
         self.runs.clear();
-    }
-
-    /// The run that holds `page`. Neither allocates nor writes: it serves a signal handler.
-    pub fn find(&self, page: usize) -> Option<&Run> {
-        self.runs.get(self.position(page)).filter(|run| run.first <= page)
     }
 
     /// The parts of runs inside `range`, by page.
