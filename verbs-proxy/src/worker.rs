@@ -4,7 +4,7 @@ use crate::pacing::Nanos;
 use crate::plane::{Notice, Plane};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::io::Errno;
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,12 +26,19 @@ pub fn bell() -> Result<OwnedFd, Errno> {
 
 /// Rings it; a full counter is rung already.
 pub fn ring(bell: impl AsFd) {
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    // Who else holds the bell shares its flags and may have taken O_NONBLOCK away, and may have filled the counter.
+    let mut writable = [PollFd::new(&bell, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut writable, Some(&now)) == Ok(1) && writable[0].revents().contains(PollFlags::OUT) {
+        let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
+    }
 }
 
-/// Takes all rings.
+/// Takes all rings. Never waits, whatever the other holders of the bell did to its flags or read from it.
 pub fn silence(bell: impl AsFd) {
-    let _ = rustix::io::read(bell, &mut [0u8; 8]);
+    const CURRENT_POSITION: u64 = u64::MAX;
+    let mut count = [0; 8];
+    let _ = preadv2(bell, &mut [IoSliceMut::new(&mut count)], CURRENT_POSITION, ReadWriteFlags::NOWAIT);
 }
 
 #[derive(Debug)]
@@ -262,6 +269,20 @@ impl Spinner {
 mod tests {
     use super::*;
     use std::cell::Cell;
+
+    #[test]
+    fn a_bell_whose_flags_another_holder_changed_does_not_hold_anybody_up() {
+        let bell = bell().unwrap();
+        rustix::fs::fcntl_setfl(&bell, rustix::fs::OFlags::empty()).unwrap();
+        silence(&bell);
+        rustix::io::write(&bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        ring(&bell);
+        silence(&bell);
+        ring(&bell);
+        let mut count = [0; 8];
+        rustix::io::read(&bell, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
 
     fn turns_until_sleep(spinner: &mut Spinner, step: Nanos) -> u32 {
         let time = Cell::new(1);
