@@ -5,6 +5,7 @@ use crate::plane::{Notice, Plane};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,7 +127,11 @@ impl Thread {
             }
             match spinner.idle(now) {
                 Pause::Spin => std::hint::spin_loop(),
-                Pause::Yield => spinner.yielded(now, rustix::thread::sched_yield),
+                Pause::Yield => {
+                    if spinner.yielded(now, rustix::thread::sched_yield) {
+                        move_away();
+                    }
+                }
                 Pause::Sleep => self.sleep(spinner),
             }
         }
@@ -180,6 +185,20 @@ impl Thread {
     }
 }
 
+/// Leaves the present processor for another one, if there is one.
+///
+/// A worker that shares a processor with the application that it serves runs only while that does not: the two are never
+/// ready at the same time, so the kernel's balancing sees no reason to part them, though another processor may be idle.
+fn move_away() {
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut others = allowed;
+    others.unset(sched_getcpu());
+    if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+        // The kernel has moved the thread; where it goes from there is the kernel's affair again.
+        let _ = sched_setaffinity(None, &allowed);
+    }
+}
+
 /// Below this, a sleep is over before it has begun.
 const SHORTEST_SLEEP: Nanos = 3_000;
 
@@ -205,6 +224,7 @@ struct Spinner {
     idle_since: Nanos,
     turns: u32,
     crowded_until: Nanos,
+    move_at: Nanos,
 }
 
 /// Idle turns between two looks at the clock.
@@ -215,12 +235,14 @@ const YIELD: u32 = 1024;
 const LONG_YIELD: Nanos = 1_500;
 /// How long that is remembered.
 const CROWDED: Nanos = 5_000_000;
+/// Between two tries on another processor.
+const MOVE_PAUSE: Nanos = 10_000_000;
 /// The budget while it is.
 const CROWDED_BUDGET: Nanos = 1_000;
 
 impl Spinner {
     fn new(max: Nanos) -> Self {
-        Self { max, budget: max, idle_since: 0, turns: 0, crowded_until: 0 }
+        Self { max, budget: max, idle_since: 0, turns: 0, crowded_until: 0, move_at: 0 }
     }
 
     fn worked(&mut self) {
@@ -248,13 +270,20 @@ impl Spinner {
         Pause::Spin
     }
 
-    fn yielded(&mut self, clock: impl Fn() -> Nanos, give_way: impl FnOnce()) {
+    /// Yields. True if the worker should try its luck on another processor.
+    fn yielded(&mut self, clock: impl Fn() -> Nanos, give_way: impl FnOnce()) -> bool {
         let before = clock();
         give_way();
         let after = clock();
-        if after - before > LONG_YIELD {
-            self.crowded_until = after + CROWDED;
+        if after - before <= LONG_YIELD {
+            return false;
         }
+        self.crowded_until = after + CROWDED;
+        let due = after >= self.move_at;
+        if due {
+            self.move_at = after + MOVE_PAUSE;
+        }
+        due
     }
 
     fn slept(&mut self, from: Nanos, to: Nanos) {
@@ -318,7 +347,9 @@ mod tests {
     fn sleeps_almost_at_once_after_a_yield_took_long_and_for_a_while() {
         let mut spinner = Spinner::new(50_000);
         let time = Cell::new(1);
-        spinner.yielded(|| time.get(), || time.set(10_000));
+        assert!(spinner.yielded(|| time.get(), || time.set(MOVE_PAUSE)));
+        assert!(!spinner.yielded(|| time.get(), || time.set(MOVE_PAUSE + 10_000)));
+        time.set(1);
         let crowded = turns_until_sleep(&mut spinner, 10);
         assert!(crowded <= 2 * LOOK + CROWDED_BUDGET as u32 / 10, "{crowded} turns");
         spinner.worked();
