@@ -8,7 +8,6 @@
  *   bench register BYTES        ibv_reg_mr beside pwrite into a memory file, ns
  *   bench cap BYTES SECONDS     bytes completed in each window of 100 ms
  */
-#define _GNU_SOURCE
 #include "loop.h"
 
 #include <pthread.h>

@@ -4,7 +4,8 @@ use crate::pacing::Nanos;
 use crate::plane::{Notice, Plane};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::io::Errno;
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,12 +27,19 @@ pub fn bell() -> Result<OwnedFd, Errno> {
 
 /// Rings it; a full counter is rung already.
 pub fn ring(bell: impl AsFd) {
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    // Who else holds the bell shares its flags and may have taken O_NONBLOCK away, and may have filled the counter.
+    let mut writable = [PollFd::new(&bell, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut writable, Some(&now)) == Ok(1) && writable[0].revents().contains(PollFlags::OUT) {
+        let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
+    }
 }
 
-/// Takes all rings.
+/// Takes all rings. Never waits, whatever the other holders of the bell did to its flags or read from it.
 pub fn silence(bell: impl AsFd) {
-    let _ = rustix::io::read(bell, &mut [0u8; 8]);
+    const CURRENT_POSITION: u64 = u64::MAX;
+    let mut count = [0; 8];
+    let _ = preadv2(bell, &mut [IoSliceMut::new(&mut count)], CURRENT_POSITION, ReadWriteFlags::NOWAIT);
 }
 
 #[derive(Debug)]
@@ -119,7 +127,11 @@ impl Thread {
             }
             match spinner.idle(now) {
                 Pause::Spin => std::hint::spin_loop(),
-                Pause::Yield => spinner.yielded(now, rustix::thread::sched_yield),
+                Pause::Yield => {
+                    if spinner.yielded(now, rustix::thread::sched_yield) {
+                        move_away();
+                    }
+                }
                 Pause::Sleep => self.sleep(spinner),
             }
         }
@@ -173,6 +185,20 @@ impl Thread {
     }
 }
 
+/// Leaves the present processor for another one, if there is one.
+///
+/// A worker that shares a processor with the application that it serves runs only while that does not: the two are never
+/// ready at the same time, so the kernel's balancing sees no reason to part them, though another processor may be idle.
+fn move_away() {
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut others = allowed;
+    others.unset(sched_getcpu());
+    if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+        // The kernel has moved the thread; where it goes from there is the kernel's affair again.
+        let _ = sched_setaffinity(None, &allowed);
+    }
+}
+
 /// Below this, a sleep is over before it has begun.
 const SHORTEST_SLEEP: Nanos = 3_000;
 
@@ -198,6 +224,7 @@ struct Spinner {
     idle_since: Nanos,
     turns: u32,
     crowded_until: Nanos,
+    move_at: Nanos,
 }
 
 /// Idle turns between two looks at the clock.
@@ -208,12 +235,14 @@ const YIELD: u32 = 1024;
 const LONG_YIELD: Nanos = 1_500;
 /// How long that is remembered.
 const CROWDED: Nanos = 5_000_000;
+/// Between two tries on another processor.
+const MOVE_PAUSE: Nanos = 10_000_000;
 /// The budget while it is.
 const CROWDED_BUDGET: Nanos = 1_000;
 
 impl Spinner {
     fn new(max: Nanos) -> Self {
-        Self { max, budget: max, idle_since: 0, turns: 0, crowded_until: 0 }
+        Self { max, budget: max, idle_since: 0, turns: 0, crowded_until: 0, move_at: 0 }
     }
 
     fn worked(&mut self) {
@@ -241,13 +270,20 @@ impl Spinner {
         Pause::Spin
     }
 
-    fn yielded(&mut self, clock: impl Fn() -> Nanos, give_way: impl FnOnce()) {
+    /// Yields. True if the worker should try its luck on another processor.
+    fn yielded(&mut self, clock: impl Fn() -> Nanos, give_way: impl FnOnce()) -> bool {
         let before = clock();
         give_way();
         let after = clock();
-        if after - before > LONG_YIELD {
-            self.crowded_until = after + CROWDED;
+        if after - before <= LONG_YIELD {
+            return false;
         }
+        self.crowded_until = after + CROWDED;
+        let due = after >= self.move_at;
+        if due {
+            self.move_at = after + MOVE_PAUSE;
+        }
+        due
     }
 
     fn slept(&mut self, from: Nanos, to: Nanos) {
@@ -262,6 +298,20 @@ impl Spinner {
 mod tests {
     use super::*;
     use std::cell::Cell;
+
+    #[test]
+    fn a_bell_whose_flags_another_holder_changed_does_not_hold_anybody_up() {
+        let bell = bell().unwrap();
+        rustix::fs::fcntl_setfl(&bell, rustix::fs::OFlags::empty()).unwrap();
+        silence(&bell);
+        rustix::io::write(&bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        ring(&bell);
+        silence(&bell);
+        ring(&bell);
+        let mut count = [0; 8];
+        rustix::io::read(&bell, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
 
     fn turns_until_sleep(spinner: &mut Spinner, step: Nanos) -> u32 {
         let time = Cell::new(1);
@@ -297,7 +347,9 @@ mod tests {
     fn sleeps_almost_at_once_after_a_yield_took_long_and_for_a_while() {
         let mut spinner = Spinner::new(50_000);
         let time = Cell::new(1);
-        spinner.yielded(|| time.get(), || time.set(10_000));
+        assert!(spinner.yielded(|| time.get(), || time.set(MOVE_PAUSE)));
+        assert!(!spinner.yielded(|| time.get(), || time.set(MOVE_PAUSE + 10_000)));
+        time.set(1);
         let crowded = turns_until_sleep(&mut spinner, 10);
         assert!(crowded <= 2 * LOOK + CROWDED_BUDGET as u32 / 10, "{crowded} turns");
         spinner.worked();

@@ -185,7 +185,7 @@ impl Link {
         // SYNC POINT link-sleep: the slots' stores, this fence, the load; against `prepare_sleep`.
         fence(Ordering::SeqCst);
         if self.send_header.asleep.0.load(Ordering::Relaxed) != 0 {
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+            crate::worker::ring(&self.wake);
         }
     }
 

@@ -15,8 +15,10 @@ use ringfence_protocol::ring::Words;
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
 use ringfence_protocol::work::{self, SendBase, Sge};
 
-/// Work requests of one queue before the others have their turn.
+/// Work requests of one queue before the others have their turn ...
 const BATCH: usize = 32;
+/// ... or bytes: some 30 µs of copying.
+const BATCH_BYTES: u32 = 256 << 10;
 /// Requests of one queue pair under way to another proxy.
 const PIPELINE: usize = 128;
 /// A neighbour that has lost its processor answers late, but is not gone.
@@ -37,23 +39,17 @@ impl Plane {
     /// Moves a queue pair's requests on.
     #[inline]
     pub(super) fn transmit(&mut self, queue: u32) -> Outcome {
-        let mut worked = false;
-        if self.shaping.is_open() {
-            let count = self.express(queue);
-            if count == BATCH {
-                return Outcome::Worked;
-            }
-            worked = count > 0;
+        if self.shaping.is_open() && self.express(queue) > 0 {
+            return Outcome::Worked;
         }
-        let empty =
-            self.qps[queue as usize].as_ref().is_none_or(|qp| qp.pending.is_empty() && qp.send.peek().is_none());
-        if empty {
-            return if worked { Outcome::Worked } else { Outcome::Idle };
+        let Some(qp) = &self.qps[queue as usize] else { return Outcome::Blocked };
+        if qp.pending.is_empty() && qp.send.peek().is_none() {
+            return Outcome::Idle;
         }
         if self.shaping.any_parked() {
             return self.park(queue);
         }
-        self.advance(queue, worked)
+        self.advance(queue)
     }
 
     /// The short way for the commonest request, a small WRITE to a queue pair of the same proxy with nothing before it.
@@ -80,8 +76,8 @@ impl Plane {
             return 0;
         }
         let Some(Some(entry)) = cqs.get_mut(qp.send_cq) else { return 0 };
-        let mut count = 0;
-        while count < BATCH {
+        let (mut count, mut moved) = (0, 0);
+        while count < BATCH && moved < BATCH_BYTES {
             let Some(words) = qp.send.peek() else { break };
             let base = SendBase(words);
             let fields = base.fields();
@@ -111,6 +107,7 @@ impl Plane {
             copy(target, source);
             qp.send.advance(1);
             count += 1;
+            moved += bytes;
             if qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED) {
                 let completion = Completion {
                     wr_id: fields.wr_id,
@@ -152,7 +149,7 @@ impl Plane {
             if !std::mem::take(&mut qp.parked) {
                 continue;
             }
-            let outcome = if qp.state == QpState::RTS { self.advance(queue, false) } else { Outcome::Worked };
+            let outcome = if qp.state == QpState::RTS { self.advance(queue) } else { Outcome::Worked };
             if outcome != Outcome::Blocked {
                 self.activate(queue);
             }
@@ -160,8 +157,12 @@ impl Plane {
     }
 
     /// Takes requests in and hands them over, a bounded number of pieces.
-    fn advance(&mut self, queue: u32, mut worked: bool) -> Outcome {
+    fn advance(&mut self, queue: u32) -> Outcome {
+        let (mut worked, mut moved) = (false, 0);
         for _ in 0..BATCH {
+            if moved >= BATCH_BYTES {
+                break;
+            }
             let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
             if qp.state != QpState::RTS && qp.state != QpState::SQD {
                 return Outcome::Worked;
@@ -209,6 +210,7 @@ impl Plane {
                 Err(Closed::Queue) => return Outcome::Blocked,
             };
             qp.hand_over(index, piece.bytes);
+            moved += piece.bytes;
             worked = true;
             if !at_once {
                 qp.on_wire += 1;
