@@ -36,11 +36,12 @@ impl Drop for Netns {
     }
 }
 
-/// Two namespaces, `10.77.0.1` and `10.77.0.2`, joined by a veth pair.
+/// Two namespaces, `10.77.<n>.1` and `10.77.<n>.2`, joined by a veth pair. No two pairs have the same addresses: on one
+/// fabric an address names one container.
 pub fn pair() -> Result<(Netns, Netns)> {
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let a = Netns::new(format!("rf{n}a"), "10.77.0.1")?;
-    let b = Netns::new(format!("rf{n}b"), "10.77.0.2")?;
+    let n = NEXT.fetch_add(1, Ordering::Relaxed) % 256;
+    let a = Netns::new(format!("rf{n}a"), &format!("10.77.{n}.1"))?;
+    let b = Netns::new(format!("rf{n}b"), &format!("10.77.{n}.2"))?;
     let link =
         ["ip", "link", "add", "eth0", "netns", &a.name, "type", "veth", "peer", "name", "eth0", "netns", &b.name];
     run(command(&link))?;

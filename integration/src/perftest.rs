@@ -48,9 +48,15 @@ pub struct Pair {
 
 /// Starts `tool` as a server in `server` and as a client in `client`.
 pub fn start(server: &Container, client: &Container, tool: &str, args: &[&str]) -> Result<Pair> {
+    start_by(&[], server, client, tool, args)
+}
+
+/// Starts `tool` by way of `starter`, a program that runs the program named by its last arguments.
+pub fn start_by(starter: &[&str], server: &Container, client: &Container, tool: &str, args: &[&str]) -> Result<Pair> {
     let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
     let port_text = port.to_string();
-    let mut words = vec![tool, "-p", &port_text];
+    let mut words = starter.to_vec();
+    words.extend([tool, "-p", &port_text]);
     words.extend(args);
     let mut server_run = server.spawn(&words)?;
     server.wait_for_listener(port, &mut server_run).with_context(|| format!("{tool} as a server"))?;

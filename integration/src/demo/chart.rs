@@ -7,7 +7,7 @@ const WIDTH: f64 = 1120.0;
 const HEIGHT: f64 = 520.0;
 const TOP: f64 = 120.0;
 const BOTTOM: f64 = 400.0;
-const BAR: f64 = 34.0;
+const BAR: f64 = 46.0;
 
 /// A bar: its value, how it is written, its colour.
 struct Bar {
@@ -64,7 +64,7 @@ pub fn draw(outcomes: &[Outcome]) -> String {
     );
     text(&mut svg, 40.0, 38.0, "start", "font-size=\"21\" font-weight=\"bold\"", "Three tenants share one link");
     let subtitle = format!(
-        "Software device, modelled link of {LINK}/s; unmodified ib_send_lat and ib_send_bw in containers, one proxy each"
+        "Software device, modelled link of {LINK}/s; unmodified ib_send_lat and ib_write_bw in containers, one proxy each"
     );
     text(&mut svg, 40.0, 60.0, "start", "fill=\"#666\"", &subtitle);
     for panel in &panels {

@@ -389,6 +389,18 @@ fn large_requests_of_every_kind_are_split_and_arrive_whole_through_a_shaped_plan
     assert!(rig.take(130_003, pattern.len()) == pattern);
 }
 
+#[test]
+fn a_piece_larger_than_what_is_left_of_the_share_waits_for_its_turn() {
+    let clock = crate::fabric::clock::WireClock::private().unwrap();
+    // 12,500 bytes may be on this link at once, in pieces of 6,250.
+    let mut rig = Rig::shaped(Shaping::new(None, Some(100), Class::Bulk, Some((clock, 1_000_000_000)), 0));
+    let (mut a, _b) = rig.pair();
+    for length in [6_000, 6_250, 6_250] {
+        post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 100_000, length));
+    }
+    assert_eq!(rig.statuses(), [(1, WcStatus::SUCCESS); 3]);
+}
+
 /// Two planes and a link between them; shares are granted at once.
 struct TwoRigs {
     rigs: [Rig; 2],

@@ -152,6 +152,9 @@ impl Plane {
             let outcome = if qp.state == QpState::RTS { self.advance(queue) } else { Outcome::Worked };
             if outcome != Outcome::Blocked {
                 self.activate(queue);
+            } else if self.qps[queue as usize].as_ref().is_some_and(|qp| qp.parked) {
+                // Its next piece does not fit what is left of the share, and this turn's clock will not change that.
+                break;
             }
         }
     }
