@@ -42,13 +42,14 @@ fn trials() -> Result<Vec<Trial>> {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
-    let tests: [(&str, fn(&Path) -> Result<()>); 6] = [
+    let tests: [(&str, fn(&Path) -> Result<()>); 7] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
         ("a_killed_process_gives_everything_back", killed),
         ("many_processes_share_a_proxy", many),
         ("the_proxy_ends_with_its_container", ends_with_init),
         ("an_idle_proxy_uses_no_processor", idle),
+        ("a_proxy_has_no_privileges_left", no_privileges),
     ];
     for (name, run) in tests {
         let program = process.clone();
@@ -143,6 +144,18 @@ fn ends_with_init(program: &Path) -> Result<()> {
     proxy.end_init()?;
     wait_until("the proxy to end", Duration::from_secs(2), || proxy.has_ended())?;
     ensure!(!proxy.socket().exists(), "{} remains", proxy.socket().display());
+    Ok(())
+}
+
+fn no_privileges(_: &Path) -> Result<()> {
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    for task in std::fs::read_dir(format!("/proc/{}/task", proxy.pid()))? {
+        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        for expected in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+            ensure!(status.contains(expected), "a thread of the proxy lacks {expected:?}:\n{status}");
+        }
+    }
     Ok(())
 }
 

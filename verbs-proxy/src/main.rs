@@ -139,11 +139,13 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         device: ringfence_proxy::control::device::SoftDevice::new(&launch.device, guid, limits),
         port,
         addresses,
+        gids_fresh_until: 0,
         neighbours: Vec::new(),
         shares: HashMap::new(),
         last_pd: 0,
         last_share: 0,
     };
+    sandbox::confine().context("cannot confine the proxy to its system calls")?;
     Ok((Server::new(node, listener, fabric, init, signals), launch))
 }
 

@@ -75,7 +75,10 @@ impl Worker {
             crate::sandbox::prefer_short_slices();
             thread.run(&mut Spinner::new(spin));
         })?;
-        Ok(Self { commands, signals, notices })
+        let worker = Self { commands, signals, notices };
+        // Returns when the thread serves: what it asked of the kernel for itself is done, and may be forbidden afterwards.
+        worker.call(|_| ());
+        Ok(worker)
     }
 
     /// Runs `job` on the worker between two turns and waits for its answer.

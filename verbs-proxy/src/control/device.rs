@@ -51,7 +51,8 @@ impl SoftDevice {
             sys_image_guid: self.guid.to_be(),
             max_mr_size: quota.limit(Resource::MrBytes),
             page_size_cap: 0xffff_f000,
-            vendor_id: 0,
+            // No vendor's, said as the kernel's own software devices say it: programs take zero for a failed query.
+            vendor_id: 0x00ff_ffff,
             vendor_part_id: 0,
             hw_ver: 0,
             max_qp: limit(Resource::Qp),

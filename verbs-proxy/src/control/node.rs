@@ -6,8 +6,9 @@ use crate::fabric::addresses::Addresses;
 use crate::fabric::neighbours::{Neighbour, SharedRun};
 use crate::fabric::ports::{Gid, Port};
 use crate::launch::Limits;
+use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
-use crate::worker::Worker;
+use crate::worker::{Worker, now};
 use ringfence_protocol::control::{AddressVector, GidInfo};
 use ringfence_protocol::doorbell::MAX_QUEUES;
 use ringfence_protocol::verbs::GidType;
@@ -18,6 +19,9 @@ use std::sync::Arc;
 
 /// Entries of the GID table that a port shows.
 pub const GID_TABLE: usize = crate::fabric::ports::MAX_GIDS;
+
+/// Programs query the whole table, entry by entry; it is read once for all of them.
+const GIDS_FRESH: Nanos = 5_000_000;
 
 /// Bell numbers.
 #[derive(Debug)]
@@ -66,6 +70,8 @@ pub struct Node {
     pub port: Port,
     /// The container's addresses.
     pub addresses: Addresses,
+    /// When the GID table must be looked up again.
+    pub gids_fresh_until: Nanos,
     /// Links to other proxies.
     pub neighbours: Vec<Neighbour>,
     /// What backs each region, by key: its name for neighbours and its runs.
@@ -90,6 +96,11 @@ impl Node {
     }
 
     fn refresh_gids(&mut self) {
+        let now = now();
+        if now < self.gids_fresh_until {
+            return;
+        }
+        self.gids_fresh_until = now + GIDS_FRESH;
         let addresses = self.addresses.list();
         if let Err(error) = self.port.set_addresses(&addresses) {
             eprintln!("ringfence-proxy: cannot publish the GID table: {error}");
