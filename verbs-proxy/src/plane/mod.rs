@@ -27,8 +27,7 @@ use ringfence_protocol::completion::Completion;
 use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
 use ringfence_protocol::verbs::{EventType, QpState, WcStatus};
 use shaping::Shaping;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 /// What the worker tells the control thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +85,8 @@ pub struct Plane {
     pub shaping: Shaping,
     /// Queues looked at each turn.
     active: Vec<u32>,
-    timers: BinaryHeap<Reverse<(Nanos, u32, u32)>>,
+    /// One alarm for a queue at most, so that a container cannot pile them up.
+    timers: BTreeSet<(Nanos, u32)>,
     touched: Vec<usize>,
     notices: Vec<Notice>,
     /// The time of this turn.
@@ -111,7 +111,7 @@ impl Plane {
             links: Vec::new(),
             shaping,
             active: Vec::new(),
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
             touched: Vec::new(),
             notices: Vec::new(),
             now: 0,
@@ -241,7 +241,7 @@ impl Plane {
     /// When the worker must look again at the latest.
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
-        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
+        let timer = self.timers.first().map(|(at, _)| *at);
         [timer, self.shaping.wake_at(self.now)].into_iter().flatten().min()
     }
 
@@ -275,20 +275,24 @@ impl Plane {
         }
     }
 
-    /// Sets an alarm for a queue.
-    fn alarm(&mut self, at: Nanos, queue: u32, number: u32) {
-        self.timers.push(Reverse((at, queue, number)));
+    /// Has a queue looked at by [`Self::on_alarm`] at `at` or before, which sets the alarm for what is still to come.
+    fn alarm(&mut self, at: Nanos, queue: u32) {
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        if qp.alarm != 0 && qp.alarm <= at {
+            return;
+        }
+        self.timers.remove(&(qp.alarm, queue));
+        qp.alarm = at;
+        self.timers.insert((at, queue));
     }
 
     fn serve_time(&mut self) -> bool {
         let mut worked = false;
-        while let Some(Reverse((at, queue, number))) = self.timers.peek().copied() {
-            if at > self.now {
-                break;
-            }
-            self.timers.pop();
+        while let Some((at, queue)) = self.timers.first().copied().filter(|(at, _)| *at <= self.now) {
+            self.timers.remove(&(at, queue));
             worked = true;
-            if self.qps[queue as usize].as_ref().is_some_and(|qp| qp.number == number) {
+            if let Some(qp) = &mut self.qps[queue as usize] {
+                qp.alarm = 0;
                 self.on_alarm(queue);
             }
         }

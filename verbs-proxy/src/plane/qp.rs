@@ -204,6 +204,8 @@ pub struct Qp {
     pub rnr_retries: u32,
     /// What it waits for.
     pub waits: Waits,
+    /// When the worker looks at what it waits for, zero for never.
+    pub alarm: Nanos,
     /// The other role.
     pub responder: Responder,
     /// In the worker's list of queues that it looks at each turn.
@@ -280,6 +282,7 @@ impl Qp {
             retries: 0,
             rnr_retries: 0,
             waits: Waits::default(),
+            alarm: 0,
             responder: Responder::default(),
             active: false,
             parked: false,

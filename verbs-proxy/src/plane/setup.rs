@@ -34,6 +34,7 @@ impl Plane {
     pub fn remove_qp(&mut self, queue: u32) -> Option<Box<Qp>> {
         let qp = self.qps.get_mut(queue as usize)?.take()?;
         self.by_number.remove(&qp.number);
+        self.timers.remove(&(qp.alarm, queue));
         Some(qp)
     }
 

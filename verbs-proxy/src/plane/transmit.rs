@@ -312,8 +312,7 @@ impl Plane {
                     if let Some(timeout) = state::ack_timeout_nanos(qp.attr.timeout) {
                         let at = self.now + timeout.max(MIN_REMOTE_TIMEOUT);
                         qp.waits.deadline = at;
-                        let number = qp.number;
-                        self.alarm(at, queue, number);
+                        self.alarm(at, queue);
                     }
                 }
                 Handed::On
@@ -321,8 +320,8 @@ impl Plane {
             Ok(false) => {
                 qp.rewind(index, piece.offset);
                 qp.waits.until = self.now + POLL / 4;
-                let (at, number) = (qp.waits.until, qp.number);
-                self.alarm(at, queue, number);
+                let at = qp.waits.until;
+                self.alarm(at, queue);
                 Handed::Stop
             }
             Err(fault) => {
@@ -362,8 +361,8 @@ impl Plane {
                 }
                 qp.rewind(index, piece.offset);
                 qp.waits.until = now + state::rnr_nanos(timer);
-                let (at, number) = (qp.waits.until, qp.number);
-                self.alarm(at, queue, number);
+                let at = qp.waits.until;
+                self.alarm(at, queue);
                 return Handed::Stop;
             }
             Verdict::Silent => {
@@ -372,8 +371,8 @@ impl Plane {
                 qp.waits.until = Nanos::MAX;
                 if let Some(timeout) = state::ack_timeout_nanos(qp.attr.timeout) {
                     qp.waits.deadline = now + timeout.max(1_000_000);
-                    let (at, number) = (qp.waits.deadline, qp.number);
-                    self.alarm(at, queue, number);
+                    let at = qp.waits.deadline;
+                    self.alarm(at, queue);
                 }
                 return Handed::Stop;
             }
@@ -549,8 +548,8 @@ impl Plane {
                 // The share comes by another way, and may have come already.
                 qp.rewind(0, response.offset);
                 qp.waits.until = self.now + POLL;
-                let (at, number) = (qp.waits.until, qp.number);
-                self.alarm(at, queue, number);
+                let at = qp.waits.until;
+                self.alarm(at, queue);
                 return;
             }
             // The deadline decides.
@@ -593,9 +592,11 @@ impl Plane {
             qp.retries -= 1;
             qp.rewind(0, done);
             qp.waits = Waits::default();
-        } else if qp.waits.deadline != 0 {
-            let (at, number) = (qp.waits.deadline, qp.number);
-            self.alarm(at, queue, number);
+        }
+        let Waits { until, deadline, .. } = qp.waits;
+        let next = [until, deadline].into_iter().filter(|at| *at > now && *at != Nanos::MAX).min();
+        if let Some(at) = next {
+            self.alarm(at, queue);
         }
         self.activate(queue);
     }
