@@ -10,7 +10,7 @@ use crate::{device, pages, registry};
 use core::cell::UnsafeCell;
 use ringfence_protocol::VERSION;
 use ringfence_protocol::control::{
-    Hello, HelloReply, MAGIC, MAX_DATAGRAM, MAX_FDS, Op, ReplyHeader, RequestHeader, SOCKET_PATH,
+    Handle, Hello, HelloReply, MAGIC, MAX_DATAGRAM, MAX_FDS, Op, ReplyHeader, RequestHeader, SOCKET_PATH,
 };
 use ringfence_protocol::doorbell::Doorbells;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -77,7 +77,7 @@ pub fn connect() -> Result<Connection, Errno> {
     let mut fds = Fds::default();
     let reply: HelloReply = exchange(&socket, 0, Op::HELLO, hello.as_bytes(), &[], &mut fds).map_err(i32::abs)?;
     let [Some(memory), Some(wake)] = fds else {
-        return Err(libc::EPROTO);
+        return Err(libc::EMFILE);
     };
     if reply.version != VERSION {
         return Err(libc::EPROTO);
@@ -103,13 +103,13 @@ pub fn connect() -> Result<Connection, Errno> {
 pub fn call<Q, R>(generation: Generation, op: Op, request: &Q) -> Result<R, Errno>
 where
     Q: IntoBytes + Immutable,
-    R: FromBytes,
+    R: FromBytes + IntoBytes + Immutable,
 {
     call_with(generation, op, request.as_bytes(), &[], &mut [])
 }
 
 /// Asks the proxy; `tail` follows the request's body, `fds` are the descriptors that must come back.
-pub fn call_with<R: FromBytes>(
+pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
     generation: Generation,
     op: Op,
     request: &[u8],
@@ -132,7 +132,10 @@ pub fn call_with<R: FromBytes>(
     state.sequence = state.sequence.wrapping_add(1);
     let socket = Fd::new(connection.socket);
     let mut received = Fds::default();
-    let result = exchange(&socket, state.sequence, op, request, tail, &mut received);
+    let mut result = exchange(&socket, state.sequence, op, request, tail, &mut received);
+    if result.is_ok() && received.iter().flatten().count() < fds.len() {
+        result = Err(undo(&socket, state, op, &result));
+    }
     let _ = socket.into_raw();
     let reply = result.inspect_err(|errno| {
         // Refusals leave the connection in step; anything else does not.
@@ -141,13 +144,32 @@ pub fn call_with<R: FromBytes>(
         }
     });
     let reply = reply.map_err(|errno| if errno < 0 { libc::EIO } else { errno })?;
-    for (wanted, got) in fds.iter_mut().zip(&mut received) {
-        *wanted = got.take();
-        if wanted.is_none() {
-            return Err(libc::EPROTO);
-        }
-    }
+    fds.iter_mut().zip(&mut received).for_each(|(wanted, got)| *wanted = got.take());
     Ok(reply)
+}
+
+/// The process had no room for a reply's descriptors: destroys what the proxy made, so that the call fails alone. Returns
+/// its errno, as [`exchange`] does.
+fn undo<R: IntoBytes + Immutable>(socket: &Fd, state: &mut State, op: Op, reply: &Result<R, Errno>) -> Errno {
+    let undo = match op {
+        Op::OPEN => Op::CLOSE,
+        Op::ALLOC_REGION => Op::FREE_REGION,
+        Op::CREATE_COMP_CHANNEL => Op::DESTROY_COMP_CHANNEL,
+        Op::CREATE_CQ => Op::DESTROY_CQ,
+        Op::CREATE_QP => Op::DESTROY_QP,
+        // Nothing brings a resized queue's old memory back.
+        _ => return -libc::EMFILE,
+    };
+    // Each of these replies begins with what it made.
+    let Ok(Ok((made, _))) = reply.as_ref().map(|reply| u32::read_from_prefix(reply.as_bytes())) else {
+        return -libc::EPROTO;
+    };
+    state.sequence = state.sequence.wrapping_add(1);
+    let request = Handle { handle: made, reserved: 0 };
+    match exchange::<()>(socket, state.sequence, undo, request.as_bytes(), &[], &mut Fds::default()) {
+        Ok(()) => libc::EMFILE,
+        Err(errno) => -errno.abs(),
+    }
 }
 
 /// Whether the proxy has gone; remembers it.

@@ -14,7 +14,7 @@ use crate::plane::Notice;
 use crate::worker::silence;
 use node::Node;
 use ringfence_protocol::control::{AsyncEvent, MAGIC, MAX_DATAGRAM, ReplyHeader, RequestHeader};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
@@ -30,6 +30,9 @@ struct Connection {
     socket: OwnedFd,
     session: Session,
 }
+
+/// How long nobody is let in after an attempt that failed, which it would again at once: for want of descriptors, say.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// The control thread's state.
 #[derive(Debug)]
@@ -61,22 +64,24 @@ impl Server {
 
     /// Serves until the container ends.
     pub fn run(&mut self) -> Result<End, Errno> {
+        let mut accepting = true;
         loop {
+            let guests = if accepting { PollFlags::IN } else { PollFlags::empty() };
             let mut fds: Vec<PollFd<'_>> = [
-                self.init.as_fd(),
-                self.signals.as_fd(),
-                self.node.worker.notices_fd().as_fd(),
-                self.fabric.as_fd(),
-                self.listener.as_fd(),
+                (self.init.as_fd(), PollFlags::IN),
+                (self.signals.as_fd(), PollFlags::IN),
+                (self.node.worker.notices_fd().as_fd(), PollFlags::IN),
+                (self.fabric.as_fd(), guests),
+                (self.listener.as_fd(), guests),
             ]
             .into_iter()
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .map(|(fd, events)| PollFd::from_borrowed_fd(fd, events))
             .collect();
             const FIXED: usize = 5;
             let connections = self.connections.len();
             fds.extend(self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)));
             fds.extend(self.node.neighbours.iter().map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)));
-            match poll(&mut fds, None) {
+            match poll(&mut fds, (!accepting).then_some(&PAUSE)) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error),
@@ -102,27 +107,38 @@ impl Server {
             if ready[2] {
                 self.hear_worker();
             }
+            accepting = true;
             if ready[3] {
-                self.accept_neighbour();
+                accepting &= self.accept_neighbour();
             }
             if ready[4] {
-                self.accept_connection();
+                accepting &= self.accept_connection();
             }
         }
     }
 
-    fn accept_connection(&mut self) {
-        let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else { return };
+    /// False if the next attempt would fail too.
+    fn accept_connection(&mut self) -> bool {
+        let socket = match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => socket,
+            Err(error) => return may_accept_after(error),
+        };
         if self.connections.len() < MAX_CONNECTIONS {
             let id = self.next_id;
             self.next_id += 1;
             self.connections.push(Connection { id, socket, session: Session::new(id) });
         }
+        true
     }
 
-    fn accept_neighbour(&mut self) {
-        if let Ok(socket) = accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            self.node.neighbours.push(Neighbour::accepted(socket));
+    /// False if the next attempt would fail too.
+    fn accept_neighbour(&mut self) -> bool {
+        match accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => {
+                self.node.neighbours.push(Neighbour::accepted(socket));
+                true
+            }
+            Err(error) => may_accept_after(error),
         }
     }
 
@@ -173,6 +189,11 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether an attempt to accept that failed this way says nothing about the next.
+fn may_accept_after(error: Errno) -> bool {
+    matches!(error, Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

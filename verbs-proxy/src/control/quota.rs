@@ -16,14 +16,20 @@ pub enum Resource {
     MrBytes,
     /// Bytes of the pages that back memory regions.
     RegionBytes,
+    /// Files of such pages.
+    Region,
     /// Protection domains, contexts and channels together.
     Other,
 }
 
-const KINDS: usize = 6;
+const KINDS: usize = 7;
 
 /// Contexts, protection domains and completion channels of one container: no device limit of this kind is smaller.
 const MAX_OTHER: u64 = 4096;
+
+/// Files of pages for one memory region that the policy allows. The library makes one at most for a registration, but one
+/// that pages of several registrations came from lives as long as the last of them.
+const REGIONS_PER_MR: u64 = 4;
 
 /// Counters of one container.
 #[derive(Debug)]
@@ -46,6 +52,7 @@ impl Quota {
                 u64::from(limits.max_mr),
                 limits.max_mr_bytes,
                 pages,
+                u64::from(limits.max_mr) * REGIONS_PER_MR,
                 MAX_OTHER,
             ],
         }

@@ -131,6 +131,8 @@ pub struct Session {
     contexts: Handles<Context>,
     pds: Handles<Pd>,
     regions: Handles<Region>,
+    /// Freed, but memory regions made from them keep their pages.
+    kept: Vec<Arc<SealedFile>>,
     mrs: Handles<Mr>,
     channels: Handles<Channel>,
     cqs: Handles<CqObject>,
@@ -151,6 +153,7 @@ impl Session {
             contexts: Handles::default(),
             pds: Handles::default(),
             regions: Handles::default(),
+            kept: Vec::new(),
             mrs: Handles::default(),
             channels: Handles::default(),
             cqs: Handles::default(),
@@ -268,10 +271,14 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
-        node.quota.take(Resource::RegionBytes, request.bytes)?;
+        node.quota.take(Resource::Region, 1)?;
+        if let Err(error) = node.quota.take(Resource::RegionBytes, request.bytes) {
+            node.quota.give(Resource::Region, 1);
+            return Err(error);
+        }
         let file = SealedFile::create("ringfence-mr", bytes)
             .and_then(|file| Ok((Arc::new(rustix::io::fcntl_dupfd_cloexec(&file, 0)?), file)))
-            .inspect_err(|_| node.quota.give(Resource::RegionBytes, request.bytes));
+            .inspect_err(|_| give_region(request.bytes, node));
         let (fd, file) = file?;
         let handle = self.regions.insert(Region { file: Arc::new(file), context: request.context });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(fd))
@@ -279,8 +286,20 @@ impl Session {
 
     fn free_region(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
         let region = self.regions.remove(handle)?;
-        node.quota.give(Resource::RegionBytes, region.file.bytes() as u64);
+        self.kept.push(region.file);
+        self.give_unused(node);
         Ok(Answer::default())
+    }
+
+    /// Gives freed regions back to the quota once nothing is made from them any more.
+    fn give_unused(&mut self, node: &mut Node) {
+        self.kept.retain(|file| {
+            let used = Arc::strong_count(file) > 1;
+            if !used {
+                give_region(file.bytes() as u64, node);
+            }
+            used
+        });
     }
 
     fn reg_mr(&mut self, request: &RegMr, segments: &[Segment], node: &mut Node) -> Result<Answer, Errno> {
@@ -312,6 +331,12 @@ impl Session {
             }
             runs.push(SharedRun { file, offset: segment.offset, bytes: segment.length });
         }
+        // No page more than the region needs: mapping costs memory that only its length is charged for.
+        let needed =
+            request.first_offset.checked_add(request.length).and_then(|end| end.checked_next_multiple_of(PAGE as u64));
+        if runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.bytes)) != needed || needed.is_none() {
+            return Err(Errno::INVAL);
+        }
         node.quota.take(Resource::Mr, 1)?;
         if let Err(error) = node.quota.take(Resource::MrBytes, request.length) {
             node.quota.give(Resource::Mr, 1);
@@ -338,6 +363,7 @@ impl Session {
         // Unmapped here: taking page tables down may take milliseconds, which the worker does not have.
         drop(node.worker.call(move |plane| plane.regions.remove(key)));
         node.forget_share(key, mr.share);
+        self.give_unused(node);
         Ok(Answer::default())
     }
 
@@ -597,6 +623,11 @@ impl Session {
             let _ = self.free_region(handle, node);
         }
     }
+}
+
+fn give_region(bytes: u64, node: &mut Node) {
+    node.quota.give(Resource::Region, 1);
+    node.quota.give(Resource::RegionBytes, bytes);
 }
 
 /// Maps the runs side by side and hands the region to the worker: its key and its name for neighbours.

@@ -308,6 +308,41 @@ fn requests_to_nobody_are_given_up_after_their_timeouts() {
 }
 
 #[test]
+fn a_queue_pair_has_one_alarm_however_often_it_waits() {
+    let mut rig = Rig::new();
+    let (mut a, b) = rig.pair();
+    for _ in 0..20 {
+        post(&mut a, &rig.fields(Opcode::SEND, 0, 0, 8));
+        rig.plane.turn();
+        assert_eq!(rig.plane.timers.len(), 1);
+        rig.modify(&a, QpState::RESET, 0, QpAttr::default(), None);
+        rig.ready(&a, b.number, Destination::Own);
+    }
+    rig.plane.remove_qp(a.queue);
+    assert_eq!(rig.plane.timers.len(), 0);
+}
+
+#[test]
+fn an_alarm_set_for_later_does_not_keep_an_earlier_one_from_going_off() {
+    let (mut two, mut a, mut b) = TwoRigs::new();
+    for _ in 0..20 {
+        // Each begins and ends a wait for an answer, which lasts 67 ms if there is none.
+        post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 0, 8) });
+        two.turns();
+        assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+        assert!(two.rigs[0].plane.timers.len() <= 1);
+    }
+    // Not ready: tried again after 10 microseconds.
+    post(&mut a, &two.rigs[0].fields(Opcode::SEND, 0, 0, 8));
+    two.rigs[0].plane.turn();
+    two.rigs[1].plane.turn();
+    b.receive.push(&ReceiveBase::pack(50, 1, two.rigs[1].sge(64, 8)).0);
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(two.rigs[1].statuses(), [(50, WcStatus::SUCCESS)]);
+}
+
+#[test]
 fn malformed_entries_take_the_queue_pair_down_and_nothing_else() {
     for fields in [
         SendFields { sges: 33, ..SendFields::default() },
