@@ -15,6 +15,8 @@ use std::time::Duration;
 /// More than the slowest case takes by far.
 const LIMIT: Duration = Duration::from_secs(60);
 
+type ProcessTest = fn(&Path) -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
     suite::main("ringfence-clients", &needs, trials)

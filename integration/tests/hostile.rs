@@ -24,6 +24,8 @@ use zerocopy::IntoBytes;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+type Attack = fn(&mut Scene) -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
     suite::main("ringfence-hostile", &needs, trials)
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = client::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, fn(&mut Scene) -> Result<()>); 10] = [
+    let tests: [(&str, Attack); 10] = [
         ("random_datagrams", random_datagrams),
         ("random_bodies", random_bodies),
         ("too_many_descriptors", too_many_descriptors),
@@ -306,7 +308,7 @@ fn post_random_requests(objects: &Objects, random: &mut Random, lap: u64) -> Res
                 words[4] = objects.iova.wrapping_add(random.next() % (2 * REGION_BYTES)).wrapping_sub(REGION_BYTES / 2);
                 words[5] = random.next() % (2 * REGION_BYTES) | u64::from(objects.mr.lkey) << 32;
             }
-            words[1] = words[1] & !0xffff | (lap + 1);
+            words[1] = (words[1] & !0xffff) | (lap + 1);
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             file.write_all_at(&bytes, (RINGS_OFFSET + slot as usize * SLOT_BYTES) as u64)?;
         }
