@@ -44,7 +44,7 @@ fn trials() -> Result<Vec<Trial>> {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
-    let tests: [(&str, fn(&Path) -> Result<()>); 7] = [
+    let tests: [(&str, ProcessTest); 7] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
         ("a_killed_process_gives_everything_back", killed),

@@ -302,11 +302,11 @@ fn post_random_requests(objects: &Objects, random: &mut Random, lap: u64) -> Res
                 let flags = random.next() & 0xf;
                 let sges = random.next() % 6;
                 let inline = random.next() % 200;
-                words[1] = opcode << 16 | flags << 24 | sges << 32 | inline << 40;
+                words[1] = (opcode << 16) | (flags << 24) | (sges << 32) | (inline << 40);
                 words[2] = objects.iova.wrapping_add(random.next() % (2 * REGION_BYTES)).wrapping_sub(REGION_BYTES / 2);
                 words[3] = u64::from(objects.mr.rkey) | random.next() << 32;
                 words[4] = objects.iova.wrapping_add(random.next() % (2 * REGION_BYTES)).wrapping_sub(REGION_BYTES / 2);
-                words[5] = random.next() % (2 * REGION_BYTES) | u64::from(objects.mr.lkey) << 32;
+                words[5] = (random.next() % (2 * REGION_BYTES)) | u64::from(objects.mr.lkey) << 32;
             }
             words[1] = (words[1] & !0xffff) | (lap + 1);
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
