@@ -42,9 +42,10 @@ fn trials() -> Result<Vec<Trial>> {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
-    let tests: [(&str, fn(&Path) -> Result<()>); 6] = [
+    let tests: [(&str, fn(&Path) -> Result<()>); 7] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
+        ("a_process_without_descriptors_loses_nothing_else", descriptors),
         ("a_killed_process_gives_everything_back", killed),
         ("many_processes_share_a_proxy", many),
         ("the_proxy_ends_with_its_container", ends_with_init),
@@ -74,6 +75,10 @@ fn run_semantics(program: &Path, case: &str, two: bool) -> Result<()> {
     finish(command)?;
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     Ok(())
+}
+
+fn descriptors(program: &Path) -> Result<()> {
+    run_alone(program, &["descriptors"], Limits { max_qp: 4, max_cq: 4, ..Limits::default() })
 }
 
 fn run_alone(program: &Path, args: &[&str], limits: Limits) -> Result<()> {
