@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -147,6 +148,42 @@ static void quota(int qps, int mrs, size_t bytes, int cqs)
 	CHECK(ibv_reg_mr(pd, small, 4096, IBV_ACCESS_LOCAL_WRITE), "errno %d", errno);
 }
 
+/* Without room for a descriptor, calls that need one fail, and nothing else does. */
+static void descriptors(void)
+{
+	struct loop loop = loop_open();
+	struct ibv_qp_init_attr init = {
+		.send_cq = loop.cq,
+		.recv_cq = loop.cq,
+		.cap = {.max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1},
+		.qp_type = IBV_QPT_RC,
+	};
+	struct rlimit before, none;
+	int next = dup(0);
+	void *at = aligned_alloc(4096, 8192);
+	struct ibv_mr *mr;
+
+	CHECK(next >= 0 && at);
+	close(next);
+	CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+	none = before;
+	none.rlim_cur = next;
+	CHECK_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+	/* More often than the policy allows objects. */
+	for (int i = 0; i < 20; i++) {
+		CHECK(!ibv_create_qp(loop.pd, &init) && errno == EMFILE, "errno %d", errno);
+		CHECK(!ibv_create_cq(loop.context, 1, NULL, NULL, 0) && errno == EMFILE, "errno %d", errno);
+		CHECK(!ibv_create_comp_channel(loop.context) && errno == EMFILE, "errno %d", errno);
+		CHECK(!ibv_open_device(loop.context->device) && errno == EMFILE, "errno %d", errno);
+		CHECK(!ibv_reg_mr(loop.pd, at, 8192, IBV_ACCESS_LOCAL_WRITE) && errno == EMFILE, "errno %d", errno);
+	}
+	CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+	mr = loop_reg(&loop, at, 8192);
+	loop_write(&loop, mr, at, mr, (char *)at + 4096, 4096);
+	loop_dereg(mr);
+	loop_close(&loop);
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -157,6 +194,8 @@ int main(int argc, char **argv)
 		stream();
 	else if (!strcmp(mode, "once"))
 		once();
+	else if (!strcmp(mode, "descriptors"))
+		descriptors();
 	else if (!strcmp(mode, "quota") && argc == 6)
 		quota(atoi(argv[2]), atoi(argv[3]), strtoull(argv[4], NULL, 10), atoi(argv[5]));
 	else

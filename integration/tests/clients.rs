@@ -15,6 +15,8 @@ use std::time::Duration;
 /// More than the slowest case takes by far.
 const LIMIT: Duration = Duration::from_secs(60);
 
+type ProcessTest = fn(&Path) -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
     suite::main("ringfence-clients", &needs, trials)
@@ -42,9 +44,10 @@ fn trials() -> Result<Vec<Trial>> {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
-    let tests: [(&str, fn(&Path) -> Result<()>); 7] = [
+    let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
+        ("a_process_without_descriptors_loses_nothing_else", descriptors),
         ("a_killed_process_gives_everything_back", killed),
         ("many_processes_share_a_proxy", many),
         ("the_proxy_ends_with_its_container", ends_with_init),
@@ -75,6 +78,10 @@ fn run_semantics(program: &Path, case: &str, two: bool) -> Result<()> {
     finish(command)?;
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     Ok(())
+}
+
+fn descriptors(program: &Path) -> Result<()> {
+    run_alone(program, &["descriptors"], Limits { max_qp: 4, max_cq: 4, ..Limits::default() })
 }
 
 fn run_alone(program: &Path, args: &[&str], limits: Limits) -> Result<()> {

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+type ImageTest = fn(&Image) -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs {
         programs: &["runc", "ip", "mmdebstrap"],
@@ -81,7 +83,7 @@ fn trials() -> Result<Vec<Trial>> {
         let image = image.clone();
         trials.push(test(title("ibv_rc_pingpong", args), move || pingpong(&image, args)));
     }
-    let tests: [(&str, fn(&Image) -> Result<()>); 13] = [
+    let tests: [(&str, ImageTest); 13] = [
         ("the_device_is_seen", device_is_seen),
         ("pyverbs_sees_the_device", pyverbs),
         ("programs_without_verbs_are_untouched", without_verbs),

@@ -8,9 +8,12 @@ use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
-use ringfence_protocol::control::{Hello, MAGIC, MAX_DATAGRAM, Op};
+use ringfence_protocol::control::{
+    AllocRegion, Handle, Hello, MAGIC, MAX_DATAGRAM, MrReply, Op, OpenReply, RegMr, Segment,
+};
 use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes};
 use ringfence_protocol::ring::SLOT_BYTES;
+use ringfence_protocol::verbs::Access;
 use ringfence_proxy::launch::Limits;
 use rustix::net::SendFlags;
 use std::fs::File;
@@ -24,6 +27,8 @@ use zerocopy::IntoBytes;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+type Attack = fn(&mut Scene) -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
     suite::main("ringfence-hostile", &needs, trials)
@@ -31,7 +36,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = client::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, fn(&mut Scene) -> Result<()>); 10] = [
+    let tests: [(&str, Attack); 12] = [
         ("random_datagrams", random_datagrams),
         ("random_bodies", random_bodies),
         ("too_many_descriptors", too_many_descriptors),
@@ -42,6 +47,8 @@ fn trials() -> Result<Vec<Trial>> {
         ("random_ring_memory", random_ring_memory),
         ("random_work_requests", random_work_requests),
         ("a_storm_of_doorbells", doorbell_storm),
+        ("regions_larger_than_what_they_register", oversized_regions),
+        ("more_region_files_than_regions", many_regions),
     ];
     Ok(tests
         .map(|(name, run)| {
@@ -300,13 +307,13 @@ fn post_random_requests(objects: &Objects, random: &mut Random, lap: u64) -> Res
                 let flags = random.next() & 0xf;
                 let sges = random.next() % 6;
                 let inline = random.next() % 200;
-                words[1] = opcode << 16 | flags << 24 | sges << 32 | inline << 40;
+                words[1] = (opcode << 16) | (flags << 24) | (sges << 32) | (inline << 40);
                 words[2] = objects.iova.wrapping_add(random.next() % (2 * REGION_BYTES)).wrapping_sub(REGION_BYTES / 2);
                 words[3] = u64::from(objects.mr.rkey) | random.next() << 32;
                 words[4] = objects.iova.wrapping_add(random.next() % (2 * REGION_BYTES)).wrapping_sub(REGION_BYTES / 2);
-                words[5] = random.next() % (2 * REGION_BYTES) | u64::from(objects.mr.lkey) << 32;
+                words[5] = (random.next() % (2 * REGION_BYTES)) | u64::from(objects.mr.lkey) << 32;
             }
-            words[1] = words[1] & !0xffff | (lap + 1);
+            words[1] = (words[1] & !0xffff) | (lap + 1);
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             file.write_all_at(&bytes, (RINGS_OFFSET + slot as usize * SLOT_BYTES) as u64)?;
         }
@@ -358,4 +365,48 @@ fn doorbell_storm(scene: &mut Scene) -> Result<()> {
         (&objects.wake).write_all(&1u64.to_ne_bytes())?;
     }
     scene.works().context("right after the storm")
+}
+
+/// Page tables for many pages, charged as one byte.
+fn oversized_regions(scene: &mut Scene) -> Result<()> {
+    const BYTES: u64 = 64 << 20;
+    let (mut raw, context, pd) = domain(scene)?;
+    let (region, _): (Handle, _) =
+        raw.call(Op::ALLOC_REGION, AllocRegion { context, reserved: 0, bytes: BYTES }.as_bytes())?;
+    let whole = Segment { region: region.handle, reserved: 0, offset: 0, length: BYTES };
+    for length in [1, 4096, BYTES - 4096] {
+        let register = RegMr { pd, access: Access::LOCAL_WRITE, length, segments: 1, ..RegMr::default() };
+        let answer = raw.call::<MrReply>(Op::REG_MR, &[register.as_bytes(), whole.as_bytes()].concat());
+        ensure!(answer.is_err(), "{length} bytes were registered with {BYTES} bytes of pages");
+    }
+    Ok(())
+}
+
+/// Files of one page, some of them freed while a region keeps them.
+fn many_regions(scene: &mut Scene) -> Result<()> {
+    let before = descriptors(scene.attacked.pid())?;
+    let (mut raw, context, pd) = domain(scene)?;
+    let mut files = 0;
+    loop {
+        let alloc = AllocRegion { context, reserved: 0, bytes: 4096 };
+        let Ok((region, _)) = raw.call::<Handle>(Op::ALLOC_REGION, alloc.as_bytes()) else { break };
+        files += 1;
+        ensure!(files <= 1 << 16, "{files} files are no limit");
+        let register = RegMr { pd, access: Access::LOCAL_WRITE, length: 4096, segments: 1, ..RegMr::default() };
+        let segment = Segment { region: region.handle, reserved: 0, offset: 0, length: 4096 };
+        if raw.call::<MrReply>(Op::REG_MR, &[register.as_bytes(), segment.as_bytes()].concat()).is_ok() {
+            raw.call::<[u8; 0]>(Op::FREE_REGION, region.as_bytes())?;
+        }
+    }
+    let now = descriptors(scene.attacked.pid())?;
+    ensure!(now <= before + files + 8, "{files} files, but {before} descriptors before and {now} now");
+    ensure!(Raw::greet(&scene.socket()).is_ok(), "no room for another process beside {files} files");
+    Ok(())
+}
+
+fn domain(scene: &Scene) -> Result<(Raw, u32, u32)> {
+    let (mut raw, _fds) = Raw::greet(&scene.socket())?;
+    let (open, _events): (OpenReply, _) = raw.call(Op::OPEN, &[0; 8])?;
+    let (pd, _): (Handle, _) = raw.call(Op::ALLOC_PD, Handle { handle: open.context, reserved: 0 }.as_bytes())?;
+    Ok((raw, open.context, pd.handle))
 }

@@ -280,7 +280,7 @@ wire! {
         reserved: u32,
     }
 
-    /// A run of pages of one region.
+    /// A run of pages of one region. All together are the pages of a [`RegMr`]'s bytes, and no more.
     struct Segment(24) {
         /// Of [`Op::ALLOC_REGION`].
         region: u32,

@@ -36,8 +36,8 @@ enum Message {
 
 const MAX_MESSAGE: usize = 16 << 10;
 
-/// The most regions that one neighbour may share with us.
-const MAX_SHARES: usize = 1 << 16;
+/// Runs of pages that one neighbour may share: several neighbours must not use up what the kernel lets a process map.
+const MAX_RUNS: usize = 1 << 13;
 
 /// A region's pages, as its owner keeps them.
 #[derive(Clone, Debug)]
@@ -222,13 +222,14 @@ impl Neighbour {
             .zip(runs)
             .map(|(file, (offset, bytes))| Run { file, offset: *offset as usize, bytes: *bytes as usize })
             .collect();
+        let count = runs.len();
         let mapping = Arc::new(Mapping::of_runs(&runs, ProtFlags::READ, false)?);
         let accepted = worker.call(move |plane| {
             let Some(Some(entry)) = plane.links.get_mut(link) else { return true };
-            if entry.shares.len() >= MAX_SHARES {
+            if entry.shares.values().map(|share| share.runs).sum::<usize>() + count > MAX_RUNS {
                 return false;
             }
-            entry.shares.insert(share, Share { mapping });
+            entry.shares.insert(share, Share { mapping, runs: count });
             plane.share_arrived(link);
             true
         });

@@ -49,6 +49,8 @@ pub enum End {
 pub struct Share {
     /// The mapping, which begins with the page of the region's first byte.
     pub mapping: Arc<Mapping>,
+    /// How many mappings that is to the kernel, which allows a process 65530.
+    pub runs: usize,
 }
 
 /// The other end broke the protocol; the link ends.

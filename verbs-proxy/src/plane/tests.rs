@@ -481,7 +481,7 @@ impl TwoRigs {
     fn share(&mut self, from: usize) {
         let mapping = Arc::clone(&self.rigs[from].memory);
         let to = self.rigs[1 - from].plane.links[0].as_mut().unwrap();
-        to.shares.insert(1, Share { mapping });
+        to.shares.insert(1, Share { mapping, runs: 1 });
         self.rigs[1 - from].plane.share_arrived(0);
         self.rigs[from].plane.links[0].as_mut().unwrap().shared.insert(1, true);
         self.rigs[from].plane.share_arrived(0);
