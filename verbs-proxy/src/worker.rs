@@ -123,8 +123,11 @@ impl Thread {
                 self.plane.now = now();
             }
             worked |= self.plane.turn();
-            if worked {
+            // Also of a turn in which nothing moved: a queue may wait for what its notice asks for.
+            if self.plane.has_notices() {
                 self.report();
+            }
+            if worked {
                 spinner.worked();
                 continue;
             }

@@ -120,6 +120,13 @@ impl Plane {
         }
     }
 
+    /// Whether the control thread must hear something.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
+    }
+
     /// What the control thread must hear; taken at the end of a turn.
     pub fn take_notices(&mut self) -> std::vec::Drain<'_, Notice> {
         self.notices.drain(..)
