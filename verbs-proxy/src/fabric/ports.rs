@@ -81,12 +81,6 @@ impl Port {
         self.lid
     }
 
-    /// The port's and node's GUID, host order.
-    #[must_use]
-    pub fn guid(&self) -> u64 {
-        self.guid
-    }
-
     /// The GID table; the port's own is the first.
     #[must_use]
     pub fn gids(&self) -> &[Gid] {

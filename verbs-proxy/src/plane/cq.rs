@@ -60,12 +60,6 @@ impl Cq {
         self.channel.is_some()
     }
 
-    /// Where the next completion goes.
-    #[must_use]
-    pub fn position(&self) -> u32 {
-        self.ring.position()
-    }
-
     /// Writes a completion.
     #[inline(always)]
     pub fn push(&mut self, completion: &Completion) -> Result<(), Overrun> {

@@ -8,6 +8,7 @@ pub mod cq;
 pub mod intake;
 pub mod link;
 pub mod qp;
+pub mod remote;
 pub mod respond;
 pub mod setup;
 pub mod shaping;

@@ -78,12 +78,6 @@ impl Shaping {
         }
     }
 
-    /// Changes the cap while running.
-    pub fn set_bandwidth(&mut self, bandwidth: Option<u64>, now: Nanos) {
-        self.bucket = bandwidth.map(|rate| Bucket::new(rate, now));
-        self.bucket_closed_until = 0;
-    }
-
     /// Whether nothing is shaped.
     #[inline(always)]
     #[must_use]
