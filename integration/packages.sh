@@ -4,8 +4,9 @@
 # What builds the project and what containers need: a linker, the runtime, a way to make root file systems.
 # shellcheck disable=SC2034 # Both are for the scripts that source this.
 demo_packages=(gcc libc6-dev runc mmdebstrap iproute2 ca-certificates)
+# And for the tests: headers, a second runtime, and stock verbs programs to load the library into.
 # shellcheck disable=SC2034
-test_packages=("${demo_packages[@]}" libibverbs-dev kmod)
+test_packages=("${demo_packages[@]}" binutils busybox-static crun ibverbs-utils kmod libibverbs-dev perftest python3 rdmacm-utils strace)
 
 # Installs those of the packages that are missing.
 install_packages() {
