@@ -6,7 +6,8 @@ pub type Nanos = u64;
 /// A token bucket that admits on a positive balance and then charges the full cost, so that a request larger than the
 /// burst passes and is paid for by waiting afterwards (FreeFlow's bucket never admits such a request).
 ///
-/// Over any interval it grants at most `burst + rate × time + one request`.
+/// Over any interval it grants at most `burst + rate × time + one request`, and besides what it owes from before: a worker
+/// that lost its processor while requests waited makes up for [`Bucket::CATCH_UP`] of it at most.
 #[derive(Clone, Debug)]
 pub struct Bucket {
     /// Bytes per second.
@@ -15,6 +16,8 @@ pub struct Bucket {
     /// In units of 1 / 1e9 byte, so that no rate is quantised; negative while in debt.
     balance: i128,
     updated: Nanos,
+    /// Requests wait, and were told this time.
+    promised: Option<Nanos>,
 }
 
 const SCALE: i128 = 1_000_000_000;
@@ -26,30 +29,42 @@ impl Bucket {
     /// while a worker that oversleeps by less than that loses nothing.
     pub const MIN_BURST: u64 = 16 << 10;
 
+    /// The longest delay of those who wait that is made up for. Hypervisors take a processor away for that long.
+    pub const CATCH_UP: Nanos = 8_000_000;
+
     /// A full bucket. `bits_per_second` is at least 8.
     #[must_use]
     pub fn new(bits_per_second: u64, now: Nanos) -> Self {
         let rate = (bits_per_second / 8).max(1);
         let burst = (rate / 1000).max(Self::MIN_BURST);
-        Self { rate, burst, balance: i128::from(burst) * SCALE, updated: now }
+        Self { rate, burst, balance: i128::from(burst) * SCALE, updated: now, promised: None }
     }
 
     fn refill(&mut self, now: Nanos) {
         let elapsed = now.saturating_sub(self.updated);
         self.updated = self.updated.max(now);
+        let late = self.promised.map_or(0, |promised| now.saturating_sub(promised).min(Self::CATCH_UP));
         let earned = i128::from(elapsed) * i128::from(self.rate);
-        self.balance = (self.balance + earned).min(i128::from(self.burst) * SCALE);
+        let most = i128::from(self.burst) * SCALE + i128::from(late) * i128::from(self.rate);
+        self.balance = (self.balance + earned).min(most);
     }
 
-    /// Charges `bytes` if the balance is positive; else says when it will be.
+    /// Charges `bytes` if the balance is positive; else says when it will be, and the caller comes back then.
     pub fn take(&mut self, bytes: u64, now: Nanos) -> Result<(), Nanos> {
         self.refill(now);
         if self.balance > 0 {
+            // Those who were kept waiting longer than promised are served until what they missed is spent.
+            let made_up = self.balance <= i128::from(self.burst) * SCALE;
+            if made_up {
+                self.promised = None;
+            }
             self.balance -= i128::from(bytes) * SCALE;
             return Ok(());
         }
         let missing = (-self.balance + 1) as u128;
-        Err(now + u64::try_from(missing.div_ceil(u128::from(self.rate))).unwrap_or(u64::MAX / 2))
+        let at = now + u64::try_from(missing.div_ceil(u128::from(self.rate))).unwrap_or(u64::MAX / 2);
+        self.promised = Some(at);
+        Err(at)
     }
 }
 
@@ -130,6 +145,31 @@ mod tests {
                 prop_assert_eq!(bucket.take(1, at), Ok(()));
             }
         }
+    }
+
+    #[test]
+    fn a_delay_of_those_who_wait_is_made_up_for_and_idleness_is_not() {
+        // 1 GB/s; requests of 10 kB.
+        let drain = |bucket: &mut Bucket, now| {
+            let mut granted = 0;
+            loop {
+                match bucket.take(10_000, now) {
+                    Ok(()) => granted += 10_000,
+                    Err(at) => return (granted, at),
+                }
+            }
+        };
+        let mut bucket = Bucket::new(8_000_000_000, 0);
+        let (_, promised) = drain(&mut bucket, 0);
+        let (granted, promised) = drain(&mut bucket, promised + 5_000_000);
+        assert!((5_000_000..=5_020_000).contains(&granted), "{granted} bytes after a delay of 5 ms");
+        let (granted, _) = drain(&mut bucket, promised + 1_000_000_000);
+        assert!(granted <= bucket.burst + 8_000_000 + 10_000, "{granted} bytes after a delay of a second");
+        assert_eq!(bucket.take(0, 2_000_000_000), Ok(()));
+        let mut idle = Bucket::new(8_000_000_000, 0);
+        assert_eq!(idle.take(1_000_000, 0), Ok(()));
+        let (granted, _) = drain(&mut idle, 1_000_000_000);
+        assert!(granted <= idle.burst + 10_000, "{granted} bytes after idleness");
     }
 
     #[test]
