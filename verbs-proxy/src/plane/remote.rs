@@ -3,9 +3,9 @@
 use super::intake::vendor;
 use super::link::{Link, LinkFault};
 use super::qp::{Data, Peer, Qp, Wqe};
-use super::respond::{Incoming, Verdict};
+use super::respond::Verdict;
 use super::shaping::OnWire;
-use super::transmit::{Handed, sges};
+use super::transmit::{self, Handed, sges};
 use super::wire::{self, Kind, Request, Response};
 use super::{Notice, Plane};
 use crate::memory::{Piece, RegionTable};
@@ -49,22 +49,7 @@ impl Plane {
                 return Handed::Stop;
             }
         };
-        let request = Request {
-            to: qp.attr.dest_qp_num,
-            from: qp.number,
-            opcode: wqe.opcode,
-            solicited: wqe.solicited,
-            pieces,
-            sequence: wqe.sequence,
-            imm: wqe.imm,
-            offset: piece.offset,
-            bytes: piece.bytes,
-            total: wqe.total,
-            remote_addr: wqe.remote_addr,
-            rkey: wqe.rkey,
-            compare_add: wqe.compare_add,
-            swap: wqe.swap,
-        };
+        let request = transmit::request(qp, wqe, piece, pieces);
         match link.request(&request, &extensions) {
             Ok(true) => {
                 link.flush();
@@ -119,7 +104,7 @@ impl Plane {
             }
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, 0).map(|()| true);
         } else {
-            self.respond(request.to, &request_incoming(&request, port))
+            self.respond(port, &request)
         };
         let (kind, status, share, value) = match verdict {
             Verdict::Ack => (Kind::ACK, WcStatus::SUCCESS, 0, 0),
@@ -253,24 +238,6 @@ impl Plane {
                 self.activate(queue as u32);
             }
         }
-    }
-}
-
-fn request_incoming(request: &Request, port: u16) -> Incoming {
-    Incoming {
-        port,
-        from: request.from,
-        opcode: request.opcode,
-        solicited: request.solicited,
-        sequence: request.sequence,
-        imm: request.imm,
-        offset: request.offset,
-        bytes: request.bytes,
-        total: request.total,
-        remote_addr: request.remote_addr,
-        rkey: request.rkey,
-        compare_add: request.compare_add,
-        swap: request.swap,
     }
 }
 

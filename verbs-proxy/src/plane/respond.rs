@@ -3,41 +3,10 @@
 use super::Plane;
 use super::intake::{self, vendor};
 use super::qp::{Qp, Receiving};
+use super::wire::Request;
 use crate::memory::{Piece, copy_list};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcFlags, WcOpcode, WcStatus};
-
-/// A piece of a work request that arrived for one of our queue pairs.
-#[derive(Clone, Copy, Debug)]
-pub struct Incoming {
-    /// LID of the port that it came from; [`OWN_PORT`] for our own. Not the link: two proxies that make a link to each
-    /// other at the same time have two.
-    pub port: u16,
-    /// QP number of the requester.
-    pub from: u32,
-    /// Operation.
-    pub opcode: Opcode,
-    /// The receiver's completion is solicited.
-    pub solicited: bool,
-    /// Number of the work request.
-    pub sequence: u32,
-    /// Immediate data.
-    pub imm: u32,
-    /// Offset of this piece.
-    pub offset: u32,
-    /// Bytes of this piece.
-    pub bytes: u32,
-    /// Bytes of the work request.
-    pub total: u32,
-    /// Remote address of the work request's first byte.
-    pub remote_addr: u64,
-    /// Remote key.
-    pub rkey: u32,
-    /// Compare or add operand.
-    pub compare_add: u64,
-    /// Swap operand.
-    pub swap: u64,
-}
 
 /// What [`Qp::port`] says of a queue pair that is connected within its own port.
 pub const OWN_PORT: u16 = 0;
@@ -63,11 +32,14 @@ pub enum Verdict {
 pub const MAX_RD_ATOMIC: u32 = 16;
 
 impl Plane {
-    /// Answers a piece of a work request for queue pair number `to`, whose data are in `self.from`.
-    pub(super) fn respond(&mut self, to: u32, incoming: &Incoming) -> Verdict {
-        let Some(&queue) = self.by_number.get(&to) else { return Verdict::Silent };
+    /// Answers a piece of a work request whose data are in `self.from`.
+    ///
+    /// `port`: LID of the port that it came from, [`OWN_PORT`] for our own. Not the link: two proxies that make a link to
+    /// each other at the same time have two.
+    pub(super) fn respond(&mut self, port: u16, incoming: &Request) -> Verdict {
+        let Some(&queue) = self.by_number.get(&incoming.to) else { return Verdict::Silent };
         let Some(qp) = &mut self.qps[queue as usize] else { return Verdict::Silent };
-        if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.port != incoming.port {
+        if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.port != port {
             return Verdict::Silent;
         }
         let ends = incoming.offset.checked_add(incoming.bytes).filter(|end| *end <= incoming.total);
@@ -107,7 +79,7 @@ impl Plane {
         verdict
     }
 
-    fn repeat(&mut self, queue: u32, incoming: &Incoming) -> Verdict {
+    fn repeat(&mut self, queue: u32, incoming: &Request) -> Verdict {
         match incoming.opcode {
             Opcode::RDMA_READ => self.give_data(queue, incoming),
             Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
@@ -167,7 +139,7 @@ impl Plane {
         Ok(())
     }
 
-    fn finish_receive(&mut self, queue: u32, incoming: &Incoming, opcode: WcOpcode, with_imm: bool) {
+    fn finish_receive(&mut self, queue: u32, incoming: &Request, opcode: WcOpcode, with_imm: bool) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         let Some(receiving) = qp.responder.receiving.take() else { return };
         let completion = Completion {
@@ -187,7 +159,7 @@ impl Plane {
         self.complete(cq, &completion, incoming.solicited);
     }
 
-    fn take_message(&mut self, queue: u32, incoming: &Incoming, last: bool) -> Verdict {
+    fn take_message(&mut self, queue: u32, incoming: &Request, last: bool) -> Verdict {
         if let Err(verdict) = self.claim_receive(queue) {
             return verdict;
         }
@@ -211,7 +183,7 @@ impl Plane {
         Verdict::Ack
     }
 
-    fn take_write(&mut self, queue: u32, incoming: &Incoming, last: bool) -> Verdict {
+    fn take_write(&mut self, queue: u32, incoming: &Request, last: bool) -> Verdict {
         if incoming.total > 0 {
             let Some(target) = self.admit_remote(queue, incoming, Access::REMOTE_WRITE) else {
                 return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
@@ -229,7 +201,7 @@ impl Plane {
         Verdict::Ack
     }
 
-    fn give_data(&mut self, queue: u32, incoming: &Incoming) -> Verdict {
+    fn give_data(&mut self, queue: u32, incoming: &Request) -> Verdict {
         let allowed = self.qps[queue as usize].as_ref().is_some_and(|qp| qp.attr.max_dest_rd_atomic > 0);
         if !allowed {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
@@ -245,7 +217,7 @@ impl Plane {
         }
     }
 
-    fn take_atomic(&mut self, queue: u32, incoming: &Incoming) -> Verdict {
+    fn take_atomic(&mut self, queue: u32, incoming: &Request) -> Verdict {
         let Some(qp) = &self.qps[queue as usize] else { return Verdict::Silent };
         if qp.attr.max_dest_rd_atomic == 0 || incoming.total != 8 || !incoming.remote_addr.is_multiple_of(8) {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
@@ -272,7 +244,7 @@ impl Plane {
     }
 
     /// The whole range that a remote request names, if the queue pair and the region allow it.
-    fn admit_remote(&self, queue: u32, incoming: &Incoming, access: Access) -> Option<Piece> {
+    fn admit_remote(&self, queue: u32, incoming: &Request, access: Access) -> Option<Piece> {
         let qp: &Qp = self.qps[queue as usize].as_ref()?;
         if !qp.attr.access.contains(access) {
             return None;

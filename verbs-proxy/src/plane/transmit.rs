@@ -2,8 +2,9 @@
 
 use super::intake::{self, vendor, wc_opcode};
 use super::qp::{Data, Peer, Qp, Waits, Wqe};
-use super::respond::{Incoming, OWN_PORT, Verdict};
+use super::respond::{OWN_PORT, Verdict};
 use super::shaping::{Closed, OnWire};
+use super::wire::Request;
 use super::{Notice, Outcome, Plane};
 use crate::memory::{Piece, RegionTable, copy, copy_list};
 use crate::pacing::Nanos;
@@ -241,8 +242,7 @@ impl Plane {
         let Some(qp) = &self.qps[queue as usize] else { return Handed::Stop };
         let Some(index) = qp.find(piece.sequence) else { return Handed::On };
         let wqe = &qp.pending[index];
-        let incoming = incoming(qp, wqe, piece);
-        let to = qp.attr.dest_qp_num;
+        let request = request(qp, wqe, piece, 0);
         match qp.peer {
             Peer::None => self.settle(queue, index, piece, Verdict::Silent),
             Peer::Local => {
@@ -253,7 +253,7 @@ impl Plane {
                         return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor_err);
                     }
                 }
-                let verdict = self.respond(to, &incoming);
+                let verdict = self.respond(OWN_PORT, &request);
                 self.settle(queue, index, piece, verdict)
             }
             Peer::Link(link) => self.send_request(queue, index, piece, link),
@@ -393,12 +393,14 @@ impl Qp {
     }
 }
 
-fn incoming(qp: &Qp, wqe: &Wqe, piece: &OnWire) -> Incoming {
-    Incoming {
-        port: OWN_PORT,
+/// A piece of a work request as its responder gets it; `pieces` says where its source is, for another proxy.
+pub(super) fn request(qp: &Qp, wqe: &Wqe, piece: &OnWire, pieces: u8) -> Request {
+    Request {
+        to: qp.attr.dest_qp_num,
         from: qp.number,
         opcode: wqe.opcode,
         solicited: wqe.solicited,
+        pieces,
         sequence: wqe.sequence,
         imm: wqe.imm,
         offset: piece.offset,
