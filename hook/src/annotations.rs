@@ -1,5 +1,6 @@
 //! What a container asks for, by its annotations under [`PREFIX`].
 
+use crate::state::Annotations;
 use crate::units;
 use ringfence_proxy::launch::Class;
 use serde::Deserialize;
@@ -84,6 +85,27 @@ pub enum Error {
         "annotation {PREFIX}{key} is given but {PREFIX}enable is not; add {PREFIX}enable=true, or =false to start without RDMA"
     )]
     NotEnabled { key: String },
+}
+
+/// What the container with all these annotations asks for; `None` if it is none of ours.
+///
+/// `policy` is the administrator's profile that the engine was told to give it, by a CDI device or an argument of
+/// `ringfence-runtime`, in which case it needs no annotation.
+pub fn wanted(annotations: &Annotations, policy: Option<&str>) -> Result<Option<Request>, Error> {
+    if is_sandbox(annotations) {
+        return Ok(None);
+    }
+    match read(annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())))? {
+        Wish::Absent if policy.is_some() => Ok(Some(Request::default())),
+        Wish::Absent | Wish::Disabled => Ok(None),
+        Wish::Enabled(request) => Ok(Some(request)),
+    }
+}
+
+/// A pod's pause container carries the pod's annotations, but only holds its namespaces.
+fn is_sandbox(annotations: &Annotations) -> bool {
+    let kinds = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+    kinds.iter().any(|kind| annotations.get(*kind).is_some_and(|value| value == "sandbox"))
 }
 
 /// Reads a container's annotations; those outside [`PREFIX`] are ignored.

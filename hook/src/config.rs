@@ -33,12 +33,47 @@ pub enum Error {
 pub struct Config {
     /// Node-wide run-time directory.
     pub run_dir: PathBuf,
+    pub hook: Hook,
+    pub runtime: Runtime,
+    pub shim: Shim,
     pub proxy: Proxy,
     pub inject: Inject,
     /// The devices that containers may name; the first is what they get otherwise.
     #[serde(rename = "device", deserialize_with = "some_devices")]
     pub devices: Vec<Device>,
     pub policy: Policy,
+}
+
+/// `[hook]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Hook {
+    /// Our hook's program, as it is registered in `config.json`, `hooks.d` and CDI.
+    pub path: PathBuf,
+    /// Seconds that runtimes give it.
+    pub timeout: u32,
+}
+
+/// `[runtime]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Runtime {
+    /// `ringfence-runtime`, as engines are told of it.
+    pub path: PathBuf,
+    /// OCI runtimes that it may become: names, looked up in `PATH`, or absolute paths; the first that is there.
+    pub runtimes: Vec<PathBuf>,
+}
+
+/// `[shim]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Shim {
+    /// `containerd-shim-ringfence-v2`, as containerd is told of it.
+    pub path: PathBuf,
+    /// The shim that it becomes; otherwise the `containerd-shim-runc-v2` beside the calling containerd, or in `PATH`.
+    pub real: Option<PathBuf>,
+    /// Directory in which `runc` and `crun` are links to `ringfence-runtime`.
+    pub links: PathBuf,
 }
 
 /// `[proxy]`
@@ -106,10 +141,35 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             run_dir: "/run/ringfence".into(),
+            hook: Hook::default(),
+            runtime: Runtime::default(),
+            shim: Shim::default(),
             proxy: Proxy::default(),
             inject: Inject::default(),
             devices: vec![Device { name: "soft0".into(), kind: Kind::Soft, link: None, nodes: Vec::new() }],
             policy: Policy::default(),
+        }
+    }
+}
+
+impl Default for Hook {
+    fn default() -> Self {
+        Self { path: "/usr/bin/ringfence-hook".into(), timeout: 30 }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { path: "/usr/bin/ringfence-runtime".into(), runtimes: vec!["runc".into(), "crun".into()] }
+    }
+}
+
+impl Default for Shim {
+    fn default() -> Self {
+        Self {
+            path: "/usr/bin/containerd-shim-ringfence-v2".into(),
+            real: None,
+            links: "/usr/libexec/ringfence/bin".into(),
         }
     }
 }
@@ -171,6 +231,11 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         for (key, path) in [
             ("run-dir", &self.run_dir),
+            ("hook.path", &self.hook.path),
+            ("runtime.path", &self.runtime.path),
+            ("shim.path", &self.shim.path),
+            ("shim.real", self.shim.real.as_ref().unwrap_or(&self.shim.path)),
+            ("shim.links", &self.shim.links),
             ("proxy.path", &self.proxy.path),
             ("inject.library", &self.inject.library),
             ("inject.container-dir", &self.inject.container_dir),
@@ -184,6 +249,15 @@ impl Config {
             return Err(format!(
                 "inject.container-dir = {path:?} must be one directory under /dev, such as /dev/ringfence"
             ));
+        }
+        if !(1..=600).contains(&self.hook.timeout) {
+            return Err(format!("hook.timeout = {} must be from 1 to 600 seconds", self.hook.timeout));
+        }
+        if let Some(runtime) = self.runtime.runtimes.iter().find(|path| !is_plain_absolute(path) && !is_name(path)) {
+            return Err(format!("runtime.runtimes: {runtime:?} must be a program's name or an absolute path"));
+        }
+        if self.runtime.runtimes.is_empty() {
+            return Err("runtime.runtimes must name at least one OCI runtime, such as runc".into());
         }
         if !(1..=600_000).contains(&self.proxy.ready_timeout_ms) {
             return Err(format!("proxy.ready-timeout-ms = {} must be from 1 to 600000", self.proxy.ready_timeout_ms));
@@ -235,6 +309,11 @@ impl Device {
             None => Ok(()),
         }
     }
+}
+
+fn is_name(path: &Path) -> bool {
+    let mut components = path.components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
 }
 
 fn is_plain_absolute(path: &Path) -> bool {

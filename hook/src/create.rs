@@ -1,6 +1,6 @@
 //! createRuntime and prestart: joins a container that is being made to its proxy.
 
-use crate::annotations::{self, PREFIX, Request, Wish};
+use crate::annotations::{self, PREFIX, Request};
 use crate::cgroup;
 use crate::config::{self, Config};
 use crate::failure::{Code, During, Failure};
@@ -64,19 +64,7 @@ fn wish(state: &State) -> Result<Option<(Request, Bundle)>, Failure> {
         .chain(state.annotations())
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
-    if is_sandbox(&merged) {
-        return Ok(None);
-    }
-    match annotations::read(merged.iter().map(|(key, value)| (key.as_str(), value.as_str())))? {
-        Wish::Absent | Wish::Disabled => Ok(None),
-        Wish::Enabled(request) => Ok(Some((request, bundle))),
-    }
-}
-
-/// A pod's pause container carries the pod's annotations, but only holds its namespaces.
-fn is_sandbox(annotations: &Annotations) -> bool {
-    let kinds = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
-    kinds.iter().any(|kind| annotations.get(*kind).is_some_and(|value| value == "sandbox"))
+    Ok(annotations::wanted(&merged, None)?.map(|request| (request, bundle)))
 }
 
 /// The container's init, held by descriptors.

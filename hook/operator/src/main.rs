@@ -1,0 +1,16 @@
+//! `ringfence`: the operator's command.
+
+mod commands;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match commands::Cli::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ringfence: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

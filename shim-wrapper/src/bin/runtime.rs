@@ -1,0 +1,2 @@
+//! `ringfence-runtime`: an OCI runtime that joins containers to their proxies and becomes runc or crun.
+fn main() {}

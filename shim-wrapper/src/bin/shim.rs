@@ -1,0 +1,2 @@
+//! `containerd-shim-ringfence-v2`: becomes containerd's own shim, with `ringfence-runtime` as its runtime.
+fn main() {}
