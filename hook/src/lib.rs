@@ -16,6 +16,7 @@ mod failure;
 mod inject;
 mod mountinfo;
 mod overlay;
+mod placement;
 mod process;
 mod proxy;
 mod record;
@@ -23,6 +24,7 @@ mod rootfs;
 mod session;
 mod stop;
 mod sys;
+mod systemd;
 
 pub use create::create;
 pub use failure::{Code, Failure};

@@ -26,6 +26,18 @@ pub struct Record {
     pub mount_points: Vec<MountPoint>,
     /// cgroups made for the proxy.
     pub cgroups: Vec<PathBuf>,
+    /// The unit that systemd made for the proxy, and removes when that ends.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// The device's name.
+    #[serde(default)]
+    pub device: String,
+    /// When the container was made, in seconds since 1970.
+    #[serde(default)]
+    pub since: u64,
+    /// What could not be had, one line each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// An empty file or directory that only serves to be mounted upon.
@@ -147,6 +159,10 @@ mod tests {
             root: "/rootfs".into(),
             mount_points: vec![MountPoint { path: "etc/ld.so.preload".into(), directory: false }],
             cgroups: vec!["/sys/fs/cgroup/x".into()],
+            unit: None,
+            device: "soft0".into(),
+            since: 9,
+            warnings: vec!["w".into()],
         };
         assert_eq!(records.load("c1").unwrap(), None);
         records.save(&record).unwrap();
