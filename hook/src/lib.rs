@@ -11,6 +11,8 @@ pub mod state;
 pub mod units;
 
 mod cgroup;
+mod collect;
+mod containers;
 mod create;
 mod failure;
 mod inject;
@@ -26,6 +28,8 @@ mod stop;
 mod sys;
 mod systemd;
 
+pub use collect::{Collected, Left, Removed, collect};
+pub use containers::{Container, Memory, Status, containers};
 pub use create::create;
 pub use failure::{Code, Failure};
 pub use stop::stop;

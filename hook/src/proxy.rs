@@ -4,6 +4,7 @@ use crate::config;
 use crate::failure::{Code, During, Failure};
 use crate::placement::Entrances;
 use crate::process::{self, Process, timespec};
+use crate::session;
 use crate::sys::{self, Forked};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -89,6 +90,22 @@ pub fn start(config: &config::Proxy, launch: &Path, handles: &Handles<'_>) -> Re
             }
         }
     }
+}
+
+/// The proxy of `container`, by its command line, for when there is no record. Processes in other mount namespaces, such as
+/// containers', may have any command line.
+pub fn running(run_dir: &Path, container: &str) -> Option<Process> {
+    let expected =
+        [b"ringfence-proxy\0--launch\0", session::launch_path(run_dir, container).as_os_str().as_bytes(), b"\0"]
+            .concat();
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = namespace("self")?;
+    std::fs::read_dir("/proc").ok()?.find_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let (process, _pidfd) = Process::open(pid).ok()?;
+        let found = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        (found == expected && namespace(&pid.to_string())? == own && process.is_alive()).then_some(process)
+    })
 }
 
 fn c_string(path: &Path) -> Result<CString, Failure> {

@@ -115,6 +115,18 @@ impl Records {
         }
     }
 
+    /// Removes records whose writers were killed. The caller holds the lock, so that no writer is at work.
+    pub fn remove_unfinished(&self) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(self.directory.as_fd())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_bytes().starts_with(b".") && name.to_bytes().ends_with(b".json") {
+                rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The containers that have a record.
     pub fn containers(&self) -> io::Result<Vec<String>> {
         let mut containers = Vec::new();
