@@ -371,6 +371,7 @@ mod tests {
         let all = Config::parse(&all).unwrap();
         assert_eq!(all.devices.len(), 2);
         assert!(all.policy.bounds.classes.is_some() && all.policy.bounds.max_qp_depth.is_some());
+        assert_eq!(all.policy.names().collect::<Vec<_>>(), ["default", "gold"]);
     }
 
     #[test]
@@ -421,7 +422,7 @@ mod tests {
         assert_eq!(config.devices[0].link, Some(25_000_000_000));
         assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
         assert_eq!(config.policy.defaults.class, Some(Class::Bulk));
-        assert_eq!(config.policy.bounds.modes, [Mode::Proxied, Mode::Passthrough]);
+        assert_eq!(config.policy.bounds.modes, Some(vec![Mode::Proxied, Mode::Passthrough]));
         assert_eq!(config.policy.bounds.max_mr_bytes, Some(4 << 30));
     }
 
@@ -451,6 +452,22 @@ mod tests {
             (
                 "[policy.defaults]\nbandwidth = \"2Gbit\"\n[policy.bounds]\nbandwidth = \"1Gbit\"",
                 "policy.defaults.bandwidth = 2Gbit is beyond policy.bounds.bandwidth = 1Gbit",
+            ),
+            ("[policy.profiles.gold]\nbandwidth = \"1Gbit\"", "line 2: unknown field `bandwidth`"),
+            ("[policy.profiles.gold.defaults]\nbandwith = \"1Gbit\"", "line 2: unknown field `bandwith`"),
+            ("[policy.profiles.\"a/b\"]", "policy.profiles: \"a/b\" must be a profile's name"),
+            ("[policy.profiles.default]", "write it there"),
+            ("[policy.profiles.gold]\nnamespaces = []", "policy.profiles.gold.namespaces = [] denies"),
+            ("[policy.profiles.gold]\nnamespaces = [\"a*b\"]", "policy.profiles.gold.namespaces: \"a*b\" must be"),
+            ("[policy.profiles.gold]\nnamespaces = [\"\"]", "policy.profiles.gold.namespaces: \"\" must be"),
+            ("[policy.profiles.gold.bounds]\nmax-qp = 0", "policy.profiles.gold.bounds.max-qp must be above 0"),
+            (
+                "[policy.defaults]\nmax-qp = 100\n[policy.profiles.low.bounds]\nmax-qp = 50",
+                "policy.defaults.max-qp = 100 is beyond policy.profiles.low.bounds.max-qp = 50",
+            ),
+            (
+                "[policy.bounds]\nclasses = [\"bulk\"]\n[policy.profiles.fast.defaults]\nclass = \"latency\"",
+                "policy.profiles.fast.defaults.class = latency is not in policy.bounds.classes = bulk",
             ),
         ] {
             let message = Config::parse(text).unwrap_err();

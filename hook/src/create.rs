@@ -1,9 +1,10 @@
 //! createRuntime and prestart: joins a container that is being made to its proxy.
 
-use crate::annotations::{self, PREFIX, Request};
+use crate::annotations::{self, Choice, Request};
 use crate::cgroup;
 use crate::config::{self, Config};
 use crate::failure::{Code, During, Failure};
+use crate::identity::Namespace;
 use crate::inject::{self, Container, Sources};
 use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
@@ -20,26 +21,37 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Acts on the container whose state is `input`; on success it is joined or not ours. Nothing remains of a failure.
-pub fn create(input: impl Read) -> Result<(), Failure> {
+///
+/// `policy` is the administrator's choice for it, see [`annotations::wanted`].
+pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
-    let Some((request, bundle)) = wish(&state)? else { return Ok(()) };
+    let Some(wish) = wish(&state, policy)? else { return Ok(()) };
     let config = Config::load()?;
-    let grant = policy::resolve(&request, &config)?;
+    let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
+    let bundle = wish.bundle;
     let init = Init::open(state.pid()?)?;
     let root = bundle.root()?;
 
     let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
-    let Found::Nothing { mount_points } = clear(&config, &records, &state.id, init.process, &root)? else {
-        return Ok(());
+    let mount_points = match clear(&config, &records, &state.id, init.process, &root)? {
+        Found::Joined { record } => return agree(&config, &records, &record, &wish.request),
+        Found::Nothing { mount_points } => mount_points,
     };
     let lock = records.lock_shared().during(Code::Internal, what)?;
-    let record =
-        Record { container: state.id, init: init.process, proxy: None, root, mount_points, cgroups: Vec::new() };
+    let record = Record {
+        container: state.id,
+        policy: resolution.policy,
+        init: init.process,
+        proxy: None,
+        root,
+        mount_points,
+        cgroups: Vec::new(),
+    };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
     let shares_mounts = bundle.shares_mounts();
-    let result = match grant {
+    let result = match resolution.grant {
         Grant::Proxied(device, limits) => making.proxied(init, shares_mounts, device, limits),
         Grant::Passthrough(device) => making.passthrough(init, shares_mounts, device),
     };
@@ -47,10 +59,16 @@ pub fn create(input: impl Read) -> Result<(), Failure> {
     result.inspect_err(|_| making.undo())
 }
 
+/// What a container asks for, and who it is.
+struct Wish {
+    request: Request,
+    namespace: Namespace,
+    bundle: Bundle,
+}
+
 /// What the container asks for; `None` if it is not ours.
-fn wish(state: &State) -> Result<Option<(Request, Bundle)>, Failure> {
-    let ours = |key: &str| key.starts_with(PREFIX);
-    let mentioned = state.annotations().any(|(key, _)| ours(key));
+fn wish(state: &State, policy: Option<&str>) -> Result<Option<Wish>, Failure> {
+    let mentioned = policy.is_some() || state.annotations().any(|(key, _)| annotations::is_ours(key));
     let cwd = PathBuf::from(format!("/proc/{}/cwd", std::os::unix::process::parent_id()));
     let bundle = match Bundle::load(state, &cwd) {
         Ok(bundle) => bundle,
@@ -64,7 +82,24 @@ fn wish(state: &State) -> Result<Option<(Request, Bundle)>, Failure> {
         .chain(state.annotations())
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
-    Ok(annotations::wanted(&merged, None)?.map(|request| (request, bundle)))
+    let Some(request) = annotations::wanted(&merged, policy)? else { return Ok(None) };
+    Ok(Some(Wish { request, namespace: Namespace::of(&merged, &bundle.directory()), bundle }))
+}
+
+/// Whether another hook of the same container that has joined it, as of another CDI device, gave it the same policy. If not,
+/// the container will not start, and nothing of it remains.
+fn agree(config: &Config, records: &Records, record: &Record, request: &Request) -> Result<(), Failure> {
+    let Some(asked) = request.policy.as_ref().map(Choice::name).filter(|asked| *asked != record.policy) else {
+        return Ok(());
+    };
+    let message = format!(
+        "the container has the policy {} already, and now the engine gives it {asked} (--policy); \
+         use one CDI device of ringfence.dev, or one policy, per container",
+        record.policy
+    );
+    // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
+    let _ = stop::undo(config, records, record);
+    Err(Failure::new(Code::Denied, message))
 }
 
 /// The container's init, held by descriptors.
@@ -111,8 +146,8 @@ impl Init {
 
 /// What was there under a container's id.
 enum Found {
-    /// This very container: another stage of the same hook has done it all.
-    Joined,
+    /// This very container: another stage of the same hook, or another hook, has done it all.
+    Joined { record: Box<Record> },
     /// Nothing, or nothing any more but mount points in the same root file system.
     Nothing { mount_points: Vec<MountPoint> },
 }
@@ -123,7 +158,7 @@ fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Pat
     // A record that cannot be read is of no use to anybody.
     if let Some(mut record) = records.load(id).unwrap_or(None) {
         if record.init == init && record.proxy.is_none_or(Process::is_alive) {
-            return Ok(Found::Joined);
+            return Ok(Found::Joined { record: Box::new(record) });
         }
         if record.init != init && record.init.is_alive() {
             let message = format!(
@@ -265,7 +300,9 @@ impl From<config::Error> for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal {
-            Refusal::Beyond { .. } | Refusal::NotOffered => Code::Denied,
+            Refusal::Beyond { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => Code::Denied,
+            Refusal::NoPolicyOfEngine { .. } => Code::Config,
+            Refusal::NoPolicy { .. } => Code::Annotation,
             Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,
             Refusal::Unenforceable { .. } => Code::Annotation,
         };

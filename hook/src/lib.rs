@@ -1,10 +1,11 @@
 //! The OCI hook: joins a container to its verbs proxy.
 //!
-//! Decisions are pure and live in [`annotations`], [`policy`], [`config`], [`units`], [`preload_file`] and [`state`];
+//! Decisions are pure and live in [`annotations`], [`identity`], [`policy`], [`config`], [`units`], [`preload_file`] and [`state`];
 //! the rest carries them out. [`create`] and [`stop`] are the two things that a runtime asks for.
 
 pub mod annotations;
 pub mod config;
+pub mod identity;
 pub mod policy;
 pub mod preload_file;
 pub mod state;

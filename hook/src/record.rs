@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 #[serde(rename_all = "kebab-case")]
 pub struct Record {
     pub container: String,
+    /// The policy's name.
+    #[serde(default = "default_policy")]
+    pub policy: String,
     /// The container's init.
     pub init: Process,
     pub proxy: Option<Process>,
@@ -26,6 +29,11 @@ pub struct Record {
     pub mount_points: Vec<MountPoint>,
     /// cgroups made for the proxy.
     pub cgroups: Vec<PathBuf>,
+}
+
+/// Records of before there were profiles name none.
+fn default_policy() -> String {
+    crate::annotations::DEFAULT_POLICY.into()
 }
 
 /// An empty file or directory that only serves to be mounted upon.
@@ -142,6 +150,7 @@ mod tests {
         let records = Records::open(&run_dir).unwrap();
         let record = Record {
             container: "c1".into(),
+            policy: "gold".into(),
             init: Process { pid: 7, start: 8 },
             proxy: None,
             root: "/rootfs".into(),

@@ -126,7 +126,7 @@ impl Bundle {
         match Self::read(&state.bundle) {
             Err(Error::Bundle { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
                 let Ok(other) = Self::read(runtime_cwd) else { return Err(Error::Bundle { path, error }) };
-                let ours = |(key, _): &(&str, &str)| key.starts_with(crate::annotations::PREFIX);
+                let ours = |(key, _): &(&str, &str)| crate::annotations::is_ours(key);
                 if !other.annotations().filter(ours).eq(state.annotations().filter(ours)) {
                     return Err(Error::OtherBundle { path: other.path });
                 }
@@ -155,12 +155,16 @@ impl Bundle {
         self.config.annotations.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Where it is.
+    pub fn directory(&self) -> PathBuf {
+        // `/proc/PPID/cwd` names another directory once the runtime is gone.
+        self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone())
+    }
+
     /// The container's root file system, as the host and the container's mount namespace before the pivot name it.
     pub fn root(&self) -> Result<PathBuf, Error> {
         let root = self.config.root.as_ref().ok_or_else(|| Error::NoRoot(self.path.clone()))?;
-        // `/proc/PPID/cwd` names another directory once the runtime is gone.
-        let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
-        Ok(directory.join(&root.path))
+        Ok(self.directory().join(&root.path))
     }
 
     /// Whether the container asked that its mounts be seen elsewhere.

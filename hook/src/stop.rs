@@ -2,7 +2,7 @@
 //!
 //! It may come late, twice, or never; the proxy ends with the container's init all the same.
 
-use crate::annotations::PREFIX;
+use crate::annotations;
 use crate::cgroup;
 use crate::config::Config;
 use crate::failure::{Code, During, Failure};
@@ -29,7 +29,7 @@ pub fn stop(input: impl Read) -> Result<(), Failure> {
     let config = match Config::load() {
         Ok(config) => config,
         // Not our container, as far as can be told: its end is no occasion to complain.
-        Err(_) if !state.annotations().any(|(key, _)| key.starts_with(PREFIX)) => return Ok(()),
+        Err(_) if !state.annotations().any(|(key, _)| annotations::is_ours(key)) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let what = || format!("records in {}", config.run_dir.display());
