@@ -88,6 +88,11 @@ pub struct Proxy {
     pub spin_us: u32,
     /// Where its memory and time are accounted.
     pub cgroup: Cgroup,
+    /// Bytes of memory that a proxy in a cgroup of its own may be charged for; `None` for no limit but the parent's.
+    #[serde(deserialize_with = "optional_size")]
+    pub memory_max: Option<u64>,
+    /// Threads that a proxy in a cgroup of its own may have.
+    pub pids_max: u32,
 }
 
 /// Which cgroups a proxy runs in.
@@ -95,9 +100,9 @@ pub struct Proxy {
 #[serde(rename_all = "lowercase")]
 pub enum Cgroup {
     /// Those of the runtime that called the hook.
-    #[default]
     Inherit,
     /// One beside the container's own, under the same parent. Never the container's: runc fails to delete that then.
+    #[default]
     Sibling,
 }
 
@@ -181,6 +186,8 @@ impl Default for Proxy {
             ready_timeout_ms: 5000,
             spin_us: ringfence_proxy::launch::Worker::default().spin_us,
             cgroup: Cgroup::default(),
+            memory_max: None,
+            pids_max: 64,
         }
     }
 }
@@ -265,9 +272,7 @@ impl Config {
         if self.runtime.runtimes.is_empty() {
             return Err("runtime.runtimes must name at least one OCI runtime, such as runc".into());
         }
-        if !(1..=600_000).contains(&self.proxy.ready_timeout_ms) {
-            return Err(format!("proxy.ready-timeout-ms = {} must be from 1 to 600000", self.proxy.ready_timeout_ms));
-        }
+        self.proxy.check()?;
         for (i, device) in self.devices.iter().enumerate() {
             device.check()?;
             if self.devices[..i].iter().any(|other| other.name == device.name) {
@@ -275,6 +280,27 @@ impl Config {
             }
         }
         self.policy.check()
+    }
+}
+
+impl Proxy {
+    /// A proxy that has less is killed before it is ready.
+    const MIN_MEMORY: u64 = 16 << 20;
+    /// Its main thread, its worker, and one that looks up addresses.
+    const MIN_THREADS: u32 = 3;
+
+    fn check(&self) -> Result<(), String> {
+        if !(1..=600_000).contains(&self.ready_timeout_ms) {
+            return Err(format!("proxy.ready-timeout-ms = {} must be from 1 to 600000", self.ready_timeout_ms));
+        }
+        if let Some(bytes) = self.memory_max.filter(|bytes| *bytes < Self::MIN_MEMORY) {
+            let bytes = units::show_size(bytes);
+            return Err(format!("proxy.memory-max = {bytes} must be at least {}", units::show_size(Self::MIN_MEMORY)));
+        }
+        if !(Self::MIN_THREADS..=4096).contains(&self.pids_max) {
+            return Err(format!("proxy.pids-max = {} must be from {} to 4096", self.pids_max, Self::MIN_THREADS));
+        }
+        Ok(())
     }
 }
 
@@ -383,7 +409,9 @@ mod tests {
             path = "/opt/proxy"
             ready-timeout-ms = 100
             spin-us = 7
-            cgroup = "sibling"
+            cgroup = "inherit"
+            memory-max = "1GiB"
+            pids-max = 9
             [inject]
             library = "/opt/lib.so"
             container-dir = "/dev/rf"
@@ -417,7 +445,8 @@ mod tests {
             "#,
         )
         .unwrap();
-        assert_eq!(config.proxy.cgroup, Cgroup::Sibling);
+        assert_eq!(config.proxy.cgroup, Cgroup::Inherit);
+        assert_eq!((config.proxy.memory_max, config.proxy.pids_max), (Some(1 << 30), 9));
         assert_eq!(config.inject.directory_name(), "rf");
         assert_eq!(config.devices[0].link, Some(25_000_000_000));
         assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
@@ -436,6 +465,10 @@ mod tests {
             ("[inject]\ncontainer-dir = \"/run/rf\"", "must be one directory under /dev"),
             ("[inject]\ncontainer-dir = \"/dev/a/b\"", "must be one directory under /dev"),
             ("[proxy]\nready-timeout-ms = 0", "proxy.ready-timeout-ms = 0 must be from 1 to 600000"),
+            ("[proxy]\nmemory-max = \"15MiB\"", "proxy.memory-max = 15MiB must be at least 16MiB"),
+            ("[proxy]\nmemory-max = 99", "line 2: invalid type: integer `99`"),
+            ("[proxy]\npids-max = 2", "proxy.pids-max = 2 must be from 3 to 4096"),
+            ("[proxy]\ncgroup = \"container\"", "line 2: unknown variant `container`"),
             ("[[device]]\nname = \"a\"\nkind = \"hard\"", "line 3: unknown variant `hard`"),
             ("[[device]]\nname = \"a/b\"\nkind = \"soft\"", "device name = \"a/b\" must be"),
             ("[[device]]\nname = \"a\"\nkind = \"soft\"\nlink = \"25\"", "\"25\" is not a bit rate"),

@@ -6,6 +6,7 @@ use crate::config::{self, Config};
 use crate::failure::{Code, During, Failure};
 use crate::identity::Namespace;
 use crate::inject::{self, Container, Sources};
+use crate::placement::Placement;
 use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
@@ -18,7 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Acts on the container whose state is `input`; on success it is joined or not ours. Nothing remains of a failure.
 ///
@@ -40,6 +41,7 @@ pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
         Found::Nothing { mount_points } => mount_points,
     };
     let lock = records.lock_shared().during(Code::Internal, what)?;
+    let (Grant::Proxied(device, _) | Grant::Passthrough(device)) = &resolution.grant;
     let record = Record {
         container: state.id,
         policy: resolution.policy,
@@ -48,12 +50,15 @@ pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
         root,
         mount_points,
         cgroups: Vec::new(),
+        unit: None,
+        device: device.name.clone(),
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        warnings: Vec::new(),
     };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
-    let shares_mounts = bundle.shares_mounts();
     let result = match resolution.grant {
-        Grant::Proxied(device, limits) => making.proxied(init, shares_mounts, device, limits),
-        Grant::Passthrough(device) => making.passthrough(init, shares_mounts, device),
+        Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits),
+        Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
     };
     drop(lock);
     result.inspect_err(|_| making.undo())
@@ -137,10 +142,10 @@ impl Init {
         Ok(Self { process, pidfd, mount_namespace, network_namespace })
     }
 
-    fn container(&self, record: &Record, shares_mounts: bool) -> Result<Container, Failure> {
+    fn container(&self, record: &Record, bundle: &Bundle) -> Result<Container, Failure> {
         let mount_namespace = self.mount_namespace.try_clone();
         let mount_namespace = mount_namespace.during(Code::Internal, || "mount namespace".into())?;
-        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts })
+        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts: bundle.shares_mounts() })
     }
 }
 
@@ -188,13 +193,7 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn proxied(
-        &mut self,
-        init: Init,
-        shares_mounts: bool,
-        device: &config::Device,
-        limits: Limits,
-    ) -> Result<(), Failure> {
+    fn proxied(&mut self, init: Init, bundle: &Bundle, device: &config::Device, limits: Limits) -> Result<(), Failure> {
         self.save()?;
         let session = Session::make(&self.config.run_dir, &self.record.container);
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
@@ -215,32 +214,45 @@ impl Making<'_> {
         };
         let launch = session.write_launch(&launch).during(Code::Internal, what)?;
 
-        let cgroups = self.cgroups(init.process.pid)?;
+        let container = &self.record.container;
+        let mut placement = Placement::plan(&self.config.proxy, init.process.pid, container, bundle.rdma_limits());
+        self.record.cgroups = placement.paths();
+        self.record.unit = placement.unit().map(str::to_owned);
+        self.save()?;
+        let cgroups = placement.make();
         let handles = Handles {
             listener: listener.as_fd(),
             init: init.pidfd.as_fd(),
             network: init.network_namespace.as_fd(),
             cgroups: &cgroups,
+            oom_score_adj: bundle.oom_score_adj(),
         };
-        let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?);
-        self.record.proxy = Some(proxy.process);
+        let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?).process;
+        placement.ask_systemd(proxy.pid);
+        self.record.proxy = Some(proxy);
+        self.record.warnings = placement.warnings().to_vec();
         self.save()?;
 
         // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
         let injected = Sources::proxied(&session, &self.config.inject)
-            .and_then(|sources| self.inject(&init.container(&self.record, shares_mounts)?, sources));
-        let proxy = self.proxy.as_mut().expect("it was just started");
-        match injected {
-            Ok(()) => proxy.wait_ready(Duration::from_millis(self.config.proxy.ready_timeout_ms), init.pidfd.as_fd()),
-            Err(failure) => Err(failure),
+            .and_then(|sources| self.inject(&init.container(&self.record, bundle)?, sources));
+        injected?;
+        let timeout = Duration::from_millis(self.config.proxy.ready_timeout_ms);
+        self.proxy.as_mut().expect("it was just started").wait_ready(timeout, init.pidfd.as_fd())?;
+        placement.check(proxy.pid);
+        if placement.warnings() != self.record.warnings || placement.unit() != self.record.unit.as_deref() {
+            self.record.warnings = placement.warnings().to_vec();
+            self.record.unit = placement.unit().map(str::to_owned);
+            self.save()?;
         }
+        Ok(())
     }
 
-    fn passthrough(&mut self, init: Init, shares_mounts: bool, device: &config::Device) -> Result<(), Failure> {
+    fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
         self.save()?;
         let nodes = device.nodes.iter().map(|path| Ok((path.clone(), inject::open_node(path)?)));
         let nodes = nodes.collect::<Result<Vec<_>, Failure>>()?;
-        self.inject(&init.container(&self.record, shares_mounts)?, Sources::passthrough(&nodes)?)?;
+        self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes)?)?;
         for (path, node) in &nodes {
             let device = rustix::fs::fstat(node).during(Code::Device, || path.display().to_string())?.st_rdev;
             cgroup::allow_device(init.process.pid, rustix::fs::major(device), rustix::fs::minor(device))?;
@@ -254,16 +266,6 @@ impl Making<'_> {
             record.mount_points.push(mount_point);
             records.save(record)
         })
-    }
-
-    fn cgroups(&mut self, pid: i32) -> Result<Vec<std::fs::File>, Failure> {
-        if self.config.proxy.cgroup == config::Cgroup::Inherit {
-            return Ok(Vec::new());
-        }
-        self.record.cgroups =
-            cgroup::siblings(pid, &self.record.container).during(Code::Internal, || format!("cgroups of pid {pid}"))?;
-        self.save()?;
-        Ok(self.record.cgroups.iter().filter_map(|directory| cgroup::make(directory)).collect())
     }
 
     fn save(&self) -> Result<(), Failure> {

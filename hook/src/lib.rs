@@ -12,11 +12,14 @@ pub mod state;
 pub mod units;
 
 mod cgroup;
+mod collect;
+mod containers;
 mod create;
 mod failure;
 mod inject;
 mod mountinfo;
 mod overlay;
+mod placement;
 mod process;
 mod proxy;
 mod record;
@@ -24,7 +27,10 @@ mod rootfs;
 mod session;
 mod stop;
 mod sys;
+mod systemd;
 
+pub use collect::{Collected, Left, Removed, collect};
+pub use containers::{Container, Memory, Status, containers};
 pub use create::create;
 pub use failure::{Code, Failure};
 pub use stop::stop;

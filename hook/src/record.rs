@@ -29,6 +29,18 @@ pub struct Record {
     pub mount_points: Vec<MountPoint>,
     /// cgroups made for the proxy.
     pub cgroups: Vec<PathBuf>,
+    /// The unit that systemd made for the proxy, and removes when that ends.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// The device's name.
+    #[serde(default)]
+    pub device: String,
+    /// When the container was made, in seconds since 1970.
+    #[serde(default)]
+    pub since: u64,
+    /// What could not be had, one line each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Records of before there were profiles name none.
@@ -111,6 +123,18 @@ impl Records {
         }
     }
 
+    /// Removes records whose writers were killed. The caller holds the lock, so that no writer is at work.
+    pub fn remove_unfinished(&self) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(self.directory.as_fd())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_bytes().starts_with(b".") && name.to_bytes().ends_with(b".json") {
+                rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The containers that have a record.
     pub fn containers(&self) -> io::Result<Vec<String>> {
         let mut containers = Vec::new();
@@ -156,6 +180,10 @@ mod tests {
             root: "/rootfs".into(),
             mount_points: vec![MountPoint { path: "etc/ld.so.preload".into(), directory: false }],
             cgroups: vec!["/sys/fs/cgroup/x".into()],
+            unit: None,
+            device: "soft0".into(),
+            since: 9,
+            warnings: vec!["w".into()],
         };
         assert_eq!(records.load("c1").unwrap(), None);
         records.save(&record).unwrap();

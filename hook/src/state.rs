@@ -97,6 +97,13 @@ struct Config {
     root: Option<Root>,
     annotations: Option<Annotations>,
     linux: Option<Linux>,
+    process: Option<Process>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Process {
+    oom_score_adj: Option<i32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,6 +115,31 @@ struct Root {
 #[serde(rename_all = "camelCase")]
 struct Linux {
     rootfs_propagation: Option<String>,
+    resources: Option<Resources>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Resources {
+    rdma: Option<BTreeMap<String, Rdma>>,
+}
+
+/// Limits of the rdma controller for one device; `None` for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rdma {
+    /// Open handles of the device.
+    pub hca_handles: Option<u32>,
+    /// Objects made with them.
+    pub hca_objects: Option<u32>,
+}
+
+impl Rdma {
+    /// As `rdma.max` takes it.
+    pub fn line(&self, device: &str) -> String {
+        let handles = self.hca_handles.map(|limit| format!(" hca_handle={limit}")).unwrap_or_default();
+        let objects = self.hca_objects.map(|limit| format!(" hca_object={limit}")).unwrap_or_default();
+        format!("{device}{handles}{objects}")
+    }
 }
 
 /// What the hook needs from `config.json`.
@@ -165,6 +197,20 @@ impl Bundle {
     pub fn root(&self) -> Result<PathBuf, Error> {
         let root = self.config.root.as_ref().ok_or_else(|| Error::NoRoot(self.path.clone()))?;
         Ok(self.directory().join(&root.path))
+    }
+
+    /// The container's own limits of the rdma controller, for devices whose names can be such.
+    pub fn rdma_limits(&self) -> BTreeMap<String, Rdma> {
+        let resources = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let limits = resources.and_then(|resources| resources.rdma.clone()).unwrap_or_default();
+        limits.into_iter().filter(|(device, _)| crate::annotations::is_device_name(device)).collect()
+    }
+
+    /// How soon the kernel is to kill the container's proxy for want of memory: as soon as the container, whose registered
+    /// memory counts for both. Never is not offered, because limits of the proxy's own could not be kept then; without a word in
+    /// `config.json` it is 0, whatever the engine's service has.
+    pub fn oom_score_adj(&self) -> i32 {
+        self.config.process.as_ref().and_then(|process| process.oom_score_adj).unwrap_or(0).clamp(-999, 1000)
     }
 
     /// Whether the container asked that its mounts be seen elsewhere.

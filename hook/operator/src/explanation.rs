@@ -4,9 +4,9 @@ use anyhow::Result;
 use ringfence_hook::annotations::{self, PREFIX};
 use ringfence_hook::config::{self, Config};
 use ringfence_hook::identity::{Identity, Namespace};
-use ringfence_hook::policy::{self, Grant, Origin, Resolution, Setting};
+use ringfence_hook::policy::{self, Grant, Resolution, Setting};
 use ringfence_hook::state::Annotations;
-use ringfence_hook::{Code, Failure};
+use ringfence_hook::Failure;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -84,7 +84,9 @@ impl Explanation {
             namespace: match &facts.namespace {
                 Namespace::None => None,
                 Namespace::Known(name) => Some(name.clone()),
-                Namespace::Claimed(name) => Some(format!("{name} (claimed by an annotation; no CRI engine vouches for it)")),
+                Namespace::Claimed(name) => {
+                    Some(format!("{name} (claimed by an annotation; no CRI engine vouches for it)"))
+                }
             },
             unused: unused(facts, &identity, &verdict),
             verdict,
@@ -134,7 +136,10 @@ fn proxied(config: &Config) -> Vec<Mount> {
     vec![
         mount(directory.clone(), format!("{}, with the proxy's socket", own.join("mount").display())),
         mount(directory.join("libibverbs.so.1"), config.inject.library.display().to_string()),
-        mount("/etc/ld.so.preload".into(), format!("{}/libibverbs.so.1, then the image's own lines", directory.display())),
+        mount(
+            "/etc/ld.so.preload".into(),
+            format!("{}/libibverbs.so.1, then the image's own lines", directory.display()),
+        ),
     ]
 }
 
@@ -146,7 +151,10 @@ fn passed(node: PathBuf) -> Mount {
 fn enable<'a>(annotations: &'a Annotations, identity: &Identity<'_>) -> Option<(&'a str, &'a str)> {
     let own = identity.container.map(|name| format!("enable.{PREFIX}container.{name}"));
     let names = own.into_iter().chain([format!("enable.{PREFIX}pod"), format!("{PREFIX}enable")]);
-    names.into_iter().find_map(|name| annotations.get_key_value(&name)).map(|(name, value)| (name.as_str(), value.as_str()))
+    names
+        .into_iter()
+        .find_map(|name| annotations.get_key_value(&name))
+        .map(|(name, value)| (name.as_str(), value.as_str()))
 }
 
 fn why_left_alone(annotations: &Annotations, identity: &Identity<'_>) -> String {
@@ -220,7 +228,6 @@ impl Registered {
         Self::Yes { policy: policy.or_else(joined) }
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -136,8 +136,8 @@ fn seen(mounts: &[Mount]) -> String {
 
 fn unused(unused: &[Unused]) -> String {
     let mut rows = vec![["UNUSED ANNOTATION", "WHY"].map(str::to_owned)];
-    rows.extend(unused.iter().map(|Unused { annotation, value, why }| {
-        [plain(&format!("{annotation}={value}")), plain(why)]
-    }));
+    rows.extend(
+        unused.iter().map(|Unused { annotation, value, why }| [plain(&format!("{annotation}={value}")), plain(why)]),
+    );
     output::table(&rows)
 }

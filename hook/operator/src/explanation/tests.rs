@@ -48,7 +48,10 @@ fn every_value_says_who_gave_it() {
         ("weight.ringfence.dev/pod", "7"),
     ]);
     facts.namespace = Namespace::Known("team-a".into());
-    let found = explain(&facts, "[policy.defaults]\nmax-qp = 16\n[policy.bounds]\nbandwidth = \"10Gbit\"\nclasses = [\"bulk\"]");
+    let found = explain(
+        &facts,
+        "[policy.defaults]\nmax-qp = 16\n[policy.bounds]\nbandwidth = \"10Gbit\"\nclasses = [\"bulk\"]",
+    );
     assert_eq!((found.container.as_deref(), found.namespace.as_deref()), (Some("app"), Some("team-a")));
     let Verdict::Joined { enabled_by, device, settings, mounts } = &found.verdict else { panic!("{found:?}") };
     assert_eq!((enabled_by.as_str(), device.as_str()), ("annotation ringfence.dev/enable=true", "soft0"));
