@@ -1,12 +1,12 @@
 //! What would come of a container, and why: the hook's own decision, put into words.
 
 use anyhow::Result;
+use ringfence_hook::Failure;
 use ringfence_hook::annotations::{self, PREFIX};
 use ringfence_hook::config::{self, Config};
 use ringfence_hook::identity::{Identity, Namespace};
-use ringfence_hook::policy::{self, Grant, Resolution, Setting};
+use ringfence_hook::policy::{self, Grant, Origin, Resolution, Setting};
 use ringfence_hook::state::Annotations;
-use ringfence_hook::Failure;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -125,7 +125,11 @@ fn decide(facts: &Facts, load: impl FnOnce() -> Result<Config, config::Error>) -
 impl From<Setting> for Value {
     fn from(setting: Setting) -> Self {
         let Setting { key, value, origin, bound } = setting;
-        Self { key, value, from: origin.to_string(), bound }
+        let from = match origin {
+            Origin::Default(table) if table == "device" => "the first device for this mode".into(),
+            origin => origin.to_string(),
+        };
+        Self { key, value, from, bound }
     }
 }
 
