@@ -64,7 +64,8 @@ impl Info {
         let devices = config.devices.iter().map(|device| {
             let link = device.link.map(|link| format!(", {}", show_rate(link))).unwrap_or_default();
             let nodes: String = device.nodes.iter().map(|node| format!(", {}", node.display())).collect();
-            format!("{} ({:?}{link}{nodes})", device.name, device.kind).to_lowercase()
+            let kind = format!("{:?}", device.kind).to_lowercase();
+            format!("{} ({kind}{link}{nodes})", device.name)
         });
         Ok(Self {
             version: VERSION,
