@@ -3,7 +3,7 @@
 use crate::annotations::{DEVICE_NAME, is_device_name};
 use crate::policy::Policy;
 use crate::units;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub enum Error {
 }
 
 /// The whole file; every part has a default.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub struct Config {
@@ -45,7 +45,7 @@ pub struct Config {
 }
 
 /// `[hook]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Hook {
     /// Our hook's program, as it is registered in `config.json`, `hooks.d` and CDI.
@@ -55,7 +55,7 @@ pub struct Hook {
 }
 
 /// `[runtime]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Runtime {
     /// `ringfence-runtime`, as engines are told of it.
@@ -65,7 +65,7 @@ pub struct Runtime {
 }
 
 /// `[shim]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Shim {
     /// `containerd-shim-ringfence-v2`, as containerd is told of it.
@@ -77,7 +77,7 @@ pub struct Shim {
 }
 
 /// `[proxy]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Proxy {
     /// The program.
@@ -89,14 +89,14 @@ pub struct Proxy {
     /// Where its memory and time are accounted.
     pub cgroup: Cgroup,
     /// Bytes of memory that a proxy in a cgroup of its own may be charged for; `None` for no limit but the parent's.
-    #[serde(deserialize_with = "optional_size")]
+    #[serde(deserialize_with = "optional_size", serialize_with = "show_optional_size")]
     pub memory_max: Option<u64>,
     /// Threads that a proxy in a cgroup of its own may have.
     pub pids_max: u32,
 }
 
 /// Which cgroups a proxy runs in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cgroup {
     /// Those of the runtime that called the hook.
@@ -107,7 +107,7 @@ pub enum Cgroup {
 }
 
 /// `[inject]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Inject {
     /// The preload library on the host.
@@ -117,7 +117,7 @@ pub struct Inject {
 }
 
 /// `[[device]]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Device {
     /// As containers see it.
@@ -125,7 +125,7 @@ pub struct Device {
     /// What it is.
     pub kind: Kind,
     /// Bits per second of the modelled link; `None` for as fast as memory.
-    #[serde(default, deserialize_with = "optional_rate")]
+    #[serde(default, deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
     pub link: Option<u64>,
     /// Device nodes for containers in mode passthrough, at the same path there.
     #[serde(default)]
@@ -133,7 +133,7 @@ pub struct Device {
 }
 
 /// Kinds of devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// No RNIC: memory copies between the node's containers.
@@ -199,10 +199,15 @@ impl Default for Inject {
 }
 
 impl Config {
+    /// The file that the environment names, if it does.
+    pub fn named() -> Option<PathBuf> {
+        std::env::var_os(ENVIRONMENT).map(PathBuf::from)
+    }
+
     /// Loads the file that the environment names, or the default one, which may be missing.
     pub fn load() -> Result<Self, Error> {
-        match std::env::var_os(ENVIRONMENT) {
-            Some(path) => Self::load_from(path.as_ref()),
+        match Self::named() {
+            Some(path) => Self::load_from(&path),
             None => match Self::load_from(DEFAULT_PATH.as_ref()) {
                 Err(Error::Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
                     Ok(Self::default())
@@ -212,7 +217,8 @@ impl Config {
         }
     }
 
-    fn load_from(path: &Path) -> Result<Self, Error> {
+    /// Loads `path`, which must exist.
+    pub fn load_from(path: &Path) -> Result<Self, Error> {
         let unreadable = |error| Error::Unreadable { path: path.to_owned(), error };
         let mut file = std::fs::File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.mode();
@@ -362,11 +368,21 @@ pub(crate) fn optional_rate<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     units::rate(&text).map(Some).ok_or_else(wrong)
 }
 
+/// As [`optional_rate`] reads it.
+pub(crate) fn show_optional_rate<S: Serializer>(rate: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    rate.map(units::show_rate).serialize(serializer)
+}
+
 /// A size, `"4GiB"`.
 pub(crate) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     let wrong = || de::Error::custom(format!("{text:?} is not a size; expected {}", units::SIZE_EXPECTED));
     units::size(&text).map(Some).ok_or_else(wrong)
+}
+
+/// As [`optional_size`] reads it.
+pub(crate) fn show_optional_size<S: Serializer>(size: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    size.map(units::show_size).serialize(serializer)
 }
 
 #[cfg(test)]
@@ -394,10 +410,7 @@ mod tests {
         assert_eq!(all.policy.names().collect::<Vec<_>>(), ["default", "gold"]);
     }
 
-    #[test]
-    fn every_key_is_read() {
-        let config = Config::parse(
-            r#"
+    const ALL: &str = r#"
             run-dir = "/run/rf"
             [proxy]
             path = "/opt/proxy"
@@ -436,9 +449,19 @@ mod tests {
             max-mr-bytes = "4GiB"
             max-cq = 66
             max-qp-depth = 67
-            "#,
-        )
-        .unwrap();
+            "#;
+
+    #[test]
+    fn what_is_shown_reads_back() {
+        for text in ["", ALL] {
+            let config = Config::parse(text).unwrap();
+            assert_eq!(Config::parse(&toml::to_string(&config).unwrap()), Ok(config));
+        }
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = Config::parse(ALL).unwrap();
         assert_eq!(config.proxy.cgroup, Cgroup::Inherit);
         assert_eq!((config.proxy.memory_max, config.proxy.pids_max), (Some(1 << 30), 9));
         assert_eq!(config.inject.directory_name(), "rf");

@@ -22,6 +22,8 @@ pub struct Container {
     pub proxy: Option<Status>,
     /// Name of its RDMA device; empty if not known.
     pub device: String,
+    /// Name of its policy; empty if not known.
+    pub policy: String,
     /// The limits that its proxy was started with; `None` in mode passthrough.
     pub limits: Option<Limits>,
     /// When it was made, in seconds since 1970; 0 if not known.
@@ -98,6 +100,7 @@ fn describe(config: &Config, record: Record) -> Container {
         init: Some(init),
         proxy,
         device: record.device,
+        policy: record.policy,
         since: record.since,
         cgroups: record.cgroups,
         unit: record.unit,
@@ -111,6 +114,7 @@ fn unreadable(id: String, error: &io::Error) -> Container {
         init: None,
         proxy: None,
         device: String::new(),
+        policy: String::new(),
         limits: None,
         since: 0,
         cgroups: Vec::new(),

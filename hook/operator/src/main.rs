@@ -1,6 +1,9 @@
 //! `ringfence`: the operator's command.
 
+mod cdi;
 mod commands;
+mod explanation;
+mod output;
 
 use clap::Parser;
 use std::process::ExitCode;

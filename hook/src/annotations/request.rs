@@ -4,11 +4,11 @@ use super::scope::Entry;
 use super::{Error, malformed};
 use crate::units;
 use ringfence_proxy::launch::Class;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// How a container reaches the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Through a proxy.

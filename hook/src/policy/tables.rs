@@ -2,15 +2,15 @@
 
 use super::{class_name, names};
 use crate::annotations::{DEFAULT_POLICY, Mode, POLICY_NAME, WEIGHTS, is_device_name};
-use crate::config::{optional_rate, optional_size};
+use crate::config::{optional_rate, optional_size, show_optional_rate, show_optional_size};
 use crate::units::{show_rate, show_size};
 use ringfence_proxy::launch::Class;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
 /// `[policy]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Policy {
     /// What a container gets that does not ask.
@@ -22,7 +22,7 @@ pub struct Policy {
 }
 
 /// `[policy.profiles.<name>]`. What its tables leave out is as in `[policy]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Profile {
     /// Kubernetes namespaces whose containers may ask for it by annotation, each exact or with one `*` at its end; `None` for
@@ -35,17 +35,17 @@ pub struct Profile {
 }
 
 /// `[policy.defaults]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub struct Defaults {
-    #[serde(deserialize_with = "optional_rate")]
+    #[serde(deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
     pub bandwidth: Option<u64>,
     pub weight: Option<u32>,
     pub class: Option<Class>,
     pub max_qp: Option<u32>,
     pub max_mr: Option<u32>,
-    #[serde(deserialize_with = "optional_size")]
+    #[serde(deserialize_with = "optional_size", serialize_with = "show_optional_size")]
     pub max_mr_bytes: Option<u64>,
     pub max_cq: Option<u32>,
     pub max_qp_depth: Option<u32>,
@@ -55,19 +55,19 @@ pub struct Defaults {
 ///
 /// Without a bound, `bandwidth`, `weight` and `class` are free; the `max-*` limits are still bound by the default, because
 /// annotations are written by tenants and may only narrow.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub struct Bounds {
     /// The first is what a container gets that does not ask; `None` for proxied.
     pub modes: Option<Vec<Mode>>,
-    #[serde(deserialize_with = "optional_rate")]
+    #[serde(deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
     pub bandwidth: Option<u64>,
     pub weight: Option<u32>,
     pub classes: Option<Vec<Class>>,
     pub max_qp: Option<u32>,
     pub max_mr: Option<u32>,
-    #[serde(deserialize_with = "optional_size")]
+    #[serde(deserialize_with = "optional_size", serialize_with = "show_optional_size")]
     pub max_mr_bytes: Option<u64>,
     pub max_cq: Option<u32>,
     pub max_qp_depth: Option<u32>,
