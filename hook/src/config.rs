@@ -1,15 +1,18 @@
-//! The administrator's configuration, `/etc/ringfence/config.toml`.
+//! The administrator's configuration, `/etc/ringfence/config.toml` and `/etc/ringfence/conf.d/*.toml`.
+
+mod load;
 
 use crate::annotations::{DEVICE_NAME, is_device_name};
 use crate::policy::Policy;
 use crate::units;
 use serde::{Deserialize, Deserializer, de};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+
+pub use load::paths;
 
 /// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ringfence/config.toml";
-/// Names another configuration file, which must then exist.
+/// Names another configuration file, which must then exist; its drop-ins are in `conf.d` beside it.
 pub const ENVIRONMENT: &str = "RINGFENCE_CONFIG";
 
 /// Why the configuration cannot be used.
@@ -192,38 +195,9 @@ impl Default for Inject {
 }
 
 impl Config {
-    /// Loads the file that the environment names, or the default one, which may be missing.
-    pub fn load() -> Result<Self, Error> {
-        match std::env::var_os(ENVIRONMENT) {
-            Some(path) => Self::load_from(path.as_ref()),
-            None => match Self::load_from(DEFAULT_PATH.as_ref()) {
-                Err(Error::Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
-                    Ok(Self::default())
-                }
-                result => result,
-            },
-        }
-    }
-
-    fn load_from(path: &Path) -> Result<Self, Error> {
-        let unreadable = |error| Error::Unreadable { path: path.to_owned(), error };
-        let mut file = std::fs::File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.mode();
-        if mode & 0o002 != 0 {
-            return Err(Error::Writable { path: path.to_owned(), mode: mode & 0o7777 });
-        }
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut file, &mut text).map_err(unreadable)?;
-        Self::parse(&text).map_err(|message| Error::Invalid { path: path.to_owned(), message })
-    }
-
     /// Parses and checks a whole file.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
-            let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
-            format!("{place}{}", error.message())
-        })?;
+        let config: Self = parse_unchecked(text)?;
         config.check()?;
         Ok(config)
     }
@@ -270,6 +244,15 @@ impl Config {
         }
         self.policy.check()
     }
+}
+
+/// Parses `text`; errors begin with the line.
+fn parse_unchecked<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+        let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        format!("{place}{}", error.message())
+    })
 }
 
 impl Inject {
@@ -467,14 +450,6 @@ mod tests {
             let message = Config::parse(text).unwrap_err();
             assert!(message.contains(expected), "{text}: {message}");
         }
-    }
-
-    #[test]
-    fn a_file_that_everybody_may_write_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(matches!(Config::load_from(file.path()), Err(Error::Writable { mode: 0o666, .. })));
     }
 
     proptest! {
