@@ -25,6 +25,11 @@ use std::time::Duration;
 /// `policy` is the administrator's choice for it, see [`annotations::wanted`].
 pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
+    let id = state.id.clone();
+    join(state, policy).map_err(|failure| failure.of(&id))
+}
+
+fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let Some(wish) = wish(&state, policy)? else { return Ok(()) };
     let config = Config::load()?;
     let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;

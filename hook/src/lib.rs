@@ -5,6 +5,7 @@
 
 pub mod annotations;
 pub mod config;
+pub mod failures;
 pub mod identity;
 pub mod policy;
 pub mod preload_file;
@@ -15,6 +16,7 @@ mod cgroup;
 mod create;
 mod failure;
 mod inject;
+mod journal;
 mod mountinfo;
 mod overlay;
 mod process;
