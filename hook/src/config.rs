@@ -12,6 +12,8 @@ pub use load::paths;
 
 /// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ringfence/config.toml";
+/// The run-dir of root's engines.
+pub const DEFAULT_RUN_DIR: &str = "/run/ringfence";
 /// Names another configuration file, which must then exist; its drop-ins are in `conf.d` beside it.
 pub const ENVIRONMENT: &str = "RINGFENCE_CONFIG";
 
@@ -27,6 +29,11 @@ pub enum Error {
     Writable { path: PathBuf, mode: u32 },
     #[error("configuration {path}: {message}")]
     Invalid { path: PathBuf, message: String },
+    #[error(
+        "without root the run-dir is in the own directory of the user, whose uid is {user}, but {reason}; \
+         `loginctl enable-linger` makes it, or set run-dir in the configuration"
+    )]
+    NoUserDir { user: u32, reason: String },
 }
 
 /// The whole file; every part has a default.
@@ -34,7 +41,7 @@ pub enum Error {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub struct Config {
-    /// Node-wide run-time directory.
+    /// Node-wide run-time directory. For an engine without root the default is `/run/user/<uid>/ringfence` instead.
     pub run_dir: PathBuf,
     pub hook: Hook,
     pub runtime: Runtime,
@@ -143,7 +150,7 @@ pub enum Kind {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            run_dir: "/run/ringfence".into(),
+            run_dir: DEFAULT_RUN_DIR.into(),
             hook: Hook::default(),
             runtime: Runtime::default(),
             shim: Shim::default(),

@@ -10,6 +10,7 @@ use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
 use crate::record::{MountPoint, Record, Records};
+use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{self, Annotations, Bundle, State};
 use crate::stop;
@@ -35,6 +36,7 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
     let bundle = wish.bundle;
     let init = Init::open(state.pid()?)?;
+    rootless::check(&resolution.grant, init.network_namespace.as_fd())?;
     let root = bundle.root()?;
 
     let run_dir = session::make_run_dir(&config.run_dir)?;
@@ -262,7 +264,8 @@ impl Making<'_> {
     }
 
     fn cgroups(&mut self, pid: i32) -> Result<Vec<std::fs::File>, Failure> {
-        if self.config.proxy.cgroup == config::Cgroup::Inherit {
+        // Without root there are no cgroups to make.
+        if self.config.proxy.cgroup == config::Cgroup::Inherit || rootless::user().is_some() {
             return Ok(Vec::new());
         }
         self.record.cgroups =
@@ -298,7 +301,11 @@ impl From<annotations::Error> for Failure {
 
 impl From<config::Error> for Failure {
     fn from(error: config::Error) -> Self {
-        Failure::new(Code::Config, error.to_string())
+        let code = match error {
+            config::Error::NoUserDir { .. } => Code::Privilege,
+            _ => Code::Config,
+        };
+        Failure::new(code, error.to_string())
     }
 }
 

@@ -23,6 +23,7 @@ mod process;
 mod proxy;
 mod record;
 mod rootfs;
+mod rootless;
 mod session;
 mod stop;
 mod sys;

@@ -175,7 +175,7 @@ fn failures_are_kept_for_the_operator() {
 }
 
 #[test]
-fn arguments() {
+fn usage() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("config.toml");
     std::fs::write(&config, format!("run-dir = \"{}/run\"", directory.path().display())).unwrap();
@@ -184,7 +184,14 @@ fn arguments() {
         hook.env("RINGFENCE_CONFIG", &config);
         hook
     };
-    for arguments in [&["createRuntime", "--policy"][..], &["--policy", "gold"], &["poststop", "x", "y"], &[]] {
+    for arguments in [
+        &[][..],
+        &["create"],
+        &["createRuntime", "x"],
+        &["createRuntime", "--policy"],
+        &["--policy", "gold"],
+        &["poststop", "x", "y"],
+    ] {
         let output = hook().args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");

@@ -1,6 +1,7 @@
 //! Reading the configuration: one file, and `conf.d/*.toml` beside it merged over it in the order of their names.
 
 use super::{Config, DEFAULT_PATH, ENVIRONMENT, Error};
+use crate::rootless;
 use serde::Deserialize;
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +17,9 @@ const ADDED: &str = "device";
 impl Config {
     /// Loads the file that the environment names, or the default one, which may be missing, and its drop-ins.
     pub fn load() -> Result<Self, Error> {
-        Self::load_from(&path())
+        let mut config = Self::load_from(&path())?;
+        config.run_dir = rootless::run_dir(config.run_dir)?;
+        Ok(config)
     }
 
     fn load_from(path: &Path) -> Result<Self, Error> {
