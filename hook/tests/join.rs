@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{HOOK, Lab, skip, succeeded, with_lab};
+use common::{Lab, skip, succeeded, with_lab};
 use serde_json::json;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
@@ -439,13 +439,4 @@ fn links_in_the_image_beside_our_places_do_not_matter() {
         lab.script(LOOK);
         assert_eq!(lab.output(), SEEN);
     });
-}
-
-#[test]
-fn usage() {
-    for arguments in [&[][..], &["create"], &["createRuntime", "x"]] {
-        let output = Command::new(HOOK).args(arguments).output().unwrap();
-        assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("usage: ringfence-hook"));
-    }
 }
