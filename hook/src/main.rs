@@ -1,8 +1,12 @@
 //! `ringfence-hook createRuntime|prestart|poststop`, with the OCI container state on standard input.
 
-use ringfence_hook::{Code, Failure, create, stop};
+use ringfence_hook::{Code, Failure, Input, create, stop};
 use std::io::Write;
 use std::process::ExitCode;
+
+fn input() -> Result<Input, Failure> {
+    Input::stdin().map_err(|error| Failure::new(Code::State, format!("standard input: {error}")))
+}
 
 const USAGE: &str =
     "usage: ringfence-hook createRuntime|prestart|poststop, with the OCI container state on standard input";
@@ -11,10 +15,9 @@ fn main() -> ExitCode {
     // By hand: the hook is in the way of every container's start, ours or not.
     let mut arguments = std::env::args_os().skip(1);
     let stage = arguments.next().filter(|_| arguments.next().is_none());
-    let input = std::io::stdin().lock();
     let result = match stage.as_ref().and_then(|stage| stage.to_str()) {
-        Some("createRuntime" | "prestart") => create(input),
-        Some("poststop") => stop(input),
+        Some("createRuntime" | "prestart") => input().and_then(create),
+        Some("poststop") => input().and_then(stop),
         _ => Err(Failure::new(Code::Usage, USAGE)),
     };
     match result {
