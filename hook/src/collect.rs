@@ -96,7 +96,9 @@ fn clean(config: &Config, records: &Records, container: &str) -> Result<Vec<Stri
     what.extend(places.filter(|path| path.exists()).map(|path| path.display().to_string()));
     what.extend(record.cgroups.iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
     what.extend(record.mount_points.iter().map(|point| record.root.join(&point.path).display().to_string()));
-    stop::remove(config, records, &record, Some(&lock)).map_err(|error| error.to_string())?;
+    stop::release(config, &record)
+        .and_then(|()| stop::forget(records, &record, Some(&lock)))
+        .map_err(|error| error.to_string())?;
     match records.load(container) {
         Ok(None) => Ok(what),
         _ => Err(format!("another container lives on its root file system {}", record.root.display())),
