@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
     let called = arguments.next().unwrap_or_default();
     let mut invocation = Invocation::parse(arguments);
     let Err(failure) = run(&called, &mut invocation);
-    report("ringfence-runtime", &failure, &invocation.log);
+    report(&failure, &invocation.log);
     ExitCode::FAILURE
 }
 
