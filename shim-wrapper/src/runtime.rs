@@ -72,7 +72,7 @@ fn real(called: &OsString, places: &Places, search: &Search) -> Result<PathBuf, 
     if let Some(program) = names.iter().find_map(|name| search.find(name)) {
         return Ok(program);
     }
-    let shown = |name: &&Path| match search.is_ours(name) {
+    let shown = |name: &&Path| match name.is_absolute() && search.is_ours(name) {
         true => format!("{} (which is ringfence-runtime itself)", name.display()),
         false => name.display().to_string(),
     };
