@@ -1,6 +1,7 @@
 //! `ringfence`: the operator's command.
 
 mod commands;
+mod engines;
 
 use clap::Parser;
 use std::process::ExitCode;
