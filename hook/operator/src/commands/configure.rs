@@ -1,10 +1,11 @@
 //! `ringfence configure`
 
 use crate::engines::host::Host;
-use crate::engines::plan::Plan;
+use crate::engines::plan::{Change, Plan};
 use crate::engines::{Engine, Options};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValue;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -122,23 +123,22 @@ impl Target {
     }
 
     fn carry_out(&self, engine: Engine, plan: &Plan, nothing: &str) -> Result<()> {
-        let name = engine.name();
+        let mut lines = Vec::new();
+        if plan.changes.is_empty() {
+            lines.push(nothing.to_owned());
+        }
         if self.dry_run {
-            print!("{}", plan.diff());
+            // A reader that leaves, such as head, is no failure of ours.
+            let _ = std::io::stdout().write_all(plan.diff().as_bytes());
         } else {
             plan.apply()?;
-            plan.changes.iter().for_each(|change| println!("{name}: {}", change.describe()));
-        }
-        if plan.changes.is_empty() {
-            println!("{name}: {nothing}");
-        }
-        if self.dry_run {
-            return Ok(());
-        }
-        plan.notes.iter().for_each(|note| println!("{name}: {note}"));
-        if let Some(next) = plan.next {
+            lines.extend(plan.changes.iter().map(Change::describe));
+            lines.extend(plan.notes.iter().cloned());
             let place = if self.root.is_some() { "on the host: " } else { "" };
-            println!("{name}: now run {place}{next}");
+            lines.extend(plan.next.map(|next| format!("now run {place}{next}")));
+        }
+        for line in lines {
+            let _ = writeln!(std::io::stdout(), "{}: {line}", engine.name());
         }
         Ok(())
     }

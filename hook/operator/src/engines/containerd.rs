@@ -195,8 +195,9 @@ impl std::fmt::Display for File {
 /// `text` with the registration.
 pub fn configure(text: &str, registration: &Registration) -> Result<String> {
     let mut file = File::parse(text).map_err(anyhow::Error::msg)?;
+    let before = file.to_string();
     file.configure(registration)?;
-    let new = file.to_string();
+    let new = keep_lines(text, &before, &file.to_string());
     if let Err(error) = File::parse(&new) {
         bail!("it is written in a way that cannot be edited in place ({error}); write its runtimes as [tables]");
     }
@@ -216,9 +217,35 @@ pub fn unconfigure(text: &str) -> Result<Option<String>> {
         None => (false, text),
     };
     let mut file = File::parse(rest).map_err(anyhow::Error::msg)?;
+    let before = file.to_string();
     file.unconfigure();
-    let rest = file.to_string();
+    let rest = keep_lines(rest, &before, &file.to_string());
     Ok(if ours && rest.trim().is_empty() { None } else { Some(rest) })
+}
+
+/// Carries the difference of `before` and `after` over to `text`, of which `before` is a rendering: that writes some
+/// lines, such as headers with a key in other quotes, in its own way.
+fn keep_lines(text: &str, before: &str, after: &str) -> String {
+    let original: Vec<_> = text.split_inclusive('\n').collect();
+    if original.len() != before.split_inclusive('\n').count() {
+        return after.to_owned();
+    }
+    let line_end = if before.contains("\r\n") { "\r\n" } else { "\n" };
+    let mut lines: Vec<&str> = Vec::new();
+    let after_lines: Vec<_> = after.split_inclusive('\n').collect();
+    let changes = similar::TextDiff::from_lines(before, after);
+    for change in changes.iter_all_changes() {
+        let line = match (change.tag(), change.old_index(), change.new_index()) {
+            (similar::ChangeTag::Equal, Some(index), _) => original[index],
+            (similar::ChangeTag::Insert, _, Some(index)) => after_lines[index],
+            _ => continue,
+        };
+        if lines.last().is_some_and(|last| !last.ends_with('\n')) {
+            lines.push(line_end);
+        }
+        lines.push(line);
+    }
+    lines.concat()
 }
 
 /// What is wrong with a registration for `binary`, or for the shim `shim`; nothing if it works.
@@ -321,7 +348,7 @@ fn set_default(item: &mut Item) -> Result<()> {
             *name.decor_mut() = Decor::new(prefix(former), suffix);
         }
     }
-    containerd.insert(key, Item::Value(name));
+    put(containerd, key, name);
     if let Some(section) = item.as_table_mut().filter(|section| section.is_implicit()) {
         section.set_implicit(false);
         section.decor_mut().set_prefix(MARK_SECTION);
@@ -339,12 +366,20 @@ fn reset_default(item: &mut Item) {
     match former.and_then(|(former, suffix)| Some((former.parse::<Value>().ok()?, suffix))) {
         Some((mut former, suffix)) => {
             *former.decor_mut() = Decor::new(prefix(name), suffix);
-            containerd.insert(key, Item::Value(former));
+            put(containerd, key, former);
         }
         None => _ = containerd.remove(key),
     }
     if let Some(section) = item.as_table_mut().filter(|section| is_marked(section)) {
         section.set_implicit(true);
+    }
+}
+
+/// Like `insert`, which would forget how the key is indented.
+fn put(table: &mut dyn TableLike, key: &str, value: Value) {
+    match table.get_mut(key) {
+        Some(present) => *present = Item::Value(value),
+        None => _ = table.insert(key, Item::Value(value)),
     }
 }
 

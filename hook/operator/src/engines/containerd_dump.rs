@@ -54,11 +54,8 @@ fn dump(program: &Path, place: &Place, target: &Path, new: Option<&str>, directo
         main.set_imports(&imports);
     }
     let path = directory.join("main.toml");
-    if place.files.is_empty() && new.is_none() {
-        let _ = std::fs::remove_file(&path);
-    } else {
-        std::fs::write(&path, main.to_string())?;
-    }
+    // containerd starts without a file as with an empty one, but 1.x dumps only the latter.
+    std::fs::write(&path, main.to_string())?;
     let text = output(Command::new(program).arg("--config").arg(&path).args(["config", "dump"]), LIMIT)?;
     toml::from_str(&text).context("containerd config dump printed no TOML")
 }
@@ -104,7 +101,9 @@ fn runtimes(dump: &mut Table) -> Option<&mut Table> {
 fn simplify(value: &mut Value) {
     if let Value::Table(table) = value {
         table.iter_mut().for_each(|(_, value)| simplify(value));
-        table.retain(|_, value| match value {
+        table.retain(|key, value| match value {
+            // What containerd takes for a runtime that does not say.
+            Value::String(text) if key == "sandbox_mode" || key == "sandboxer" => text != "podsandbox",
             Value::String(text) => !text.is_empty(),
             Value::Integer(number) => *number != 0,
             Value::Boolean(bool) => *bool,
