@@ -11,6 +11,7 @@ use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
 use crate::record::{MountPoint, Record, Records};
+use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{self, Annotations, Bundle, State};
 use crate::stop;
@@ -26,11 +27,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// `policy` is the administrator's choice for it, see [`annotations::wanted`].
 pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
+    let id = state.id.clone();
+    join(state, policy).map_err(|failure| failure.of(&id))
+}
+
+fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let Some(wish) = wish(&state, policy)? else { return Ok(()) };
     let config = Config::load()?;
     let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
     let bundle = wish.bundle;
     let init = Init::open(state.pid()?)?;
+    rootless::check(&resolution.grant, init.network_namespace.as_fd())?;
     let root = bundle.root()?;
 
     let run_dir = session::make_run_dir(&config.run_dir)?;
@@ -250,14 +257,19 @@ impl Making<'_> {
 
     fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
         self.save()?;
-        let nodes = device.nodes.iter().map(|path| Ok((path.clone(), inject::open_node(path)?)));
-        let nodes = nodes.collect::<Result<Vec<_>, Failure>>()?;
-        self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes)?)?;
-        for (path, node) in &nodes {
-            let device = rustix::fs::fstat(node).during(Code::Device, || path.display().to_string())?.st_rdev;
-            cgroup::allow_device(init.process.pid, rustix::fs::major(device), rustix::fs::minor(device))?;
+        let mut nodes = Vec::new();
+        for path in &device.nodes {
+            let node = inject::open_node(path)?;
+            let found = rustix::fs::fstat(&node).during(Code::Device, || path.display().to_string())?.st_rdev;
+            nodes.push((path.clone(), node, rustix::fs::major(found), rustix::fs::minor(found)));
         }
-        Ok(())
+        let forbidden = nodes.iter().filter(|(_, _, major, minor)| !bundle.allows_device(*major, *minor));
+        let forbidden: Vec<_> = forbidden.map(|(_, _, major, minor)| (*major, *minor)).collect();
+        // What is in linux.devices the runtime has made already, as ringfence-runtime and CDI have it do.
+        nodes.retain(|(path, _, major, minor)| !bundle.has_device(path, *major, *minor));
+        let nodes: Vec<_> = nodes.into_iter().map(|(path, node, ..)| (path, node)).collect();
+        self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes)?)?;
+        forbidden.into_iter().try_for_each(|(major, minor)| cgroup::allow_device(init.process.pid, major, minor))
     }
 
     fn inject(&mut self, container: &Container, sources: Sources) -> Result<(), Failure> {
@@ -295,7 +307,11 @@ impl From<annotations::Error> for Failure {
 
 impl From<config::Error> for Failure {
     fn from(error: config::Error) -> Self {
-        Failure::new(Code::Config, error.to_string())
+        let code = match error {
+            config::Error::NoUserDir { .. } => Code::Privilege,
+            _ => Code::Config,
+        };
+        Failure::new(code, error.to_string())
     }
 }
 

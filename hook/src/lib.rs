@@ -5,6 +5,7 @@
 
 pub mod annotations;
 pub mod config;
+pub mod failures;
 pub mod identity;
 pub mod policy;
 pub mod preload_file;
@@ -17,6 +18,7 @@ mod containers;
 mod create;
 mod failure;
 mod inject;
+mod journal;
 mod mountinfo;
 mod overlay;
 mod placement;
@@ -24,6 +26,7 @@ mod process;
 mod proxy;
 mod record;
 mod rootfs;
+mod rootless;
 mod session;
 mod stop;
 mod sys;

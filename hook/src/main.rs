@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             // There is nobody to tell if this fails; the exit code says the most of it.
             let _ = std::io::stderr().write_all(format!("ringfence-hook: {failure}\n").as_bytes());
+            failure.report();
             ExitCode::from(failure.code as u8)
         }
     }

@@ -26,6 +26,10 @@ const MAX_OTHERS: usize = 256;
 /// Acts on the container whose state is `input`. Idempotent.
 pub fn stop(input: impl Read) -> Result<(), Failure> {
     let state = State::read(input)?;
+    clean_up(&state).map_err(|failure| failure.of(&state.id))
+}
+
+fn clean_up(state: &State) -> Result<(), Failure> {
     let config = match Config::load() {
         Ok(config) => config,
         // Not our container, as far as can be told: its end is no occasion to complain.
