@@ -63,7 +63,9 @@ fn switched_off_or_a_pods_sandbox_is_left_alone() {
 #[test]
 fn the_engine_enables_a_container_without_annotations() {
     with_lab(|lab| {
-        lab.configure("ready", "[policy.profiles.gold]\nnamespaces = [\"team-a\"]\ndefaults.max-qp = 7");
+        std::fs::create_dir(lab.path("conf.d")).unwrap();
+        let profile = "[policy.profiles.gold]\nnamespaces = [\"team-a\"]\ndefaults.max-qp = 7";
+        std::fs::write(lab.path("conf.d/gold.toml"), profile).unwrap();
         lab.annotate(&[]);
         lab.hooks(&["prestart", "createRuntime"], true);
         lab.hook_policy(Some("gold"));
