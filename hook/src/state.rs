@@ -97,6 +97,13 @@ struct Config {
     root: Option<Root>,
     annotations: Option<Annotations>,
     linux: Option<Linux>,
+    process: Option<Process>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Process {
+    oom_score_adj: Option<i32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,6 +115,53 @@ struct Root {
 #[serde(rename_all = "camelCase")]
 struct Linux {
     rootfs_propagation: Option<String>,
+    devices: Option<Vec<Device>>,
+    resources: Option<Resources>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Resources {
+    devices: Option<Vec<Rule>>,
+    rdma: Option<BTreeMap<String, Rdma>>,
+}
+
+/// Limits of the rdma controller for one device; `None` for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rdma {
+    /// Open handles of the device.
+    pub hca_handles: Option<u32>,
+    /// Objects made with them.
+    pub hca_objects: Option<u32>,
+}
+
+impl Rdma {
+    /// As `rdma.max` takes it.
+    pub fn line(&self, device: &str) -> String {
+        let handles = self.hca_handles.map(|limit| format!(" hca_handle={limit}")).unwrap_or_default();
+        let objects = self.hca_objects.map(|limit| format!(" hca_object={limit}")).unwrap_or_default();
+        format!("{device}{handles}{objects}")
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Device {
+    path: PathBuf,
+    #[serde(default)]
+    major: i64,
+    #[serde(default)]
+    minor: i64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Rule {
+    #[serde(default)]
+    allow: bool,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: Option<String>,
 }
 
 /// What the hook needs from `config.json`.
@@ -126,7 +180,7 @@ impl Bundle {
         match Self::read(&state.bundle) {
             Err(Error::Bundle { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
                 let Ok(other) = Self::read(runtime_cwd) else { return Err(Error::Bundle { path, error }) };
-                let ours = |(key, _): &(&str, &str)| key.starts_with(crate::annotations::PREFIX);
+                let ours = |(key, _): &(&str, &str)| crate::annotations::is_ours(key);
                 if !other.annotations().filter(ours).eq(state.annotations().filter(ours)) {
                     return Err(Error::OtherBundle { path: other.path });
                 }
@@ -155,18 +209,55 @@ impl Bundle {
         self.config.annotations.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Where it is.
+    pub fn directory(&self) -> PathBuf {
+        // `/proc/PPID/cwd` names another directory once the runtime is gone.
+        self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone())
+    }
+
     /// The container's root file system, as the host and the container's mount namespace before the pivot name it.
     pub fn root(&self) -> Result<PathBuf, Error> {
         let root = self.config.root.as_ref().ok_or_else(|| Error::NoRoot(self.path.clone()))?;
-        // `/proc/PPID/cwd` names another directory once the runtime is gone.
-        let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
-        Ok(directory.join(&root.path))
+        Ok(self.directory().join(&root.path))
+    }
+
+    /// The container's own limits of the rdma controller, for devices whose names can be such.
+    pub fn rdma_limits(&self) -> BTreeMap<String, Rdma> {
+        let resources = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let limits = resources.and_then(|resources| resources.rdma.clone()).unwrap_or_default();
+        limits.into_iter().filter(|(device, _)| crate::annotations::is_device_name(device)).collect()
+    }
+
+    /// How soon the kernel is to kill the container's proxy for want of memory: as soon as the container, whose registered
+    /// memory counts for both. Never is not offered, because limits of the proxy's own could not be kept then; without a word in
+    /// `config.json` it is 0, whatever the engine's service has.
+    pub fn oom_score_adj(&self) -> i32 {
+        self.config.process.as_ref().and_then(|process| process.oom_score_adj).unwrap_or(0).clamp(-999, 1000)
     }
 
     /// Whether the container asked that its mounts be seen elsewhere.
     pub fn shares_mounts(&self) -> bool {
         let propagation = self.config.linux.as_ref().and_then(|linux| linux.rootfs_propagation.as_deref());
         matches!(propagation, Some("shared" | "rshared"))
+    }
+
+    /// Whether the runtime itself makes the character device `major:minor` at `path`.
+    pub fn has_device(&self, path: &Path, major: u32, minor: u32) -> bool {
+        let devices = self.config.linux.iter().filter_map(|linux| linux.devices.as_ref()).flatten();
+        let numbers = (i64::from(major), i64::from(minor));
+        devices.into_iter().any(|device| device.path == path && (device.major, device.minor) == numbers)
+    }
+
+    /// Whether the runtime itself lets the container read and write the character device `major:minor`, by a rule for it.
+    pub fn allows_device(&self, major: u32, minor: u32) -> bool {
+        let resources = self.config.linux.iter().filter_map(|linux| linux.resources.as_ref());
+        let numbers = (Some(i64::from(major)), Some(i64::from(minor)));
+        resources.filter_map(|resources| resources.devices.as_ref()).flatten().any(|rule| {
+            rule.allow
+                && rule.kind.as_deref() == Some("c")
+                && (rule.major, rule.minor) == numbers
+                && rule.access.as_deref().is_some_and(|access| access.contains('r') && access.contains('w'))
+        })
     }
 }
 
@@ -225,6 +316,25 @@ mod tests {
             assert_eq!(State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).is_ok(), usable, "{id:?}");
         }
         assert!(State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn devices_of_the_runtime() {
+        let directory = tempfile::tempdir().unwrap();
+        let bundle = |linux: &str| {
+            std::fs::write(directory.path().join("config.json"), format!(r#"{{"linux":{linux}}}"#)).unwrap();
+            Bundle::read(directory.path()).unwrap()
+        };
+        let none = bundle(r#"{"devices":null,"resources":{"devices":null}}"#);
+        assert!(!none.has_device(Path::new("/dev/x"), 10, 229) && !none.allows_device(10, 229));
+        let bundle = bundle(
+            r#"{"devices":[{"path":"/dev/x","type":"c","major":10,"minor":229}],"resources":{"devices":[
+                {"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rwm"},
+                {"allow":true,"type":"c","major":10,"minor":1,"access":"r"},{"allow":false,"type":"c","major":10,"minor":2,"access":"rw"}]}}"#,
+        );
+        assert!(bundle.has_device(Path::new("/dev/x"), 10, 229) && bundle.allows_device(10, 229));
+        assert!(!bundle.has_device(Path::new("/dev/y"), 10, 229) && !bundle.has_device(Path::new("/dev/x"), 10, 1));
+        assert!(!bundle.allows_device(10, 1) && !bundle.allows_device(10, 2) && !bundle.allows_device(10, 3));
     }
 
     #[test]

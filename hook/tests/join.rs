@@ -61,6 +61,41 @@ fn switched_off_or_a_pods_sandbox_is_left_alone() {
 }
 
 #[test]
+fn the_engine_enables_a_container_without_annotations() {
+    with_lab(|lab| {
+        lab.configure("ready", "[policy.profiles.gold]\nnamespaces = [\"team-a\"]\ndefaults.max-qp = 7");
+        lab.annotate(&[]);
+        lab.hooks(&["prestart", "createRuntime"], true);
+        lab.hook_policy(Some("gold"));
+        lab.script("sleep 60");
+        lab.create();
+        let launch = lab.path("run/containers").join(&lab.id).join("launch.json");
+        let launch: serde_json::Value = serde_json::from_slice(&std::fs::read(launch).unwrap()).unwrap();
+        assert_eq!(launch["limits"]["max_qp"], 7);
+        assert_eq!(lab.proxies().len(), 1);
+        succeeded(&lab.runc(&["delete", "-f", &lab.id]));
+
+        lab.annotate(&[("enable", "false")]);
+        lab.script("ls -d /dev/ringfence; true");
+        assert_eq!(lab.output(), "");
+    });
+}
+
+#[test]
+fn a_pods_annotation_speaks_to_one_of_its_containers() {
+    const NAME: &str = "io.kubernetes.cri.container-name";
+    for (name, seen) in [("app", SEEN), ("db", "")] {
+        with_lab(|lab| {
+            lab.edit(|config| {
+                config["annotations"] = json!({"enable.ringfence.dev/container.app": "true", NAME: name});
+            });
+            lab.script(&format!("{LOOK}; true"));
+            assert_eq!(succeeded(&lab.run()), seen, "{name}");
+        });
+    }
+}
+
+#[test]
 fn the_images_own_preload_file_is_kept() {
     with_lab(|lab| {
         let etc = lab.path("rootfs/etc");
@@ -373,6 +408,26 @@ fn passthrough_grants_the_device_nodes() {
         lab.script(&format!("exec 3<>{NODE} && echo opened; ls -d /dev/ringfence; true"));
         assert_eq!(lab.output(), "opened\n");
         assert_eq!(lab.proxies(), [0; 0]);
+    });
+}
+
+#[test]
+fn device_nodes_of_the_runtime_are_left_to_it() {
+    with_lab(|lab| {
+        if !std::path::Path::new("/dev/fuse").exists() {
+            return skip("needs /dev/fuse as a device node");
+        }
+        lab.configure(
+            "ready",
+            "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"/dev/fuse\"]\n[policy.bounds]\nmodes = [\"passthrough\"]",
+        );
+        lab.edit(|config| {
+            config["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
+            let rule = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm"});
+            config["linux"]["resources"]["devices"].as_array_mut().unwrap().push(rule);
+        });
+        lab.script("exec 3<>/dev/fuse && echo opened; grep -c fuse /proc/self/mounts; true");
+        assert_eq!(lab.output(), "opened\n0\n");
     });
 }
 

@@ -1,7 +1,10 @@
 //! `ringfence`: the operator's command.
 
+mod cdi;
 mod commands;
 mod engines;
+mod explanation;
+mod output;
 
 use clap::Parser;
 use std::process::ExitCode;
