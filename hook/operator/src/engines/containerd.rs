@@ -128,13 +128,14 @@ impl File {
             );
         }
         let containerd = child(child(child(self.document.as_item_mut(), "plugins")?, plugin)?, "containerd")?;
+        let runtimes = child(containerd, "runtimes")?;
+        if !runtimes.as_table().is_some_and(|runtimes| !runtimes.is_dotted()) {
+            bail!("its runtimes are an inline table or dotted keys; write each as a [table], then try again");
+        }
         if registration.set_as_default {
             set_default(containerd)?;
         }
         let runtimes = table(child(containerd, "runtimes")?, "runtimes")?;
-        if runtimes.is_dotted() {
-            bail!("its runtimes are written as dotted keys; write them as [tables], then try again");
-        }
         let runc = match runtimes.get("runc").and_then(Item::as_table_like) {
             Some(runc) => Some(copy(runc)),
             None => registration.runc.as_ref().map(|runc| copy(runc)),

@@ -181,8 +181,13 @@ pub fn configure(host: &Host, options: &Options) -> Result<Plan> {
 
 /// What takes the runtime out again, from all files.
 pub fn unconfigure(host: &Host, options: &Options) -> Result<Plan> {
-    let place = Place::find(host, options.config.as_deref())?;
     let mut plan = Plan::default();
+    let place = match Place::find(host, options.config.as_deref()) {
+        Ok(place) => place,
+        // What is wrong there is no business of ours then.
+        Err(_) if !names_us(host, options.config.as_deref().unwrap_or(Path::new(DEFAULT))) => return Ok(plan),
+        Err(error) => return Err(error),
+    };
     for loaded in &place.files {
         let new =
             containerd::unconfigure(&loaded.text).map_err(|error| error.context(loaded.path.display().to_string()))?;
@@ -192,4 +197,8 @@ pub fn unconfigure(host: &Host, options: &Options) -> Result<Plan> {
         }
     }
     Ok(plan)
+}
+
+fn names_us(host: &Host, path: &Path) -> bool {
+    !matches!(host.read(path), Ok(text) if !text.as_ref().is_some_and(|text| text.contains(containerd::NAME)))
 }

@@ -129,7 +129,7 @@ const RELOAD: &str = "systemctl reload docker (running containers stay)";
 pub fn unconfigure_host(host: &Host, options: &Options) -> Result<Plan> {
     let path = options.config.as_deref().unwrap_or(Path::new(DEFAULT));
     let mut plan = Plan::default();
-    let Some(text) = host.read(path)? else { return Ok(plan) };
+    let Some(text) = host.read(path)?.filter(|text| text.contains(NAME)) else { return Ok(plan) };
     let new = unconfigure(&text).with_context(|| format!("{}; mend it first, nothing was changed", path.display()))?;
     if new.as_deref() != Some(&text) {
         plan.set(host, path, new)?;
