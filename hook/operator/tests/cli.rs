@@ -204,7 +204,7 @@ fn what_is_left_behind_is_listed_and_removed() {
         "mount-points":[],"cgroups":[],"device":"soft0","since":1}"#;
     std::fs::write(node.path("run/state/c1.json"), record).unwrap();
 
-    let shown = node.succeed(&["list", "--failures"]);
+    let shown = node.succeed(&["list"]);
     let words: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!((words[0], words[3], words[4], *words.last().unwrap()), ("c1", "soft0", "gold", "ended"), "{shown}");
     assert_eq!(json(&node.succeed(&["list", "--json"]))[0]["id"], "c1");
@@ -213,6 +213,72 @@ fn what_is_left_behind_is_listed_and_removed() {
     assert!(node.succeed(&["gc"]).starts_with("removed c1: record"));
     assert!(!node.path("run/containers/c1").exists() && !node.path("run/state/c1.json").exists());
     assert_eq!(json(&node.succeed(&["gc", "--json"])), serde_json::json!({"removed": [], "left": []}));
+}
+
+#[test]
+fn failures_of_the_hook_are_listed() {
+    let node = Node::new("");
+    assert_eq!(json(&node.succeed(&["list", "--failures", "--json"])), serde_json::json!([]));
+    std::fs::create_dir(node.path("run")).unwrap();
+    let entries = "{\"time\":1,\"container\":\"c1\",\"code\":13,\"message\":\"too\\nmuch\"}\n\
+         {\"time\":2,\"container\":null,\"code\":10,\"message\":\"no state\"}\n";
+    std::fs::write(node.path("run/failures.jsonl"), entries).unwrap();
+    let shown = node.succeed(&["list", "--failures"]);
+    let words: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().skip(1).collect()).collect();
+    assert_eq!(words[1..], [vec!["c1", "E13", "too\u{fffd}much"], vec!["-", "E10", "no", "state"]]);
+    assert_eq!(json(&node.succeed(&["list", "--failures", "--json"]))[1]["message"], "no state");
+}
+
+#[test]
+fn drop_ins_count() {
+    let node = Node::new("");
+    std::fs::create_dir(node.path("conf.d")).unwrap();
+    std::fs::write(node.path("conf.d/gold.toml"), "[policy.profiles.gold]\n").unwrap();
+    let info = json(&node.succeed(&["info", "--json"]));
+    assert_eq!(info["configuration"][1].as_str(), node.path("conf.d/gold.toml").to_str());
+    assert_eq!(info["policies"][1], "gold");
+    assert_eq!(node.succeed(&["config", "validate"]).matches(": valid\n").count(), 2);
+    assert!(node.succeed(&["cdi", "generate", "--output", "-"]).contains("\"gold\""));
+    assert!(node.succeed(&["config", "show"]).contains("[policy.profiles.gold"));
+}
+
+/// The manifests' annotations are what they say they are, by the configuration that they come with.
+#[test]
+fn the_examples_for_kubernetes_are_granted() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/kubernetes");
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    let install = read("install.yaml");
+    let (_, config) = install.split_once("config.toml: |\n").unwrap();
+    let config: String =
+        config.lines().take_while(|line| *line != "---").map(|line| format!("{}\n", line.trim())).collect();
+    let node = Node::new(&config);
+    let explain = |manifest: &str, container: &str| {
+        let mut arguments = vec!["explain".to_owned(), "--json".into(), "--container".into(), container.into()];
+        for line in
+            manifest.lines().map(str::trim).filter(|line| line.contains("ringfence.dev/") && !line.starts_with('#'))
+        {
+            let (key, value) = line.split_once(": ").unwrap();
+            arguments.extend(["--annotation".into(), format!("{key}={}", value.trim_matches('"'))]);
+        }
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        json(&node.succeed(&arguments))
+    };
+    let value = |shown: &Value, key: &str| {
+        let settings = shown["settings"].as_array().unwrap();
+        settings.iter().find(|setting| setting["key"] == key).unwrap()["value"].clone()
+    };
+    let pod = read("containers.yaml");
+    assert_eq!(explain(&pod, "fetch")["verdict"], "left-alone");
+    let (train, monitor) = (explain(&pod, "train"), explain(&pod, "monitor"));
+    assert_eq!(
+        [value(&train, "bandwidth"), value(&train, "class"), value(&train, "max-mr-bytes")],
+        ["20Gbit", "bulk", "4GiB"]
+    );
+    assert_eq!([value(&monitor, "bandwidth"), value(&monitor, "class")], ["100Mbit", "latency"]);
+    let pods = read("bandwidth.yaml");
+    let bandwidths: Vec<_> =
+        pods.split("---").skip(1).map(|pod| value(&explain(pod, "ib-write-bw"), "bandwidth")).collect();
+    assert_eq!(bandwidths, ["25Gbit", "10Gbit"]);
 }
 
 #[test]
@@ -245,7 +311,7 @@ fn info_names_devices_and_policies() {
     let shown = json(&node.succeed(&["info", "--json"]));
     assert_eq!(shown["devices"][0], "soft1 (soft, 25Gbit)");
     assert_eq!(shown["policies"], serde_json::json!(["default", "gold"]));
-    assert_eq!(shown["configuration"].as_str(), node.path("config.toml").to_str());
+    assert_eq!(shown["configuration"][0].as_str(), node.path("config.toml").to_str());
     assert!(node.succeed(&["info"]).contains("soft1"));
 }
 
