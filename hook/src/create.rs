@@ -179,10 +179,14 @@ fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Pat
             );
             return Err(Failure::new(Code::State, message));
         }
-        if record.root == root {
+        let undone = if record.root == root {
+            // They are about to be used again. The record that names them stays until it is overwritten.
             mount_points = std::mem::take(&mut record.mount_points);
-        }
-        stop::undo(config, records, &record).map_err(|error| {
+            stop::release(config, &record)
+        } else {
+            stop::undo(config, records, &record)
+        };
+        undone.map_err(|error| {
             Failure::new(Code::Internal, format!("cannot clean up after an earlier container {id}: {error}"))
         })?;
     }
