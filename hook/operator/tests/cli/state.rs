@@ -18,9 +18,10 @@ fn what_is_left_behind_is_listed_and_removed() {
     let words: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!((words[0], words[3], words[4], *words.last().unwrap()), ("c1", "soft0", "gold", "ended"), "{shown}");
     assert_eq!(json(&node.succeed(&["list", "--json"]))[0]["id"], "c1");
-    assert!(node.succeed(&["gc", "--dry-run"]).starts_with("would remove c1: record"));
+    assert!(node.succeed(&["gc", "--dry-run"]).starts_with("would remove c1: its record"));
     assert!(node.path("run/containers/c1").exists());
-    assert!(node.succeed(&["gc"]).starts_with("removed c1: record"));
+    let removed = node.succeed(&["gc"]);
+    assert!(removed.starts_with("removed c1: ") && removed.contains("state/c1.json"), "{removed}");
     assert!(!node.path("run/containers/c1").exists() && !node.path("run/state/c1.json").exists());
     assert_eq!(json(&node.succeed(&["gc", "--json"])), serde_json::json!({"removed": [], "left": []}));
 }
