@@ -11,7 +11,7 @@ pub mod hooks_d;
 pub mod host;
 pub mod plan;
 pub mod podman;
-mod process;
+pub mod process;
 
 use anyhow::{Result, bail};
 use host::Host;
