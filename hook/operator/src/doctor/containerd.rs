@@ -2,8 +2,8 @@
 
 use super::Report;
 use super::registrations::version;
-use crate::engines::containerd::{NAME, defects};
-use crate::engines::containerd_files::Place;
+use crate::engines::containerd::files::Place;
+use crate::engines::containerd::{NAME, defects, misuses_shim};
 use crate::engines::host::Host;
 use ringfence_hook::config::Config;
 
@@ -41,6 +41,13 @@ pub fn check(report: &mut Report, host: &Host, config: &Config) {
     let paths = (config.runtime.path.to_str().unwrap_or(""), config.shim.path.to_str());
     let defects = registered.file.runtime(NAME).map(|runtime| defects(runtime, paths.0, paths.1)).unwrap_or_default();
     let shown = registered.path.display();
+    // Another runtime of our shim's type: with options it cannot work under any name.
+    let others = place.files.iter().flat_map(|loaded| loaded.file.runtimes());
+    for (name, runtime) in others.filter(|(name, _)| *name != NAME) {
+        if let Some(defect) = misuses_shim(runtime) {
+            report.fail(SUBJECT, format!("runtime {name}: {defect}"), format!("remove the options of runtime {name}"));
+        }
+    }
     for defect in &defects {
         let fix = format!("remove the runtime {NAME} from {shown}, then {CONFIGURE}");
         report.fail(SUBJECT, format!("{shown}: runtime {NAME}: {defect}"), fix);

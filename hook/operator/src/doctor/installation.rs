@@ -6,7 +6,7 @@ use ringfence_hook::config::Config;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-const REINSTALL: &str = "reinstall the package ringfence, or correct the path in /etc/ringfence/config.toml";
+const REINSTALL: &str = "apt-get install --reinstall ringfence, or correct the path in /etc/ringfence/config.toml";
 
 /// The configuration; all defaults if it is broken.
 pub fn config(report: &mut Report) -> Config {
