@@ -2,6 +2,7 @@
 
 mod cdi;
 mod commands;
+mod doctor;
 mod engines;
 mod explanation;
 mod output;

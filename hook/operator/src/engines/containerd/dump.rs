@@ -1,9 +1,9 @@
 //! What containerd itself makes of a configuration: `containerd config dump`, before and after.
 
-use super::containerd::{File, NAME, Registration};
-use super::containerd_files::Place;
-use super::host::Host;
-use super::process::output;
+use super::files::Place;
+use super::{File, NAME, Registration};
+use crate::engines::host::Host;
+use crate::engines::process::output;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
