@@ -8,6 +8,8 @@ mod installation;
 mod kernel;
 mod node;
 mod registrations;
+#[cfg(test)]
+mod tests;
 
 use crate::engines::Engine;
 use crate::engines::host::Host;

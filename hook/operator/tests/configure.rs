@@ -168,7 +168,7 @@ fn broken_files_stay_as_they_are() {
     host.succeed("unconfigure --engine containerd");
     // A configuration of ours that is broken is told.
     host.write("/etc/ringfence/config.toml", "run-dir = 1\n");
-    host.refuse("configure --engine podman", "configuration /etc/ringfence/config.toml: line 1");
+    host.refuse("configure --engine podman", "/etc/ringfence/config.toml: line 1");
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use super::Report;
 use ringfence_hook::config::{Cgroup, Config, Kind};
 use rustix::process::{Resource, getrlimit};
-use serde::Deserialize;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,8 +12,6 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 const MIN_FILES: u64 = 4096;
 /// Failures are worth a line for so long.
 const RECENT: Duration = Duration::from_secs(24 * 3600);
-/// What is read of the record of failures.
-const MAX_RECORD: u64 = 4 << 20;
 
 /// Checks the node.
 pub fn check(report: &mut Report, config: &Config) {
@@ -97,28 +94,18 @@ fn devices(report: &mut Report, config: &Config) {
     }
 }
 
-/// A line of `<run-dir>/failures.jsonl`.
-#[derive(Deserialize)]
-struct Failure {
-    /// Seconds since 1970.
-    time: u64,
-    container: Option<String>,
-    message: String,
-}
-
 fn failures(report: &mut Report, run_dir: &Path) {
-    let path = run_dir.join("failures.jsonl");
-    let Ok(file) = std::fs::File::open(&path) else { return };
-    let mut text = Vec::new();
-    if std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_RECORD), &mut text).is_err() {
-        return;
-    }
+    let entries = match ringfence_hook::failures::read(run_dir) {
+        Ok(entries) => entries,
+        // Without root; told already.
+        Err(_) => return,
+    };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let entries = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Failure>(line).ok());
-    let recent: Vec<_> = entries.filter(|entry| entry.time + RECENT.as_secs() >= now.as_secs()).collect();
+    let recent: Vec<_> =
+        entries.iter().filter(|entry| entry.time.saturating_add(RECENT.as_secs()) >= now.as_secs()).collect();
     if let Some(last) = recent.last() {
         let container = last.container.as_deref().unwrap_or("unknown");
-        let message = format!("{} containers failed in 24 h, the last ({container}): {}", recent.len(), last.message);
+        let message = format!("in 24 h hooks failed {} times, last for {container}: {}", recent.len(), last.message);
         report.warn("failures", message, "journalctl -t ringfence-hook --since -24h");
     }
 }
@@ -155,6 +142,6 @@ mod tests {
         failures(&mut report, directory.path());
         let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
         assert_eq!(check.status, Status::Warning);
-        assert_eq!(check.message, "1 containers failed in 24 h, the last (c1): too\u{fffd} much");
+        assert_eq!(check.message, "in 24 h hooks failed 1 times, last for c1: too\u{fffd} much");
     }
 }

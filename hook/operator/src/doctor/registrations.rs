@@ -83,7 +83,8 @@ pub fn crio(report: &mut Report, host: &Host, config: &Config) {
         config,
         &Registration {
             engine: Engine::Crio,
-            directories: crio_files::hooks_directories(host, Path::new("")),
+            directories: crio_files::files(host, Path::new(""))
+                .and_then(|files| hooks_d::directories(&files, "crio.runtime")),
             hooks: hooks_d::SYSTEM.into(),
             drop_in: crio_files::path(None),
             configure: "ringfence configure --engine crio && systemctl restart crio".into(),

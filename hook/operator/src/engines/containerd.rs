@@ -147,7 +147,7 @@ impl File {
         }
         let containerd = child(child(child(self.document.as_item_mut(), "plugins")?, plugin)?, "containerd")?;
         let runtimes = child(containerd, "runtimes")?;
-        if !runtimes.as_table().is_some_and(|runtimes| !runtimes.is_dotted()) {
+        if runtimes.as_table().is_none_or(Table::is_dotted) {
             bail!("its runtimes are an inline table or dotted keys; write each as a [table], then try again");
         }
         if registration.set_as_default {

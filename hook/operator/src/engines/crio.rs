@@ -48,10 +48,9 @@ pub fn path(config: Option<&Path>) -> PathBuf {
     config.map_or_else(|| Path::new(DIRECTORY).join(DROP_IN), Path::to_owned)
 }
 
-/// The directories of hooks that CRI-O would use without `drop_in`.
-pub fn hooks_directories(host: &Host, drop_in: &Path) -> Result<Option<Vec<PathBuf>>> {
-    let files = hooks_d::read_all(host, &[MAIN.into(), DIRECTORY.into()], "", drop_in)?;
-    hooks_d::directories(&files, "crio.runtime")
+/// All files that CRI-O reads, in its order, but for `except`.
+pub fn files(host: &Host, except: &Path) -> Result<Vec<(PathBuf, String)>> {
+    hooks_d::read_all(host, &[MAIN.into(), DIRECTORY.into()], "", except)
 }
 
 /// What registers hooks and runtime.
@@ -59,8 +58,7 @@ pub fn configure(host: &Host, options: &Options) -> Result<Plan> {
     let config = host.config()?;
     host.require_program(&config.runtime.path)?;
     let path = path(options.config.as_deref());
-    let directories = hooks_directories(host, &path)?.unwrap_or_else(|| vec![hooks_d::SYSTEM.into()]);
-    let hooks = hooks_d::with(&directories, Path::new(hooks_d::SYSTEM));
+    let hooks = hooks_d::to_be_named(&files(host, &path)?, "crio.runtime", &path, Path::new(hooks_d::SYSTEM))?;
     check_ours(host, &path)?;
     let mut plan = Plan::default();
     plan.set(host, &path, Some(drop_in(&config.runtime.path, hooks.as_deref(), options.set_as_default)?))?;

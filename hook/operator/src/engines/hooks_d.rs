@@ -4,7 +4,7 @@
 
 use super::host::Host;
 use super::plan::Plan;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ringfence_hook::config::Hook;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -45,12 +45,32 @@ pub fn remove(plan: &mut Plan, host: &Host, directory: &Path) -> Result<()> {
     FILES.iter().try_for_each(|(name, _)| plan.set(host, &directory.join(name), None))
 }
 
-/// The directories to be named so that `directory` is one of `directories`; `None` if it already is.
-pub fn with(directories: &[PathBuf], directory: &Path) -> Option<Vec<PathBuf>> {
+/// The directories that `drop_in` has to name so that `directory` is one of them; `None` if it already is. `files` are all
+/// others that the engine reads; its default is [`SYSTEM`].
+pub fn to_be_named(
+    files: &[(PathBuf, String)],
+    section: &str,
+    drop_in: &Path,
+    directory: &Path,
+) -> Result<Option<Vec<PathBuf>>> {
+    let mut directories = directories(files, section)?.unwrap_or_else(|| vec![SYSTEM.into()]);
     if directories.iter().any(|present| present == directory) {
-        return None;
+        return Ok(None);
     }
-    Some(directories.iter().cloned().chain([directory.to_owned()]).collect())
+    // Of one directory, files are read in the order of their names.
+    let later = files.iter().filter(|(path, _)| path.parent() == drop_in.parent() && path.as_path() > drop_in);
+    for (path, text) in later {
+        if self::directories(&[(path.clone(), text.clone())], section)?.is_some() {
+            bail!(
+                "{} sets hooks_dir and is read after {}; add {} to it, then try again",
+                path.display(),
+                drop_in.display(),
+                directory.display()
+            );
+        }
+    }
+    directories.push(directory.to_owned());
+    Ok(Some(directories))
 }
 
 /// `hooks_dir` of files of TOML, each of which replaces what those before it say; `None` if none says it. Of podman 5's

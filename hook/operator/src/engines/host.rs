@@ -129,8 +129,7 @@ impl Host {
             return Ok(Config::load()?);
         }
         let path = Path::new(config::DEFAULT_PATH);
-        let Some(text) = self.read(path)? else { return Ok(Config::default()) };
-        Config::parse(&text).map_err(|message| anyhow::anyhow!("configuration {}: {message}", path.display()))
+        if self.exists(path) { Ok(Config::load_from(&self.locate(path)?)?) } else { Ok(Config::default()) }
     }
 }
 

@@ -42,12 +42,6 @@ impl Files {
         };
         Self { read, drop_in: config.map_or_else(|| directory.join(DROP_IN), Path::to_owned), hooks }
     }
-
-    /// The directories of hooks that podman would use without our drop-in.
-    pub fn hooks_directories(&self, host: &Host) -> Result<Option<Vec<PathBuf>>> {
-        let files = hooks_d::read_all(host, &self.read, ".conf", &self.drop_in)?;
-        hooks_d::directories(&files, "engine")
-    }
 }
 
 /// Our drop-in. `hooks` are the directories to be named, if that is needed.
@@ -71,9 +65,8 @@ pub fn configure(host: &Host, options: &Options) -> Result<Plan> {
     let config = host.config()?;
     host.require_program(&config.runtime.path)?;
     let files = Files::of(host, options.config.as_deref());
-    // Without any hooks_dir podman has its default, which is SYSTEM, also for root's containers only.
-    let directories = files.hooks_directories(host)?.unwrap_or_else(|| vec![hooks_d::SYSTEM.into()]);
-    let hooks = hooks_d::with(&directories, &files.hooks);
+    let others = hooks_d::read_all(host, &files.read, ".conf", &files.drop_in)?;
+    let hooks = hooks_d::to_be_named(&others, "engine", &files.drop_in, &files.hooks)?;
     let mut plan = Plan::default();
     check_ours(host, &files.drop_in)?;
     plan.set(host, &files.drop_in, Some(drop_in(&config.runtime.path, hooks.as_deref(), options.set_as_default)?))?;
