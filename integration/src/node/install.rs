@@ -1,0 +1,105 @@
+//! What is put on a node: the engines' configuration, as little of it as this needs, and Ringfence.
+
+use super::{IMAGE, Node};
+use crate::artifacts;
+use anyhow::{Context, Result};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+/// Limits below those of this process, which may not raise its own.
+const CONTAINERS_CONF: &str = r#"
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=32768:32768"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+infra_image = "IMAGE"
+[network]
+network_backend = "netavark"
+"#;
+
+const STORAGE_CONF: &str = r#"
+[storage]
+driver = "overlay"
+runroot = "/run/containers/storage"
+graphroot = "/var/lib/containers/storage"
+"#;
+
+/// Pods of the host's network need no CNI; `restrict_oom_score_adj`, because nobody may lower his own here.
+const CONTAINERD: &str = r#"version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "IMAGE"
+  restrict_oom_score_adj = true
+  disable_tcp_service = true
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun.options]
+      BinaryName = "/usr/bin/crun"
+"#;
+
+/// Containers use the host's network.
+const DOCKER: &str = r#"{
+  "bridge": "none", "iptables": false, "ip6tables": false, "live-restore": true,
+  "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 4096, "Soft": 1024}},
+  "runtimes": {"crun": {"path": "/usr/bin/crun"}}
+}
+"#;
+
+/// Configures the engines; nothing of ours.
+pub(super) fn engines(node: &Node) -> Result<()> {
+    node.write("/etc/containers/containers.conf", CONTAINERS_CONF.replace("IMAGE", IMAGE))?;
+    node.write("/etc/containers/storage.conf", STORAGE_CONF)?;
+    node.write("/etc/containerd/config.toml", CONTAINERD.replace("IMAGE", IMAGE))?;
+    node.write("/etc/docker/daemon.json", DOCKER)
+}
+
+/// Installs Ringfence where the package puts it, and registers its hook with podman.
+pub(super) fn ringfence(node: &Node) -> Result<()> {
+    for (program, path) in [
+        (artifacts::hook()?, "/usr/bin/ringfence-hook"),
+        (artifacts::proxy()?, "/usr/libexec/ringfence/ringfence-proxy"),
+        (artifacts::library()?, "/usr/lib/ringfence/libibverbs.so.1"),
+        (artifacts::runtime()?, "/usr/bin/ringfence-runtime"),
+        (artifacts::shim()?, "/usr/bin/containerd-shim-ringfence-v2"),
+        (artifacts::operator()?, "/usr/bin/ringfence"),
+    ] {
+        copy(node, &program, path)?;
+    }
+    let links = node.path("/usr/libexec/ringfence/bin");
+    std::fs::create_dir_all(&links)?;
+    for name in ["runc", "crun"] {
+        symlink("/usr/bin/ringfence-runtime", links.join(name))?;
+    }
+    node.write("/etc/ringfence/config.toml", "[[device]]\nname = \"soft0\"\nkind = \"soft\"\n")?;
+    for stage in ["createRuntime", "poststop"] {
+        let path = format!("/usr/share/containers/oci/hooks.d/50-ringfence-{}.json", stage.to_lowercase());
+        node.write(&path, hook_json(stage))?;
+    }
+    Ok(())
+}
+
+/// A hooks.d file (oci-hooks(5)). Its patterns match anywhere in a key or a value unless they are anchored.
+fn hook_json(stage: &str) -> String {
+    serde_json::json!({
+        "version": "1.0.0",
+        "hook": {
+            "path": "/usr/bin/ringfence-hook",
+            "args": ["ringfence-hook", stage],
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+            "timeout": 30,
+        },
+        "when": {"annotations": {r"^([a-z-]+\.)?ringfence\.dev/": ".*"}},
+        "stages": [stage],
+    })
+    .to_string()
+}
+
+fn copy(node: &Node, program: &Path, path: &str) -> Result<()> {
+    let target = node.path(path);
+    std::fs::create_dir_all(target.parent().context("a file has a parent")?)?;
+    std::fs::copy(program, &target).with_context(|| format!("cannot install {path} on the node"))?;
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
