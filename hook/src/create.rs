@@ -41,7 +41,7 @@ pub fn create(input: impl Read) -> Result<(), Failure> {
     let shares_mounts = bundle.shares_mounts();
     let result = match grant {
         Grant::Proxied(device, limits) => making.proxied(init, shares_mounts, device, limits),
-        Grant::Passthrough(device) => making.passthrough(init, shares_mounts, device),
+        Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
     };
     drop(lock);
     result.inspect_err(|_| making.undo())
@@ -201,16 +201,21 @@ impl Making<'_> {
         }
     }
 
-    fn passthrough(&mut self, init: Init, shares_mounts: bool, device: &config::Device) -> Result<(), Failure> {
+    fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
         self.save()?;
-        let nodes = device.nodes.iter().map(|path| Ok((path.clone(), inject::open_node(path)?)));
-        let nodes = nodes.collect::<Result<Vec<_>, Failure>>()?;
-        self.inject(&init.container(&self.record, shares_mounts)?, Sources::passthrough(&nodes)?)?;
-        for (path, node) in &nodes {
-            let device = rustix::fs::fstat(node).during(Code::Device, || path.display().to_string())?.st_rdev;
-            cgroup::allow_device(init.process.pid, rustix::fs::major(device), rustix::fs::minor(device))?;
+        let mut nodes = Vec::new();
+        for path in &device.nodes {
+            let node = inject::open_node(path)?;
+            let found = rustix::fs::fstat(&node).during(Code::Device, || path.display().to_string())?.st_rdev;
+            nodes.push((path.clone(), node, rustix::fs::major(found), rustix::fs::minor(found)));
         }
-        Ok(())
+        let forbidden = nodes.iter().filter(|(_, _, major, minor)| !bundle.allows_device(*major, *minor));
+        let forbidden: Vec<_> = forbidden.map(|(_, _, major, minor)| (*major, *minor)).collect();
+        // What is in linux.devices the runtime has made already, as ringfence-runtime and CDI have it do.
+        nodes.retain(|(path, _, major, minor)| !bundle.has_device(path, *major, *minor));
+        let nodes: Vec<_> = nodes.into_iter().map(|(path, node, ..)| (path, node)).collect();
+        self.inject(&init.container(&self.record, bundle.shares_mounts())?, Sources::passthrough(&nodes)?)?;
+        forbidden.into_iter().try_for_each(|(major, minor)| cgroup::allow_device(init.process.pid, major, minor))
     }
 
     fn inject(&mut self, container: &Container, sources: Sources) -> Result<(), Failure> {

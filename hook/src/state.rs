@@ -108,6 +108,33 @@ struct Root {
 #[serde(rename_all = "camelCase")]
 struct Linux {
     rootfs_propagation: Option<String>,
+    devices: Option<Vec<Device>>,
+    resources: Option<Resources>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Device {
+    path: PathBuf,
+    #[serde(default)]
+    major: i64,
+    #[serde(default)]
+    minor: i64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Resources {
+    devices: Option<Vec<Rule>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Rule {
+    #[serde(default)]
+    allow: bool,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: Option<String>,
 }
 
 /// What the hook needs from `config.json`.
@@ -168,6 +195,25 @@ impl Bundle {
         let propagation = self.config.linux.as_ref().and_then(|linux| linux.rootfs_propagation.as_deref());
         matches!(propagation, Some("shared" | "rshared"))
     }
+
+    /// Whether the runtime itself makes the character device `major:minor` at `path`.
+    pub fn has_device(&self, path: &Path, major: u32, minor: u32) -> bool {
+        let devices = self.config.linux.iter().filter_map(|linux| linux.devices.as_ref()).flatten();
+        let numbers = (i64::from(major), i64::from(minor));
+        devices.into_iter().any(|device| device.path == path && (device.major, device.minor) == numbers)
+    }
+
+    /// Whether the runtime itself lets the container read and write the character device `major:minor`, by a rule for it.
+    pub fn allows_device(&self, major: u32, minor: u32) -> bool {
+        let resources = self.config.linux.iter().filter_map(|linux| linux.resources.as_ref());
+        let numbers = (Some(i64::from(major)), Some(i64::from(minor)));
+        resources.filter_map(|resources| resources.devices.as_ref()).flatten().any(|rule| {
+            rule.allow
+                && rule.kind.as_deref() == Some("c")
+                && (rule.major, rule.minor) == numbers
+                && rule.access.as_deref().is_some_and(|access| access.contains('r') && access.contains('w'))
+        })
+    }
 }
 
 #[cfg(test)]
@@ -225,6 +271,25 @@ mod tests {
             assert_eq!(State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).is_ok(), usable, "{id:?}");
         }
         assert!(State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn devices_of_the_runtime() {
+        let directory = tempfile::tempdir().unwrap();
+        let bundle = |linux: &str| {
+            std::fs::write(directory.path().join("config.json"), format!(r#"{{"linux":{linux}}}"#)).unwrap();
+            Bundle::read(directory.path()).unwrap()
+        };
+        let none = bundle(r#"{"devices":null,"resources":{"devices":null}}"#);
+        assert!(!none.has_device(Path::new("/dev/x"), 10, 229) && !none.allows_device(10, 229));
+        let bundle = bundle(
+            r#"{"devices":[{"path":"/dev/x","type":"c","major":10,"minor":229}],"resources":{"devices":[
+                {"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rwm"},
+                {"allow":true,"type":"c","major":10,"minor":1,"access":"r"},{"allow":false,"type":"c","major":10,"minor":2,"access":"rw"}]}}"#,
+        );
+        assert!(bundle.has_device(Path::new("/dev/x"), 10, 229) && bundle.allows_device(10, 229));
+        assert!(!bundle.has_device(Path::new("/dev/y"), 10, 229) && !bundle.has_device(Path::new("/dev/x"), 10, 1));
+        assert!(!bundle.allows_device(10, 1) && !bundle.allows_device(10, 2) && !bundle.allows_device(10, 3));
     }
 
     #[test]

@@ -377,6 +377,26 @@ fn passthrough_grants_the_device_nodes() {
 }
 
 #[test]
+fn device_nodes_of_the_runtime_are_left_to_it() {
+    with_lab(|lab| {
+        if !std::path::Path::new("/dev/fuse").exists() {
+            return skip("needs /dev/fuse as a device node");
+        }
+        lab.configure(
+            "ready",
+            "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"/dev/fuse\"]\n[policy.bounds]\nmodes = [\"passthrough\"]",
+        );
+        lab.edit(|config| {
+            config["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
+            let rule = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm"});
+            config["linux"]["resources"]["devices"].as_array_mut().unwrap().push(rule);
+        });
+        lab.script("exec 3<>/dev/fuse && echo opened; grep -c fuse /proc/self/mounts; true");
+        assert_eq!(lab.output(), "opened\n0\n");
+    });
+}
+
+#[test]
 fn links_in_the_image_beside_our_places_do_not_matter() {
     with_lab(|lab| {
         symlink("/nowhere", lab.path("rootfs/run")).unwrap();

@@ -1,0 +1,468 @@
+//! The command line of an OCI runtime, as far as it concerns us.
+//!
+//! runc parses it as Go's `flag` and urfave/cli do (`--flag value`, `--flag=value`, `-flag value`), crun by glibc's argp
+//! (also unambiguous beginnings of names, and clusters such as `-db DIR`). Nothing is refused here: what we do not know is
+//! for the real runtime to judge.
+
+use ringfence_hook::{Code, Failure};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Our only flag, before the verb; the real runtime does not see it.
+pub const POLICY_FLAG: &str = "ringfence-policy";
+
+/// A flag's name, and whether a value follows it.
+type Flag = (&'static str, bool);
+
+/// Before the verb: of runc 1.0 to 1.5 and crun.
+const GLOBAL: [Flag; 15] = [
+    ("root", true),
+    ("log", true),
+    ("log-format", true),
+    ("log-level", true),
+    ("criu", true),
+    ("rootless", true),
+    ("cgroup-manager", true),
+    (POLICY_FLAG, true),
+    ("systemd-cgroup", false),
+    ("debug", false),
+    ("version", false),
+    ("help", false),
+    ("v", false),
+    ("V", false),
+    ("h", false),
+];
+
+/// After `create`, `run` and `restore`: of runc 1.0 to 1.5 and crun.
+const LOCAL: [Flag; 29] = [
+    ("bundle", true),
+    ("b", true),
+    ("config", true),
+    ("f", true),
+    ("console-socket", true),
+    ("pid-file", true),
+    ("pidfd-socket", true),
+    ("preserve-fds", true),
+    ("image-path", true),
+    ("work-path", true),
+    ("manage-cgroups-mode", true),
+    ("empty-ns", true),
+    ("lsm-profile", true),
+    ("lsm-mount-context", true),
+    ("detach", false),
+    ("d", false),
+    ("keep", false),
+    ("no-pivot", false),
+    ("no-new-keyring", false),
+    ("no-subreaper", false),
+    ("tcp-established", false),
+    ("tcp-close", false),
+    ("ext-unix-sk", false),
+    ("shell-job", false),
+    ("file-locks", false),
+    ("auto-dedup", false),
+    ("lazy-pages", false),
+    ("help", false),
+    ("h", false),
+];
+
+/// What OCI runtimes can be asked for; tells a verb from the value of a flag that we do not know.
+const VERBS: [&str; 19] = [
+    "checkpoint",
+    "create",
+    "delete",
+    "events",
+    "exec",
+    "features",
+    "help",
+    "kill",
+    "list",
+    "mounts",
+    "pause",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
+];
+
+/// What the runtime is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// `create` or `run`: makes a container from a bundle.
+    Make,
+    /// `restore`: makes one from a checkpoint.
+    Restore,
+    /// Anything else, or nothing: no concern of ours.
+    Other,
+}
+
+/// The runtime's own log, which engines build their users' error text from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// The file; `None` for standard error, and for crun's journald and syslog.
+    pub path: Option<PathBuf>,
+    /// Whether its lines are JSON; otherwise they are logfmt.
+    pub json: bool,
+}
+
+/// A command line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// What is asked for.
+    pub verb: Verb,
+    /// The bundle's configuration, as the runtime would find it from its working directory.
+    pub config: PathBuf,
+    /// The runtime's log.
+    pub log: Log,
+    /// Whether the engine says how cgroups are managed.
+    pub manages_cgroups: bool,
+    /// The profile that [`POLICY_FLAG`] names.
+    pub policy: Result<Option<String>, Failure>,
+    /// All arguments but the program's name and [`POLICY_FLAG`].
+    pub arguments: Vec<OsString>,
+    /// Where in `arguments` the verb is, or would be.
+    verb_at: usize,
+}
+
+impl Invocation {
+    /// Reads the arguments after the program's name.
+    pub fn parse(given: impl IntoIterator<Item = OsString>) -> Self {
+        let mut rest = given.into_iter().peekable();
+        let mut invocation = Self {
+            verb: Verb::Other,
+            config: "config.json".into(),
+            log: Log::default(),
+            manages_cgroups: false,
+            policy: Ok(None),
+            arguments: Vec::new(),
+            verb_at: 0,
+        };
+        while let Some(argument) = rest.next_if(|argument| is_flag(argument)) {
+            if argument == "--" {
+                invocation.arguments.push(argument);
+                break;
+            }
+            let (name, inline) = split(&argument);
+            let known = lookup(&GLOBAL, name, argument.as_bytes().starts_with(b"--"));
+            let takes_next = inline.is_none()
+                && match known {
+                    Some((_, takes_value)) => takes_value,
+                    None => rest.peek().is_some_and(|next| !is_flag(next) && !is_verb(next)),
+                };
+            let next = if takes_next { rest.next() } else { None };
+            let value = inline.or(next.as_deref());
+            let name = known.map(|(name, _)| name);
+            if name == Some(POLICY_FLAG) {
+                invocation.policy = policy(value);
+                continue;
+            }
+            invocation.global(name, value);
+            invocation.arguments.push(argument);
+            invocation.arguments.extend(next);
+        }
+        invocation.verb_at = invocation.arguments.len();
+        invocation.arguments.extend(rest);
+        invocation.read_verb();
+        invocation
+    }
+
+    fn global(&mut self, name: Option<&str>, value: Option<&OsStr>) {
+        match (name, value) {
+            (Some("log"), Some(value)) => self.log.path = log_path(value),
+            (Some("log-format"), Some(value)) => self.log.json = value == "json",
+            (Some("systemd-cgroup" | "cgroup-manager"), _) => self.manages_cgroups = true,
+            _ => {}
+        }
+    }
+
+    fn read_verb(&mut self) {
+        let Some(verb) = self.arguments.get(self.verb_at) else { return };
+        let verb = match verb.to_str() {
+            Some("create" | "run") => Verb::Make,
+            Some("restore") => Verb::Restore,
+            _ => return,
+        };
+        let local = Local::parse(&self.arguments[self.verb_at + 1..]);
+        if !local.help {
+            self.verb = verb;
+            self.config = local.bundle.join(local.config);
+        }
+    }
+
+    /// Adds a global flag, just before the verb.
+    pub fn add_global(&mut self, flag: &str) {
+        self.arguments.insert(self.verb_at, flag.into());
+    }
+}
+
+/// What the arguments of `create`, `run` and `restore` say.
+struct Local<'a> {
+    bundle: &'a Path,
+    config: &'a Path,
+    help: bool,
+}
+
+impl<'a> Local<'a> {
+    fn parse(arguments: &'a [OsString]) -> Self {
+        let mut local = Self { bundle: Path::new(""), config: Path::new("config.json"), help: false };
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            if argument == "--" {
+                break;
+            }
+            if !is_flag(argument) {
+                continue;
+            }
+            let (name, inline) = split(argument);
+            let double = argument.as_bytes().starts_with(b"--");
+            if let Some((name, takes_value)) = lookup(&LOCAL, name, double) {
+                let value = match (inline, takes_value) {
+                    (None, true) => rest.next().map(OsString::as_os_str),
+                    (inline, _) => inline,
+                };
+                local.set(name, value);
+            } else if !double {
+                local.cluster(&argument.as_bytes()[1..], &mut rest);
+            }
+        }
+        local
+    }
+
+    /// Short flags in one argument, as argp has them.
+    fn cluster(&mut self, letters: &'a [u8], rest: &mut std::slice::Iter<'a, OsString>) {
+        for (i, letter) in letters.iter().enumerate() {
+            match letter {
+                b'd' => {}
+                b'b' | b'f' => {
+                    let attached = Some(&letters[i + 1..]).filter(|value| !value.is_empty()).map(OsStr::from_bytes);
+                    let value = attached.or_else(|| rest.next().map(OsString::as_os_str));
+                    return self.set(if *letter == b'b' { "b" } else { "f" }, value);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn set(&mut self, name: &str, value: Option<&'a OsStr>) {
+        match (name, value) {
+            ("bundle" | "b", Some(value)) => self.bundle = Path::new(value),
+            ("config" | "f", Some(value)) => self.config = Path::new(value),
+            ("help" | "h", _) => self.help = true,
+            _ => {}
+        }
+    }
+}
+
+/// `-` alone is an operand to all parsers.
+fn is_flag(argument: &OsStr) -> bool {
+    argument.len() > 1 && argument.as_bytes()[0] == b'-'
+}
+
+fn is_verb(argument: &OsStr) -> bool {
+    argument.to_str().is_some_and(|argument| VERBS.contains(&argument))
+}
+
+/// A flag's name without dashes, and the value that follows `=`.
+fn split(argument: &OsStr) -> (&OsStr, Option<&OsStr>) {
+    let bytes = argument.as_bytes();
+    let bytes = bytes.strip_prefix(b"--").unwrap_or(&bytes[1..]);
+    match bytes.iter().position(|byte| *byte == b'=') {
+        Some(at) => (OsStr::from_bytes(&bytes[..at]), Some(OsStr::from_bytes(&bytes[at + 1..]))),
+        None => (OsStr::from_bytes(bytes), None),
+    }
+}
+
+/// The flag of this name or, with two dashes, the only one whose name begins so; argp takes it for that.
+fn lookup(flags: &[Flag], name: &OsStr, may_be_short: bool) -> Option<Flag> {
+    let name = name.to_str()?;
+    let exact = flags.iter().find(|flag| flag.0 == name);
+    let mut beginning =
+        flags.iter().filter(|flag| may_be_short && !name.is_empty() && flag.0.len() > 1 && flag.0.starts_with(name));
+    exact.or_else(|| beginning.next().filter(|_| beginning.next().is_none())).copied()
+}
+
+/// crun has `file:PATH`, `journald:ID` and `syslog:ID`, too.
+fn log_path(value: &OsStr) -> Option<PathBuf> {
+    let bytes = value.as_bytes();
+    let bytes = bytes.strip_prefix(b"file:").unwrap_or(bytes);
+    let elsewhere = [&b"journald:"[..], b"syslog:"].iter().any(|prefix| bytes.starts_with(prefix));
+    let standard_error = bytes.is_empty() || bytes == b"/dev/stderr";
+    (!elsewhere && !standard_error).then(|| OsString::from_vec(bytes.to_vec()).into())
+}
+
+fn policy(value: Option<&OsStr>) -> Result<Option<String>, Failure> {
+    match value.and_then(OsStr::to_str).filter(|name| !name.is_empty()) {
+        Some(name) => Ok(Some(name.to_owned())),
+        None => Err(Failure::new(
+            Code::Usage,
+            format!(
+                "--{POLICY_FLAG} {} is no profile's name; give it one of the administrator's profiles, or default",
+                value.map(|value| format!("{value:?}")).unwrap_or_default()
+            ),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(line: &str) -> Invocation {
+        Invocation::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[track_caller]
+    fn config(line: &str, verb: Verb, config: &str) {
+        let found = parse(line);
+        assert_eq!((found.verb, found.config.to_str().unwrap()), (verb, config), "{line}");
+        assert_eq!(found.arguments.join(OsStr::new(" ")), line, "{line}");
+    }
+
+    #[test]
+    fn verbs_and_bundles() {
+        use Verb::{Make, Other, Restore};
+        for (line, verb, path) in [
+            ("", Other, "config.json"),
+            ("--version", Other, "config.json"),
+            ("-v", Other, "config.json"),
+            ("features", Other, "config.json"),
+            ("--root create features", Other, "config.json"),
+            ("create c1", Make, "config.json"),
+            ("run c1", Make, "config.json"),
+            ("create --bundle /b c1", Make, "/b/config.json"),
+            ("create --bundle=/b c1", Make, "/b/config.json"),
+            ("create -bundle /b c1", Make, "/b/config.json"),
+            ("create -bundle=/b c1", Make, "/b/config.json"),
+            ("create -b /b c1", Make, "/b/config.json"),
+            ("create -b=/b c1", Make, "/b/config.json"),
+            ("create --b /b c1", Make, "/b/config.json"),
+            ("create --bun=/b c1", Make, "/b/config.json"),
+            ("create c1 --bundle /b", Make, "/b/config.json"),
+            ("create -b/b c1", Make, "/b/config.json"),
+            ("run -db /b c1", Make, "/b/config.json"),
+            ("run -d -b rel c1", Make, "rel/config.json"),
+            ("create -b /a --bundle /b c1", Make, "/b/config.json"),
+            ("create -- --bundle /b", Make, "config.json"),
+            ("create --pid-file --bundle c1", Make, "config.json"),
+            ("create --new-flag --bundle /b c1", Make, "/b/config.json"),
+            ("create --new-flag=x -b /b c1", Make, "/b/config.json"),
+            ("create --bundle", Make, "config.json"),
+            ("run -b /b -f other.json c1", Make, "/b/other.json"),
+            ("run -b /b --config=/c.json c1", Make, "/c.json"),
+            ("create --help", Other, "config.json"),
+            ("restore --image-path run -b /b c1", Restore, "/b/config.json"),
+            ("--root /r --log /l --log-format json --systemd-cgroup create -b /b c1", Make, "/b/config.json"),
+            ("-root /r --log=/l -debug create -b /b c1", Make, "/b/config.json"),
+            ("--root create --rootless=true run -b /b c1", Make, "/b/config.json"),
+            ("--log-l debug run -b /b c1", Make, "/b/config.json"),
+            ("--new-bool create -b /b c1", Make, "/b/config.json"),
+            ("--new value create -b /b c1", Make, "/b/config.json"),
+            ("--new=value create -b /b c1", Make, "/b/config.json"),
+            ("--new --newer create -b /b c1", Make, "/b/config.json"),
+            ("-- create -b /b c1", Make, "/b/config.json"),
+            ("exec -b /b c1 create", Other, "config.json"),
+            ("kill run", Other, "config.json"),
+            ("- create", Other, "config.json"),
+            ("--root", Other, "config.json"),
+        ] {
+            config(line, verb, path);
+        }
+    }
+
+    #[test]
+    fn logs() {
+        let log = |path: Option<&str>, json| Log { path: path.map(PathBuf::from), json };
+        for (line, expected) in [
+            ("create c1", log(None, false)),
+            ("--log /l create c1", log(Some("/l"), false)),
+            ("--log=/l --log-format=json create c1", log(Some("/l"), true)),
+            ("--log-format json --log /l state c1", log(Some("/l"), true)),
+            ("--log /l --log-format text create c1", log(Some("/l"), false)),
+            ("--log file:/l create c1", log(Some("/l"), false)),
+            ("--log journald:c1 create c1", log(None, false)),
+            ("--log syslog:c1 create c1", log(None, false)),
+            ("--log /dev/stderr create c1", log(None, false)),
+            ("--log= create c1", log(None, false)),
+            ("create --log /l c1", log(None, false)),
+        ] {
+            assert_eq!(parse(line).log, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn cgroups() {
+        for (line, expected) in [
+            ("create c1", false),
+            ("--systemd-cgroup create c1", true),
+            ("--systemd-cgroup=false create c1", true),
+            ("-systemd-cgroup create c1", true),
+            ("--cgroup-manager=cgroupfs create c1", true),
+            ("--cgroup-manager disabled create c1", true),
+            ("--root --systemd-cgroup create c1", false),
+        ] {
+            assert_eq!(parse(line).manages_cgroups, expected, "{line}");
+        }
+        let mut invocation = parse("--root /r create -b /b c1");
+        invocation.add_global("--systemd-cgroup");
+        assert_eq!(invocation.arguments.join(OsStr::new(" ")), "--root /r --systemd-cgroup create -b /b c1");
+    }
+
+    #[test]
+    fn the_policy_is_ours_alone() {
+        for line in [
+            "--ringfence-policy gold --root /r create -b /b c1",
+            "--ringfence-policy=gold --root /r create -b /b c1",
+            "--root /r -ringfence-policy gold create -b /b c1",
+            "--ringfence-policy lead --root /r -ringfence-policy=gold create -b /b c1",
+        ] {
+            let found = parse(line);
+            assert_eq!(found.policy, Ok(Some("gold".into())), "{line}");
+            assert_eq!(found.arguments.join(OsStr::new(" ")), "--root /r create -b /b c1");
+        }
+        for line in ["--ringfence-policy", "--ringfence-policy= create c1"] {
+            let message = parse(line).policy.unwrap_err().message;
+            assert!(message.starts_with("--ringfence-policy ") && message.contains("profile"), "{message}");
+        }
+    }
+
+    fn word() -> impl Strategy<Value = String> {
+        prop_oneof![
+            3 => "[ -~]{0,12}",
+            1 => proptest::sample::select(VERBS.to_vec()).prop_map(String::from),
+            2 => (proptest::sample::select([&GLOBAL[..], &LOCAL[..]].concat()), "-{1,2}", "(=[a-z/]{0,4})?")
+                .prop_map(|((name, _), dashes, value)| format!("{dashes}{name}{value}")),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_runtime_gets_all_that_is_not_ours(words in proptest::collection::vec(word(), 0..12)) {
+            let mut kept: Vec<_> = words.iter().map(OsString::from).collect();
+            let found = Invocation::parse(kept.clone());
+            if !words.iter().any(|word| word.contains(POLICY_FLAG)) {
+                prop_assert_eq!(&found.arguments, &kept);
+            }
+            // In order, and nothing invented.
+            for argument in found.arguments {
+                let at = kept.iter().position(|word| *word == argument);
+                prop_assert!(at.is_some());
+                kept.drain(..=at.unwrap());
+            }
+        }
+
+        #[test]
+        fn arguments_need_not_be_text(bytes in proptest::collection::vec(any::<u8>(), 1..20)) {
+            let argument = OsString::from_vec(bytes);
+            let given = [OsString::from("--log"), argument.clone(), "create".into(), "-b".into(), argument.clone()];
+            let found = Invocation::parse(given.clone());
+            prop_assert_eq!(found.arguments, given);
+            prop_assert_eq!(found.config, Path::new(&argument).join("config.json"));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What a container gets: the one place that asks the hook's policy.
+
+use crate::edit::{Facts, Node};
+use ringfence_hook::config::{Config, Device};
+use ringfence_hook::policy::Grant;
+use ringfence_hook::{Code, Failure, annotations, config, policy};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+/// The nodes that a container needs in `config.json`, usually none; `None` if the container is not ours.
+///
+/// The administrator's configuration, which may be broken, is not looked at for containers that are not ours.
+pub fn nodes(
+    facts: &Facts,
+    policy: Option<&str>,
+    config: &Result<Config, config::Error>,
+) -> Result<Option<Vec<Node>>, Failure> {
+    let Some(request) = annotations::wanted(&facts.annotations, policy)? else { return Ok(None) };
+    let config = config.as_ref().map_err(|error| Failure::new(Code::Config, error.to_string()))?;
+    match policy::resolve(&request, config)? {
+        Grant::Proxied(..) => Ok(Some(Vec::new())),
+        Grant::Passthrough(device) => nodes_of(device).map(Some),
+    }
+}
+
+fn nodes_of(device: &Device) -> Result<Vec<Node>, Failure> {
+    let node = |path: &std::path::PathBuf| {
+        let wrong = |what: String| Failure::new(Code::Device, format!("device node {}: {what}", path.display()));
+        let found = std::fs::symlink_metadata(path).map_err(|error| wrong(error.to_string()))?;
+        if !found.file_type().is_char_device() {
+            return Err(wrong("it is not a character device".into()));
+        }
+        Ok(Node {
+            path: path.to_str().ok_or_else(|| wrong("its name is not UTF-8".into()))?.to_owned(),
+            major: rustix::fs::major(found.rdev()),
+            minor: rustix::fs::minor(found.rdev()),
+            mode: found.mode() & 0o777,
+            uid: found.uid(),
+            gid: found.gid(),
+        })
+    };
+    device.nodes.iter().map(node).collect()
+}
