@@ -192,10 +192,15 @@ impl Default for Inject {
 }
 
 impl Config {
+    /// The file that the environment names, if it does.
+    pub fn named() -> Option<PathBuf> {
+        std::env::var_os(ENVIRONMENT).map(PathBuf::from)
+    }
+
     /// Loads the file that the environment names, or the default one, which may be missing.
     pub fn load() -> Result<Self, Error> {
-        match std::env::var_os(ENVIRONMENT) {
-            Some(path) => Self::load_from(path.as_ref()),
+        match Self::named() {
+            Some(path) => Self::load_from(&path),
             None => match Self::load_from(DEFAULT_PATH.as_ref()) {
                 Err(Error::Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
                     Ok(Self::default())
@@ -205,7 +210,8 @@ impl Config {
         }
     }
 
-    fn load_from(path: &Path) -> Result<Self, Error> {
+    /// Loads `path`, which must exist.
+    pub fn load_from(path: &Path) -> Result<Self, Error> {
         let unreadable = |error| Error::Unreadable { path: path.to_owned(), error };
         let mut file = std::fs::File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.mode();

@@ -1,6 +1,8 @@
 //! `ringfence`: the operator's command.
 
+mod cdi;
 mod commands;
+mod output;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -1,14 +1,109 @@
 //! `ringfence man`
 
-use anyhow::{Result, bail};
+use crate::commands::Cli;
+use crate::commands::config::EXAMPLE;
+use crate::commands::version::VERSION;
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Pages of what has no command line of clap's.
+const PAGES: [(&str, &str); 6] = [
+    ("ringfence-hook.8", include_str!("../../man/ringfence-hook.8")),
+    ("ringfence-runtime.8", include_str!("../../man/ringfence-runtime.8")),
+    ("containerd-shim-ringfence-v2.8", include_str!("../../man/containerd-shim-ringfence-v2.8")),
+    ("ringfence-proxy.8", include_str!("../../man/ringfence-proxy.8")),
+    ("ringfence.toml.5", include_str!("../../man/ringfence.toml.5")),
+    ("ringfence-annotations.7", include_str!("../../man/ringfence-annotations.7")),
+];
 
 /// Writes the man pages
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// An existing directory
+    directory: PathBuf,
+}
 
 impl Args {
     pub fn run(self) -> Result<ExitCode> {
-        bail!("man is not built yet")
+        let directory = &self.directory;
+        clap_mangen::generate_to(Cli::command(), directory).with_context(|| directory.display().to_string())?;
+        for (name, page) in PAGES {
+            let path = directory.join(name);
+            std::fs::write(&path, fill(page)).with_context(|| path.display().to_string())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn fill(page: &str) -> String {
+    page.replace("@VERSION@", VERSION).replace("@EXAMPLE@", verbatim(EXAMPLE).trim_end())
+}
+
+/// `text` as roff shows it unchanged.
+fn verbatim(text: &str) -> String {
+    let line = |line: &str| {
+        let line = line.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+        // Such a line would be a request.
+        if line.starts_with('.') { format!("\\&{line}\n") } else { format!("{line}\n") }
+    };
+    text.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_hook::Code;
+
+    fn page(name: &str) -> String {
+        fill(PAGES.iter().find(|(found, _)| *found == name).unwrap().1)
+    }
+
+    #[test]
+    fn nothing_is_left_to_fill_in() {
+        for (name, text) in PAGES {
+            assert!(!fill(text).contains('@'), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_line_of_the_example_is_shown() {
+        let shown = page("ringfence.toml.5").replace("\\-", "-").replace("\\(aq", "'");
+        assert!(shown.contains(EXAMPLE.trim_end()));
+    }
+
+    #[test]
+    fn every_annotation_is_explained() {
+        let unknown = [("ringfence.dev/enable".to_owned(), "1".to_owned()), ("ringfence.dev/x".into(), "".into())];
+        let error = ringfence_hook::annotations::wanted(&unknown.into(), None).unwrap_err().to_string();
+        let keys: Vec<_> = error.split("allowed are ").nth(1).unwrap().split(", ").collect();
+        assert!(keys.len() > 10, "{error}");
+        let page = page("ringfence-annotations.7").replace("\\-", "-");
+        let (_, list) = page.split_once(".SH KEYS").unwrap();
+        for key in keys {
+            let explains = |line: &str| line.starts_with(".B") && line.split_whitespace().any(|word| word == key);
+            assert!(list.lines().any(explains), "{key}");
+        }
+    }
+
+    #[test]
+    fn every_exit_code_is_explained() {
+        let page = page("ringfence-hook.8");
+        for code in [
+            Code::Internal,
+            Code::Usage,
+            Code::State,
+            Code::Config,
+            Code::Annotation,
+            Code::Denied,
+            Code::Device,
+            Code::Injection,
+            Code::NotReady,
+            Code::ProxyDied,
+            Code::Privilege,
+        ] {
+            assert!(page.contains(&format!(".TP\n.B {}\n", code as u8)), "{code:?}");
+        }
     }
 }

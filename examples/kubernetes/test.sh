@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Runs the installer on a directory in place of a node.
+#
+#   examples/kubernetes/test.sh PACKAGE.deb
+#
+# Works as root. Each check is one line, "ok" or "FAILED"; the status is not zero if any failed.
+set -euo pipefail
+deb=${1:?usage: $(sed -n 's/^#   //p' "$0")}
+here=$(cd "$(dirname "$0")" && pwd)
+[ "$(id -u)" -eq 0 ] || { echo "SKIPPED: ${0##*/} needs root" >&2; exit 1; }
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+node=$work/node
+mkdir -p "$node/proc" "$node/etc/containerd" "$node/tmp"
+dpkg-deb -x "$deb" "$work/image"
+containerd=$node/etc/containerd/config.toml
+printf '%s\n' 'version = 2' '# the administrator'\''s' '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]' \
+    '  runtime_type = "io.containerd.runc.v2"' >"$containerd"
+cp "$containerd" "$work/containerd.before"
+# What a pod finds at /config.
+sed -n '/config.toml: |/,/^---/{s/^    //p}' "$here/install.yaml" >"$work/config.toml"
+
+installer() {
+    HOST=$node IMAGE=$work/image CONFIG=$work/config.toml RESTART="$work/restart" sh "$here/install.sh" "$@"
+}
+printf '#!/bin/sh\necho restarted >>%s/restarts\n' "$work" >"$work/restart"
+chmod +x "$work/restart"
+restarts() { wc -l <"$work/restarts"; }
+touch "$work/restarts"
+
+failed=0
+check() {
+    local what=$1
+    shift
+    if "$@" >"$work/output" 2>&1; then echo "ok: $what"; else
+        failed=$((failed + 1))
+        echo "FAILED: $what"
+        sed 's/^/    /' "$work/output"
+    fi
+}
+not() { ! "$@"; }
+
+cp "$work/config.toml" "$work/good.toml"
+echo 'nonsense = 1' >"$work/config.toml"
+check "a wrong configuration is refused" not installer install
+check "and nothing is installed" not test -e "$node/opt"
+cp "$work/good.toml" "$work/config.toml"
+
+check "it installs" installer install
+check "its links lead to its runtime" chroot "$node" /opt/ringfence/libexec/bin/runc --help
+check "its parts are where the configuration says" chroot "$node" /opt/ringfence/bin/ringfence config validate
+for path in $(sed -n 's/.* = "\(\/opt\/[^"]*\)"/\1/p' "$work/config.toml"); do
+    check "$path is there" test -e "$node$path"
+done
+check "containerd knows it" grep -rq /opt/ringfence/bin/ringfence-runtime "$node/etc/containerd"
+check "the administrator's lines are kept" grep -q "the administrator's" "$containerd"
+check "containerd was restarted" test "$(restarts)" = 1
+check "it installs again" installer install
+check "containerd was not restarted again" test "$(restarts)" = 1
+
+check "it uninstalls" installer uninstall
+check "containerd was restarted" test "$(restarts)" = 2
+check "containerd's configuration is as it was" cmp "$containerd" "$work/containerd.before"
+check "nothing is left" not sh -c "find '$node' -name '*ringfence*' | grep ."
+check "it uninstalls again" installer uninstall
+
+echo "$failed failed"
+[ "$failed" -eq 0 ]
