@@ -25,24 +25,15 @@ pub fn hook() -> Result<PathBuf> {
     built("x86_64-unknown-linux-gnu/release/ringfence-hook", "cargo build --release")
 }
 
-/// The OCI runtime that puts the hook into containers' configuration and becomes runc or crun.
-pub fn runtime() -> Result<PathBuf> {
-    built("x86_64-unknown-linux-gnu/release/ringfence-runtime", "cargo build --release")
-}
-
-/// The containerd shim that becomes containerd's own with our runtime.
-pub fn shim() -> Result<PathBuf> {
-    built("x86_64-unknown-linux-gnu/release/containerd-shim-ringfence-v2", "cargo build --release")
-}
-
-/// The administrator's command.
-pub fn operator() -> Result<PathBuf> {
-    built("x86_64-unknown-linux-gnu/release/ringfence", "cargo build --release")
-}
-
 /// The library that containers see as libibverbs.so.1.
 pub fn library() -> Result<PathBuf> {
     built("preload/libibverbs.so.1", "verbs-proxy/preload/link.sh")
+}
+
+/// The Debian package with all of them.
+pub fn package() -> Result<PathBuf> {
+    let version = env!("CARGO_PKG_VERSION");
+    built(&format!("deb/ringfence_{version}_amd64.deb"), "hook/package/build-deb.sh")
 }
 
 /// Source of a verbs program for tests.

@@ -45,7 +45,8 @@ impl<'a> Member<'a> {
 
     /// Fails if anything of ours is in the container.
     pub fn has_no_rdma(&self) -> Result<()> {
-        let output = self.exec(&["sh", "-c", "ls -d /dev/ringfence /etc/ld.so.preload 2>&1; ibv_devices 2>&1; true"])?;
+        let output =
+            self.exec(&["sh", "-c", "ls -d /dev/ringfence /etc/ld.so.preload 2>&1; ibv_devices 2>&1; true"])?;
         let touched = output.contains("soft0") || output.lines().any(|line| line.starts_with('/'));
         ensure!(!touched, "the container was not left alone:\n{output}");
         Ok(())

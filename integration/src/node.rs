@@ -84,8 +84,7 @@ impl Node {
         for path in [&upper, &work, &root] {
             std::fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        let layers =
-            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let layers = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
         mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(layers.as_str()))
             .with_context(|| format!("cannot mount an overlay of {}", lower.display()))?;
 

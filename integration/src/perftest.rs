@@ -63,13 +63,7 @@ pub fn start(server: &impl Peer, client: &impl Peer, tool: &str, args: &[&str]) 
 }
 
 /// Starts `tool` by way of `starter`, a program that runs the program named by its last arguments.
-pub fn start_by(
-    starter: &[&str],
-    server: &impl Peer,
-    client: &impl Peer,
-    tool: &str,
-    args: &[&str],
-) -> Result<Pair> {
+pub fn start_by(starter: &[&str], server: &impl Peer, client: &impl Peer, tool: &str, args: &[&str]) -> Result<Pair> {
     let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
     let port_text = port.to_string();
     let mut words = starter.to_vec();

@@ -52,6 +52,13 @@ impl<'a> Cli<'a> {
         self.attempt(words)?.success()
     }
 
+    /// What programs can be run in, of the container `name`.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Member<'a> {
+        let words: Vec<&str> = self.words.iter().map(String::as_str).chain(["exec", name]).collect();
+        Member::new(self.node, &words)
+    }
+
     /// `run --rm` in the foreground, in the node's network namespace, however it ends.
     pub fn once(&self, options: &[&str], program: &[&str]) -> Result<Ended> {
         self.attempt(&[&["run", "--rm", "--network=host"], options, &[IMAGE], program].concat())
@@ -77,8 +84,7 @@ impl<'a> Container<'a> {
     /// What programs can be run in.
     #[must_use]
     pub fn member(&self) -> Member<'a> {
-        let words: Vec<&str> = self.cli.words.iter().map(String::as_str).chain(["exec", &self.name]).collect();
-        Member::new(self.cli.node, &words)
+        self.cli.member(&self.name)
     }
 
     /// A field of `inspect`, as a Go template.

@@ -3,8 +3,6 @@
 use super::{IMAGE, Node};
 use crate::artifacts;
 use anyhow::{Context, Result};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
 
 /// Limits below those of this process, which may not raise its own.
 const CONTAINERS_CONF: &str = r#"
@@ -55,24 +53,11 @@ pub(super) fn engines(node: &Node) -> Result<()> {
     node.write("/etc/docker/daemon.json", DOCKER)
 }
 
-/// Installs Ringfence where the package puts it, and registers its hook with podman.
+/// Installs Ringfence's package, and registers its hook with podman.
 pub(super) fn ringfence(node: &Node) -> Result<()> {
-    for (program, path) in [
-        (artifacts::hook()?, "/usr/bin/ringfence-hook"),
-        (artifacts::proxy()?, "/usr/libexec/ringfence/ringfence-proxy"),
-        (artifacts::library()?, "/usr/lib/ringfence/libibverbs.so.1"),
-        (artifacts::runtime()?, "/usr/bin/ringfence-runtime"),
-        (artifacts::shim()?, "/usr/bin/containerd-shim-ringfence-v2"),
-        (artifacts::operator()?, "/usr/bin/ringfence"),
-    ] {
-        copy(node, &program, path)?;
-    }
-    let links = node.path("/usr/libexec/ringfence/bin");
-    std::fs::create_dir_all(&links)?;
-    for name in ["runc", "crun"] {
-        symlink("/usr/bin/ringfence-runtime", links.join(name))?;
-    }
-    node.write("/etc/ringfence/config.toml", "[[device]]\nname = \"soft0\"\nkind = \"soft\"\n")?;
+    let package = "/tmp/ringfence.deb";
+    std::fs::copy(artifacts::package()?, node.path(package)).context("cannot copy the package to the node")?;
+    node.run(&["dpkg", "--force-unsafe-io", "--install", package])?;
     for stage in ["createRuntime", "poststop"] {
         let path = format!("/usr/share/containers/oci/hooks.d/50-ringfence-{}.json", stage.to_lowercase());
         node.write(&path, hook_json(stage))?;
@@ -94,12 +79,4 @@ fn hook_json(stage: &str) -> String {
         "stages": [stage],
     })
     .to_string()
-}
-
-fn copy(node: &Node, program: &Path, path: &str) -> Result<()> {
-    let target = node.path(path);
-    std::fs::create_dir_all(target.parent().context("a file has a parent")?)?;
-    std::fs::copy(program, &target).with_context(|| format!("cannot install {path} on the node"))?;
-    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
-    Ok(())
 }

@@ -60,7 +60,8 @@ impl Leftovers {
         for line in text.lines() {
             let mut fields = line.split(' ').skip(3);
             let (root, point) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-            let is_ours = [root, point].iter().any(|path| path.contains("ringfence") || path.ends_with("ld.so.preload"));
+            let is_ours =
+                [root, point].iter().any(|path| path.contains("ringfence") || path.ends_with("ld.so.preload"));
             if is_ours {
                 self.mounts.push(format!("{root} on {point}"));
             }
