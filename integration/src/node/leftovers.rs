@@ -60,8 +60,10 @@ impl Leftovers {
         for line in text.lines() {
             let mut fields = line.split(' ').skip(3);
             let (root, point) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+            // A control group's mount has the name of the test's sandbox in its root.
             let is_ours =
-                [root, point].iter().any(|path| path.contains("ringfence") || path.ends_with("ld.so.preload"));
+                [root, point].iter().any(|path| path.contains("/ringfence/") || path.ends_with("ld.so.preload"))
+                    || point.ends_with("/ringfence");
             if is_ours {
                 self.mounts.push(format!("{root} on {point}"));
             }
