@@ -2,50 +2,38 @@
 
 use crate::failure::{Code, During, Failure};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Controllers that matter for a proxy. Not cpuset, whose version 1 needs to be told its CPUs before anything runs in it.
-const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
 /// A process's cgroup in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Membership {
+pub struct Membership {
     /// Empty for version 2.
-    controllers: Vec<String>,
+    pub controllers: Vec<String>,
     /// Its directory on this host.
-    directory: PathBuf,
-    /// Whether it is the hierarchy's root, beside which there is nothing.
-    is_root: bool,
+    pub directory: PathBuf,
+    /// Whether it is the root of what can be seen of the hierarchy, beside which there is nothing.
+    pub is_root: bool,
 }
 
-/// Where a proxy beside the container of `pid` is to be accounted. Empty, for the runtime's own cgroups, where the container's
-/// parent belongs to systemd, which allows no cgroups in its slices but its own, or where the container has none of its own.
-pub fn siblings(pid: i32, container: &str) -> io::Result<Vec<PathBuf>> {
-    let (cgroup, mountinfo) = read(pid)?;
-    Ok(siblings_among(&memberships(&cgroup, &mountinfo), container))
-}
-
-fn siblings_among(memberships: &[Membership], container: &str) -> Vec<PathBuf> {
-    let controls = |m: &Membership| m.controllers.iter().any(|c| CONTROLLERS.contains(&c.as_str()));
-    let version_1 = memberships.iter().any(controls);
-    memberships
-        .iter()
-        // In a hybrid the controllers are elsewhere, and version 2 only tracks processes for systemd.
-        .filter(|m| !m.is_root && if version_1 { controls(m) } else { m.controllers.is_empty() })
-        .filter_map(|m| m.directory.parent())
-        .filter(|parent| parent.extension().is_none_or(|extension| extension != "slice"))
-        .map(|parent| parent.join(format!("ringfence-{container}")))
-        .collect()
-}
-
-/// Makes `directory` and opens the file that takes a process into it; `None` where that is not allowed.
-pub fn make(directory: &Path) -> Option<std::fs::File> {
-    match std::fs::create_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
-        _ => {}
+impl Membership {
+    /// Whether `controller` is bound to this hierarchy of version 1.
+    pub fn controls(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|bound| bound == controller)
     }
-    std::fs::OpenOptions::new().write(true).open(directory.join("cgroup.procs")).ok()
+
+    /// Whether the process `pid` is really there: what `/proc/PID/cgroup` says is relative to the reader's cgroup namespace,
+    /// and the hierarchy may be mounted from another.
+    pub fn holds(&self, pid: i32) -> bool {
+        let procs = std::fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
+        procs.lines().any(|line| line.parse() == Ok(pid))
+    }
+}
+
+/// Where the process `pid` is, in all hierarchies that are mounted.
+pub fn of(pid: i32) -> io::Result<Vec<Membership>> {
+    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    Ok(memberships(&cgroup, &std::fs::read_to_string("/proc/self/mountinfo")?))
 }
 
 /// Removes a cgroup whose last process has just ended; the kernel needs a moment for that.
@@ -64,9 +52,8 @@ pub fn remove(directory: &Path) -> io::Result<()> {
 
 /// Lets the container of `pid` open the character device `major:minor`.
 pub fn allow_device(pid: i32, major: u32, minor: u32) -> Result<(), Failure> {
-    let (cgroup, mountinfo) = read(pid).during(Code::Injection, || format!("cgroups of pid {pid}"))?;
-    let memberships = memberships(&cgroup, &mountinfo);
-    let Some(devices) = memberships.iter().find(|m| m.controllers.iter().any(|c| c == "devices")) else {
+    let memberships = of(pid).during(Code::Injection, || format!("cgroups of pid {pid}"))?;
+    let Some(devices) = memberships.iter().find(|m| m.controls("devices")) else {
         return Err(Failure::new(
             Code::Injection,
             "mode=passthrough needs the devices controller of cgroup version 1, which this host does not have; \
@@ -77,12 +64,8 @@ pub fn allow_device(pid: i32, major: u32, minor: u32) -> Result<(), Failure> {
     std::fs::write(&path, format!("c {major}:{minor} rwm")).during(Code::Injection, || path.display().to_string())
 }
 
-fn read(pid: i32) -> io::Result<(String, String)> {
-    Ok((std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?, std::fs::read_to_string("/proc/self/mountinfo")?))
-}
-
 /// Joins `/proc/PID/cgroup` with the hierarchies that are mounted.
-fn memberships(cgroup: &str, mountinfo: &str) -> Vec<Membership> {
+pub(crate) fn memberships(cgroup: &str, mountinfo: &str) -> Vec<Membership> {
     let mounts: Vec<_> = mountinfo.lines().filter_map(mount).collect();
     cgroup
         .lines()
@@ -93,6 +76,10 @@ fn memberships(cgroup: &str, mountinfo: &str) -> Vec<Membership> {
             let (root, mount_point, _) =
                 mounts.iter().find(|(root, _, of)| path.starts_with(root) && *of == controllers.as_slice())?;
             let inner = path.strip_prefix(root).ok()?;
+            // A process outside of our cgroup namespace is seen above its root.
+            if inner.components().any(|component| component == Component::ParentDir) {
+                return None;
+            }
             Some(Membership {
                 controllers: controllers.into_iter().map(str::to_owned).collect(),
                 directory: Path::new(mount_point).join(inner),
@@ -131,27 +118,28 @@ mod tests {
 32 30 0:28 / /sys/fs/cgroup/systemd rw,nosuid shared:11 - cgroup cgroup rw,xattr,name=systemd
 33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:15 - cgroup cgroup rw,cpu,cpuacct
 34 30 0:30 /outer /sys/fs/cgroup/memory rw shared:16 - cgroup cgroup rw,memory
-35 30 0:31 / /sys/fs/cgroup/devices rw,nosuid shared:17 - cgroup cgroup rw,devices
 36 30 0:32 / /sys/fs/cgroup/pids rw,nosuid shared:18 - cgroup cgroup rw,pids";
 
-    #[test]
-    fn siblings_stand_beside_the_container() {
-        let cgroup = "5:pids:/\n4:devices:/pod/c1\n3:memory:/outer/pod/c1\n2:cpu,cpuacct:/pod/c1\n1:name=systemd:/x\n0::/pod/c1\n";
-        assert_eq!(
-            siblings_among(&memberships(cgroup, V1), "c1"),
-            [
-                PathBuf::from("/sys/fs/cgroup/memory/pod/ringfence-c1"),
-                PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/pod/ringfence-c1")
-            ]
-        );
+    fn directories(cgroup: &str, mountinfo: &str) -> Vec<(PathBuf, bool)> {
+        memberships(cgroup, mountinfo).into_iter().map(|m| (m.directory, m.is_root)).collect()
     }
 
     #[test]
-    fn version_2_is_one_hierarchy() {
-        let mountinfo = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate";
-        let siblings = |path: &str| siblings_among(&memberships(&format!("0::{path}\n"), mountinfo), "c1");
-        assert_eq!(siblings("/pod/c1"), [PathBuf::from("/sys/fs/cgroup/pod/ringfence-c1")]);
-        assert_eq!(siblings("/system.slice/runc-c1.scope"), Vec::<PathBuf>::new());
-        assert_eq!(siblings("/"), Vec::<PathBuf>::new());
+    fn hierarchies_are_found_where_they_are_mounted() {
+        let cgroup = "5:pids:/\n4:devices:/c1\n3:memory:/outer/c1\n2:cpu,cpuacct:/c1\n1:name=systemd:/x\n0::/c1\n";
+        let expected = [("pids", true), ("memory/c1", false), ("cpu,cpuacct/c1", false), ("systemd/x", false)];
+        let expected = expected.into_iter().chain([("unified/c1", false)]);
+        let expected: Vec<_> =
+            expected.map(|(path, is_root)| (Path::new("/sys/fs/cgroup").join(path), is_root)).collect();
+        assert_eq!(directories(cgroup, V1), expected);
+    }
+
+    #[test]
+    fn what_lies_outside_of_our_namespace_is_not_there() {
+        let own = "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(directories("0::/../other\n", own), []);
+        assert_eq!(directories("0::/c1\n", own), [("/sys/fs/cgroup/c1".into(), false)]);
+        let outer = "30 24 0:26 /.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(directories("0::/../other\n", outer), [("/sys/fs/cgroup/other".into(), false)]);
     }
 }

@@ -3,7 +3,7 @@
 use crate::annotations::{DEVICE_NAME, is_device_name};
 use crate::policy::Policy;
 use crate::units;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub enum Error {
 }
 
 /// The whole file; every part has a default.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub struct Config {
@@ -45,7 +45,7 @@ pub struct Config {
 }
 
 /// `[hook]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Hook {
     /// Our hook's program, as it is registered in `config.json`, `hooks.d` and CDI.
@@ -55,7 +55,7 @@ pub struct Hook {
 }
 
 /// `[runtime]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Runtime {
     /// `ringfence-runtime`, as engines are told of it.
@@ -65,7 +65,7 @@ pub struct Runtime {
 }
 
 /// `[shim]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Shim {
     /// `containerd-shim-ringfence-v2`, as containerd is told of it.
@@ -77,7 +77,7 @@ pub struct Shim {
 }
 
 /// `[proxy]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Proxy {
     /// The program.
@@ -88,21 +88,26 @@ pub struct Proxy {
     pub spin_us: u32,
     /// Where its memory and time are accounted.
     pub cgroup: Cgroup,
+    /// Bytes of memory that a proxy in a cgroup of its own may be charged for; `None` for no limit but the parent's.
+    #[serde(deserialize_with = "optional_size", serialize_with = "show_optional_size")]
+    pub memory_max: Option<u64>,
+    /// Threads that a proxy in a cgroup of its own may have.
+    pub pids_max: u32,
 }
 
 /// Which cgroups a proxy runs in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cgroup {
     /// Those of the runtime that called the hook.
-    #[default]
     Inherit,
     /// One beside the container's own, under the same parent. Never the container's: runc fails to delete that then.
+    #[default]
     Sibling,
 }
 
 /// `[inject]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Inject {
     /// The preload library on the host.
@@ -112,7 +117,7 @@ pub struct Inject {
 }
 
 /// `[[device]]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Device {
     /// As containers see it.
@@ -120,7 +125,7 @@ pub struct Device {
     /// What it is.
     pub kind: Kind,
     /// Bits per second of the modelled link; `None` for as fast as memory.
-    #[serde(default, deserialize_with = "optional_rate")]
+    #[serde(default, deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
     pub link: Option<u64>,
     /// Device nodes for containers in mode passthrough, at the same path there.
     #[serde(default)]
@@ -128,7 +133,7 @@ pub struct Device {
 }
 
 /// Kinds of devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// No RNIC: memory copies between the node's containers.
@@ -181,6 +186,8 @@ impl Default for Proxy {
             ready_timeout_ms: 5000,
             spin_us: ringfence_proxy::launch::Worker::default().spin_us,
             cgroup: Cgroup::default(),
+            memory_max: None,
+            pids_max: 64,
         }
     }
 }
@@ -265,9 +272,7 @@ impl Config {
         if self.runtime.runtimes.is_empty() {
             return Err("runtime.runtimes must name at least one OCI runtime, such as runc".into());
         }
-        if !(1..=600_000).contains(&self.proxy.ready_timeout_ms) {
-            return Err(format!("proxy.ready-timeout-ms = {} must be from 1 to 600000", self.proxy.ready_timeout_ms));
-        }
+        self.proxy.check()?;
         for (i, device) in self.devices.iter().enumerate() {
             device.check()?;
             if self.devices[..i].iter().any(|other| other.name == device.name) {
@@ -275,6 +280,27 @@ impl Config {
             }
         }
         self.policy.check()
+    }
+}
+
+impl Proxy {
+    /// A proxy that has less is killed before it is ready.
+    const MIN_MEMORY: u64 = 16 << 20;
+    /// Its main thread, its worker, and one that looks up addresses.
+    const MIN_THREADS: u32 = 3;
+
+    fn check(&self) -> Result<(), String> {
+        if !(1..=600_000).contains(&self.ready_timeout_ms) {
+            return Err(format!("proxy.ready-timeout-ms = {} must be from 1 to 600000", self.ready_timeout_ms));
+        }
+        if let Some(bytes) = self.memory_max.filter(|bytes| *bytes < Self::MIN_MEMORY) {
+            let bytes = units::show_size(bytes);
+            return Err(format!("proxy.memory-max = {bytes} must be at least {}", units::show_size(Self::MIN_MEMORY)));
+        }
+        if !(Self::MIN_THREADS..=4096).contains(&self.pids_max) {
+            return Err(format!("proxy.pids-max = {} must be from {} to 4096", self.pids_max, Self::MIN_THREADS));
+        }
+        Ok(())
     }
 }
 
@@ -342,11 +368,21 @@ pub(crate) fn optional_rate<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     units::rate(&text).map(Some).ok_or_else(wrong)
 }
 
+/// As [`optional_rate`] reads it.
+pub(crate) fn show_optional_rate<S: Serializer>(rate: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    rate.map(units::show_rate).serialize(serializer)
+}
+
 /// A size, `"4GiB"`.
 pub(crate) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     let wrong = || de::Error::custom(format!("{text:?} is not a size; expected {}", units::SIZE_EXPECTED));
     units::size(&text).map(Some).ok_or_else(wrong)
+}
+
+/// As [`optional_size`] reads it.
+pub(crate) fn show_optional_size<S: Serializer>(size: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    size.map(units::show_size).serialize(serializer)
 }
 
 #[cfg(test)]
@@ -371,18 +407,18 @@ mod tests {
         let all = Config::parse(&all).unwrap();
         assert_eq!(all.devices.len(), 2);
         assert!(all.policy.bounds.classes.is_some() && all.policy.bounds.max_qp_depth.is_some());
+        assert_eq!(all.policy.names().collect::<Vec<_>>(), ["default", "gold"]);
     }
 
-    #[test]
-    fn every_key_is_read() {
-        let config = Config::parse(
-            r#"
+    const ALL: &str = r#"
             run-dir = "/run/rf"
             [proxy]
             path = "/opt/proxy"
             ready-timeout-ms = 100
             spin-us = 7
-            cgroup = "sibling"
+            cgroup = "inherit"
+            memory-max = "1GiB"
+            pids-max = 9
             [inject]
             library = "/opt/lib.so"
             container-dir = "/dev/rf"
@@ -413,15 +449,26 @@ mod tests {
             max-mr-bytes = "4GiB"
             max-cq = 66
             max-qp-depth = 67
-            "#,
-        )
-        .unwrap();
-        assert_eq!(config.proxy.cgroup, Cgroup::Sibling);
+            "#;
+
+    #[test]
+    fn what_is_shown_reads_back() {
+        for text in ["", ALL] {
+            let config = Config::parse(text).unwrap();
+            assert_eq!(Config::parse(&toml::to_string(&config).unwrap()), Ok(config));
+        }
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = Config::parse(ALL).unwrap();
+        assert_eq!(config.proxy.cgroup, Cgroup::Inherit);
+        assert_eq!((config.proxy.memory_max, config.proxy.pids_max), (Some(1 << 30), 9));
         assert_eq!(config.inject.directory_name(), "rf");
         assert_eq!(config.devices[0].link, Some(25_000_000_000));
         assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
         assert_eq!(config.policy.defaults.class, Some(Class::Bulk));
-        assert_eq!(config.policy.bounds.modes, [Mode::Proxied, Mode::Passthrough]);
+        assert_eq!(config.policy.bounds.modes, Some(vec![Mode::Proxied, Mode::Passthrough]));
         assert_eq!(config.policy.bounds.max_mr_bytes, Some(4 << 30));
     }
 
@@ -435,6 +482,10 @@ mod tests {
             ("[inject]\ncontainer-dir = \"/run/rf\"", "must be one directory under /dev"),
             ("[inject]\ncontainer-dir = \"/dev/a/b\"", "must be one directory under /dev"),
             ("[proxy]\nready-timeout-ms = 0", "proxy.ready-timeout-ms = 0 must be from 1 to 600000"),
+            ("[proxy]\nmemory-max = \"15MiB\"", "proxy.memory-max = 15MiB must be at least 16MiB"),
+            ("[proxy]\nmemory-max = 99", "line 2: invalid type: integer `99`"),
+            ("[proxy]\npids-max = 2", "proxy.pids-max = 2 must be from 3 to 4096"),
+            ("[proxy]\ncgroup = \"container\"", "line 2: unknown variant `container`"),
             ("[[device]]\nname = \"a\"\nkind = \"hard\"", "line 3: unknown variant `hard`"),
             ("[[device]]\nname = \"a/b\"\nkind = \"soft\"", "device name = \"a/b\" must be"),
             ("[[device]]\nname = \"a\"\nkind = \"soft\"\nlink = \"25\"", "\"25\" is not a bit rate"),
@@ -451,6 +502,22 @@ mod tests {
             (
                 "[policy.defaults]\nbandwidth = \"2Gbit\"\n[policy.bounds]\nbandwidth = \"1Gbit\"",
                 "policy.defaults.bandwidth = 2Gbit is beyond policy.bounds.bandwidth = 1Gbit",
+            ),
+            ("[policy.profiles.gold]\nbandwidth = \"1Gbit\"", "line 2: unknown field `bandwidth`"),
+            ("[policy.profiles.gold.defaults]\nbandwith = \"1Gbit\"", "line 2: unknown field `bandwith`"),
+            ("[policy.profiles.\"a/b\"]", "policy.profiles: \"a/b\" must be a profile's name"),
+            ("[policy.profiles.default]", "write it there"),
+            ("[policy.profiles.gold]\nnamespaces = []", "policy.profiles.gold.namespaces = [] denies"),
+            ("[policy.profiles.gold]\nnamespaces = [\"a*b\"]", "policy.profiles.gold.namespaces: \"a*b\" must be"),
+            ("[policy.profiles.gold]\nnamespaces = [\"\"]", "policy.profiles.gold.namespaces: \"\" must be"),
+            ("[policy.profiles.gold.bounds]\nmax-qp = 0", "policy.profiles.gold.bounds.max-qp must be above 0"),
+            (
+                "[policy.defaults]\nmax-qp = 100\n[policy.profiles.low.bounds]\nmax-qp = 50",
+                "policy.defaults.max-qp = 100 is beyond policy.profiles.low.bounds.max-qp = 50",
+            ),
+            (
+                "[policy.bounds]\nclasses = [\"bulk\"]\n[policy.profiles.fast.defaults]\nclass = \"latency\"",
+                "policy.profiles.fast.defaults.class = latency is not in policy.bounds.classes = bulk",
             ),
         ] {
             let message = Config::parse(text).unwrap_err();

@@ -1,10 +1,12 @@
 //! createRuntime and prestart: joins a container that is being made to its proxy.
 
-use crate::annotations::{self, PREFIX, Request};
+use crate::annotations::{self, Choice, Request};
 use crate::cgroup;
 use crate::config::{self, Config};
 use crate::failure::{Code, During, Failure};
+use crate::identity::Namespace;
 use crate::inject::{self, Container, Sources};
+use crate::placement::Placement;
 use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
@@ -17,40 +19,61 @@ use rustix::fs::{Mode, OFlags};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Acts on the container whose state is `input`; on success it is joined or not ours. Nothing remains of a failure.
-pub fn create(input: impl Read) -> Result<(), Failure> {
+///
+/// `policy` is the administrator's choice for it, see [`annotations::wanted`].
+pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
-    let Some((request, bundle)) = wish(&state)? else { return Ok(()) };
+    let Some(wish) = wish(&state, policy)? else { return Ok(()) };
     let config = Config::load()?;
-    let grant = policy::resolve(&request, &config)?;
+    let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
+    let bundle = wish.bundle;
     let init = Init::open(state.pid()?)?;
     let root = bundle.root()?;
 
     let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
-    let Found::Nothing { mount_points } = clear(&config, &records, &state.id, init.process, &root)? else {
-        return Ok(());
+    let mount_points = match clear(&config, &records, &state.id, init.process, &root)? {
+        Found::Joined { record } => return agree(&config, &records, &record, &wish.request),
+        Found::Nothing { mount_points } => mount_points,
     };
     let lock = records.lock_shared().during(Code::Internal, what)?;
-    let record =
-        Record { container: state.id, init: init.process, proxy: None, root, mount_points, cgroups: Vec::new() };
+    let (Grant::Proxied(device, _) | Grant::Passthrough(device)) = &resolution.grant;
+    let record = Record {
+        container: state.id,
+        policy: resolution.policy,
+        init: init.process,
+        proxy: None,
+        root,
+        mount_points,
+        cgroups: Vec::new(),
+        unit: None,
+        device: device.name.clone(),
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        warnings: Vec::new(),
+    };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
-    let shares_mounts = bundle.shares_mounts();
-    let result = match grant {
-        Grant::Proxied(device, limits) => making.proxied(init, shares_mounts, device, limits),
+    let result = match resolution.grant {
+        Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits),
         Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
     };
     drop(lock);
     result.inspect_err(|_| making.undo())
 }
 
+/// What a container asks for, and who it is.
+struct Wish {
+    request: Request,
+    namespace: Namespace,
+    bundle: Bundle,
+}
+
 /// What the container asks for; `None` if it is not ours.
-fn wish(state: &State) -> Result<Option<(Request, Bundle)>, Failure> {
-    let ours = |key: &str| key.starts_with(PREFIX);
-    let mentioned = state.annotations().any(|(key, _)| ours(key));
+fn wish(state: &State, policy: Option<&str>) -> Result<Option<Wish>, Failure> {
+    let mentioned = policy.is_some() || state.annotations().any(|(key, _)| annotations::is_ours(key));
     let cwd = PathBuf::from(format!("/proc/{}/cwd", std::os::unix::process::parent_id()));
     let bundle = match Bundle::load(state, &cwd) {
         Ok(bundle) => bundle,
@@ -64,7 +87,24 @@ fn wish(state: &State) -> Result<Option<(Request, Bundle)>, Failure> {
         .chain(state.annotations())
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
-    Ok(annotations::wanted(&merged, None)?.map(|request| (request, bundle)))
+    let Some(request) = annotations::wanted(&merged, policy)? else { return Ok(None) };
+    Ok(Some(Wish { request, namespace: Namespace::of(&merged, &bundle.directory()), bundle }))
+}
+
+/// Whether another hook of the same container that has joined it, as of another CDI device, gave it the same policy. If not,
+/// the container will not start, and nothing of it remains.
+fn agree(config: &Config, records: &Records, record: &Record, request: &Request) -> Result<(), Failure> {
+    let Some(asked) = request.policy.as_ref().map(Choice::name).filter(|asked| *asked != record.policy) else {
+        return Ok(());
+    };
+    let message = format!(
+        "the container has the policy {} already, and now the engine gives it {asked} (--policy); \
+         use one CDI device of ringfence.dev, or one policy, per container",
+        record.policy
+    );
+    // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
+    let _ = stop::undo(config, records, record);
+    Err(Failure::new(Code::Denied, message))
 }
 
 /// The container's init, held by descriptors.
@@ -102,17 +142,17 @@ impl Init {
         Ok(Self { process, pidfd, mount_namespace, network_namespace })
     }
 
-    fn container(&self, record: &Record, shares_mounts: bool) -> Result<Container, Failure> {
+    fn container(&self, record: &Record, bundle: &Bundle) -> Result<Container, Failure> {
         let mount_namespace = self.mount_namespace.try_clone();
         let mount_namespace = mount_namespace.during(Code::Internal, || "mount namespace".into())?;
-        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts })
+        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts: bundle.shares_mounts() })
     }
 }
 
 /// What was there under a container's id.
 enum Found {
-    /// This very container: another stage of the same hook has done it all.
-    Joined,
+    /// This very container: another stage of the same hook, or another hook, has done it all.
+    Joined { record: Box<Record> },
     /// Nothing, or nothing any more but mount points in the same root file system.
     Nothing { mount_points: Vec<MountPoint> },
 }
@@ -123,7 +163,7 @@ fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Pat
     // A record that cannot be read is of no use to anybody.
     if let Some(mut record) = records.load(id).unwrap_or(None) {
         if record.init == init && record.proxy.is_none_or(Process::is_alive) {
-            return Ok(Found::Joined);
+            return Ok(Found::Joined { record: Box::new(record) });
         }
         if record.init != init && record.init.is_alive() {
             let message = format!(
@@ -153,13 +193,7 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn proxied(
-        &mut self,
-        init: Init,
-        shares_mounts: bool,
-        device: &config::Device,
-        limits: Limits,
-    ) -> Result<(), Failure> {
+    fn proxied(&mut self, init: Init, bundle: &Bundle, device: &config::Device, limits: Limits) -> Result<(), Failure> {
         self.save()?;
         let session = Session::make(&self.config.run_dir, &self.record.container);
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
@@ -180,25 +214,38 @@ impl Making<'_> {
         };
         let launch = session.write_launch(&launch).during(Code::Internal, what)?;
 
-        let cgroups = self.cgroups(init.process.pid)?;
+        let container = &self.record.container;
+        let mut placement = Placement::plan(&self.config.proxy, init.process.pid, container, bundle.rdma_limits());
+        self.record.cgroups = placement.paths();
+        self.record.unit = placement.unit().map(str::to_owned);
+        self.save()?;
+        let cgroups = placement.make();
         let handles = Handles {
             listener: listener.as_fd(),
             init: init.pidfd.as_fd(),
             network: init.network_namespace.as_fd(),
             cgroups: &cgroups,
+            oom_score_adj: bundle.oom_score_adj(),
         };
-        let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?);
-        self.record.proxy = Some(proxy.process);
+        let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?).process;
+        placement.ask_systemd(proxy.pid);
+        self.record.proxy = Some(proxy);
+        self.record.warnings = placement.warnings().to_vec();
         self.save()?;
 
         // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
         let injected = Sources::proxied(&session, &self.config.inject)
-            .and_then(|sources| self.inject(&init.container(&self.record, shares_mounts)?, sources));
-        let proxy = self.proxy.as_mut().expect("it was just started");
-        match injected {
-            Ok(()) => proxy.wait_ready(Duration::from_millis(self.config.proxy.ready_timeout_ms), init.pidfd.as_fd()),
-            Err(failure) => Err(failure),
+            .and_then(|sources| self.inject(&init.container(&self.record, bundle)?, sources));
+        injected?;
+        let timeout = Duration::from_millis(self.config.proxy.ready_timeout_ms);
+        self.proxy.as_mut().expect("it was just started").wait_ready(timeout, init.pidfd.as_fd())?;
+        placement.check(proxy.pid);
+        if placement.warnings() != self.record.warnings || placement.unit() != self.record.unit.as_deref() {
+            self.record.warnings = placement.warnings().to_vec();
+            self.record.unit = placement.unit().map(str::to_owned);
+            self.save()?;
         }
+        Ok(())
     }
 
     fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
@@ -214,7 +261,7 @@ impl Making<'_> {
         // What is in linux.devices the runtime has made already, as ringfence-runtime and CDI have it do.
         nodes.retain(|(path, _, major, minor)| !bundle.has_device(path, *major, *minor));
         let nodes: Vec<_> = nodes.into_iter().map(|(path, node, ..)| (path, node)).collect();
-        self.inject(&init.container(&self.record, bundle.shares_mounts())?, Sources::passthrough(&nodes)?)?;
+        self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes)?)?;
         forbidden.into_iter().try_for_each(|(major, minor)| cgroup::allow_device(init.process.pid, major, minor))
     }
 
@@ -224,16 +271,6 @@ impl Making<'_> {
             record.mount_points.push(mount_point);
             records.save(record)
         })
-    }
-
-    fn cgroups(&mut self, pid: i32) -> Result<Vec<std::fs::File>, Failure> {
-        if self.config.proxy.cgroup == config::Cgroup::Inherit {
-            return Ok(Vec::new());
-        }
-        self.record.cgroups =
-            cgroup::siblings(pid, &self.record.container).during(Code::Internal, || format!("cgroups of pid {pid}"))?;
-        self.save()?;
-        Ok(self.record.cgroups.iter().filter_map(|directory| cgroup::make(directory)).collect())
     }
 
     fn save(&self) -> Result<(), Failure> {
@@ -270,7 +307,9 @@ impl From<config::Error> for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal {
-            Refusal::Beyond { .. } | Refusal::NotOffered => Code::Denied,
+            Refusal::Beyond { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => Code::Denied,
+            Refusal::NoPolicyOfEngine { .. } => Code::Config,
+            Refusal::NoPolicy { .. } => Code::Annotation,
             Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,
             Refusal::Unenforceable { .. } => Code::Annotation,
         };

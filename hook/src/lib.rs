@@ -1,21 +1,25 @@
 //! The OCI hook: joins a container to its verbs proxy.
 //!
-//! Decisions are pure and live in [`annotations`], [`policy`], [`config`], [`units`], [`preload_file`] and [`state`];
+//! Decisions are pure and live in [`annotations`], [`identity`], [`policy`], [`config`], [`units`], [`preload_file`] and [`state`];
 //! the rest carries them out. [`create`] and [`stop`] are the two things that a runtime asks for.
 
 pub mod annotations;
 pub mod config;
+pub mod identity;
 pub mod policy;
 pub mod preload_file;
 pub mod state;
 pub mod units;
 
 mod cgroup;
+mod collect;
+mod containers;
 mod create;
 mod failure;
 mod inject;
 mod mountinfo;
 mod overlay;
+mod placement;
 mod process;
 mod proxy;
 mod record;
@@ -23,7 +27,10 @@ mod rootfs;
 mod session;
 mod stop;
 mod sys;
+mod systemd;
 
+pub use collect::{Collected, Left, Removed, collect};
+pub use containers::{Container, Memory, Status, containers};
 pub use create::create;
 pub use failure::{Code, Failure};
 pub use stop::stop;

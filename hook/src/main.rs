@@ -1,28 +1,45 @@
-//! `ringfence-hook createRuntime|prestart|poststop`, with the OCI container state on standard input.
+//! `ringfence-hook createRuntime|prestart|poststop [--policy NAME]`, with the OCI container state on standard input.
 
+use ringfence_hook::annotations::is_device_name;
 use ringfence_hook::{Code, Failure, create, stop};
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: ringfence-hook createRuntime|prestart|poststop, with the OCI container state on standard input";
+const USAGE: &str = "usage: ringfence-hook createRuntime|prestart|poststop [--policy NAME], with the OCI container state on standard input";
 
 fn main() -> ExitCode {
-    // By hand: the hook is in the way of every container's start, ours or not.
-    let mut arguments = std::env::args_os().skip(1);
-    let stage = arguments.next().filter(|_| arguments.next().is_none());
-    let input = std::io::stdin().lock();
-    let result = match stage.as_ref().and_then(|stage| stage.to_str()) {
-        Some("createRuntime" | "prestart") => create(input),
-        Some("poststop") => stop(input),
-        _ => Err(Failure::new(Code::Usage, USAGE)),
-    };
-    match result {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // There is nobody to tell if this fails; the exit code says the most of it.
             let _ = std::io::stderr().write_all(format!("ringfence-hook: {failure}\n").as_bytes());
             ExitCode::from(failure.code as u8)
         }
+    }
+}
+
+/// Parses the arguments by hand: the hook is in the way of every container's start, ours or not.
+fn run() -> Result<(), Failure> {
+    let usage = || Failure::new(Code::Usage, USAGE);
+    let arguments = std::env::args_os().skip(1).map(OsString::into_string).collect::<Result<Vec<_>, _>>();
+    let arguments = arguments.map_err(|_| usage())?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (stage, policy) = match arguments[..] {
+        [stage] => (stage, None),
+        [stage, "--policy", policy] => (stage, Some(policy)),
+        [stage, option] => (stage, Some(option.strip_prefix("--policy=").ok_or_else(usage)?)),
+        _ => return Err(usage()),
+    };
+    if let Some(policy) = policy.filter(|policy| !is_device_name(policy)) {
+        let message = format!("--policy {policy:?} is no profile's name, which has 1 to 63 of A-Z a-z 0-9 _ . -");
+        return Err(Failure::new(Code::Usage, message));
+    }
+    let input = std::io::stdin().lock();
+    match stage {
+        "createRuntime" | "prestart" => create(input, policy),
+        // What is to be undone is on record.
+        "poststop" => stop(input),
+        _ => Err(usage()),
     }
 }

@@ -1,92 +1,45 @@
 //! What one container may do: its request within the administrator's bounds.
 
-use crate::annotations::{Mode, PREFIX, Request, WEIGHTS};
-use crate::config::{Config, Device, Kind, optional_rate, optional_size};
-use crate::units::{show_rate, show_size};
+mod settings;
+mod tables;
+
+#[cfg(test)]
+mod tests;
+
+use crate::annotations::{Choice, DEFAULT_POLICY, Mode, PREFIX, Request, shorten};
+use crate::config::{Config, Device, Kind};
+use crate::identity::Namespace;
 use ringfence_proxy::launch::{Class, Limits};
-use serde::Deserialize;
-use std::fmt::Display;
+use settings::source;
+use tables::Effective;
 
-/// `[policy]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Policy {
-    /// What a container gets that does not ask.
-    pub defaults: Defaults,
-    /// What a container may ask for.
-    pub bounds: Bounds,
-}
-
-/// `[policy.defaults]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-#[allow(missing_docs)]
-pub struct Defaults {
-    #[serde(deserialize_with = "optional_rate")]
-    pub bandwidth: Option<u64>,
-    pub weight: Option<u32>,
-    pub class: Option<Class>,
-    pub max_qp: Option<u32>,
-    pub max_mr: Option<u32>,
-    #[serde(deserialize_with = "optional_size")]
-    pub max_mr_bytes: Option<u64>,
-    pub max_cq: Option<u32>,
-    pub max_qp_depth: Option<u32>,
-}
-
-/// `[policy.bounds]`
-///
-/// Without a bound, `bandwidth`, `weight` and `class` are free; the `max-*` limits are still bound by the default, because
-/// annotations are written by tenants and may only narrow.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-#[allow(missing_docs)]
-pub struct Bounds {
-    pub modes: Vec<Mode>,
-    #[serde(deserialize_with = "optional_rate")]
-    pub bandwidth: Option<u64>,
-    pub weight: Option<u32>,
-    pub classes: Option<Vec<Class>>,
-    pub max_qp: Option<u32>,
-    pub max_mr: Option<u32>,
-    #[serde(deserialize_with = "optional_size")]
-    pub max_mr_bytes: Option<u64>,
-    pub max_cq: Option<u32>,
-    pub max_qp_depth: Option<u32>,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            modes: vec![Mode::Proxied],
-            bandwidth: None,
-            weight: None,
-            classes: None,
-            max_qp: None,
-            max_mr: None,
-            max_mr_bytes: None,
-            max_cq: None,
-            max_qp_depth: None,
-        }
-    }
-}
+pub use settings::{Origin, Setting};
+pub use tables::{Bounds, Defaults, Policy, Profile};
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Refusal {
-    #[error("{PREFIX}{key}={value} is beyond the administrator's bound; allowed is {allowed}")]
-    Beyond { key: &'static str, value: String, allowed: String },
+    #[error("annotation {name}={policy} names no policy of the administrator's; there is {known}")]
+    NoPolicy { name: String, policy: String, known: String },
+    #[error(
+        "the engine gives this container the policy {policy} (--policy), which is not configured; there is {known}"
+    )]
+    NoPolicyOfEngine { policy: String, known: String },
+    #[error("policy {policy} is denied to {whom}; it is for namespaces {allowed} only")]
+    Namespace { policy: String, whom: String, allowed: String },
+    #[error("{name}={value} is beyond the administrator's bound; allowed is {allowed}")]
+    Beyond { name: String, value: String, allowed: String },
     #[error("{PREFIX}mode=exclusive is not offered yet; use proxied")]
     NotOffered,
-    #[error("{PREFIX}device={name} is not configured; there is {known}")]
-    NoDevice { name: String, known: String },
-    #[error("device {name} has no device nodes, so {PREFIX}mode=passthrough is not possible; there is {known}")]
-    NoNodes { name: String, known: String },
-    #[error("device {name} serves {PREFIX}mode=passthrough only; mode=proxied needs a device of kind soft: {known}")]
-    NotProxied { name: String, known: String },
-    #[error("{PREFIX}{key} cannot be enforced with {PREFIX}mode=passthrough; remove it or use mode=proxied")]
-    Unenforceable { key: &'static str },
+    #[error("{name}={device} is not configured; there is {known}")]
+    NoDevice { name: String, device: String, known: String },
+    #[error("device {device} has no device nodes, so {PREFIX}mode=passthrough is not possible; there is {known}")]
+    NoNodes { device: String, known: String },
+    #[error("device {device} serves {PREFIX}mode=passthrough only; mode=proxied needs a device of kind soft: {known}")]
+    NotProxied { device: String, known: String },
+    #[error("{name} cannot be enforced with {PREFIX}mode=passthrough; remove it or use mode=proxied")]
+    Unenforceable { name: String },
 }
 
 /// What a container gets.
@@ -98,61 +51,134 @@ pub enum Grant<'a> {
     Passthrough(&'a Device),
 }
 
-/// Decides about `request`.
-pub fn resolve<'a>(request: &Request, config: &'a Config) -> Result<Grant<'a>, Refusal> {
-    let bounds = &config.policy.bounds;
-    let mode = match request.mode {
-        Some(Mode::Exclusive) => return Err(Refusal::NotOffered),
-        Some(mode) if !bounds.modes.contains(&mode) => {
-            return Err(Refusal::Beyond {
-                key: "mode",
-                value: mode.name().into(),
-                allowed: names(&bounds.modes, Mode::name),
-            });
-        }
-        Some(mode) => mode,
-        None => bounds.modes.first().copied().unwrap_or(Mode::Proxied),
-    };
-    match mode {
+/// The decision about a request, and its reasons.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution<'a> {
+    /// What the container gets.
+    pub grant: Grant<'a>,
+    /// The policy's name.
+    pub policy: String,
+    /// Every value that holds, in the order of [`KEYS`](crate::annotations::KEYS).
+    pub settings: Vec<Setting>,
+}
+
+/// Decides about `request` of a container of `namespace`.
+pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config) -> Result<Resolution<'a>, Refusal> {
+    let (effective, policy) = policy(request, namespace, config)?;
+    let mut settings = vec![policy];
+    let (mode, setting) = mode(request, effective)?;
+    settings.push(setting);
+    let grant = match mode {
         Mode::Proxied => {
             let device = device(request, config, Kind::Soft)?;
-            Ok(Grant::Proxied(device, config.policy.limits(request)?))
+            settings.push(device.1);
+            Grant::Proxied(device.0, settings::limits(request, effective, &mut settings)?)
         }
         Mode::Passthrough => {
             if let Some(key) = request.limits_asked().next() {
-                return Err(Refusal::Unenforceable { key });
+                return Err(Refusal::Unenforceable { name: source(request, key) });
             }
-            device(request, config, Kind::Ibverbs).map(Grant::Passthrough)
+            let device = device(request, config, Kind::Ibverbs)?;
+            settings.push(device.1);
+            Grant::Passthrough(device.0)
         }
-        Mode::Exclusive => Err(Refusal::NotOffered),
+        Mode::Exclusive => return Err(Refusal::NotOffered),
+    };
+    Ok(Resolution { grant, policy: settings[0].value.clone(), settings })
+}
+
+/// The policy that `request` names, if the container may.
+fn policy<'a>(
+    request: &Request,
+    namespace: &Namespace,
+    config: &'a Config,
+) -> Result<(Effective<'a>, Setting), Refusal> {
+    let name = request.policy.as_ref().map_or(DEFAULT_POLICY, Choice::name);
+    let Some(effective) = config.policy.effective(name) else {
+        let (policy, known) = (name.to_owned(), config.policy.names().collect::<Vec<_>>().join(", "));
+        return Err(match request.policy {
+            Some(Choice::Engine(_)) => Refusal::NoPolicyOfEngine { policy, known },
+            _ => Refusal::NoPolicy { name: source(request, "policy"), policy, known },
+        });
+    };
+    let origin = match request.policy {
+        None => Origin::BuiltIn,
+        // The engine's configuration is the administrator's, too: he gave the container this profile, whatever it asks for.
+        Some(Choice::Engine(_)) => Origin::Engine,
+        Some(Choice::Annotation(_)) => Origin::Annotation(source(request, "policy")),
+    };
+    let restricted = effective.profile.and_then(|(_, profile)| Some((profile, profile.namespaces.as_ref()?)));
+    let bound = restricted.map(|(_, patterns)| format!("by annotation, from namespaces {}", patterns.join(", ")));
+    if let (Some((profile, patterns)), Some(Choice::Annotation(_))) = (restricted, &request.policy) {
+        let whom = match namespace {
+            Namespace::Known(namespace) if profile.is_for(namespace) => None,
+            Namespace::Known(namespace) => Some(format!("namespace {namespace}")),
+            Namespace::None => Some("a container without a Kubernetes namespace".into()),
+            Namespace::Claimed(namespace) => Some(format!(
+                "a container that claims to be of namespace {} but was not made through CRI",
+                shorten(namespace)
+            )),
+        };
+        if let Some(whom) = whom {
+            return Err(Refusal::Namespace { policy: name.to_owned(), whom, allowed: patterns.join(", ") });
+        }
     }
+    Ok((effective, Setting { key: "policy", value: name.to_owned(), origin, bound }))
+}
+
+fn mode(request: &Request, effective: Effective<'_>) -> Result<(Mode, Setting), Refusal> {
+    let bound = effective.bound(|bounds| bounds.modes.as_ref());
+    let allowed = bound.as_ref().map_or(&[Mode::Proxied][..], |bound| bound.value);
+    let table = bound.as_ref().map_or("built in", |bound| bound.table.as_str());
+    let (mode, origin) = match request.mode {
+        Some(Mode::Exclusive) => return Err(Refusal::NotOffered),
+        Some(mode) if !allowed.contains(&mode) => {
+            return Err(Refusal::Beyond {
+                name: source(request, "mode"),
+                value: mode.name().into(),
+                allowed: names(allowed, Mode::name),
+            });
+        }
+        Some(mode) => (mode, Origin::Annotation(source(request, "mode"))),
+        None => {
+            let origin = bound.as_ref().map_or(Origin::BuiltIn, |bound| Origin::Bound(bound.table.clone()));
+            (allowed.first().copied().unwrap_or(Mode::Proxied), origin)
+        }
+    };
+    let bound = Some(format!("{} ({table})", names(allowed, Mode::name)));
+    Ok((mode, Setting { key: "mode", value: mode.name().into(), origin, bound }))
 }
 
 /// The device that `request` names, or the first of the kind that its mode needs.
-fn device<'a>(request: &Request, config: &'a Config, kind: Kind) -> Result<&'a Device, Refusal> {
+fn device<'a>(request: &Request, config: &'a Config, kind: Kind) -> Result<(&'a Device, Setting), Refusal> {
     let known = |kind: Option<Kind>| {
         let of_kind = config.devices.iter().filter(|device| kind.is_none_or(|kind| kind == device.kind));
         let names: Vec<_> = of_kind.map(|device| device.name.as_str()).collect();
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
     let missing = |name: &str| {
-        let (name, known) = (name.to_owned(), known(Some(kind)));
+        let (device, known) = (name.to_owned(), known(Some(kind)));
         match kind {
-            Kind::Soft => Refusal::NotProxied { name, known },
-            Kind::Ibverbs => Refusal::NoNodes { name, known },
+            Kind::Soft => Refusal::NotProxied { device, known },
+            Kind::Ibverbs => Refusal::NoNodes { device, known },
         }
     };
-    match &request.device {
+    let (device, origin) = match &request.device {
         None => {
             let first = config.devices.iter().find(|device| device.kind == kind);
-            first.ok_or_else(|| missing(&known(None)))
+            (first.ok_or_else(|| missing(&known(None)))?, Origin::Default("device".into()))
         }
-        Some(name) => match config.devices.iter().find(|device| device.name == *name) {
-            None => Err(Refusal::NoDevice { name: name.clone(), known: known(None) }),
-            Some(device) if device.kind != kind => Err(missing(name)),
-            Some(device) => Ok(device),
+        Some(asked) => match config.devices.iter().find(|device| device.name == *asked) {
+            None => {
+                let (name, device) = (source(request, "device"), asked.clone());
+                return Err(Refusal::NoDevice { name, device, known: known(None) });
+            }
+            Some(device) if device.kind != kind => return Err(missing(asked)),
+            Some(device) => (device, Origin::Annotation(source(request, "device"))),
         },
-    }
+    };
+    let bound = Some(format!("{} (device)", known(Some(kind))));
+    Ok((device, Setting { key: "device", value: device.name.clone(), origin, bound }))
 }
 
 impl Request {
@@ -172,144 +198,6 @@ impl Request {
     }
 }
 
-impl Policy {
-    fn limits(&self, request: &Request) -> Result<Limits, Refusal> {
-        let (defaults, bounds, built_in) = (&self.defaults, &self.bounds, Limits::default());
-        Ok(Limits {
-            bandwidth: optional("bandwidth", request.bandwidth, defaults.bandwidth, bounds.bandwidth, show_rate)?,
-            weight: optional("weight", request.weight, defaults.weight, bounds.weight, |n| n.to_string())?,
-            class: self.class(request)?,
-            max_qp: limit("max-qp", request.max_qp, defaults.max_qp, bounds.max_qp, built_in.max_qp, |n| {
-                n.to_string()
-            })?,
-            max_mr: limit("max-mr", request.max_mr, defaults.max_mr, bounds.max_mr, built_in.max_mr, |n| {
-                n.to_string()
-            })?,
-            max_mr_bytes: limit(
-                "max-mr-bytes",
-                request.max_mr_bytes,
-                defaults.max_mr_bytes,
-                bounds.max_mr_bytes,
-                built_in.max_mr_bytes,
-                show_size,
-            )?,
-            max_cq: limit("max-cq", request.max_cq, defaults.max_cq, bounds.max_cq, built_in.max_cq, |n| {
-                n.to_string()
-            })?,
-            max_qp_depth: limit(
-                "max-qp-depth",
-                request.max_qp_depth,
-                defaults.max_qp_depth,
-                bounds.max_qp_depth,
-                built_in.max_qp_depth,
-                |n| n.to_string(),
-            )?,
-        })
-    }
-
-    fn class(&self, request: &Request) -> Result<Class, Refusal> {
-        let Some(allowed) = &self.bounds.classes else {
-            return Ok(request.class.or(self.defaults.class).unwrap_or_default());
-        };
-        match request.class {
-            Some(class) if !allowed.contains(&class) => Err(Refusal::Beyond {
-                key: "class",
-                value: class_name(class).into(),
-                allowed: names(allowed, class_name),
-            }),
-            Some(class) => Ok(class),
-            // Saying nothing must not escape the bound: the least privileged of the allowed classes.
-            None => Ok(self.defaults.class.unwrap_or_else(|| {
-                let by_privilege = [Class::Bulk, Class::Ops, Class::Latency];
-                by_privilege.into_iter().find(|class| allowed.contains(class)).unwrap_or_default()
-            })),
-        }
-    }
-
-    /// Whether the administrator contradicts himself.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let (defaults, bounds) = (&self.defaults, &self.bounds);
-        if bounds.modes.is_empty() {
-            return Err("policy.bounds.modes must name at least one mode".into());
-        }
-        if bounds.modes.contains(&Mode::Exclusive) {
-            return Err("policy.bounds.modes: exclusive is not offered yet".into());
-        }
-        for (key, weight) in [("defaults", defaults.weight), ("bounds", bounds.weight)] {
-            if let Some(weight) = weight.filter(|weight| !WEIGHTS.contains(weight)) {
-                return Err(format!("policy.{key}.weight = {weight} must be from 1 to 1000"));
-            }
-        }
-        if let Some(classes) = &bounds.classes {
-            if classes.is_empty() || classes.contains(&Class::None) {
-                return Err("policy.bounds.classes must name some of latency, ops, bulk".into());
-            }
-            if let Some(class) = defaults.class.filter(|class| !classes.contains(class)) {
-                let (class, allowed) = (class_name(class), names(classes, class_name));
-                return Err(format!("policy.defaults.class = {class} is not in policy.bounds.classes = {allowed}"));
-            }
-        }
-        let count = |n: u32| n.to_string();
-        within("bandwidth", defaults.bandwidth, bounds.bandwidth, show_rate)?;
-        within("weight", defaults.weight, bounds.weight, count)?;
-        within("max-qp", defaults.max_qp, bounds.max_qp, count)?;
-        within("max-mr", defaults.max_mr, bounds.max_mr, count)?;
-        within("max-mr-bytes", defaults.max_mr_bytes, bounds.max_mr_bytes, show_size)?;
-        within("max-cq", defaults.max_cq, bounds.max_cq, count)?;
-        within("max-qp-depth", defaults.max_qp_depth, bounds.max_qp_depth, count)
-    }
-}
-
-/// A limit that need not exist: with a bound, it does.
-fn optional<T: Copy + PartialOrd + Display>(
-    key: &'static str,
-    asked: Option<T>,
-    default: Option<T>,
-    bound: Option<T>,
-    show: impl Fn(T) -> String,
-) -> Result<Option<T>, Refusal> {
-    match (asked, bound) {
-        (Some(asked), Some(bound)) if asked > bound => {
-            Err(Refusal::Beyond { key, value: show(asked), allowed: format!("at most {}", show(bound)) })
-        }
-        _ => Ok(asked.or(default).or(bound)),
-    }
-}
-
-/// A limit that always exists. Where the administrator gives none, what is built in bounds and serves as default.
-fn limit<T: Copy + Ord + Display>(
-    key: &'static str,
-    asked: Option<T>,
-    default: Option<T>,
-    bound: Option<T>,
-    built_in: T,
-    show: impl Fn(T) -> String,
-) -> Result<T, Refusal> {
-    let bound = bound.unwrap_or(default.unwrap_or(built_in));
-    let default = default.unwrap_or(built_in).min(bound);
-    Ok(optional(key, asked, Some(default), Some(bound), show)?.unwrap_or(default))
-}
-
-fn within<T: Copy + PartialOrd + Default>(
-    key: &str,
-    default: Option<T>,
-    bound: Option<T>,
-    show: impl Fn(T) -> String,
-) -> Result<(), String> {
-    for (table, value) in [("defaults", default), ("bounds", bound)] {
-        if value == Some(T::default()) {
-            return Err(format!("policy.{table}.{key} must be above 0"));
-        }
-    }
-    match (default, bound) {
-        (Some(default), Some(bound)) if default > bound => {
-            let (default, bound) = (show(default), show(bound));
-            Err(format!("policy.defaults.{key} = {default} is beyond policy.bounds.{key} = {bound}"))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn class_name(class: Class) -> &'static str {
     match class {
         Class::Latency => "latency",
@@ -321,163 +209,4 @@ fn class_name(class: Class) -> &'static str {
 
 fn names<T: Copy>(values: &[T], name: impl Fn(T) -> &'static str) -> String {
     values.iter().map(|value| name(*value)).collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn config(text: &str) -> Config {
-        Config::parse(text).unwrap()
-    }
-
-    fn limits(request: &Request, text: &str) -> Result<Limits, String> {
-        match resolve(request, &config(text)) {
-            Ok(Grant::Proxied(_, limits)) => Ok(limits),
-            Ok(grant) => panic!("{grant:?}"),
-            Err(refusal) => Err(refusal.to_string()),
-        }
-    }
-
-    #[test]
-    fn without_a_word_the_built_in_limits_hold() {
-        assert_eq!(limits(&Request::default(), ""), Ok(Limits::default()));
-    }
-
-    #[test]
-    fn bandwidth() {
-        const BOTH: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"\n[policy.bounds]\nbandwidth = \"10Gbit\"";
-        const BOUND: &str = "[policy.bounds]\nbandwidth = \"10Gbit\"";
-        const G: u64 = 1_000_000_000;
-        for (asked, text, expected) in [
-            (None, "", Ok(None)),
-            (Some(40 * G), "", Ok(Some(40 * G))),
-            (None, BOUND, Ok(Some(10 * G))),
-            (Some(5 * G), BOUND, Ok(Some(5 * G))),
-            (Some(10 * G), BOUND, Ok(Some(10 * G))),
-            (None, BOTH, Ok(Some(G))),
-            (Some(2 * G), BOTH, Ok(Some(2 * G))),
-            (
-                Some(40 * G),
-                BOTH,
-                Err("ringfence.dev/bandwidth=40Gbit is beyond the administrator's bound; allowed is at most 10Gbit"),
-            ),
-        ] {
-            let request = Request { bandwidth: asked, ..Request::default() };
-            let found = limits(&request, text).map(|limits| limits.bandwidth);
-            assert_eq!(found, expected.map_err(str::to_owned), "{asked:?} {text}");
-        }
-    }
-
-    #[test]
-    fn class() {
-        for (asked, text, expected) in [
-            (None, "", Ok(Class::None)),
-            (Some(Class::Latency), "", Ok(Class::Latency)),
-            (None, "[policy.defaults]\nclass = \"ops\"", Ok(Class::Ops)),
-            (None, "[policy.bounds]\nclasses = [\"latency\", \"ops\"]", Ok(Class::Ops)),
-            (
-                Some(Class::Latency),
-                "[policy.bounds]\nclasses = [\"ops\", \"bulk\"]",
-                Err("ringfence.dev/class=latency is beyond the administrator's bound; allowed is ops, bulk"),
-            ),
-        ] {
-            let request = Request { class: asked, ..Request::default() };
-            let found = limits(&request, text).map(|limits| limits.class);
-            assert_eq!(found, expected.map_err(str::to_owned), "{asked:?} {text}");
-        }
-    }
-
-    #[test]
-    fn a_tenant_cannot_raise_a_limit_that_the_administrator_left_alone() {
-        let request = Request { max_mr_bytes: Some(1 << 40), ..Request::default() };
-        assert_eq!(
-            limits(&request, ""),
-            Err("ringfence.dev/max-mr-bytes=1TiB is beyond the administrator's bound; allowed is at most 16GiB".into())
-        );
-        assert_eq!(limits(&request, "[policy.bounds]\nmax-mr-bytes = \"1TiB\"").unwrap().max_mr_bytes, 1 << 40);
-    }
-
-    #[test]
-    fn modes_and_devices() {
-        const BOTH: &str = "[[device]]\nname = \"soft0\"\nkind = \"soft\"\n[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\n\
-             nodes = [\"/dev/infiniband/uverbs0\"]\n[policy.bounds]\nmodes = [\"proxied\", \"passthrough\"]";
-        for (mode, device, text, expected) in [
-            (None, None, "", Ok("soft0")),
-            (None, None, BOTH, Ok("soft0")),
-            (Some(Mode::Proxied), Some("soft0"), BOTH, Ok("soft0")),
-            (Some(Mode::Passthrough), None, BOTH, Ok("mlx5_0")),
-            (
-                Some(Mode::Passthrough),
-                None,
-                "",
-                Err("ringfence.dev/mode=passthrough is beyond the administrator's bound; allowed is proxied"),
-            ),
-            (Some(Mode::Exclusive), None, BOTH, Err("ringfence.dev/mode=exclusive is not offered yet; use proxied")),
-            (None, Some("mlx9"), BOTH, Err("ringfence.dev/device=mlx9 is not configured; there is soft0, mlx5_0")),
-            (
-                None,
-                Some("mlx5_0"),
-                BOTH,
-                Err(
-                    "device mlx5_0 serves ringfence.dev/mode=passthrough only; mode=proxied needs a device of kind soft: soft0",
-                ),
-            ),
-            (
-                Some(Mode::Passthrough),
-                Some("soft0"),
-                BOTH,
-                Err(
-                    "device soft0 has no device nodes, so ringfence.dev/mode=passthrough is not possible; there is mlx5_0",
-                ),
-            ),
-        ] {
-            let request = Request { mode, device: device.map(str::to_owned), ..Request::default() };
-            let config = config(text);
-            let found = resolve(&request, &config).map_err(|refusal| refusal.to_string());
-            let found = found.map(|(Grant::Proxied(device, _) | Grant::Passthrough(device))| device.name.as_str());
-            assert_eq!(found, expected.map_err(str::to_owned), "{mode:?} {device:?}");
-        }
-        let request = Request { mode: Some(Mode::Passthrough), max_qp: Some(1), ..Request::default() };
-        assert_eq!(resolve(&request, &config(BOTH)), Err(Refusal::Unenforceable { key: "max-qp" }));
-    }
-
-    fn some<T: Clone + std::fmt::Debug + 'static>(
-        values: impl Strategy<Value = T> + 'static,
-    ) -> BoxedStrategy<Option<T>> {
-        proptest::option::of(values).boxed()
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_granted_never_exceeds_the_bounds(
-            asked in (some(1..100u64), some(1..=1000u32), some(1..100u32), some(1..100u64)),
-            bound in (some(1..100u64), some(1..=1000u32), some(1..100u32), some(1..100u64)),
-        ) {
-            let request = Request {
-                bandwidth: asked.0, weight: asked.1, max_qp: asked.2, max_mr_bytes: asked.3, ..Request::default()
-            };
-            let bounds = Bounds {
-                bandwidth: bound.0, weight: bound.1, max_qp: bound.2, max_mr_bytes: bound.3, ..Bounds::default()
-            };
-            let policy = Policy { bounds, ..Policy::default() };
-            fn exceeds<T: PartialOrd>(asked: Option<T>, bound: Option<T>) -> bool {
-                matches!((asked, bound), (Some(asked), Some(bound)) if asked > bound)
-            }
-            let beyond = exceeds(asked.0, bound.0) || exceeds(asked.1, bound.1)
-                || exceeds(asked.2, bound.2) || exceeds(asked.3, bound.3);
-            match policy.limits(&request) {
-                Err(_) => prop_assert!(beyond),
-                Ok(limits) => {
-                    prop_assert!(!beyond);
-                    prop_assert_eq!(limits.bandwidth, asked.0.or(bound.0));
-                    prop_assert_eq!(limits.weight, asked.1.or(bound.1));
-                    prop_assert!(limits.max_qp <= bound.2.unwrap_or(256));
-                    prop_assert!(asked.2.is_none_or(|asked| limits.max_qp == asked));
-                    prop_assert!(limits.max_mr_bytes <= bound.3.unwrap_or(16 << 30));
-                }
-            }
-        }
-    }
 }

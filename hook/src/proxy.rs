@@ -2,7 +2,9 @@
 
 use crate::config;
 use crate::failure::{Code, During, Failure};
+use crate::placement::Entrances;
 use crate::process::{self, Process, timespec};
+use crate::session;
 use crate::sys::{self, Forked};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,6 +22,8 @@ use std::time::{Duration, Instant};
 const MAX_LINE: usize = 1024;
 /// The proxy's whole environment. Nothing of the runtime's, let alone of the image's, reaches it.
 const ENVIRONMENT: [&CStr; 1] = [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
+/// What kernels allow unless `fs.nr_open` says otherwise. A proxy needs up to three for each object of its container.
+const MAX_DESCRIPTORS: u64 = 1 << 20;
 /// How long a proxy that is given up may take to clean up.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -31,8 +35,10 @@ pub struct Handles<'a> {
     pub init: BorrowedFd<'a>,
     /// The container's network namespace.
     pub network: BorrowedFd<'a>,
-    /// `cgroup.procs` of where it is to run.
-    pub cgroups: &'a [File],
+    /// Ways to where it is to be accounted.
+    pub cgroups: &'a Entrances,
+    /// How soon the kernel is to kill it for want of memory.
+    pub oom_score_adj: i32,
 }
 
 /// A proxy that has been started and is our child.
@@ -55,7 +61,12 @@ pub fn start(config: &config::Proxy, launch: &Path, handles: &Handles<'_>) -> Re
     let path = c_string(&config.path)?;
     let launch = c_string(launch)?;
     let (ready, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(Code::Internal, what)?;
-    match sys::fork().during(Code::Internal, what)? {
+    let forked = match &handles.cgroups.unified {
+        // Where that is refused the proxy stays in the runtime's cgroup, as is found out when it is ready.
+        Some(cgroup) => sys::fork_into(cgroup.as_fd()).or_else(|_| sys::fork()),
+        None => sys::fork(),
+    };
+    match forked.during(Code::Internal, what)? {
         Forked::Child => {
             let code = match become_proxy(&path, &launch, handles, theirs.as_fd()) {
                 Stopped::BeforeDescriptors => 126,
@@ -81,6 +92,22 @@ pub fn start(config: &config::Proxy, launch: &Path, handles: &Handles<'_>) -> Re
     }
 }
 
+/// The proxy of `container`, by its command line, for when there is no record. Processes in other mount namespaces, such as
+/// containers', may have any command line.
+pub fn running(run_dir: &Path, container: &str) -> Option<Process> {
+    let expected =
+        [b"ringfence-proxy\0--launch\0", session::launch_path(run_dir, container).as_os_str().as_bytes(), b"\0"]
+            .concat();
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = namespace("self")?;
+    std::fs::read_dir("/proc").ok()?.find_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let (process, _pidfd) = Process::open(pid).ok()?;
+        let found = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        (found == expected && namespace(&pid.to_string())? == own && process.is_alive()).then_some(process)
+    })
+}
+
 fn c_string(path: &Path) -> Result<CString, Failure> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| Failure::new(Code::Internal, format!("path {} contains a zero byte", path.display())))
@@ -101,15 +128,11 @@ fn become_proxy(path: &CStr, launch: &CStr, handles: &Handles<'_>, ready: Borrow
     rustix::process::umask(Mode::from_raw_mode(0o077));
     sys::reset_signals();
     let _ = rustix::process::set_parent_process_death_signal(None);
-    for mut cgroup in handles.cgroups {
-        let _ = cgroup.write_all(b"0");
+    for mut tasks in &handles.cgroups.tasks {
+        let _ = tasks.write_all(b"0");
     }
-    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
-    let _ = rustix::process::setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
-    for resource in [Resource::Memlock, Resource::Nofile, Resource::Fsize] {
-        let maximum = rustix::process::getrlimit(resource).maximum;
-        let _ = rustix::process::setrlimit(resource, Rlimit { current: maximum, maximum });
-    }
+    let _ = std::fs::write("/proc/self/oom_score_adj", handles.oom_score_adj.to_string());
+    raise_limits();
     let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) else {
         return Stopped::BeforeDescriptors;
     };
@@ -123,6 +146,28 @@ fn become_proxy(path: &CStr, launch: &CStr, handles: &Handles<'_>, ready: Borrow
         return Stopped::BeforeDescriptors;
     }
     Stopped::AtExecution(sys::execute(path, &[c"ringfence-proxy", c"--launch", launch], &ENVIRONMENT))
+}
+
+/// The limits of the engine's own service are not meant for a proxy: as high as may be, and no core files, which would hold
+/// the memory that containers registered.
+fn raise_limits() {
+    let unlimited = Rlimit { current: None, maximum: None };
+    let _ = rustix::process::setrlimit(Resource::Memlock, unlimited);
+    let most = Some(MAX_DESCRIPTORS);
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    for resource in [
+        Resource::As,
+        Resource::Cpu,
+        Resource::Data,
+        Resource::Fsize,
+        Resource::Memlock,
+        Resource::Nofile,
+        Resource::Nproc,
+    ] {
+        let maximum = rustix::process::getrlimit(resource).maximum;
+        let _ = rustix::process::setrlimit(resource, Rlimit { current: maximum, maximum });
+    }
+    let _ = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
 
 impl Proxy {

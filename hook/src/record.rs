@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 #[serde(rename_all = "kebab-case")]
 pub struct Record {
     pub container: String,
+    /// The policy's name.
+    #[serde(default = "default_policy")]
+    pub policy: String,
     /// The container's init.
     pub init: Process,
     pub proxy: Option<Process>,
@@ -26,6 +29,23 @@ pub struct Record {
     pub mount_points: Vec<MountPoint>,
     /// cgroups made for the proxy.
     pub cgroups: Vec<PathBuf>,
+    /// The unit that systemd made for the proxy, and removes when that ends.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// The device's name.
+    #[serde(default)]
+    pub device: String,
+    /// When the container was made, in seconds since 1970.
+    #[serde(default)]
+    pub since: u64,
+    /// What could not be had, one line each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Records of before there were profiles name none.
+fn default_policy() -> String {
+    crate::annotations::DEFAULT_POLICY.into()
 }
 
 /// An empty file or directory that only serves to be mounted upon.
@@ -103,6 +123,18 @@ impl Records {
         }
     }
 
+    /// Removes records whose writers were killed. The caller holds the lock, so that no writer is at work.
+    pub fn remove_unfinished(&self) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(self.directory.as_fd())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_bytes().starts_with(b".") && name.to_bytes().ends_with(b".json") {
+                rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The containers that have a record.
     pub fn containers(&self) -> io::Result<Vec<String>> {
         let mut containers = Vec::new();
@@ -142,11 +174,16 @@ mod tests {
         let records = Records::open(&run_dir).unwrap();
         let record = Record {
             container: "c1".into(),
+            policy: "gold".into(),
             init: Process { pid: 7, start: 8 },
             proxy: None,
             root: "/rootfs".into(),
             mount_points: vec![MountPoint { path: "etc/ld.so.preload".into(), directory: false }],
             cgroups: vec!["/sys/fs/cgroup/x".into()],
+            unit: None,
+            device: "soft0".into(),
+            since: 9,
+            warnings: vec!["w".into()],
         };
         assert_eq!(records.load("c1").unwrap(), None);
         records.save(&record).unwrap();

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::failure::{Code, During, Failure};
+use ringfence_proxy::launch::Launch;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::{self, Write};
@@ -22,6 +23,8 @@ pub const LIBRARY: &str = "libibverbs.so.1";
 const SOCKET: &str = "verbs.sock";
 /// The merged file's name on the host.
 const PRELOAD: &str = "ld.so.preload";
+/// The proxy's orders' name on the host.
+const LAUNCH: &str = "launch.json";
 
 /// The directory of one container.
 pub struct Session {
@@ -102,9 +105,9 @@ impl Session {
     }
 
     /// Writes the proxy's orders, and returns their path.
-    pub fn write_launch(&self, launch: &ringfence_proxy::launch::Launch) -> io::Result<PathBuf> {
-        self.create(&self.directory, "launch.json", 0o600)?.write_all(&serde_json::to_vec_pretty(launch)?)?;
-        Ok(self.path.join("launch.json"))
+    pub fn write_launch(&self, launch: &Launch) -> io::Result<PathBuf> {
+        self.create(&self.directory, LAUNCH, 0o600)?.write_all(&serde_json::to_vec_pretty(launch)?)?;
+        Ok(self.path.join(LAUNCH))
     }
 
     /// An empty file to become the container's `/etc/ld.so.preload`.
@@ -129,6 +132,25 @@ pub fn remove(run_dir: &Path, container: &str) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The containers that have a directory.
+pub fn containers(run_dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(run_dir.join("containers")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result?,
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// The orders that the proxy of `container` was started with.
+pub fn read_launch(run_dir: &Path, container: &str) -> io::Result<Launch> {
+    Ok(serde_json::from_slice(&std::fs::read(launch_path(run_dir, container))?)?)
+}
+
+/// Where these orders are.
+pub fn launch_path(run_dir: &Path, container: &str) -> PathBuf {
+    directory(run_dir, container).join(LAUNCH)
 }
 
 fn directory(run_dir: &Path, container: &str) -> PathBuf {

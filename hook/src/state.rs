@@ -97,6 +97,13 @@ struct Config {
     root: Option<Root>,
     annotations: Option<Annotations>,
     linux: Option<Linux>,
+    process: Option<Process>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Process {
+    oom_score_adj: Option<i32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,6 +119,31 @@ struct Linux {
     resources: Option<Resources>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+struct Resources {
+    devices: Option<Vec<Rule>>,
+    rdma: Option<BTreeMap<String, Rdma>>,
+}
+
+/// Limits of the rdma controller for one device; `None` for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rdma {
+    /// Open handles of the device.
+    pub hca_handles: Option<u32>,
+    /// Objects made with them.
+    pub hca_objects: Option<u32>,
+}
+
+impl Rdma {
+    /// As `rdma.max` takes it.
+    pub fn line(&self, device: &str) -> String {
+        let handles = self.hca_handles.map(|limit| format!(" hca_handle={limit}")).unwrap_or_default();
+        let objects = self.hca_objects.map(|limit| format!(" hca_object={limit}")).unwrap_or_default();
+        format!("{device}{handles}{objects}")
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct Device {
     path: PathBuf,
@@ -119,11 +151,6 @@ struct Device {
     major: i64,
     #[serde(default)]
     minor: i64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Resources {
-    devices: Option<Vec<Rule>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -153,7 +180,7 @@ impl Bundle {
         match Self::read(&state.bundle) {
             Err(Error::Bundle { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
                 let Ok(other) = Self::read(runtime_cwd) else { return Err(Error::Bundle { path, error }) };
-                let ours = |(key, _): &(&str, &str)| key.starts_with(crate::annotations::PREFIX);
+                let ours = |(key, _): &(&str, &str)| crate::annotations::is_ours(key);
                 if !other.annotations().filter(ours).eq(state.annotations().filter(ours)) {
                     return Err(Error::OtherBundle { path: other.path });
                 }
@@ -182,12 +209,30 @@ impl Bundle {
         self.config.annotations.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Where it is.
+    pub fn directory(&self) -> PathBuf {
+        // `/proc/PPID/cwd` names another directory once the runtime is gone.
+        self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone())
+    }
+
     /// The container's root file system, as the host and the container's mount namespace before the pivot name it.
     pub fn root(&self) -> Result<PathBuf, Error> {
         let root = self.config.root.as_ref().ok_or_else(|| Error::NoRoot(self.path.clone()))?;
-        // `/proc/PPID/cwd` names another directory once the runtime is gone.
-        let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
-        Ok(directory.join(&root.path))
+        Ok(self.directory().join(&root.path))
+    }
+
+    /// The container's own limits of the rdma controller, for devices whose names can be such.
+    pub fn rdma_limits(&self) -> BTreeMap<String, Rdma> {
+        let resources = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let limits = resources.and_then(|resources| resources.rdma.clone()).unwrap_or_default();
+        limits.into_iter().filter(|(device, _)| crate::annotations::is_device_name(device)).collect()
+    }
+
+    /// How soon the kernel is to kill the container's proxy for want of memory: as soon as the container, whose registered
+    /// memory counts for both. Never is not offered, because limits of the proxy's own could not be kept then; without a word in
+    /// `config.json` it is 0, whatever the engine's service has.
+    pub fn oom_score_adj(&self) -> i32 {
+        self.config.process.as_ref().and_then(|process| process.oom_score_adj).unwrap_or(0).clamp(-999, 1000)
     }
 
     /// Whether the container asked that its mounts be seen elsewhere.

@@ -2,7 +2,7 @@
 //!
 //! It may come late, twice, or never; the proxy ends with the container's init all the same.
 
-use crate::annotations::PREFIX;
+use crate::annotations;
 use crate::cgroup;
 use crate::config::Config;
 use crate::failure::{Code, During, Failure};
@@ -20,8 +20,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait for hooks that are making other containers. Those end in time, or their own poststop cleans up for us.
 const OTHERS: Duration = Duration::from_millis(300);
-/// How many other containers are cleaned up after, at most.
-const MAX_STALE: usize = 64;
+/// How many other containers are looked at.
+const MAX_OTHERS: usize = 256;
 
 /// Acts on the container whose state is `input`. Idempotent.
 pub fn stop(input: impl Read) -> Result<(), Failure> {
@@ -29,7 +29,7 @@ pub fn stop(input: impl Read) -> Result<(), Failure> {
     let config = match Config::load() {
         Ok(config) => config,
         // Not our container, as far as can be told: its end is no occasion to complain.
-        Err(_) if !state.annotations().any(|(key, _)| key.starts_with(PREFIX)) => return Ok(()),
+        Err(_) if !state.annotations().any(|(key, _)| annotations::is_ours(key)) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let what = || format!("records in {}", config.run_dir.display());
@@ -63,7 +63,12 @@ pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::R
 
 /// The part of [`undo`] after the proxy's end. Without `exclusive`, a container that is being made may be about to mount upon
 /// the same mount points, and they stay.
-fn remove(config: &Config, records: &Records, record: &Record, exclusive: Option<&Lock<'_>>) -> io::Result<()> {
+pub(crate) fn remove(
+    config: &Config,
+    records: &Records,
+    record: &Record,
+    exclusive: Option<&Lock<'_>>,
+) -> io::Result<()> {
     let removed = session::remove(&config.run_dir, &record.container);
     record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and)?;
     if !record.mount_points.is_empty() {
@@ -111,7 +116,11 @@ fn remove_mount_points(root: &Path, mount_points: &[MountPoint]) -> io::Result<(
 fn sweep(config: &Config, records: &Records) {
     // No hook may be making a container meanwhile, perhaps under the id of one that is gone.
     let Ok(Some(lock)) = records.lock_exclusive(Duration::ZERO) else { return };
-    for container in records.containers().unwrap_or_default().into_iter().take(MAX_STALE) {
+    let mut containers = records.containers().unwrap_or_default();
+    // Not the same ones each time, when there are more.
+    let first = std::process::id() as usize % containers.len().max(1);
+    containers.rotate_left(first);
+    for container in containers.into_iter().take(MAX_OTHERS) {
         let Ok(Some(record)) = records.load(&container) else { continue };
         // A proxy that is still there is ending by itself.
         if !record.init.is_alive() && !record.proxy.is_some_and(process::Process::is_alive) {

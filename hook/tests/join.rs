@@ -61,6 +61,41 @@ fn switched_off_or_a_pods_sandbox_is_left_alone() {
 }
 
 #[test]
+fn the_engine_enables_a_container_without_annotations() {
+    with_lab(|lab| {
+        lab.configure("ready", "[policy.profiles.gold]\nnamespaces = [\"team-a\"]\ndefaults.max-qp = 7");
+        lab.annotate(&[]);
+        lab.hooks(&["prestart", "createRuntime"], true);
+        lab.hook_policy(Some("gold"));
+        lab.script("sleep 60");
+        lab.create();
+        let launch = lab.path("run/containers").join(&lab.id).join("launch.json");
+        let launch: serde_json::Value = serde_json::from_slice(&std::fs::read(launch).unwrap()).unwrap();
+        assert_eq!(launch["limits"]["max_qp"], 7);
+        assert_eq!(lab.proxies().len(), 1);
+        succeeded(&lab.runc(&["delete", "-f", &lab.id]));
+
+        lab.annotate(&[("enable", "false")]);
+        lab.script("ls -d /dev/ringfence; true");
+        assert_eq!(lab.output(), "");
+    });
+}
+
+#[test]
+fn a_pods_annotation_speaks_to_one_of_its_containers() {
+    const NAME: &str = "io.kubernetes.cri.container-name";
+    for (name, seen) in [("app", SEEN), ("db", "")] {
+        with_lab(|lab| {
+            lab.edit(|config| {
+                config["annotations"] = json!({"enable.ringfence.dev/container.app": "true", NAME: name});
+            });
+            lab.script(&format!("{LOOK}; true"));
+            assert_eq!(succeeded(&lab.run()), seen, "{name}");
+        });
+    }
+}
+
+#[test]
 fn the_images_own_preload_file_is_kept() {
     with_lab(|lab| {
         let etc = lab.path("rootfs/etc");

@@ -79,7 +79,11 @@ fn annotations_that_are_wrong() {
             "10gbps",
             r#"annotation ringfence.dev/bandwidth="10gbps" is malformed; allowed is a number and one of bit, kbit"#,
         ),
-        ("bandwith", "10Gbit", r#"annotation ringfence.dev/"bandwith" is unknown; allowed are enable, mode, device"#),
+        (
+            "bandwith",
+            "10Gbit",
+            r#"annotation ringfence.dev/bandwith is unknown; allowed are enable, policy, mode, device"#,
+        ),
         (
             "enable",
             "on",
@@ -103,6 +107,63 @@ fn more_than_the_administrator_allows() {
         lab.annotate(&[("enable", "true"), ("mode", "passthrough")]);
         lab.refused(13, "ringfence.dev/mode=passthrough is beyond the administrator's bound; allowed is proxied");
     });
+}
+
+const GOLD: &str = "[policy.profiles.gold]\nnamespaces = [\"team-*\"]\nbounds.max-qp = 1024";
+
+#[test]
+fn policies_that_are_not_for_this_container() {
+    with_lab(|lab| {
+        lab.configure("ready", GOLD);
+        lab.annotate(&[("enable", "true"), ("policy", "gold")]);
+        let only = "it is for namespaces team-* only";
+        lab.refused(13, &format!("policy gold is denied to a container without a Kubernetes namespace; {only}"));
+        // Whoever may call runc may write any annotation.
+        lab.edit(|config| config["annotations"]["io.kubernetes.cri.sandbox-namespace"] = json!("team-a"));
+        let whom = "a container that claims to be of namespace \"team-a\" but was not made through CRI";
+        lab.refused(13, &format!("policy gold is denied to {whom}; {only}"));
+        lab.annotate(&[("enable", "true"), ("policy", "silver")]);
+        lab.refused(
+            12,
+            "annotation ringfence.dev/policy=silver names no policy of the administrator's; there is default, gold",
+        );
+        lab.annotate(&[("policy", "default")]);
+        lab.hook_policy(Some("gold"));
+        lab.refused(12, "annotation ringfence.dev/policy=default contradicts the policy gold that the engine gives");
+        lab.annotate(&[]);
+        lab.hook_policy(Some("silver"));
+        lab.refused(11, "the engine gives this container the policy silver (--policy), which is not configured; there is default, gold");
+    });
+}
+
+#[test]
+fn two_policies_for_one_container() {
+    with_lab(|lab| {
+        lab.configure("ready", GOLD);
+        lab.annotate(&[]);
+        lab.hooks(&["prestart", "createRuntime"], true);
+        lab.edit(|config| {
+            for (stage, policy) in [("prestart", "gold"), ("createRuntime", "default")] {
+                config["hooks"][stage][0]["args"] = json!(["ringfence-hook", stage, "--policy", policy]);
+            }
+        });
+        lab.refused(
+            13,
+            "the container has the policy gold already, and now the engine gives it default (--policy); use one CDI device",
+        );
+    });
+}
+
+#[test]
+fn arguments() {
+    for arguments in [&["createRuntime", "--policy"][..], &["--policy", "gold"], &["poststop", "x", "y"], &[]] {
+        let output = std::process::Command::new(common::HOOK).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.starts_with("ringfence-hook: E2 usage: ringfence-hook "), "{arguments:?}: {text}");
+    }
+    let bad = std::process::Command::new(common::HOOK).args(["createRuntime", "--policy=a/b"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("E2 --policy \"a/b\" is no profile's name"), "{bad:?}");
 }
 
 #[test]

@@ -59,6 +59,12 @@ impl ConfigFile {
         &self.path
     }
 
+    /// The bundle.
+    pub fn directory(&self) -> PathBuf {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        directory.canonicalize().unwrap_or_else(|_| directory.to_owned())
+    }
+
     /// Replaces it as a whole, with the same owner and mode. It is not synced: a bundle does not outlive the host's crash.
     pub fn replace(&self, text: &str) -> Result<(), Failure> {
         let failed = |error: io::Error| {

@@ -2,21 +2,25 @@
 
 use crate::edit::{Facts, Node};
 use ringfence_hook::config::{Config, Device};
+use ringfence_hook::identity::Namespace;
 use ringfence_hook::policy::Grant;
 use ringfence_hook::{Code, Failure, annotations, config, policy};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 
 /// The nodes that a container needs in `config.json`, usually none; `None` if the container is not ours.
 ///
 /// The administrator's configuration, which may be broken, is not looked at for containers that are not ours.
 pub fn nodes(
     facts: &Facts,
+    bundle: &Path,
     policy: Option<&str>,
     config: &Result<Config, config::Error>,
 ) -> Result<Option<Vec<Node>>, Failure> {
     let Some(request) = annotations::wanted(&facts.annotations, policy)? else { return Ok(None) };
     let config = config.as_ref().map_err(|error| Failure::new(Code::Config, error.to_string()))?;
-    match policy::resolve(&request, config)? {
+    let namespace = Namespace::of(&facts.annotations, bundle);
+    match policy::resolve(&request, &namespace, config)?.grant {
         Grant::Proxied(..) => Ok(Some(Vec::new())),
         Grant::Passthrough(device) => nodes_of(device).map(Some),
     }

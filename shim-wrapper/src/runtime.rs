@@ -112,7 +112,7 @@ fn prepare(invocation: &mut Invocation, policy: Option<String>, config: &Result<
     if !facts.has_process {
         return Ok(());
     }
-    let Some(nodes) = decide::nodes(&facts, effective, config)? else { return Ok(()) };
+    let Some(nodes) = decide::nodes(&facts, &file.directory(), effective, config)? else { return Ok(()) };
     if invocation.verb == Verb::Restore {
         let message = "a container with RDMA cannot be restored: its connections and memory registrations are in no \
              checkpoint; start it anew, or restore it with ringfence.dev/enable=false";

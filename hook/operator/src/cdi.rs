@@ -46,7 +46,7 @@ struct Hook {
 impl Spec {
     /// What `config` offers. `named` is the configuration file that the hook is to be told of, if it is not the usual one.
     pub fn of(config: &Config, named: Option<&Path>) -> Result<Self> {
-        let names = profiles(config);
+        let names: Vec<_> = config.policy.names().map(str::to_owned).collect();
         if let Some(name) = names.iter().find(|name| !is_device_name(name)) {
             bail!("profile {name:?} is no name for a device; it must begin and end with one of A-Z a-z 0-9");
         }
@@ -76,11 +76,6 @@ impl Device {
         let hooks = vec![hook("createRuntime", &["--policy", &profile]), hook("poststop", &[])];
         Ok(Self { name: profile, container_edits: Edits { hooks } })
     }
-}
-
-/// What containers may be given by name.
-fn profiles(_config: &Config) -> Vec<String> {
-    vec!["default".to_owned()]
 }
 
 /// As the interface has it, `ValidateDeviceName`.

@@ -2,6 +2,7 @@
 
 mod cdi;
 mod commands;
+mod explanation;
 mod output;
 
 use clap::Parser;

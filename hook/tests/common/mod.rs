@@ -105,6 +105,15 @@ impl Lab {
         self.config["hooks"] = Value::Object(hooks);
     }
 
+    /// Has the hook called with `--policy` at all stages, or at none.
+    pub fn hook_policy(&mut self, policy: Option<&str>) {
+        for (stage, entries) in self.config["hooks"].as_object_mut().unwrap() {
+            let mut arguments = vec!["ringfence-hook", stage];
+            arguments.extend(policy.iter().flat_map(|policy| ["--policy", policy]));
+            entries[0]["args"] = json!(arguments);
+        }
+    }
+
     /// What the container runs.
     pub fn script(&mut self, script: &str) {
         self.config["process"]["args"] = json!(["/bin/sh", "-c", script]);

@@ -25,6 +25,12 @@ pub struct Args {
 enum Command {
     /// Prints a configuration file with every key, its default and what it means
     Default,
+    /// Shows the configuration in force, defaults included
+    Show {
+        /// As JSON instead of TOML
+        #[arg(long)]
+        json: bool,
+    },
     /// Checks a configuration file
     Validate {
         /// The file, instead of the one in force
@@ -36,10 +42,22 @@ impl Args {
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Default => output::print(EXAMPLE)?,
+            Command::Show { json } => {
+                let config = Config::load()?;
+                match json {
+                    true => output::json(&config)?,
+                    false => output::print(&toml::to_string(&config)?)?,
+                }
+            }
             Command::Validate { file } => {
+                let state = match file.as_deref() {
+                    Some(path) => Config::load_from(path).map(|_| "valid"),
+                    // What the hook does, which goes by its defaults if there is no file.
+                    None => Config::load().map(|_| "in force, and valid"),
+                }?;
                 let path = file.or_else(Config::named).unwrap_or_else(|| DEFAULT_PATH.into());
-                Config::load_from(&path)?;
-                output::print(&format!("{}: valid\n", output::plain(&path.to_string_lossy())))?;
+                let state = if path.exists() { state } else { "missing, so that all defaults hold" };
+                output::print(&format!("{}: {state}\n", output::plain(&path.to_string_lossy())))?;
             }
         }
         Ok(ExitCode::SUCCESS)

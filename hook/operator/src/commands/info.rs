@@ -1,14 +1,119 @@
 //! `ringfence info`
 
-use anyhow::{Result, bail};
-use std::process::ExitCode;
+use crate::commands::version::{COMMIT, VERSION};
+use crate::output::{self, plain};
+use anyhow::Result;
+use ringfence_hook::config::{Config, DEFAULT_PATH};
+use ringfence_hook::containers;
+use ringfence_hook::units::show_rate;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
-/// Shows this node: devices, limits, engines
+/// Engines and runtimes, by their programs.
+const ENGINES: [&str; 8] = ["podman", "docker", "dockerd", "containerd", "nerdctl", "crio", "runc", "crun"];
+
+/// Shows this node: configuration, devices, policies, engines
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  ringfence info
+  ringfence info --json | jq .engines
+
+See ringfence doctor for what is missing, and ringfence list for containers.")]
+pub struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Info {
+    version: &'static str,
+    commit: &'static str,
+    configuration: PathBuf,
+    /// Without one all defaults hold.
+    configuration_exists: bool,
+    run_dir: PathBuf,
+    devices: Vec<String>,
+    policies: Vec<String>,
+    containers: usize,
+    cgroups: &'static str,
+    kernel: String,
+    /// The first line of each one's --version.
+    engines: BTreeMap<&'static str, String>,
+}
 
 impl Args {
     pub fn run(self) -> Result<ExitCode> {
-        bail!("info is not built yet")
+        let info = Info::gather()?;
+        match self.json {
+            true => output::json(&info)?,
+            false => output::print(&info.show())?,
+        }
+        Ok(ExitCode::SUCCESS)
     }
+}
+
+impl Info {
+    fn gather() -> Result<Self> {
+        let config = Config::load()?;
+        let configuration = Config::named().unwrap_or_else(|| DEFAULT_PATH.into());
+        let devices = config.devices.iter().map(|device| {
+            let link = device.link.map(|link| format!(", {}", show_rate(link))).unwrap_or_default();
+            let nodes: String = device.nodes.iter().map(|node| format!(", {}", node.display())).collect();
+            let kind = format!("{:?}", device.kind).to_lowercase();
+            format!("{} ({kind}{link}{nodes})", device.name)
+        });
+        Ok(Self {
+            version: VERSION,
+            commit: COMMIT,
+            configuration_exists: configuration.exists(),
+            configuration,
+            devices: devices.collect(),
+            policies: config.policy.names().map(str::to_owned).collect(),
+            containers: containers(&config)?.len(),
+            run_dir: config.run_dir,
+            cgroups: cgroups(),
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            engines: ENGINES.iter().filter_map(|name| Some((*name, engine(name)?))).collect(),
+        })
+    }
+
+    fn show(&self) -> String {
+        let default = if self.configuration_exists { "" } else { " (missing: all defaults)" };
+        let mut rows = vec![
+            ["version".into(), format!("{} ({})", self.version, self.commit)],
+            ["configuration".into(), format!("{}{default}", self.configuration.display())],
+            ["run-dir".into(), self.run_dir.display().to_string()],
+            ["devices".into(), self.devices.join("; ")],
+            ["policies".into(), self.policies.join(", ")],
+            ["containers".into(), self.containers.to_string()],
+            ["cgroups".into(), self.cgroups.into()],
+            ["kernel".into(), self.kernel.clone()],
+        ];
+        rows.extend(self.engines.iter().map(|(name, version)| [(*name).into(), plain(version)]));
+        output::table(&rows)
+    }
+}
+
+/// Which cgroup hierarchies the node has, see `cgroups(7)`.
+fn cgroups() -> &'static str {
+    // Each cgroup of version 2 has it, and none of version 1.
+    let is_v2 = |path: &str| Path::new(path).join("cgroup.controllers").exists();
+    match (is_v2("/sys/fs/cgroup"), is_v2("/sys/fs/cgroup/unified")) {
+        (true, _) => "version 2",
+        (false, true) => "hybrid: controllers in version 1",
+        (false, false) if Path::new("/sys/fs/cgroup").exists() => "version 1",
+        (false, false) => "none",
+    }
+}
+
+/// What `name` says of its version; `None` if it is not there.
+fn engine(name: &str) -> Option<String> {
+    let output = Command::new(name).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    output.status.success().then(|| text.lines().next().unwrap_or_default().trim().to_owned())
 }

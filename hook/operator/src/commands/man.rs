@@ -75,13 +75,9 @@ mod tests {
 
     #[test]
     fn every_annotation_is_explained() {
-        let unknown = [("ringfence.dev/enable".to_owned(), "1".to_owned()), ("ringfence.dev/x".into(), "".into())];
-        let error = ringfence_hook::annotations::wanted(&unknown.into(), None).unwrap_err().to_string();
-        let keys: Vec<_> = error.split("allowed are ").nth(1).unwrap().split(", ").collect();
-        assert!(keys.len() > 10, "{error}");
         let page = page("ringfence-annotations.7").replace("\\-", "-");
         let (_, list) = page.split_once(".SH KEYS").unwrap();
-        for key in keys {
+        for key in ringfence_hook::annotations::KEYS {
             let explains = |line: &str| line.starts_with(".B") && line.split_whitespace().any(|word| word == key);
             assert!(list.lines().any(explains), "{key}");
         }

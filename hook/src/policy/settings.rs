@@ -1,0 +1,192 @@
+//! Every value that holds for a container, and why.
+
+use super::tables::{Bounds, Defaults, Effective, Given, show_count};
+use super::{Refusal, class_name, names};
+use crate::annotations::{PREFIX, Request};
+use crate::units::{show_rate, show_size};
+use ringfence_proxy::launch::{Class, Limits};
+use std::fmt;
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The annotation with this key.
+    Annotation(String),
+    /// The engine was told so, by a CDI device or an argument of `ringfence-runtime`.
+    Engine,
+    /// This table of the configuration, `policy.defaults` or a profile's; or `device`, whose first of the kind serves.
+    Default(String),
+    /// This table of the configuration, `policy.bounds` or a profile's, in want of a default.
+    Bound(String),
+    /// Nobody says otherwise.
+    BuiltIn,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Annotation(name) => write!(f, "annotation {name}"),
+            Self::Engine => f.write_str("the engine"),
+            Self::Default(table) | Self::Bound(table) => f.write_str(table),
+            Self::BuiltIn => f.write_str("built in"),
+        }
+    }
+}
+
+/// A value that holds for a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// As in annotations, without prefix.
+    pub key: &'static str,
+    /// As in annotations; `none` for no limit and no class.
+    pub value: String,
+    /// Who said so.
+    pub origin: Origin,
+    /// What an annotation may ask for at most, and which table says so; `None` for anything.
+    pub bound: Option<String>,
+}
+
+/// The annotation of `request` for `key`.
+pub(super) fn source(request: &Request, key: &str) -> String {
+    request.sources.get(key).cloned().unwrap_or_else(|| format!("{PREFIX}{key}"))
+}
+
+/// Finds the limits of `request`, and notes in `settings` how.
+pub(super) fn limits(
+    request: &Request,
+    effective: Effective<'_>,
+    settings: &mut Vec<Setting>,
+) -> Result<Limits, Refusal> {
+    let built_in = Limits::default();
+    let mut chooser = Chooser { request, effective, settings };
+    Ok(Limits {
+        bandwidth: chooser.optional("bandwidth", request.bandwidth, |d| d.bandwidth, |b| b.bandwidth, show_rate)?,
+        weight: chooser.optional("weight", request.weight, |d| d.weight, |b| b.weight, show_count)?,
+        class: chooser.class()?,
+        max_qp: chooser.limit("max-qp", request.max_qp, |d| d.max_qp, |b| b.max_qp, built_in.max_qp, show_count)?,
+        max_mr: chooser.limit("max-mr", request.max_mr, |d| d.max_mr, |b| b.max_mr, built_in.max_mr, show_count)?,
+        max_mr_bytes: chooser.limit(
+            "max-mr-bytes",
+            request.max_mr_bytes,
+            |d| d.max_mr_bytes,
+            |b| b.max_mr_bytes,
+            built_in.max_mr_bytes,
+            show_size,
+        )?,
+        max_cq: chooser.limit("max-cq", request.max_cq, |d| d.max_cq, |b| b.max_cq, built_in.max_cq, show_count)?,
+        max_qp_depth: chooser.limit(
+            "max-qp-depth",
+            request.max_qp_depth,
+            |d| d.max_qp_depth,
+            |b| b.max_qp_depth,
+            built_in.max_qp_depth,
+            show_count,
+        )?,
+    })
+}
+
+struct Chooser<'a, 'b> {
+    request: &'b Request,
+    effective: Effective<'a>,
+    settings: &'b mut Vec<Setting>,
+}
+
+impl<'a> Chooser<'a, '_> {
+    /// A limit that need not exist: with a bound, it does.
+    fn optional<T: Copy + PartialOrd>(
+        &mut self,
+        key: &'static str,
+        asked: Option<T>,
+        default: impl Fn(&'a Defaults) -> Option<T>,
+        bound: impl Fn(&'a Bounds) -> Option<T>,
+        show: impl Fn(T) -> String,
+    ) -> Result<Option<T>, Refusal> {
+        let bound = self.effective.bound(bound);
+        let limit = bound.as_ref().map(|bound| (bound.value, bound.table.as_str()));
+        self.refuse_beyond(key, asked, limit, &show)?;
+        let given = self.effective.default(default);
+        let (value, origin) = match (asked, given, &bound) {
+            (Some(asked), _, _) => (Some(asked), Origin::Annotation(source(self.request, key))),
+            (None, Some(default), _) => (Some(default.value), Origin::Default(default.table)),
+            (None, None, Some(bound)) => (Some(bound.value), Origin::Bound(bound.table.clone())),
+            (None, None, None) => (None, Origin::BuiltIn),
+        };
+        let bound = limit.map(|(bound, table)| format!("at most {} ({table})", show(bound)));
+        self.note(key, value.map_or_else(|| "none".into(), show), origin, bound);
+        Ok(value)
+    }
+
+    /// A limit that always exists. Where the administrator gives none, what is built in bounds and serves as default.
+    fn limit<T: Copy + PartialOrd>(
+        &mut self,
+        key: &'static str,
+        asked: Option<T>,
+        default: impl Fn(&'a Defaults) -> Option<T>,
+        bound: impl Fn(&'a Bounds) -> Option<T>,
+        built_in: T,
+        show: impl Fn(T) -> String,
+    ) -> Result<T, Refusal> {
+        let (default, bound) = (self.effective.default(default), self.effective.bound(bound));
+        let (limit, table) = match (&bound, &default) {
+            (Some(given), _) | (None, Some(given)) => (given.value, given.table.as_str()),
+            (None, None) => (built_in, "built in"),
+        };
+        self.refuse_beyond(key, asked, Some((limit, table)), &show)?;
+        let (value, origin) = match (asked, &default) {
+            (Some(asked), _) => (asked, Origin::Annotation(source(self.request, key))),
+            (None, Some(default)) => (default.value, Origin::Default(default.table.clone())),
+            (None, None) if built_in > limit => (limit, Origin::Bound(table.to_owned())),
+            (None, None) => (built_in, Origin::BuiltIn),
+        };
+        self.note(key, show(value), origin, Some(format!("at most {} ({table})", show(limit))));
+        Ok(value)
+    }
+
+    fn class(&mut self) -> Result<Class, Refusal> {
+        let allowed = self.effective.bound(|bounds| bounds.classes.as_ref());
+        if let (Some(asked), Some(allowed)) = (self.request.class, &allowed)
+            && !allowed.value.contains(&asked)
+        {
+            return Err(Refusal::Beyond {
+                name: source(self.request, "class"),
+                value: class_name(asked).into(),
+                allowed: names(allowed.value, class_name),
+            });
+        }
+        let (class, origin) = match (self.request.class, self.effective.default(|defaults| defaults.class), &allowed) {
+            (Some(asked), _, _) => (asked, Origin::Annotation(source(self.request, "class"))),
+            (None, Some(default), _) => (default.value, Origin::Default(default.table)),
+            // Saying nothing must not escape the bound: the least privileged of the allowed classes.
+            (None, None, Some(Given { value, table })) => {
+                let by_privilege = [Class::Bulk, Class::Ops, Class::Latency];
+                let class = by_privilege.into_iter().find(|class| value.contains(class)).unwrap_or_default();
+                (class, Origin::Bound(table.clone()))
+            }
+            (None, None, None) => (Class::default(), Origin::BuiltIn),
+        };
+        let bound = allowed.map(|allowed| format!("{} ({})", names(allowed.value, class_name), allowed.table));
+        self.note("class", class_name(class).into(), origin, bound);
+        Ok(class)
+    }
+
+    fn refuse_beyond<T: Copy + PartialOrd>(
+        &self,
+        key: &str,
+        asked: Option<T>,
+        bound: Option<(T, &str)>,
+        show: &impl Fn(T) -> String,
+    ) -> Result<(), Refusal> {
+        match (asked, bound) {
+            (Some(asked), Some((bound, _))) if asked > bound => Err(Refusal::Beyond {
+                name: source(self.request, key),
+                value: show(asked),
+                allowed: format!("at most {}", show(bound)),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn note(&mut self, key: &'static str, value: String, origin: Origin, bound: Option<String>) {
+        self.settings.push(Setting { key, value, origin, bound });
+    }
+}

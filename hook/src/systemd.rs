@@ -1,0 +1,182 @@
+//! Scopes of systemd's: in its slices nobody else may make cgroups.
+
+use crate::placement::Limits;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Part of systemd. By its path: nothing is run that a variable could name.
+const BUSCTL: &str = "/usr/bin/busctl";
+/// How long systemd may take; it is asked while the proxy starts, and takes some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether systemd is this host's init (`sd_booted(3)`).
+pub fn runs() -> bool {
+    std::fs::symlink_metadata("/run/systemd/system").is_ok_and(|found| found.is_dir())
+}
+
+/// A transient scope unit for a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    pub unit: String,
+    pub slice: String,
+    /// The container's own scope.
+    pub before: Option<String>,
+}
+
+impl Scope {
+    /// The scope beside the cgroup `own` of the container `id`, in the slice `parent`.
+    pub fn beside(own: &Path, parent: &Path, id: &str) -> Self {
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        // All that ids may have but `+` is allowed in units' names.
+        let unit = format!("ringfence-{}.scope", id.replace('+', "\\x2b"));
+        Self { unit, slice: name(parent), before: Some(name(own)).filter(|name| name.ends_with(".scope")) }
+    }
+
+    /// The arguments of `busctl` (`org.freedesktop.systemd1(5)`, StartTransientUnit).
+    fn arguments(&self, proxy: i32, limits: &Limits) -> Vec<String> {
+        let mut properties: Vec<(&str, Vec<String>)> = vec![
+            ("Description", vec!["s".into(), format!("RDMA proxy {}", self.unit)]),
+            ("Slice", vec!["s".into(), self.slice.clone()]),
+            ("PIDs", vec!["au".into(), "1".into(), proxy.to_string()]),
+            // Nothing stays listed, whatever way the proxy ends.
+            ("CollectMode", vec!["s".into(), "inactive-or-failed".into()]),
+            ("TasksMax", vec!["t".into(), limits.pids_max.to_string()]),
+        ];
+        if let Some(bytes) = limits.memory_max {
+            properties.push(("MemoryMax", vec!["t".into(), bytes.to_string()]));
+        }
+        if let Some(container) = &self.before {
+            // At shutdown units stop in reverse order: the proxy after its container.
+            properties.push(("Before", vec!["as".into(), "1".into(), container.clone()]));
+        }
+        let count = properties.len().to_string();
+        let properties = properties.into_iter().flat_map(|(name, value)| std::iter::once(name.to_owned()).chain(value));
+        [
+            "--system",
+            "--timeout=1",
+            "--quiet",
+            "call",
+            "org.freedesktop.systemd1",
+            "/org/freedesktop/systemd1",
+            "org.freedesktop.systemd1.Manager",
+            "StartTransientUnit",
+            "ssa(sv)a(sa(sv))",
+            &self.unit,
+            "fail",
+            &count,
+        ]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(properties)
+        .chain(["0".to_owned()])
+        .collect()
+    }
+
+    /// Asks systemd to make the scope, with the proxy in it, and does not wait.
+    pub fn request(&self, proxy: i32, limits: &Limits) -> io::Result<Request> {
+        self.request_by(BUSCTL, proxy, limits)
+    }
+
+    fn request_by(&self, program: &str, proxy: i32, limits: &Limits) -> io::Result<Request> {
+        let child = Command::new(program)
+            .args(self.arguments(proxy, limits))
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+        Ok(Request { child, unit: self.unit.clone(), deadline: Instant::now() + PATIENCE })
+    }
+}
+
+/// A request under way. Given up when dropped.
+#[derive(Debug)]
+pub struct Request {
+    child: Child,
+    unit: String,
+    deadline: Instant,
+}
+
+impl Request {
+    /// Waits until `proxy` is in the scope, but not for long; otherwise says why not.
+    pub fn wait(mut self, proxy: i32) -> Result<(), String> {
+        // systemd answers before it has done it.
+        while !is_in(proxy, &self.unit) {
+            if let Ok(Some(status)) = self.child.try_wait()
+                && !status.success()
+            {
+                let mut text = String::new();
+                let stderr = self.child.stderr.take().map(|stderr| stderr.take(1024));
+                let _ = stderr.map(|mut stderr| stderr.read_to_string(&mut text));
+                let line = text.lines().next().unwrap_or("").trim();
+                return Err(if line.is_empty() { format!("busctl: {status}") } else { line.to_owned() });
+            }
+            if Instant::now() >= self.deadline {
+                return Err(format!("no answer within {} ms", PATIENCE.as_millis()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_in(proxy: i32, unit: &str) -> bool {
+    let cgroup = std::fs::read_to_string(format!("/proc/{proxy}/cgroup")).unwrap_or_default();
+    cgroup.lines().any(|line| line.rsplit('/').next() == Some(unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope() -> Scope {
+        let own = Path::new("/cg/kube.slice/kube-pod1.slice/cri-containerd-c+1.scope");
+        Scope::beside(own, own.parent().unwrap(), "c+1")
+    }
+
+    #[test]
+    fn systemd_is_told_everything() {
+        let limits = Limits { memory_max: Some(1 << 30), pids_max: 64, ..Limits::default() };
+        let arguments = scope().arguments(4242, &limits);
+        let expected = "--system --timeout=1 --quiet call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
+            org.freedesktop.systemd1.Manager StartTransientUnit ssa(sv)a(sa(sv)) ringfence-c\\x2b1.scope fail 7 \
+            Description s RDMA proxy ringfence-c\\x2b1.scope Slice s kube-pod1.slice PIDs au 1 4242 \
+            CollectMode s inactive-or-failed TasksMax t 64 MemoryMax t 1073741824 \
+            Before as 1 cri-containerd-c+1.scope 0";
+        assert_eq!(arguments.join(" "), expected);
+        let bare = Scope { before: None, ..scope() }.arguments(1, &Limits::default());
+        assert!(bare.contains(&"5".to_owned()) && !bare.contains(&"MemoryMax".to_owned()), "{bare:?}");
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_one_line() {
+        let me = std::process::id() as i32;
+        let missing = scope().request_by("/nonexistent/busctl", me, &Limits::default()).unwrap_err();
+        assert!(missing.to_string().starts_with("/nonexistent/busctl: No such file"), "{missing}");
+        let refused = scope().request_by("/bin/false", me, &Limits::default()).unwrap().wait(me);
+        assert_eq!(refused, Err("busctl: exit status: 1".into()));
+        // `ls` takes none of these options, and says so in several lines.
+        let said = scope().request_by("/bin/ls", me, &Limits::default()).unwrap().wait(me).unwrap_err();
+        assert!(said.starts_with("/bin/ls: ") && !said.contains('\n'), "{said}");
+    }
+
+    #[test]
+    fn silence_is_not_waited_for() {
+        let begin = Instant::now();
+        let me = std::process::id() as i32;
+        let answer = scope().request_by("/bin/true", me, &Limits::default()).unwrap().wait(me);
+        assert_eq!(answer, Err("no answer within 1000 ms".into()));
+        assert!(begin.elapsed() < Duration::from_secs(3));
+    }
+}

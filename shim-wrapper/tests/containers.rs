@@ -1,0 +1,147 @@
+//! Containers that really run, under `ringfence-runtime` as engines call it, with runc, crun, our hook and a stand-in for the
+//! proxy.
+
+mod common;
+
+use common::{Lab, is_root, skip, succeeded};
+use serde_json::json;
+use std::process::{Command, Stdio};
+
+const SEEN: &str = "/dev/ringfence/libibverbs.so.1\nlibibverbs.so.1\nverbs.sock\n";
+
+/// Runs `test` with each runtime that is installed.
+#[track_caller]
+fn with_runtimes(test: impl Fn(&Lab, &str)) {
+    if !is_root() {
+        return;
+    }
+    for runtime in ["runc", "crun"] {
+        if Command::new(runtime).arg("--version").output().is_err() {
+            skip(&format!("{runtime} is not installed"));
+            continue;
+        }
+        let lab = Lab::new();
+        lab.populate();
+        test(&lab, runtime);
+        lab.assert_clean();
+    }
+}
+
+#[test]
+fn run() {
+    with_runtimes(|lab, runtime| {
+        // Twice: the second time the hook is already there.
+        for _ in 0..2 {
+            assert_eq!(succeeded(&lab.real(runtime, &["run", &lab.id]).output().unwrap()), SEEN, "{runtime}");
+        }
+        assert_eq!(lab.value()["hooks"]["createRuntime"].as_array().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn create_start_delete() {
+    with_runtimes(|lab, runtime| {
+        lab.edit(|config| {
+            config["process"]["args"] = json!(["/bin/busybox", "sleep", "60"]);
+        });
+        let bundle = lab.path("bundle");
+        // As containerd and conmon call it.
+        let (log, pid_file) = (lab.path("log.json"), lab.path("pid"));
+        let [bundle, log, pid_file] = [&bundle, &log, &pid_file].map(|path| path.to_str().unwrap());
+        let create =
+            ["--log", log, "--log-format", "json", "create", "--bundle", bundle, "--pid-file", pid_file, &lab.id];
+        // A container that was only created holds the runtime's output open.
+        let mut create = lab.real(runtime, &create);
+        assert!(create.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+        let run = |arguments: &[&str]| succeeded(&lab.real(runtime, arguments).output().unwrap());
+        let sockets = lab.path("run/containers").join(&lab.id);
+        assert!(sockets.exists(), "{runtime}");
+        run(&["start", &lab.id]);
+        assert!(run(&["state", &lab.id]).contains("running"));
+        let inside = run(&["exec", &lab.id, "/bin/busybox", "ls", "/dev/ringfence"]);
+        assert_eq!(inside, "libibverbs.so.1\nverbs.sock\n");
+        run(&["delete", "--force", &lab.id]);
+        assert!(!sockets.exists(), "{runtime}");
+    });
+}
+
+#[test]
+fn a_container_that_is_not_ours() {
+    with_runtimes(|lab, runtime| {
+        lab.edit(|config| {
+            config["annotations"] = json!({});
+            config["process"]["args"] = json!(["/bin/busybox", "ls", "/dev/ringfence"]);
+        });
+        let before = lab.text();
+        let output = lab.real(runtime, &["run", &lab.id]).output().unwrap();
+        assert!(
+            !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("No such file"),
+            "{output:?}"
+        );
+        assert_eq!(lab.text(), before);
+    });
+}
+
+#[test]
+fn the_exit_code_is_the_containers() {
+    with_runtimes(|lab, runtime| {
+        lab.edit(|config| config["process"]["args"] = json!(["/bin/busybox", "sh", "-c", "exit 42"]));
+        assert_eq!(lab.real(runtime, &["run", &lab.id]).status().unwrap().code(), Some(42));
+    });
+}
+
+#[test]
+fn device_nodes_for_mode_passthrough() {
+    with_runtimes(|lab, runtime| {
+        if !std::path::Path::new("/dev/fuse").exists() {
+            return skip("needs /dev/fuse as a device node");
+        }
+        lab.edit(|config| {
+            config["process"]["args"] = json!(["/bin/busybox", "sh", "-c", "exec 3<>/dev/fuse && echo opened"]);
+        });
+        let mut command = lab.real(runtime, &["run", &lab.id]);
+        let device = "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"/dev/fuse\"]\n[policy.bounds]\nmodes = [\"passthrough\"]\n";
+        let text = std::fs::read_to_string(lab.path("config.toml")).unwrap() + device;
+        std::fs::write(lab.path("config.toml"), text).unwrap();
+        assert_eq!(succeeded(&command.output().unwrap()), "opened\n", "{runtime}");
+        assert_eq!(lab.value()["linux"]["devices"][0]["path"], "/dev/fuse");
+    });
+}
+
+#[test]
+fn device_nodes_with_cgroup_version_2() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.populate();
+    if !std::path::Path::new("/dev/fuse").exists() {
+        return skip("needs /dev/fuse as a device node");
+    }
+    lab.edit(|config| {
+        config["process"]["args"] = json!(["/bin/busybox", "sh", "-c", "exec 3<>/dev/fuse && echo opened"]);
+    });
+    lab.configure("[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"/dev/fuse\"]\n[policy.bounds]\nmodes = [\"passthrough\"]\n");
+    let script =
+        "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\" --root \"$1\" run \"$2\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, common::RUNTIME]);
+    command.arg(lab.path("state")).arg(&lab.id).env("RINGFENCE_CONFIG", lab.path("config.toml"));
+    let output = command.current_dir(lab.path("bundle")).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(succeeded(&output), "opened\n");
+    lab.assert_clean();
+}
+
+#[test]
+fn what_engines_ask_before_anything_else() {
+    with_runtimes(|lab, runtime| {
+        for arguments in [&["--version"][..], &["features"], &["--help"], &["list"]] {
+            let direct =
+                Command::new(runtime).args(["--root", lab.path("state").to_str().unwrap()]).args(arguments).output();
+            let (direct, ours) = (direct.unwrap(), lab.real(runtime, arguments).output().unwrap());
+            let shown = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
+            assert_eq!(shown(&ours.stdout), shown(&direct.stdout), "{runtime} {arguments:?}");
+            assert_eq!(ours.status, direct.status, "{runtime} {arguments:?}");
+        }
+    });
+}
