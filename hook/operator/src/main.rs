@@ -4,6 +4,7 @@ mod cdi;
 mod commands;
 mod explanation;
 mod output;
+mod engines;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -1,14 +1,20 @@
 //! `ringfence unconfigure`
 
-use anyhow::{Result, bail};
+use super::configure::Target;
+use crate::engines::Options;
+use anyhow::Result;
 use std::process::ExitCode;
 
 /// Takes Ringfence out of a container engine's configuration
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    target: Target,
+}
 
 impl Args {
     pub fn run(self) -> Result<ExitCode> {
-        bail!("unconfigure is not built yet")
+        let options = Options { config: self.target.config(), ..Options::default() };
+        self.target.each(false, "not configured", |engine, host| engine.unconfigure(host, &options))
     }
 }

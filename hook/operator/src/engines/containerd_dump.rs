@@ -1,0 +1,131 @@
+//! What containerd itself makes of a configuration: `containerd config dump`, before and after.
+
+use super::containerd::{File, NAME, Registration};
+use super::containerd_files::Place;
+use super::host::Host;
+use super::process::output;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use toml::{Table, Value};
+
+/// It takes some ten milliseconds.
+const LIMIT: Duration = Duration::from_secs(10);
+const PLUGINS: [&str; 2] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"];
+
+/// The host's containerd, if it can be run here.
+pub fn program(host: &Host) -> Option<PathBuf> {
+    host.find_program("containerd").filter(|_| host.is_local())
+}
+
+/// Refuses `new` for the file `target` of `place` unless containerd gets the runtime from it, and nothing else changes.
+pub fn compare(program: &Path, place: &Place, target: &Path, new: &str, registration: &Registration) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let before = dump(program, place, target, None, directory.path())
+        .with_context(|| format!("containerd itself refuses {}; mend it first", place.main.display()))?;
+    let after = dump(program, place, target, Some(new), directory.path())
+        .with_context(|| format!("containerd would refuse the new {}; nothing was changed", target.display()))?;
+    match difference(before, after, registration) {
+        None => Ok(()),
+        Some(difference) => {
+            bail!("the new {} would not do what it should: {difference}; nothing was changed", target.display())
+        }
+    }
+}
+
+/// containerd's view of the files, with `new` for `target` if given.
+fn dump(program: &Path, place: &Place, target: &Path, new: Option<&str>, directory: &Path) -> Result<Table> {
+    let mut main = match place.files.first() {
+        Some(main) => main.file.clone(),
+        None => File::parse("").map_err(anyhow::Error::msg)?,
+    };
+    let mut imports: Vec<_> = place.files.iter().skip(1).map(|loaded| loaded.path.display().to_string()).collect();
+    if let Some(new) = new {
+        let copy = directory.join("target.toml");
+        std::fs::write(&copy, new)?;
+        match imports.iter_mut().find(|path| Path::new(path) == target) {
+            Some(import) => *import = copy.display().to_string(),
+            None if target == place.main => main = File::parse(new).map_err(anyhow::Error::msg)?,
+            None => imports.push(copy.display().to_string()),
+        }
+    }
+    if !imports.is_empty() {
+        main.set_imports(&imports);
+    }
+    let path = directory.join("main.toml");
+    // containerd starts without a file as with an empty one, but 1.x dumps only the latter.
+    std::fs::write(&path, main.to_string())?;
+    let text = output(Command::new(program).arg("--config").arg(&path).args(["config", "dump"]), LIMIT)?;
+    toml::from_str(&text).context("containerd config dump printed no TOML")
+}
+
+/// How two dumps differ beyond the registration, in words.
+fn difference(before: Table, after: Table, registration: &Registration) -> Option<String> {
+    let runtime = runtimes(&mut after.clone()).and_then(|runtimes| runtimes.get(NAME).cloned());
+    let Some(runtime) = runtime else {
+        return Some(format!("containerd would not see the runtime {NAME}"));
+    };
+    let binary = runtime.get("options").and_then(|options| options.get("BinaryName")).and_then(Value::as_str);
+    if binary != Some(&registration.binary) {
+        return Some(format!("containerd would see BinaryName = {binary:?}"));
+    }
+    let (mut before, mut after) = (before, after);
+    for dump in [&mut before, &mut after] {
+        // The list of files read, which are copies.
+        dump.remove("imports");
+        if let Some(runtimes) = runtimes(dump) {
+            runtimes.remove(NAME);
+        }
+        if let (true, Some(containerd)) = (registration.set_as_default, containerd(dump)) {
+            containerd.remove("default_runtime_name");
+        }
+    }
+    let (mut before, mut after) = (Value::Table(before), Value::Table(after));
+    // Options that are given as nothing are options that are not given.
+    simplify(&mut before);
+    simplify(&mut after);
+    first_difference("", &before, &after)
+}
+
+fn containerd(dump: &mut Table) -> Option<&mut Table> {
+    let plugins = dump.get_mut("plugins")?.as_table_mut()?;
+    let key = *PLUGINS.iter().find(|key| plugins.contains_key(**key))?;
+    plugins.get_mut(key)?.get_mut("containerd")?.as_table_mut()
+}
+
+fn runtimes(dump: &mut Table) -> Option<&mut Table> {
+    containerd(dump)?.get_mut("runtimes")?.as_table_mut()
+}
+
+fn simplify(value: &mut Value) {
+    if let Value::Table(table) = value {
+        table.iter_mut().for_each(|(_, value)| simplify(value));
+        table.retain(|key, value| match value {
+            // What containerd takes for a runtime that does not say.
+            Value::String(text) if key == "sandbox_mode" || key == "sandboxer" => text != "podsandbox",
+            Value::String(text) => !text.is_empty(),
+            Value::Integer(number) => *number != 0,
+            Value::Boolean(bool) => *bool,
+            Value::Array(array) => !array.is_empty(),
+            Value::Table(table) => !table.is_empty(),
+            _ => true,
+        });
+    }
+}
+
+fn first_difference(path: &str, before: &Value, after: &Value) -> Option<String> {
+    let (Value::Table(a), Value::Table(b)) = (before, after) else {
+        return (before != after).then(|| format!("{path} would change from {before} to {after}"));
+    };
+    let mut keys: Vec<_> = a.keys().chain(b.keys()).collect();
+    keys.sort();
+    keys.iter().find_map(|key| {
+        let path = if path.is_empty() { (*key).clone() } else { format!("{path}.{key}") };
+        match (a.get(*key), b.get(*key)) {
+            (Some(a), Some(b)) => first_difference(&path, a, b),
+            (Some(_), None) => Some(format!("{path} would vanish")),
+            (None, _) => Some(format!("{path} would appear")),
+        }
+    })
+}
