@@ -94,7 +94,7 @@ fn nothing_resident(scene: &Scene) -> Result<()> {
         let container = start(&scene.node, way, &[])?;
         let processes = scene.node.processes()?;
         let ours = processes.iter().filter(|(_, words)| words[0].contains("ringfence")).collect::<Vec<_>>();
-        ensure!(ours.len() == 1 && ours[0].1[0].ends_with("/ringfence-proxy"), "{way:?}: {ours:?}");
+        ensure!(ours.len() == 1 && ours[0].1[0].ends_with("ringfence-proxy"), "{way:?}: {ours:?}");
         ensure!(scene.node.pids("containerd-shim-runc-v2")?.len() == 1, "{way:?}: {processes:?}");
         container.remove()?;
     }
@@ -181,10 +181,15 @@ fn paused(scene: &Scene) -> Result<()> {
 }
 
 fn metrics(scene: &Scene) -> Result<()> {
+    let plain = containerd::start(&scene.node, &[], &[])?;
     for way in WAYS {
         let container = start(&scene.node, way, &[])?;
-        let output = container.task(&["metrics"])?;
-        ensure!(output.contains("memory"), "{way:?}: no memory in:\n{output}");
+        match (container.task(&["metrics"]), plain.task(&["metrics"])) {
+            (Ok(output), _) => ensure!(output.contains("memory"), "{way:?}: no memory in:\n{output}"),
+            // It wants a mount of every hierarchy that there is, and this machine has others.
+            (Err(_), Err(error)) => println!("SKIPPED: metrics: no container has any here: {error:#}"),
+            (Err(error), Ok(_)) => return Err(error.context(format!("{way:?}: only ours has no metrics"))),
+        }
         // The proxy is not one of the container's processes.
         let pids = container.task(&["ps"])?;
         let init = container.init()?;
@@ -193,7 +198,7 @@ fn metrics(scene: &Scene) -> Result<()> {
         ensure!(listed(init) && proxy.len() == 1 && !listed(proxy[0]), "{proxy:?} is a process of {pids}");
         container.remove()?;
     }
-    Ok(())
+    plain.remove()
 }
 
 fn out_of_memory(scene: &Scene) -> Result<()> {

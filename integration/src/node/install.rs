@@ -53,30 +53,10 @@ pub(super) fn engines(node: &Node) -> Result<()> {
     node.write("/etc/docker/daemon.json", DOCKER)
 }
 
-/// Installs Ringfence's package, and registers its hook with podman.
+/// Installs Ringfence's package, and registers it with podman; with daemons, before they are started, the tests do.
 pub(super) fn ringfence(node: &Node) -> Result<()> {
     let package = "/tmp/ringfence.deb";
     std::fs::copy(artifacts::package()?, node.path(package)).context("cannot copy the package to the node")?;
     node.run(&["dpkg", "--force-unsafe-io", "--install", package])?;
-    for stage in ["createRuntime", "poststop"] {
-        let path = format!("/usr/share/containers/oci/hooks.d/50-ringfence-{}.json", stage.to_lowercase());
-        node.write(&path, hook_json(stage))?;
-    }
-    Ok(())
-}
-
-/// A hooks.d file (oci-hooks(5)). Its patterns match anywhere in a key or a value unless they are anchored.
-fn hook_json(stage: &str) -> String {
-    serde_json::json!({
-        "version": "1.0.0",
-        "hook": {
-            "path": "/usr/bin/ringfence-hook",
-            "args": ["ringfence-hook", stage],
-            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
-            "timeout": 30,
-        },
-        "when": {"annotations": {r"^([a-z-]+\.)?ringfence\.dev/": ".*"}},
-        "stages": [stage],
-    })
-    .to_string()
+    node.run(&["ringfence", "configure", "--engine", "podman"]).map(drop)
 }
