@@ -171,7 +171,7 @@ fn dockerd_restarts(scene: &Scene) -> Result<()> {
     exchange(&a.member(), &b.member())
 }
 
-/// Even where our runtime is the default: a build's containers have no annotations and name no runtime.
+/// The containers of a build name no runtime and have no annotations.
 fn build(scene: &Scene) -> Result<()> {
     let file = format!("FROM {IMAGE}\nRUN ls -d /dev/ringfence /etc/ld.so.preload || echo built without us\n");
     scene.node.write("/tmp/build/Dockerfile", file)?;

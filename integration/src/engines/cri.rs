@@ -3,6 +3,7 @@
 mod messages;
 
 use super::{Member, containerd};
+use crate::command::wait_until;
 use crate::node::{IMAGE, Node};
 use anyhow::{Context, Result, anyhow};
 use hyper_util::rt::TokioIo;
@@ -78,6 +79,18 @@ impl<'a> Cri<'a> {
             let answer = client.unary(tonic::Request::new(request), path.parse()?, ProstCodec::default()).await;
             answer.map(tonic::Response::into_inner).map_err(|status| anyhow!("{method}: {}", status.message()))
         })
+    }
+
+    /// Waits until the plugin answers: after a restart of containerd the first call fails with the old connection.
+    pub fn wait(&self) -> Result<()> {
+        let mut last = None;
+        wait_until("the CRI plugin to answer", Duration::from_secs(15), || {
+            let answer = self.call("Version", Empty {});
+            let ready = answer.is_ok();
+            last = answer.map(|Empty {}| ()).err();
+            ready
+        })
+        .with_context(|| last.map(|error| format!("{error:#}")).unwrap_or_default())
     }
 
     /// Runs a pod's sandbox in the node's network namespace, by a RuntimeClass's handler; empty is containerd's default.
