@@ -37,13 +37,13 @@ fn trials() -> Result<Vec<Trial>> {
 /// What `configure` registers, and beside it a handler that goes by our shim.
 fn prepare(node: Node) -> Result<Scene> {
     node.run(&["ringfence", "configure", "--engine", "containerd"])?;
-    let (plugin, way) = match Containerd::version(&node)? {
+    let way = match Containerd::version(&node)? {
         // It has no runtime_path, and gives options of other types than runc's to no shim of runc's kind.
-        (1, ..7) => (CRI_2, "runtime_type = \"io.containerd.ringfence.v2\"".into()),
-        (1, _) => (CRI_2, by_path()),
-        _ => (CRI_3, by_path()),
+        (1, ..7) => "runtime_type = \"io.containerd.ringfence.v2\"",
+        _ => "runtime_type = \"io.containerd.runc.v2\"\nruntime_path = \"/usr/bin/containerd-shim-ringfence-v2\"",
     };
-    let plugin = format!("plugins.\"{plugin}\".containerd.runtimes.ringfence-shim");
+    // The file is of the second version, which containerd 2 understands.
+    let plugin = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.ringfence-shim";
     let annotations = "[\"ringfence.dev/*\", \"*.ringfence.dev/*\"]";
     let more = format!("\n[{plugin}]\n{way}\npod_annotations = {annotations}\ncontainer_annotations = {annotations}\n");
     let file = node.path("/etc/containerd/config.toml");
@@ -52,13 +52,6 @@ fn prepare(node: Node) -> Result<Scene> {
     let daemon = Containerd::start(&node)?;
     containerd::load(&node, NAMESPACE)?;
     Ok(Scene { daemon: Mutex::new(Some(daemon)), node })
-}
-
-const CRI_2: &str = "io.containerd.grpc.v1.cri";
-const CRI_3: &str = "io.containerd.cri.v1.runtime";
-
-fn by_path() -> String {
-    "runtime_type = \"io.containerd.runc.v2\"\nruntime_path = \"/usr/bin/containerd-shim-ringfence-v2\"".into()
 }
 
 const TESTS: [NodeTest<Scene>; 10] = [

@@ -189,9 +189,15 @@ impl<'a> Pod<'_, 'a> {
         Ok(said(&answer.stdout))
     }
 
-    /// Stops it with all its containers and removes them.
+    /// Stops it with all its containers and removes them; again, as the kubelet does, while containerd has yet to hear of a
+    /// container's end.
     pub fn remove(self) -> Result<()> {
-        self.end()
+        let mut last = Ok(());
+        wait_until("the pod to be removed", Duration::from_secs(10), || {
+            last = self.end();
+            last.is_ok()
+        })
+        .with_context(|| last.err().map(|error| format!("{error:#}")).unwrap_or_default())
     }
 
     fn end(&self) -> Result<()> {
