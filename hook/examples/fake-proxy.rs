@@ -1,7 +1,7 @@
 //! Stands in for the proxy in the hook's tests: checks what it was given, says so, and ends with the container's init.
 //!
 //! It has no environment to be told what to do, so its own file name says it: `mute` never gets ready, `refusing` says why
-//! not, `dying` exits without a word, `ready` works.
+//! not, `dying` exits without a word, `hungry` takes memory without end for its first client, `ready` works.
 #![allow(unsafe_code)]
 // UNSAFETY: takes ownership of the descriptors that the hook promises.
 
@@ -36,6 +36,12 @@ fn main() {
             return;
         }
         let client = rustix::net::accept(&listener).unwrap();
+        if name == "hungry" {
+            let mut eaten = Vec::new();
+            loop {
+                eaten.push(vec![1u8; 1 << 20]);
+            }
+        }
         let _ = rustix::io::write(&client, b"hello from the host");
     }
 }

@@ -109,6 +109,7 @@ check "the timer is enabled" inside test -L /etc/systemd/system/timers.target.wa
 check "no engine is configured without being asked" inside sh -c '! ls /etc/cdi /usr/share/containers/oci/hooks.d/*ringfence* 2>/dev/null'
 check "a container is joined" start one
 check "it has a proxy" has_proxy one
+check "it is listed" says soft0 inside ringfence list
 check "it has the library and the socket" says libibverbs.so.1 inside runc exec one /bin/ls /dev/ringfence
 
 echo "==> upgrade with a container running"
@@ -136,8 +137,13 @@ else
     echo "SKIPPED: podman gives RDMA: $(cat "$work/output")"
 fi
 check "CDI devices are made" inside ringfence cdi generate
+check "the devices are listed" says current inside ringfence cdi list
 check "podman gives RDMA by a device" says verbs.sock \
     inside podman run --rm --network=none --device ringfence.dev/rdma=default localhost/tiny ls /dev/ringfence
+
+check "what is refused is listed" says E12 inside sh -c 'podman run --rm --network=none --device ringfence.dev/rdma=default \
+    --annotation ringfence.dev/bandwidth=x localhost/tiny echo; ringfence list --failures'
+check "there is nothing to collect" test -z "$(inside ringfence gc)"
 
 echo "==> remove"
 check "the package is removed" inside dpkg -r ringfence

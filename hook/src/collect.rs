@@ -35,7 +35,7 @@ pub struct Collected {
 pub struct Removed {
     /// The container's id.
     pub container: String,
-    /// What there was: `record`, `proxy 4242`, `/sys/fs/cgroup/…`, `/…/rootfs/etc/ld.so.preload`.
+    /// What there was: `proxy 4242`, and paths: of the record, the directory, cgroups, mount points.
     pub what: Vec<String>,
 }
 
@@ -91,10 +91,14 @@ fn clean(config: &Config, records: &Records, container: &str) -> Result<Vec<Stri
         },
     };
     let mut what = ended;
-    what.push("record".into());
+    let file = config.run_dir.join("state").join(format!("{container}.json"));
+    let places = [file, config.run_dir.join("containers").join(container)].into_iter();
+    what.extend(places.filter(|path| path.exists()).map(|path| path.display().to_string()));
     what.extend(record.cgroups.iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
     what.extend(record.mount_points.iter().map(|point| record.root.join(&point.path).display().to_string()));
-    stop::remove(config, records, &record, Some(&lock)).map_err(|error| error.to_string())?;
+    stop::release(config, &record)
+        .and_then(|()| stop::forget(records, &record, Some(&lock)))
+        .map_err(|error| error.to_string())?;
     match records.load(container) {
         Ok(None) => Ok(what),
         _ => Err(format!("another container lives on its root file system {}", record.root.display())),

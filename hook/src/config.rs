@@ -1,15 +1,20 @@
-//! The administrator's configuration, `/etc/ringfence/config.toml`.
+//! The administrator's configuration, `/etc/ringfence/config.toml` and `/etc/ringfence/conf.d/*.toml`.
+
+mod load;
 
 use crate::annotations::{DEVICE_NAME, is_device_name};
 use crate::policy::Policy;
 use crate::units;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+
+pub use load::paths;
 
 /// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ringfence/config.toml";
-/// Names another configuration file, which must then exist.
+/// The run-dir of root's engines.
+pub const DEFAULT_RUN_DIR: &str = "/run/ringfence";
+/// Names another configuration file, which must then exist; its drop-ins are in `conf.d` beside it.
 pub const ENVIRONMENT: &str = "RINGFENCE_CONFIG";
 
 /// Why the configuration cannot be used.
@@ -24,6 +29,11 @@ pub enum Error {
     Writable { path: PathBuf, mode: u32 },
     #[error("configuration {path}: {message}")]
     Invalid { path: PathBuf, message: String },
+    #[error(
+        "without root the run-dir is in the own directory of the user, whose uid is {user}, but {reason}; \
+         `loginctl enable-linger` makes it, or set run-dir in the configuration"
+    )]
+    NoUserDir { user: u32, reason: String },
 }
 
 /// The whole file; every part has a default.
@@ -31,7 +41,7 @@ pub enum Error {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub struct Config {
-    /// Node-wide run-time directory.
+    /// Node-wide run-time directory. For an engine without root the default is `/run/user/<uid>/ringfence` instead.
     pub run_dir: PathBuf,
     pub hook: Hook,
     pub runtime: Runtime,
@@ -145,7 +155,7 @@ pub enum Kind {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            run_dir: "/run/ringfence".into(),
+            run_dir: DEFAULT_RUN_DIR.into(),
             hook: Hook::default(),
             runtime: Runtime::default(),
             shim: Shim::default(),
@@ -204,39 +214,9 @@ impl Config {
         std::env::var_os(ENVIRONMENT).map(PathBuf::from)
     }
 
-    /// Loads the file that the environment names, or the default one, which may be missing.
-    pub fn load() -> Result<Self, Error> {
-        match Self::named() {
-            Some(path) => Self::load_from(&path),
-            None => match Self::load_from(DEFAULT_PATH.as_ref()) {
-                Err(Error::Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
-                    Ok(Self::default())
-                }
-                result => result,
-            },
-        }
-    }
-
-    /// Loads `path`, which must exist.
-    pub fn load_from(path: &Path) -> Result<Self, Error> {
-        let unreadable = |error| Error::Unreadable { path: path.to_owned(), error };
-        let mut file = std::fs::File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.mode();
-        if mode & 0o002 != 0 {
-            return Err(Error::Writable { path: path.to_owned(), mode: mode & 0o7777 });
-        }
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut file, &mut text).map_err(unreadable)?;
-        Self::parse(&text).map_err(|message| Error::Invalid { path: path.to_owned(), message })
-    }
-
     /// Parses and checks a whole file.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
-            let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
-            format!("{place}{}", error.message())
-        })?;
+        let config: Self = parse_unchecked(text)?;
         config.check()?;
         Ok(config)
     }
@@ -302,6 +282,15 @@ impl Proxy {
         }
         Ok(())
     }
+}
+
+/// Parses `text`; errors begin with the line.
+fn parse_unchecked<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+        let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        format!("{place}{}", error.message())
+    })
 }
 
 impl Inject {
@@ -523,14 +512,6 @@ mod tests {
             let message = Config::parse(text).unwrap_err();
             assert!(message.contains(expected), "{text}: {message}");
         }
-    }
-
-    #[test]
-    fn a_file_that_everybody_may_write_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(matches!(Config::load_from(file.path()), Err(Error::Writable { mode: 0o666, .. })));
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
 use crate::record::{MountPoint, Record, Records};
+use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{self, Annotations, Bundle, State};
 use crate::stop;
@@ -26,11 +27,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// `policy` is the administrator's choice for it, see [`annotations::wanted`].
 pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
+    let id = state.id.clone();
+    join(state, policy).map_err(|failure| failure.of(&id))
+}
+
+fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let Some(wish) = wish(&state, policy)? else { return Ok(()) };
     let config = Config::load()?;
     let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
     let bundle = wish.bundle;
     let init = Init::open(state.pid()?)?;
+    rootless::check(&resolution.grant, init.network_namespace.as_fd())?;
     let root = bundle.root()?;
 
     let run_dir = session::make_run_dir(&config.run_dir)?;
@@ -172,10 +179,14 @@ fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Pat
             );
             return Err(Failure::new(Code::State, message));
         }
-        if record.root == root {
+        let undone = if record.root == root {
+            // They are about to be used again. The record that names them stays until it is overwritten.
             mount_points = std::mem::take(&mut record.mount_points);
-        }
-        stop::undo(config, records, &record).map_err(|error| {
+            stop::release(config, &record)
+        } else {
+            stop::undo(config, records, &record)
+        };
+        undone.map_err(|error| {
             Failure::new(Code::Internal, format!("cannot clean up after an earlier container {id}: {error}"))
         })?;
     }
@@ -300,7 +311,11 @@ impl From<annotations::Error> for Failure {
 
 impl From<config::Error> for Failure {
     fn from(error: config::Error) -> Self {
-        Failure::new(Code::Config, error.to_string())
+        let code = match error {
+            config::Error::NoUserDir { .. } => Code::Privilege,
+            _ => Code::Config,
+        };
+        Failure::new(code, error.to_string())
     }
 }
 

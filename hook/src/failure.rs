@@ -1,5 +1,7 @@
 //! What the runtime sees when the hook fails: one line and an exit code.
 
+use crate::config::{self, Config};
+use crate::{failures, journal, session};
 use std::fmt;
 
 /// Exit codes. crun and podman show nothing else of a failed hook, so each cause has its own.
@@ -37,12 +39,34 @@ pub struct Failure {
     pub code: Code,
     /// What was wrong, with which value, and what to do.
     pub message: String,
+    /// Its id, if the runtime got so far as to say it.
+    pub container: Option<String>,
 }
 
 impl Failure {
     /// A failure with `code`.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), container: None }
+    }
+
+    /// This failure, of `container`.
+    pub(crate) fn of(self, container: &str) -> Self {
+        Self { container: Some(container.to_owned()), ..self }
+    }
+
+    /// Tells the administrator, as far as possible: most runtimes show nothing of a failed hook but its exit code.
+    pub fn report(&self) {
+        journal::log(self);
+        let config = match Config::load() {
+            Ok(config) => config,
+            // Without the variable, whoever looks for our failures looks there.
+            Err(_) if std::env::var_os(config::ENVIRONMENT).is_none() => Config::default(),
+            Err(_) => return,
+        };
+        // There is nobody left to tell if this fails, too.
+        if let Ok(run_dir) = session::make_run_dir(&config.run_dir) {
+            let _ = failures::append(&run_dir, &failures::Entry::now(self));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `ringfence-hook createRuntime|prestart|poststop [--policy NAME]`, with the OCI container state on standard input.
 
 use ringfence_hook::annotations::is_device_name;
-use ringfence_hook::{Code, Failure, create, stop};
+use ringfence_hook::{Code, Failure, Input, create, stop};
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             // There is nobody to tell if this fails; the exit code says the most of it.
             let _ = std::io::stderr().write_all(format!("ringfence-hook: {failure}\n").as_bytes());
+            failure.report();
             ExitCode::from(failure.code as u8)
         }
     }
@@ -35,7 +36,7 @@ fn run() -> Result<(), Failure> {
         let message = format!("--policy {policy:?} is no profile's name, which has 1 to 63 of A-Z a-z 0-9 _ . -");
         return Err(Failure::new(Code::Usage, message));
     }
-    let input = std::io::stdin().lock();
+    let input = Input::stdin().map_err(|error| Failure::new(Code::State, format!("standard input: {error}")))?;
     match stage {
         "createRuntime" | "prestart" => create(input, policy),
         // What is to be undone is on record.

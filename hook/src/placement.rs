@@ -6,6 +6,7 @@
 
 use crate::cgroup::{self, Membership};
 use crate::config;
+use crate::rootless;
 use crate::state::Rdma;
 use crate::systemd::{self, Scope};
 use rustix::fs::{Mode, OFlags};
@@ -64,7 +65,8 @@ pub struct Entrances {
 impl Placement {
     /// Decides where the proxy of the container `id`, whose init is `pid`, is to be. Nothing is made yet.
     pub fn plan(config: &config::Proxy, pid: i32, id: &str, rdma: BTreeMap<String, Rdma>) -> Self {
-        if config.cgroup == config::Cgroup::Inherit {
+        // Without root there are no cgroups to make.
+        if config.cgroup == config::Cgroup::Inherit || rootless::user().is_some() {
             return Self::default();
         }
         let limits = Limits { memory_max: config.memory_max, pids_max: config.pids_max, rdma };

@@ -26,6 +26,10 @@ const MAX_OTHERS: usize = 256;
 /// Acts on the container whose state is `input`. Idempotent.
 pub fn stop(input: impl Read) -> Result<(), Failure> {
     let state = State::read(input)?;
+    clean_up(&state).map_err(|failure| failure.of(&state.id))
+}
+
+fn clean_up(state: &State) -> Result<(), Failure> {
     let config = match Config::load() {
         Ok(config) => config,
         // Not our container, as far as can be told: its end is no occasion to complain.
@@ -51,26 +55,26 @@ pub fn stop(input: impl Read) -> Result<(), Failure> {
 ///
 /// The caller must not hold a lock on `records`.
 pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::Result<()> {
-    if let Some(proxy) = record.proxy.and_then(process::Process::reopen) {
-        process::end(proxy.as_fd(), PATIENCE);
-    }
+    release(config, record)?;
     let lock = match record.mount_points.is_empty() {
         true => None,
         false => records.lock_exclusive(OTHERS)?,
     };
-    remove(config, records, record, lock.as_ref())
+    forget(records, record, lock.as_ref())
 }
 
-/// The part of [`undo`] after the proxy's end. Without `exclusive`, a container that is being made may be about to mount upon
-/// the same mount points, and they stay.
-pub(crate) fn remove(
-    config: &Config,
-    records: &Records,
-    record: &Record,
-    exclusive: Option<&Lock<'_>>,
-) -> io::Result<()> {
+/// The part of [`undo`] outside of the root file system: proxy, directory, cgroups.
+pub(crate) fn release(config: &Config, record: &Record) -> io::Result<()> {
+    if let Some(proxy) = record.proxy.and_then(process::Process::reopen) {
+        process::end(proxy.as_fd(), PATIENCE);
+    }
     let removed = session::remove(&config.run_dir, &record.container);
-    record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and)?;
+    record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and)
+}
+
+/// The rest of [`undo`]. Without `exclusive`, a container that is being made may be about to mount upon the same mount points,
+/// and they stay, on record.
+pub(crate) fn forget(records: &Records, record: &Record, exclusive: Option<&Lock<'_>>) -> io::Result<()> {
     if !record.mount_points.is_empty() {
         if exclusive.is_none() || is_in_use(records, record)? {
             return Ok(());
@@ -125,7 +129,7 @@ fn sweep(config: &Config, records: &Records) {
         // A proxy that is still there is ending by itself.
         if !record.init.is_alive() && !record.proxy.is_some_and(process::Process::is_alive) {
             // The next sweep tries again.
-            let _ = remove(config, records, &record, Some(&lock));
+            let _ = release(config, &record).and_then(|()| forget(records, &record, Some(&lock)));
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, c_char};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `MOUNT_ATTR_*` of `<linux/mount.h>`.
 pub const READ_ONLY: u64 = 0x1;
@@ -120,6 +120,15 @@ pub fn set_file_owner(uid: u32, gid: u32) -> (u32, u32) {
         let gid_before = libc::setfsgid(gid) as u32;
         (libc::setfsuid(uid) as u32, gid_before)
     }
+}
+
+/// The user namespace that owns the namespace `descriptor`. Refused if that is neither ours nor below ours, so that we have no
+/// rights over it.
+pub fn owner_of_namespace(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: takes no argument; the descriptor is borrowed, and the kernel refuses those that are no namespace.
+    let owner = check(unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::NS_GET_USERNS) }.into())?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner as RawFd) })
 }
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {

@@ -155,14 +155,49 @@ fn two_policies_for_one_container() {
 }
 
 #[test]
-fn arguments() {
-    for arguments in [&["createRuntime", "--policy"][..], &["--policy", "gold"], &["poststop", "x", "y"], &[]] {
-        let output = std::process::Command::new(common::HOOK).args(arguments).output().unwrap();
+fn failures_are_kept_for_the_operator() {
+    with_lab(|lab| {
+        lab.annotate(&[("enable", "on")]);
+        let message = "annotation ringfence.dev/enable=\"on\" is malformed; allowed is true, 1, yes, false, 0 or no";
+        lab.refused(12, message);
+        lab.hook_refuses(
+            b"",
+            10,
+            "the container state on standard input is empty; the OCI runtime must write it there",
+        );
+        let entries = ringfence_hook::failures::read(&lab.path("run")).unwrap();
+        let of = |i: usize| (entries[i].container.as_deref(), entries[i].code);
+        assert_eq!((of(0), of(1)), ((Some(lab.id.as_str()), 12), (None, 10)));
+        assert_eq!((entries[0].message.as_str(), entries.len()), (message, 2));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        assert!(entries.iter().all(|entry| now.abs_diff(entry.time) < 60));
+    });
+}
+
+#[test]
+fn usage() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.toml");
+    std::fs::write(&config, format!("run-dir = \"{}/run\"", directory.path().display())).unwrap();
+    let hook = || {
+        let mut hook = std::process::Command::new(common::HOOK);
+        hook.env("RINGFENCE_CONFIG", &config);
+        hook
+    };
+    for arguments in [
+        &[][..],
+        &["create"],
+        &["createRuntime", "x"],
+        &["createRuntime", "--policy"],
+        &["--policy", "gold"],
+        &["poststop", "x", "y"],
+    ] {
+        let output = hook().args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
         assert!(text.starts_with("ringfence-hook: E2 usage: ringfence-hook "), "{arguments:?}: {text}");
     }
-    let bad = std::process::Command::new(common::HOOK).args(["createRuntime", "--policy=a/b"]).output().unwrap();
+    let bad = hook().args(["createRuntime", "--policy=a/b"]).output().unwrap();
     assert!(String::from_utf8_lossy(&bad.stderr).contains("E2 --policy \"a/b\" is no profile's name"), "{bad:?}");
 }
 

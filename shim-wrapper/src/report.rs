@@ -7,9 +7,9 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::time::SystemTime;
 
-/// Says that `program` failed. There is nobody to tell if even that fails.
-pub fn report(program: &str, failure: &Failure, log: &Log) {
-    let message = format!("{program}: {failure}");
+/// Says that `ringfence-runtime` failed. There is nobody to tell if even that fails.
+pub fn report(failure: &Failure, log: &Log) {
+    let message = format!("ringfence-runtime: {failure}");
     let _ = std::io::stderr().write_all(format!("{message}\n").as_bytes());
     let Some(path) = &log.path else { return };
     // As runc opens it.

@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
     let called = arguments.next().unwrap_or_default();
     let mut invocation = Invocation::parse(arguments);
     let Err(failure) = run(&called, &mut invocation);
-    report("ringfence-runtime", &failure, &invocation.log);
+    report(&failure, &invocation.log);
     ExitCode::FAILURE
 }
 
@@ -72,7 +72,7 @@ fn real(called: &OsString, places: &Places, search: &Search) -> Result<PathBuf, 
     if let Some(program) = names.iter().find_map(|name| search.find(name)) {
         return Ok(program);
     }
-    let shown = |name: &&Path| match search.is_ours(name) {
+    let shown = |name: &&Path| match name.is_absolute() && search.is_ours(name) {
         true => format!("{} (which is ringfence-runtime itself)", name.display()),
         false => name.display().to_string(),
     };

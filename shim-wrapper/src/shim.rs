@@ -3,13 +3,12 @@
 //! Standard input (the runtime's options, or since containerd 2.3 its bootstrap parameters) is the real shim's to read, and
 //! containerd takes whatever comes on standard output and error for its answer: both stay untouched unless we fail.
 
-use crate::arguments::Log;
 use crate::find::{self, Search};
 use crate::places::Places;
-use crate::report::report;
 use ringfence_hook::config::Config;
 use ringfence_hook::{Code, Failure};
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -29,7 +28,8 @@ pub(crate) fn is_above() -> bool {
 pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let Err(failure) = run(&arguments);
-    report("containerd-shim-ringfence-v2", &failure, &Log::default());
+    // Without an end of line, as the real shim: containerd goes on with ": exit status 1".
+    let _ = std::io::stderr().write_all(format!("containerd-shim-ringfence-v2: {failure}").as_bytes());
     ExitCode::FAILURE
 }
 

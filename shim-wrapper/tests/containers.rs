@@ -145,3 +145,15 @@ fn what_engines_ask_before_anything_else() {
         }
     });
 }
+
+/// As podman calls `state`: with hardly an environment, and without the flags that it was told to give.
+#[test]
+fn without_an_environment() {
+    with_runtimes(|lab, runtime| {
+        let direct = Command::new(runtime).arg("--version").output().unwrap();
+        let mut ours = Command::new(lab.path("links").join(runtime));
+        ours.arg("--version").env_clear().env("XDG_RUNTIME_DIR", lab.path("state"));
+        let version = |text: String| text.lines().next().map(str::to_owned);
+        assert_eq!(version(succeeded(&ours.output().unwrap())), version(succeeded(&direct)));
+    });
+}

@@ -148,7 +148,7 @@ fn without_a_real_shim() {
     let arguments = ["-publish-binary", "/nowhere/containerd", "-id", "c1", "start"];
     let message = format!(
         "containerd-shim-ringfence-v2: E11 no containerd shim found: looked for /nowhere/{REAL}, {REAL} with PATH={}; \
-         [shim] real must name a {REAL}\n",
+         [shim] real must name a {REAL}",
         lab.path("fakes").display()
     );
     let mut command = lab.command(SHIM, &arguments);
@@ -166,7 +166,7 @@ fn without_links_nothing_starts_but_all_can_be_deleted() {
     let arguments = ["-publish-binary", &containerd, "-id", "c1", "start"];
     let message = format!(
         "containerd-shim-ringfence-v2: E11 {}: No such file or directory (os error 2); \
-         it must be a link to ringfence-runtime, or [shim] links must name its directory\n",
+         it must be a link to ringfence-runtime, or [shim] links must name its directory",
         lab.path("links/runc").display()
     );
     assert_failed(&lab.command(SHIM, &arguments).output().unwrap(), &message);

@@ -3,15 +3,13 @@
 //! An engine's module decides what its files are to hold, as a [`Plan`]; [`Plan::apply`] alone writes.
 
 pub mod containerd;
-pub mod containerd_dump;
-pub mod containerd_files;
 pub mod crio;
 pub mod docker;
 pub mod hooks_d;
 pub mod host;
 pub mod plan;
 pub mod podman;
-mod process;
+pub mod process;
 
 use anyhow::{Result, bail};
 use host::Host;
@@ -76,7 +74,7 @@ impl Engine {
             bail!("--user is for --engine podman; {} is configured by root", self.name());
         }
         match self {
-            Self::Containerd => containerd_files::configure(host, options),
+            Self::Containerd => containerd::files::configure(host, options),
             Self::Docker => docker::configure_host(host, options),
             Self::Podman => podman::configure(host, options),
             Self::Crio => crio::configure(host, options),
@@ -86,7 +84,7 @@ impl Engine {
     /// What takes Ringfence out of the engine's configuration.
     pub fn unconfigure(self, host: &Host, options: &Options) -> Result<Plan> {
         match self {
-            Self::Containerd => containerd_files::unconfigure(host, options),
+            Self::Containerd => containerd::files::unconfigure(host, options),
             Self::Docker => docker::unconfigure_host(host, options),
             Self::Podman => podman::unconfigure(host, options),
             Self::Crio => crio::unconfigure(host, options),

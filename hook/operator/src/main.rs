@@ -2,9 +2,10 @@
 
 mod cdi;
 mod commands;
+mod doctor;
+mod engines;
 mod explanation;
 mod output;
-mod engines;
 
 use clap::Parser;
 use std::process::ExitCode;

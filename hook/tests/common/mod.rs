@@ -134,6 +134,58 @@ impl Lab {
         std::fs::write(self.path("config.toml"), text).unwrap();
     }
 
+    /// Adds a line to `[proxy]` of the configuration.
+    pub fn set_proxy(&self, line: &str) {
+        let path = self.path("config.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{text}{line}\n")).unwrap();
+    }
+
+    /// The configuration, as the hook reads it.
+    pub fn config(&self) -> ringfence_hook::config::Config {
+        let text = std::fs::read_to_string(self.path("config.toml")).unwrap();
+        ringfence_hook::config::Config::parse(&text).unwrap()
+    }
+
+    /// Removes what is left of containers, of which nothing may remain.
+    #[track_caller]
+    pub fn collect(&self) -> Vec<ringfence_hook::Removed> {
+        let collected = ringfence_hook::collect(&self.config()).unwrap();
+        assert_eq!(collected.left, []);
+        collected.removed
+    }
+
+    /// The record of `id`.
+    pub fn record(&self, id: &str) -> Value {
+        let path = self.path("run/state").join(format!("{id}.json"));
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    /// The socket of this lab's container, seen from the host.
+    pub fn socket(&self) -> PathBuf {
+        self.path("run/containers").join(&self.id).join("mount/verbs.sock")
+    }
+
+    /// What a client of the proxy gets to read.
+    pub fn greet(&self) -> std::io::Result<String> {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        connect(&socket, &SocketAddrUnix::new(self.socket())?)?;
+        let mut buffer = [0; 64];
+        let read = rustix::io::read(&socket, &mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..read]).into_owned())
+    }
+
+    /// Waits for `condition`.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what} has not come about");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// The container by runc, until it ends.
     pub fn run(&self) -> Output {
         self.runc(&["run", &self.id])
@@ -171,6 +223,27 @@ impl Lab {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script, &self.id]);
         command.current_dir(self.path("")).output().unwrap()
+    }
+
+    /// crun in the bundle, in a mount namespace of its own; `None`, and said so, if it is not installed.
+    ///
+    /// crun 1.8 takes a hierarchy of version 2 with a controller beside version 1 for a hybrid that it does not support: there
+    /// the controller is moved to version 1, without a trace on the host.
+    #[track_caller]
+    pub fn crun(&self, arguments: &[&str]) -> Option<Output> {
+        const MOVE: &str = "set -e; if test -s /sys/fs/cgroup/unified/cgroup.controllers; then \
+            mkdir -p old; mount --rbind /sys/fs/cgroup old; mount -t tmpfs cgroup /sys/fs/cgroup; \
+            for name in $(ls old); do mkdir /sys/fs/cgroup/$name; mount --bind old/$name /sys/fs/cgroup/$name; done; \
+            mkdir /sys/fs/cgroup/hugetlb; mount -t cgroup -o hugetlb cgroup /sys/fs/cgroup/hugetlb; fi; \
+            exec crun --root crun \"$@\"";
+        if Command::new("crun").arg("--version").output().is_err() {
+            skip("crun is not installed");
+            return None;
+        }
+        self.write_config();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", MOVE, "sh"]).args(arguments);
+        Some(command.current_dir(self.path("")).stdin(Stdio::null()).output().unwrap())
     }
 
     /// What the container wrote, which must have been all well.

@@ -3,9 +3,9 @@
 use crate::engines::host::Host;
 use crate::engines::plan::{Change, Plan};
 use crate::engines::{Engine, Options};
+use crate::output;
 use anyhow::{Result, bail};
 use clap::builder::PossibleValue;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -128,8 +128,7 @@ impl Target {
             lines.push(nothing.to_owned());
         }
         if self.dry_run {
-            // A reader that leaves, such as head, is no failure of ours.
-            let _ = std::io::stdout().write_all(plan.diff().as_bytes());
+            output::print(&plan.diff())?;
         } else {
             plan.apply()?;
             lines.extend(plan.changes.iter().map(Change::describe));
@@ -137,9 +136,7 @@ impl Target {
             let place = if self.root.is_some() { "on the host: " } else { "" };
             lines.extend(plan.next.map(|next| format!("now run {place}{next}")));
         }
-        for line in lines {
-            let _ = writeln!(std::io::stdout(), "{}: {line}", engine.name());
-        }
-        Ok(())
+        let lines: String = lines.iter().map(|line| format!("{}: {line}\n", engine.name())).collect();
+        output::print(&lines)
     }
 }

@@ -52,7 +52,7 @@ fn has_ended(container: &Container) -> bool {
 fn would_remove(container: &Container) -> String {
     let proxy = container.proxy.filter(|proxy| proxy.alive).map(|proxy| format!(", proxy {}", proxy.pid));
     let cgroups: String = container.cgroups.iter().map(|path| format!(", {}", path.display())).collect();
-    format!("would remove {}: record{}{}\n", plain(&container.id), proxy.unwrap_or_default(), plain(&cgroups))
+    format!("would remove {}: its record{}{}\n", plain(&container.id), proxy.unwrap_or_default(), plain(&cgroups))
 }
 
 fn show(collected: &Collected) -> String {

@@ -3,8 +3,19 @@
 //! What we add carries [`MARK`] in a comment, by which it is found again. The runtime is containerd's own
 //! `io.containerd.runc.v2` with our wrapper for a `BinaryName`, since that works on every version from 1.6 on.
 
+pub mod dump;
+pub mod files;
+
+mod default_runtime;
+mod defects;
+mod lines;
+#[cfg(test)]
+mod tests;
+
+pub use defects::{defects, misuses_shim};
+
 use anyhow::{Result, bail};
-use toml_edit::{Array, Decor, DocumentMut, Item, Table, TableLike, Value, value};
+use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value, value};
 
 /// The runtime's name, a `RuntimeClass`'s handler.
 pub const NAME: &str = "ringfence";
@@ -98,6 +109,13 @@ impl File {
         Some(table)
     }
 
+    /// All runtimes, by name.
+    pub fn runtimes(&self) -> impl Iterator<Item = (&str, &dyn TableLike)> {
+        let runtimes = self.find(&["plugins", self.plugin(), "containerd", "runtimes"]);
+        let runtimes = runtimes.into_iter().flat_map(|runtimes| runtimes.iter());
+        runtimes.filter_map(|(name, item)| Some((name, item.as_table_like()?)))
+    }
+
     /// The runtime of pods that name none, if the file says it.
     pub fn default_runtime(&self) -> Option<&str> {
         self.find(&["plugins", self.plugin(), "containerd"])?.get("default_runtime_name")?.as_str()
@@ -128,13 +146,14 @@ impl File {
             );
         }
         let containerd = child(child(child(self.document.as_item_mut(), "plugins")?, plugin)?, "containerd")?;
+        let runtimes = child(containerd, "runtimes")?;
+        if !runtimes.as_table().is_some_and(|runtimes| !runtimes.is_dotted()) {
+            bail!("its runtimes are an inline table or dotted keys; write each as a [table], then try again");
+        }
         if registration.set_as_default {
-            set_default(containerd)?;
+            default_runtime::set(containerd)?;
         }
         let runtimes = table(child(containerd, "runtimes")?, "runtimes")?;
-        if runtimes.is_dotted() {
-            bail!("its runtimes are written as dotted keys; write them as [tables], then try again");
-        }
         let runc = match runtimes.get("runc").and_then(Item::as_table_like) {
             Some(runc) => Some(copy(runc)),
             None => registration.runc.as_ref().map(|runc| copy(runc)),
@@ -167,7 +186,7 @@ impl File {
     pub fn unconfigure(&mut self) {
         let plugin = self.plugin();
         prune(self.document.as_item_mut(), &["plugins", plugin, "containerd"], &mut |containerd| {
-            reset_default(containerd);
+            default_runtime::reset(containerd);
             prune(containerd, &["runtimes"], &mut |runtimes| {
                 let Some(runtimes) = runtimes.as_table_like_mut() else { return };
                 for name in [NAME, "runc"] {
@@ -197,7 +216,7 @@ pub fn configure(text: &str, registration: &Registration) -> Result<String> {
     let mut file = File::parse(text).map_err(anyhow::Error::msg)?;
     let before = file.to_string();
     file.configure(registration)?;
-    let new = keep_lines(text, &before, &file.to_string());
+    let new = lines::carry_over(text, &before, &file.to_string());
     if let Err(error) = File::parse(&new) {
         bail!("it is written in a way that cannot be edited in place ({error}); write its runtimes as [tables]");
     }
@@ -219,64 +238,8 @@ pub fn unconfigure(text: &str) -> Result<Option<String>> {
     let mut file = File::parse(rest).map_err(anyhow::Error::msg)?;
     let before = file.to_string();
     file.unconfigure();
-    let rest = keep_lines(rest, &before, &file.to_string());
+    let rest = lines::carry_over(rest, &before, &file.to_string());
     Ok(if ours && rest.trim().is_empty() { None } else { Some(rest) })
-}
-
-/// Carries the difference of `before` and `after` over to `text`, of which `before` is a rendering: that writes some
-/// lines, such as headers with a key in other quotes, in its own way.
-fn keep_lines(text: &str, before: &str, after: &str) -> String {
-    let original: Vec<_> = text.split_inclusive('\n').collect();
-    if original.len() != before.split_inclusive('\n').count() {
-        return after.to_owned();
-    }
-    let line_end = if before.contains("\r\n") { "\r\n" } else { "\n" };
-    let mut lines: Vec<&str> = Vec::new();
-    let after_lines: Vec<_> = after.split_inclusive('\n').collect();
-    let changes = similar::TextDiff::from_lines(before, after);
-    for change in changes.iter_all_changes() {
-        let line = match (change.tag(), change.old_index(), change.new_index()) {
-            (similar::ChangeTag::Equal, Some(index), _) => original[index],
-            (similar::ChangeTag::Insert, _, Some(index)) => after_lines[index],
-            _ => continue,
-        };
-        if lines.last().is_some_and(|last| !last.ends_with('\n')) {
-            lines.push(line_end);
-        }
-        lines.push(line);
-    }
-    lines.concat()
-}
-
-/// What is wrong with a registration for `binary`, or for the shim `shim`; nothing if it works.
-pub fn defects(runtime: &dyn TableLike, binary: &str, shim: Option<&str>) -> Vec<String> {
-    let mut defects = Vec::new();
-    let text = |key| runtime.get(key).and_then(Item::as_str).unwrap_or("");
-    let options = runtime.get("options").and_then(Item::as_table_like);
-    let kind = text("runtime_type");
-    if kind != RUNTIME_TYPE && options.is_some_and(|options| !options.is_empty()) {
-        defects.push(format!("its runtime_type = {kind:?} cannot have options; use {RUNTIME_TYPE:?}"));
-    }
-    let name = options.and_then(|options| options.get("BinaryName")).and_then(Item::as_str).unwrap_or("");
-    let by_shim = shim.is_some_and(|shim| text("runtime_path") == shim) || kind == "io.containerd.ringfence.v2";
-    if name != binary && !by_shim {
-        defects.push(format!("its options.BinaryName is {name:?} and not {binary:?}"));
-    }
-    for (example, pattern) in [("ringfence.dev/enable", ANNOTATIONS[0]), ("enable.ringfence.dev/pod", ANNOTATIONS[1])] {
-        let patterns = runtime.get("pod_annotations").and_then(Item::as_array);
-        let passes = patterns.into_iter().flatten().filter_map(Value::as_str).any(|pattern| matches(pattern, example));
-        if !passes {
-            let hint = "an asterisk does not match a slash";
-            defects.push(format!("its pod_annotations keep {example} from containers; add {pattern:?} ({hint})"));
-        }
-    }
-    defects
-}
-
-/// Go's `path.Match`, as far as annotations need it.
-fn matches(pattern: &str, key: &str) -> bool {
-    let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
-    glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches_with(key, options))
 }
 
 /// Our runtime: runc's with another program, and with our annotations let through.
@@ -321,74 +284,12 @@ fn copy(table: &dyn TableLike) -> Table {
 }
 
 fn same(a: &Table, b: &Table) -> bool {
-    let plain = |table: &Table| toml::from_str::<toml::Table>(&copy(table).to_string());
+    let plain = |table: &Table| toml::from_str::<toml::Table>(&DocumentMut::from(copy(table)).to_string());
     matches!((plain(a), plain(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 fn is_marked(table: &Table) -> bool {
     table.decor().prefix().and_then(|prefix| prefix.as_str()).is_some_and(|prefix| prefix.contains(MARK))
-}
-
-/// Makes pods without a `RuntimeClass` run with ours; what was before stays in a comment.
-fn set_default(item: &mut Item) -> Result<()> {
-    let containerd = table(item, "containerd")?;
-    let key = "default_runtime_name";
-    let mut name = Value::from(NAME);
-    match containerd.get(key) {
-        Some(former) if former.as_str() == Some(NAME) => return Ok(()),
-        None => name.decor_mut().set_suffix(format!(" {MARK} none before")),
-        Some(former) => {
-            let Some(former) = former.as_value().filter(|value| value.as_str().is_some_and(super::is_plain_name))
-            else {
-                bail!("its {key} = {former} cannot be understood");
-            };
-            let mut bare = former.clone();
-            bare.decor_mut().clear();
-            let suffix = format!(" {MARK} was {bare};{}", suffix(former));
-            *name.decor_mut() = Decor::new(prefix(former), suffix);
-        }
-    }
-    put(containerd, key, name);
-    if let Some(section) = item.as_table_mut().filter(|section| section.is_implicit()) {
-        section.set_implicit(false);
-        section.decor_mut().set_prefix(MARK_SECTION);
-    }
-    Ok(())
-}
-
-/// Undoes [`set_default`].
-fn reset_default(item: &mut Item) {
-    let key = "default_runtime_name";
-    let Some(containerd) = item.as_table_like_mut() else { return };
-    let Some(name) = containerd.get(key).and_then(Item::as_value) else { return };
-    let Some((_, mark)) = suffix(name).split_once(MARK) else { return };
-    let former = mark.strip_prefix(" was ").and_then(|mark| mark.split_once(';'));
-    match former.and_then(|(former, suffix)| Some((former.parse::<Value>().ok()?, suffix))) {
-        Some((mut former, suffix)) => {
-            *former.decor_mut() = Decor::new(prefix(name), suffix);
-            put(containerd, key, former);
-        }
-        None => _ = containerd.remove(key),
-    }
-    if let Some(section) = item.as_table_mut().filter(|section| is_marked(section)) {
-        section.set_implicit(true);
-    }
-}
-
-/// Like `insert`, which would forget how the key is indented.
-fn put(table: &mut dyn TableLike, key: &str, value: Value) {
-    match table.get_mut(key) {
-        Some(present) => *present = Item::Value(value),
-        None => _ = table.insert(key, Item::Value(value)),
-    }
-}
-
-fn prefix(value: &Value) -> String {
-    value.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or(" ").to_owned()
-}
-
-fn suffix(value: &Value) -> &str {
-    value.decor().suffix().and_then(|suffix| suffix.as_str()).unwrap_or("")
 }
 
 fn table<'a>(item: &'a mut Item, name: &str) -> Result<&'a mut dyn TableLike> {
@@ -402,7 +303,9 @@ fn table<'a>(item: &'a mut Item, name: &str) -> Result<&'a mut dyn TableLike> {
 fn child<'a>(parent: &'a mut Item, key: &str) -> Result<&'a mut Item> {
     let mut new = Table::new();
     new.set_implicit(true);
-    Ok(table(parent, key)?.entry(key).or_insert(Item::Table(new)))
+    let child = table(parent, key)?.entry(key).or_insert(Item::Table(new));
+    table(child, key)?;
+    Ok(child)
 }
 
 /// Does `work` on the item at `path`, if there is one, and removes what is empty and stands nowhere in the file then.

@@ -2,14 +2,17 @@
 //!
 //! Values that we do not touch keep their text, however they are written.
 
+mod object;
+#[cfg(test)]
+mod tests;
+
 use super::host::Host;
 use super::plan::Plan;
 use super::{Options, is_plain_name};
 use anyhow::{Context, Result, bail};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use object::{Object, Style};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
-use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// The daemon's configuration file.
@@ -129,7 +132,7 @@ const RELOAD: &str = "systemctl reload docker (running containers stay)";
 pub fn unconfigure_host(host: &Host, options: &Options) -> Result<Plan> {
     let path = options.config.as_deref().unwrap_or(Path::new(DEFAULT));
     let mut plan = Plan::default();
-    let Some(text) = host.read(path)? else { return Ok(plan) };
+    let Some(text) = host.read(path)?.filter(|text| text.contains(NAME)) else { return Ok(plan) };
     let new = unconfigure(&text).with_context(|| format!("{}; mend it first, nothing was changed", path.display()))?;
     if new.as_deref() != Some(&text) {
         plan.set(host, path, new)?;
@@ -157,105 +160,4 @@ fn is_ours(runtime: &Value) -> bool {
 fn is_named_ours(name: &str, raw: &RawValue) -> bool {
     (name == NAME || name.starts_with("ringfence-"))
         && serde_json::from_str::<Value>(raw.get()).is_ok_and(|runtime| is_ours(&runtime))
-}
-
-/// An object's members in their order, their values as they are written.
-#[derive(Debug, Default)]
-struct Object {
-    members: Vec<(String, Box<RawValue>)>,
-}
-
-impl Object {
-    /// Parses a whole text; blank and `null` are empty objects, as they are for dockerd.
-    fn parse(text: &str) -> Result<Self> {
-        if matches!(text.trim(), "" | "null") {
-            return Ok(Self::default());
-        }
-        serde_json::from_str(text).map_err(|error| anyhow::anyhow!("its JSON is broken: {error}"))
-    }
-
-    fn get(&self, key: &str) -> Option<&RawValue> {
-        self.members.iter().find(|(name, _)| name == key).map(|(_, raw)| &**raw)
-    }
-
-    fn set(&mut self, key: &str, value: Box<RawValue>) {
-        match self.members.iter_mut().find(|(name, _)| name == key) {
-            Some((_, present)) => *present = value,
-            None => self.members.push((key.to_owned(), value)),
-        }
-    }
-
-    fn write(&self, style: &Style, level: usize) -> Result<String> {
-        let mut text = String::from("{");
-        for (i, (key, raw)) in self.members.iter().enumerate() {
-            text.push_str(if i == 0 { "" } else { "," });
-            write!(text, "{}{}:{}{}", style.newline(level), serde_json::to_string(key)?, style.space(), raw.get())?;
-        }
-        if !self.members.is_empty() {
-            text.push_str(&style.newline(level - 1));
-        }
-        text.push('}');
-        Ok(text)
-    }
-
-    fn to_raw(&self, style: &Style, level: usize) -> Result<Box<RawValue>> {
-        Ok(RawValue::from_string(self.write(style, level + 1)?)?)
-    }
-
-    /// As a whole file in the style of `text`, its end included.
-    fn render(&self, text: &str) -> Result<String> {
-        let end = if text.trim().is_empty() { "\n" } else { &text[text.trim_end().len()..] };
-        Ok(self.write(&Style::of(text), 1)? + end)
-    }
-}
-
-impl<'de> Deserialize<'de> for Object {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Object;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-                let mut object = Object::default();
-                while let Some((key, raw)) = map.next_entry::<String, Box<RawValue>>()? {
-                    if object.get(&key).is_some() {
-                        return Err(serde::de::Error::custom(format!("the key {key:?} is there twice")));
-                    }
-                    object.members.push((key, raw));
-                }
-                Ok(object)
-            }
-        }
-        deserializer.deserialize_map(Members)
-    }
-}
-
-/// How a file is indented.
-struct Style {
-    /// `None` if it is all in one line.
-    indent: Option<String>,
-    line_end: &'static str,
-}
-
-impl Style {
-    fn of(text: &str) -> Self {
-        let line_end = if text.contains("\r\n") { "\r\n" } else { "\n" };
-        let first = text.lines().find(|line| line.starts_with([' ', '\t']) && line.trim_start().starts_with('"'));
-        let indent = first.map(|line| line[..line.len() - line.trim_start().len()].to_owned());
-        let is_one_line = text.trim().contains(':') && !text.trim().contains('\n');
-        Self { indent: if is_one_line { None } else { Some(indent.unwrap_or_else(|| "  ".into())) }, line_end }
-    }
-
-    fn newline(&self, level: usize) -> String {
-        match &self.indent {
-            Some(indent) => format!("{}{}", self.line_end, indent.repeat(level)),
-            None => String::new(),
-        }
-    }
-
-    fn space(&self) -> &'static str {
-        if self.indent.is_some() { " " } else { "" }
-    }
 }

@@ -3,10 +3,10 @@
 //! containerd 1.x lets an imported file replace the whole CRI section of those before it, 2.x merges them. The last file
 //! that has a CRI section is right for both: what stands there counts.
 
-use super::containerd::{self, File, Registration};
-use super::host::Host;
-use super::plan::Plan;
-use super::{Options, containerd_dump};
+use super::{File, Registration, dump};
+use crate::engines::Options;
+use crate::engines::host::Host;
+use crate::engines::plan::Plan;
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -77,10 +77,10 @@ impl Place {
                 "{program} writes {} anew at each start; put a runtime {} into its template {}, after \
                  {{{{ template \"base\" . }}}}: runtime_type = {:?}, pod_annotations = {:?}, options.BinaryName = {:?}",
                 main.display(),
-                containerd::NAME,
+                super::NAME,
                 directory.join("config.toml.tmpl").display(),
-                containerd::RUNTIME_TYPE,
-                containerd::ANNOTATIONS,
+                super::RUNTIME_TYPE,
+                super::ANNOTATIONS,
                 host.config()?.runtime.path
             ))
         };
@@ -160,36 +160,44 @@ pub fn configure(host: &Host, options: &Options) -> Result<Plan> {
     };
     let new = match place.loaded() {
         Some(loaded) => {
-            let new = containerd::configure(&loaded.text, &registration);
+            let new = super::configure(&loaded.text, &registration);
             new.with_context(|| format!("cannot register with {}, nothing was changed", target.display()))?
         }
-        None => containerd::create(&registration, place.files.first().map_or(2, |main| main.file.version()))?,
+        None => super::create(&registration, place.files.first().map_or(2, |main| main.file.version()))?,
     };
     let mut plan = Plan::default();
     plan.set(host, target, Some(new.clone()))?;
     if !plan.changes.is_empty() {
         plan.next = Some(place.restart);
-        if let Some(program) = containerd_dump::program(host).filter(|_| place.restart == RESTART) {
-            containerd_dump::compare(&program, &place, target, &new, &registration)?;
+        if let Some(program) = dump::program(host).filter(|_| place.restart == RESTART) {
+            dump::compare(&program, &place, target, &new, &registration)?;
         }
     }
     if !options.set_as_default {
-        plan.notes.push(format!("pods choose it by a RuntimeClass with handler: {}", containerd::NAME));
+        plan.notes.push(format!("pods choose it by a RuntimeClass with handler: {}", super::NAME));
     }
     Ok(plan)
 }
 
 /// What takes the runtime out again, from all files.
 pub fn unconfigure(host: &Host, options: &Options) -> Result<Plan> {
-    let place = Place::find(host, options.config.as_deref())?;
     let mut plan = Plan::default();
+    let place = match Place::find(host, options.config.as_deref()) {
+        Ok(place) => place,
+        // What is wrong there is no business of ours then.
+        Err(_) if !names_us(host, options.config.as_deref().unwrap_or(Path::new(DEFAULT))) => return Ok(plan),
+        Err(error) => return Err(error),
+    };
     for loaded in &place.files {
-        let new =
-            containerd::unconfigure(&loaded.text).map_err(|error| error.context(loaded.path.display().to_string()))?;
+        let new = super::unconfigure(&loaded.text).map_err(|error| error.context(loaded.path.display().to_string()))?;
         if new.as_deref() != Some(&loaded.text) {
             plan.set(host, &loaded.path, new)?;
             plan.next = Some(place.restart);
         }
     }
     Ok(plan)
+}
+
+fn names_us(host: &Host, path: &Path) -> bool {
+    !matches!(host.read(path), Ok(text) if !text.as_ref().is_some_and(|text| text.contains(super::NAME)))
 }

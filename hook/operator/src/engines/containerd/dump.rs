@@ -1,9 +1,9 @@
 //! What containerd itself makes of a configuration: `containerd config dump`, before and after.
 
-use super::containerd::{File, NAME, Registration};
-use super::containerd_files::Place;
-use super::host::Host;
-use super::process::output;
+use super::files::Place;
+use super::{File, NAME, Registration};
+use crate::engines::host::Host;
+use crate::engines::process::output;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +24,16 @@ pub fn compare(program: &Path, place: &Place, target: &Path, new: &str, registra
     let directory = tempfile::tempdir()?;
     let before = dump(program, place, target, None, directory.path())
         .with_context(|| format!("containerd itself refuses {}; mend it first", place.main.display()))?;
+    if place.files.len() > 1 {
+        let actual = run(program, &place.main)?;
+        if let Some(difference) = first_difference("", &simple(actual), &simple(before.clone())) {
+            bail!(
+                "containerd does not read what {} imports ({difference}); older versions take a relative \
+                 import with an asterisk from where they were started; write absolute paths",
+                place.main.display()
+            );
+        }
+    }
     let after = dump(program, place, target, Some(new), directory.path())
         .with_context(|| format!("containerd would refuse the new {}; nothing was changed", target.display()))?;
     match difference(before, after, registration) {
@@ -56,8 +66,14 @@ fn dump(program: &Path, place: &Place, target: &Path, new: Option<&str>, directo
     let path = directory.join("main.toml");
     // containerd starts without a file as with an empty one, but 1.x dumps only the latter.
     std::fs::write(&path, main.to_string())?;
-    let text = output(Command::new(program).arg("--config").arg(&path).args(["config", "dump"]), LIMIT)?;
-    toml::from_str(&text).context("containerd config dump printed no TOML")
+    run(program, &path)
+}
+
+fn run(program: &Path, config: &Path) -> Result<Table> {
+    let mut command = Command::new(program);
+    // As a service.
+    command.current_dir("/").arg("--config").arg(config).args(["config", "dump"]);
+    toml::from_str(&output(&mut command, LIMIT)?).context("containerd config dump printed no TOML")
 }
 
 /// How two dumps differ beyond the registration, in words.
@@ -72,8 +88,6 @@ fn difference(before: Table, after: Table, registration: &Registration) -> Optio
     }
     let (mut before, mut after) = (before, after);
     for dump in [&mut before, &mut after] {
-        // The list of files read, which are copies.
-        dump.remove("imports");
         if let Some(runtimes) = runtimes(dump) {
             runtimes.remove(NAME);
         }
@@ -81,11 +95,7 @@ fn difference(before: Table, after: Table, registration: &Registration) -> Optio
             containerd.remove("default_runtime_name");
         }
     }
-    let (mut before, mut after) = (Value::Table(before), Value::Table(after));
-    // Options that are given as nothing are options that are not given.
-    simplify(&mut before);
-    simplify(&mut after);
-    first_difference("", &before, &after)
+    first_difference("", &simple(before), &simple(after))
 }
 
 fn containerd(dump: &mut Table) -> Option<&mut Table> {
@@ -96,6 +106,14 @@ fn containerd(dump: &mut Table) -> Option<&mut Table> {
 
 fn runtimes(dump: &mut Table) -> Option<&mut Table> {
     containerd(dump)?.get_mut("runtimes")?.as_table_mut()
+}
+
+/// A dump without the list of files read, and without options that are given as nothing.
+fn simple(mut dump: Table) -> Value {
+    dump.remove("imports");
+    let mut dump = Value::Table(dump);
+    simplify(&mut dump);
+    dump
 }
 
 fn simplify(value: &mut Value) {
