@@ -1,0 +1,87 @@
+# shellcheck shell=bash
+# For the tests in the machine: `check` runs one, the rest is what they are written with. To be sourced by tests.sh.
+
+image=localhost/ringfence-verbs:1
+rootfs=/srv/rootfs
+cgroups=/sys/fs/cgroup
+passed=0 failed=0 ignored=0
+
+# Runs a test: a function that stops at its first command that fails. Afterwards nothing of ours may be left.
+check() {
+    local name=$1 log status=0
+    shift
+    log=$(mktemp)
+    (
+        set -eE
+        trap 'echo "status $? of line $LINENO: $BASH_COMMAND"' ERR
+        "$@"
+        eventually nothing_left || { echo "left behind:"; leftovers; false; }
+    ) >"$log" 2>&1 || status=$?
+    if [ "$status" -eq 0 ]; then
+        echo "test $name ... ok"
+        passed=$((passed + 1))
+    else
+        echo "test $name ... FAILED"
+        sed 's/^/    /' "$log"
+        failed=$((failed + 1))
+        clean
+    fi
+    rm -f "$log"
+}
+
+# Waits until a command succeeds, 20 seconds at most: the processor may be an emulated one.
+eventually() {
+    local deadline=$((SECONDS + 20))
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || { echo "not within 20 s: $*"; return 1; }
+        sleep 0.1
+    done
+}
+
+# Fails, saying so, unless both are the same.
+same() {
+    [ "$1" = "$2" ] || { echo "$3: \"$1\" instead of \"$2\""; return 1; }
+}
+
+leftovers() {
+    pgrep -a ringfence-proxy
+    find "$cgroups" -name 'ringfence-*' -type d -path '*.slice/*' -not -name 'ringfence-*.service'
+    find "$cgroups" -maxdepth 3 -name 'ringfence-*' -type d -not -path '*.slice/*'
+    systemctl list-units --all --plain --no-legend 'ringfence-*.scope'
+    find /run/ringfence/containers /run/ringfence/state -mindepth 1 -maxdepth 1 2>/dev/null
+}
+
+nothing_left() { [ -z "$(leftovers)" ]; }
+
+# After a test that failed, for the next.
+clean() {
+    local runtime id
+    podman rm --all --force --time 0
+    podman pod rm --all --force
+    for runtime in runc crun; do
+        for id in $($runtime list -q); do $runtime delete --force "$id"; done
+    done
+    for id in $(ctr task list -q 2>/dev/null); do ctr task delete --force "$id"; ctr container delete "$id"; done
+    rm -f /etc/ringfence/conf.d/test.toml
+    ringfence gc
+} >/dev/null 2>&1
+
+# Adds to the administrator's configuration, from standard input.
+configuration() { mkdir -p /etc/ringfence/conf.d && cat >/etc/ringfence/conf.d/test.toml; }
+
+# The pid of the proxy of container $1.
+proxy() { jq -e '.proxy.pid' "/run/ringfence/state/$1.json"; }
+
+# The directory of process $1's cgroup.
+cgroup() { echo "$cgroups$(cut -d: -f3 "/proc/$1/cgroup")"; }
+
+no_warnings() { same "$(jq -c .warnings "/run/ringfence/state/$1.json")" '[]' "warnings of $1"; }
+
+# Runs ib_write_bw between two containers, given as commands that run a program in each.
+exchange() {
+    local server=$1 client=$2
+    $server ib_write_bw -F -n 100 >/tmp/server 2>&1 &
+    eventually sh -c 'ss -ltnH | grep -q :18515'
+    $client ib_write_bw -F -n 100 127.0.0.1
+    wait $! || { cat /tmp/server; return 1; }
+}
