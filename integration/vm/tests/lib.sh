@@ -6,17 +6,26 @@ rootfs=/srv/rootfs
 cgroups=/sys/fs/cgroup
 passed=0 failed=0 ignored=0
 
-# Runs a test: a function that stops at its first command that fails. Afterwards nothing of ours may be left.
+# Runs a test: a function that stops at its first command that fails, and after two minutes. Afterwards nothing of ours may be
+# left.
 check() {
-    local name=$1 log status=0
+    local name=$1 log status=0 test watchdog
     shift
     log=$(mktemp)
+    # Each with a process group of its own.
+    set -m
     (
         set -eE
         trap 'echo "status $? of line $LINENO: $BASH_COMMAND"' ERR
         "$@"
         eventually nothing_left || { echo "left behind:"; leftovers; false; }
-    ) >"$log" 2>&1 || status=$?
+    ) >"$log" 2>&1 </dev/null &
+    test=$!
+    (sleep 120; echo "not within 120 s" >>"$log"; kill -KILL -- -$test) &
+    watchdog=$!
+    set +m
+    wait $test || status=$?
+    { kill -- -$watchdog && wait $watchdog; } 2>/dev/null
     if [ "$status" -eq 0 ]; then
         echo "test $name ... ok"
         passed=$((passed + 1))
