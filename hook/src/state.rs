@@ -1,5 +1,6 @@
 //! What the runtime says about the container: the state on standard input and the bundle's `config.json`.
 
+use crate::registered::Hooks;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -98,6 +99,7 @@ struct Config {
     annotations: Option<Annotations>,
     linux: Option<Linux>,
     process: Option<Process>,
+    hooks: Option<Hooks>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -207,6 +209,11 @@ impl Bundle {
     /// The annotations of `config.json`.
     pub fn annotations(&self) -> impl Iterator<Item = (&str, &str)> {
         self.config.annotations.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The administrator's choice for the container, if a call of the hook is given one.
+    pub fn policy(&self) -> Option<&str> {
+        self.config.hooks.as_ref().and_then(Hooks::policy)
     }
 
     /// Where it is.
