@@ -7,7 +7,7 @@ demo_packages=(gcc libc6-dev runc mmdebstrap iproute2 ca-certificates)
 # And for the tests: headers, a second runtime, stock verbs programs to load the library into, and what enters a node. The
 # engines are installed on the nodes, not here.
 # shellcheck disable=SC2034
-test_packages=("${demo_packages[@]}" binutils busybox-static crun ibverbs-utils kmod libibverbs-dev perftest python3 rdmacm-utils strace util-linux)
+test_packages=("${demo_packages[@]}" binutils busybox-static crun ibverbs-utils kmod libibverbs-dev perftest python3 qemu-system-x86 rdmacm-utils strace util-linux)
 
 # Installs those of the packages that are missing.
 install_packages() {

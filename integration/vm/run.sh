@@ -4,7 +4,7 @@
 #
 #   integration/vm/run.sh [--timeout SECONDS] [--console FILE] COMMAND
 #
-# COMMAND is a line of bash, run in /ringfence, which is the repository, read-only. Each machine starts from the same image
+# COMMAND is a line of bash, run in /repository, which is the repository, read-only. Each machine starts from the same image
 # (build.sh makes it), and what is written in it is lost with it.
 set -euo pipefail
 vm=$(cd "$(dirname "$0")" && pwd)

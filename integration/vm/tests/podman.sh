@@ -85,8 +85,11 @@ UNIT
 
 podman_cdi() {
     ringfence cdi generate
-    podman run --rm --device ringfence.dev/rdma=default $image ibv_devinfo | grep PORT_ACTIVE
-    podman run --rm --runtime ringfence --device ringfence.dev/rdma=default $image ibv_devinfo | grep PORT_ACTIVE
+    podman run --rm --network none --device ringfence.dev/rdma=default $image ibv_devinfo | grep PORT_ACTIVE
+    podman run --rm --network none --runtime ringfence --device ringfence.dev/rdma=default $image ibv_devinfo | grep PORT_ACTIVE
+    # hooks.d's hook is called, too, for the annotation.
+    podman run --rm --network none --device ringfence.dev/rdma=default --annotation ringfence.dev/max-qp=7 $image ibv_devinfo -v |
+        grep -w 'max_qp:.*7'
     rm /etc/cdi/ringfence.json
 }
 

@@ -1,37 +1,6 @@
 # shellcheck shell=bash
 # runc and crun with the hook in config.json: where proxies are accounted. Sourced by tests.sh.
 
-# Makes bundle /srv/$1 of a container that idles in the cgroup $2, with further edits to config.json as jq has them.
-bundle() {
-    local id=$1 cgroup=$2 edits=${3:-.} hook='{"path": "/usr/bin/ringfence-hook", "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}'
-    rm -rf "/srv/$id" && mkdir -p "/srv/$id"
-    (cd "/srv/$id" && runc spec)
-    # The host's network namespace, for programs to find each other.
-    jq --arg rootfs "$rootfs" --arg cgroup "$cgroup" --argjson hook "$hook" '
-        .process.terminal = false | .process.args = ["/bin/idle"] | .linux.cgroupsPath = $cgroup |
-        .root = {path: $rootfs, readonly: false} | .linux.namespaces -= [{"type": "network"}] |
-        .annotations = {"ringfence.dev/enable": "true"} |
-        .hooks.createRuntime = [$hook + {args: ["ringfence-hook", "createRuntime"]}] |
-        .hooks.poststop = [$hook + {args: ["ringfence-hook", "poststop"]}]' "/srv/$id/config.json" |
-        jq "$edits" >"/srv/$id/new" && mv "/srv/$id/new" "/srv/$id/config.json"
-}
-
-# Runs the container of a bundle, by a runtime with its options.
-up() { (cd "/srv/$2" && $1 run --detach "$2" </dev/null >"/srv/$2/output" 2>&1) || { cat "/srv/$2/output"; return 1; }; }
-
-down() {
-    $1 kill "$2" KILL || true
-    eventually "${1%% *}" delete "$2"
-}
-
-limits() {
-    configuration <<<$'[proxy]\nmemory-max = "48MiB"\npids-max = 7'
-}
-
-is_limited() {
-    same "$(cat "$1/pids.max") $(cat "$1/memory.max")" "7 50331648" "limits of $1"
-}
-
 scope() {
     local runtime=$1 scope=$cgroups/test.slice/ringfence-c1.scope
     limits
