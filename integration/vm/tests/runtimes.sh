@@ -80,14 +80,15 @@ proxy_takes_too_much() {
     local proxy
     bundle c2 test.slice:rf:c2
     up "runc --systemd-cgroup" c2
-    configuration <<<$'[proxy]\nmemory-max = "16MiB"'
+    limits
     bundle c1 test.slice:rf:c1
     up "runc --systemd-cgroup" c1
     proxy=$(proxy c1)
-    # 128 bytes for each entry of the queues.
-    runc exec c2 timeout 60 ib_write_bw -F -t 8192 -q 64 >/dev/null 2>&1 &
+    # The least that can be configured would take too many queues, of 128 bytes for each entry, to exceed.
+    systemctl set-property --runtime ringfence-c1.scope MemoryMax=256K
+    timeout 60 runc exec c2 ib_write_bw -F -t 8192 >/dev/null 2>&1 &
     eventually sh -c 'ss -ltnH | grep -q :18515'
-    if runc exec c1 timeout 60 ib_write_bw -F -t 8192 -q 64 127.0.0.1; then echo "verbs did not fail"; return 1; fi
+    if timeout 60 runc exec c1 ib_write_bw -F -t 8192 127.0.0.1; then echo "verbs did not fail"; return 1; fi
     wait $! || true
     eventually test ! -e "/proc/$proxy"
     runc state c1 | jq -e '.status == "running"'
