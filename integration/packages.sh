@@ -4,9 +4,10 @@
 # What builds the project and what containers need: a linker, the runtime, a way to make root file systems.
 # shellcheck disable=SC2034 # Both are for the scripts that source this.
 demo_packages=(gcc libc6-dev runc mmdebstrap iproute2 ca-certificates)
-# And for the tests: headers, a second runtime, and stock verbs programs to load the library into.
+# And for the tests: headers, a second runtime, stock verbs programs to load the library into, and what enters a node. The
+# engines are installed on the nodes, not here.
 # shellcheck disable=SC2034
-test_packages=("${demo_packages[@]}" binutils busybox-static crun ibverbs-utils kmod libibverbs-dev perftest python3 rdmacm-utils strace)
+test_packages=("${demo_packages[@]}" binutils busybox-static crun ibverbs-utils kmod libibverbs-dev perftest python3 rdmacm-utils strace util-linux)
 
 # Installs those of the packages that are missing.
 install_packages() {
@@ -33,4 +34,10 @@ build_release() {
     echo "==> cargo build --release, verbs-proxy/preload/link.sh"
     cargo build --quiet --locked --release --package ringfence-proxy --package ringfence-hook --package ringfence-integration
     verbs-proxy/preload/link.sh >/dev/null
+}
+
+# The Debian package, for the tests on nodes with engines.
+build_package() {
+    echo "==> hook/package/build-deb.sh"
+    hook/package/build-deb.sh
 }

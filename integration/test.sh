@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what it needs, builds everything and runs every test: unit, property, loom, end to end with runc.
+# Installs what it needs, builds everything and runs every test: unit, property, loom, end to end with runc, and under every
+# engine.
 #
 #   integration/test.sh [--no-install]
 #
@@ -24,13 +25,16 @@ step() { printf '\n==> %s\n' "$*"; }
 # Runs a test command, shows its output, and keeps it for the sum. Without a terminal's colours, so that it can be read.
 tests() {
     step "$*"
+    local began=$SECONDS
     "$@" 2>&1 | tee -a "$log" || failed_commands+=("$*")
+    echo "took $((SECONDS - began)) s"
 }
 
 step "cargo fmt --check"
 cargo fmt --all --check || failed_commands+=("cargo fmt --all --check")
 
 build_release
+build_package
 
 export CARGO_TERM_COLOR=never
 # `--no-fail-fast`: the sum at the end is of all tests.
@@ -48,6 +52,8 @@ read -r passed failed skipped < <(awk '
     END { print passed + 0, failed + 0, skipped + 0 }' "$log")
 
 step "summary"
+# "Running tests/engine_cri.rs (…)", and later its sum with "finished in 93.21s".
+awk '/^ *Running / { name = $2 } /finished in / { seconds = $NF + 0; if (seconds >= 10) printf "%4d s %s\n", seconds, name }' "$log"
 grep -a '^SKIPPED: ' "$log" || true
 for command in "${failed_commands[@]}"; do echo "FAILED: $command"; done
 echo "$passed passed, $failed failed, $skipped skipped"

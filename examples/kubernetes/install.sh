@@ -71,7 +71,7 @@ install() {
     if [ -f "$config" ]; then
         put 644 "$config" /etc/ringfence/config.toml
     fi
-    reconfigure on_host configure --engine "$engine"
+    reconfigure on_host configure --engine "$engine" --root /
     say "installed $(on_host version)"
 }
 
@@ -81,7 +81,7 @@ uninstall() {
         return
     fi
     # First the engine: what it names must be there.
-    reconfigure on_host unconfigure --engine "$engine"
+    reconfigure on_host unconfigure --engine "$engine" --root /
     rm -rf "${host:?}$prefix" "$host/etc/ringfence" "$host/etc/cdi/ringfence.json"
     say "uninstalled; containers that run keep RDMA until they end"
 }

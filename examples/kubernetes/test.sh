@@ -48,7 +48,8 @@ check "and nothing is installed" not test -e "$node/opt"
 cp "$work/good.toml" "$work/config.toml"
 
 check "it installs" installer install
-check "its links lead to its runtime" chroot "$node" /opt/ringfence/libexec/bin/runc --help
+# The node has no runc for it to become, which it says.
+check "its links lead to its runtime" sh -c "chroot '$node' /opt/ringfence/libexec/bin/runc 2>&1 | grep -q ringfence-runtime:"
 check "its parts are where the configuration says" chroot "$node" /opt/ringfence/bin/ringfence config validate
 for path in $(sed -n 's/.* = "\(\/opt\/[^"]*\)"/\1/p' "$work/config.toml"); do
     check "$path is there" test -e "$node$path"

@@ -91,8 +91,8 @@ packed "$package/debian/changelog" "$doc/changelog.gz"
 file README.md "$doc/README.md"
 file hook/README.md "$doc/hook.md"
 file "$package/debian/lintian-overrides" usr/share/lintian/overrides/ringfence
-for manifest in examples/kubernetes/*; do
-    if [ -f "$manifest" ]; then file "$manifest" "$doc/examples/kubernetes/${manifest##*/}"; fi
+for name in Containerfile Containerfile.tools install.sh install.yaml uninstall.yaml bandwidth.yaml containers.yaml; do
+    file "examples/kubernetes/$name" "$doc/examples/kubernetes/$name"
 done
 
 mkdir "$tree/DEBIAN"

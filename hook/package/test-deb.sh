@@ -75,16 +75,27 @@ check() {
     fi
 }
 not() { ! "$@"; }
-# Output of a command contains a text.
-says() { local text=$1; shift; "$@" 2>&1 | tee "$work/said" | grep -qF -- "$text" || { cat "$work/said"; return 1; }; }
+# What a command prints contains a text.
+says() {
+    local text=$1
+    shift
+    "$@" >"$work/said" 2>&1 || true
+    grep -F -- "$text" "$work/said" || { cat "$work/said"; return 1; }
+}
+# A command succeeds and prints nothing.
+is_silent() {
+    if "$@" >"$work/said" 2>&1 && [ ! -s "$work/said" ]; then return; fi
+    cat "$work/said"
+    return 1
+}
 
 # shellcheck disable=SC2016
 inside sh -ec '
-    mkdir -p /bundle/rootfs/bin /bundle/rootfs/etc /etc/containers
-    cp /bin/busybox /bundle/rootfs/bin/
-    for applet in sh echo sleep ls; do ln -s busybox /bundle/rootfs/bin/$applet; done
+    mkdir -p /bundles/one/rootfs/bin /bundles/one/rootfs/etc /etc/containers
+    cp /bin/busybox /bundles/one/rootfs/bin/
+    for applet in sh echo sleep ls; do ln -s busybox /bundles/one/rootfs/bin/$applet; done
     printf "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\npids_limit = 0\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n" >/etc/containers/containers.conf
-    cd /bundle && runc spec && tar -C rootfs -cf /image.tar .'
+    cd /bundles/one && runc spec && tar -C rootfs -cf /image.tar .'
 spec='import json, sys
 config = json.load(open(sys.argv[1]))
 config["process"].update(terminal=False, args=["/bin/sleep", "1000"])
@@ -92,11 +103,12 @@ config["annotations"] = {"ringfence.dev/enable": "true"}
 config["hooks"] = {stage: [{"path": "/usr/bin/ringfence-hook", "args": ["ringfence-hook", stage],
     "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "timeout": 30}] for stage in ("createRuntime", "poststop")}
 json.dump(config, open(sys.argv[1], "w"))'
-python3 -c "$spec" "$root/bundle/config.json" 2>/dev/null || { echo "${0##*/}: python3 is missing" >&2; exit 1; }
+python3 -c "$spec" "$root/bundles/one/config.json" || { echo "${0##*/}: needs python3" >&2; exit 1; }
+cp -a "$root/bundles/one" "$root/bundles/two"
 
 # The pid of a container's proxy, as it is on record.
 proxy() { sed -n 's/.*"proxy":{"pid":\([0-9]*\).*/\1/p' "/proc/$holder/root/run/ringfence/state/$1.json"; }
-start() { inside runc run -d --bundle /bundle "$1" </dev/null >/dev/null 2>&1; }
+start() { inside runc run -d --bundle "/bundles/$1" "$1" </dev/null >/dev/null 2>&1; }
 is_running() { inside runc state "$1" | grep -q '"status": "running"'; }
 has_proxy() { readlink "/proc/$(proxy "$1")/exe" | grep ringfence-proxy; }
 podman_runs() { says hello inside podman run --rm --network=none "$@" localhost/tiny echo hello; }
@@ -109,6 +121,7 @@ check "the timer is enabled" inside test -L /etc/systemd/system/timers.target.wa
 check "no engine is configured without being asked" inside sh -c '! ls /etc/cdi /usr/share/containers/oci/hooks.d/*ringfence* 2>/dev/null'
 check "a container is joined" start one
 check "it has a proxy" has_proxy one
+check "it is listed" says soft0 inside ringfence list
 check "it has the library and the socket" says libibverbs.so.1 inside runc exec one /bin/ls /dev/ringfence
 
 echo "==> upgrade with a container running"
@@ -123,7 +136,7 @@ check "a second container is joined" start two
 check "the second has a proxy" has_proxy two
 check "the first ends" inside runc delete -f one
 sleep 0.2
-check "nothing of the first is left" not inside sh -c 'ls -d /run/ringfence/containers/one /run/ringfence/state/one.json'
+check "nothing of the first is left" not inside sh -c 'find /run/ringfence -name "*one*" | grep . || ls /bundles/one/rootfs/etc | grep preload'
 
 echo "==> engines"
 inside podman import /image.tar localhost/tiny >/dev/null 2>&1
@@ -136,8 +149,13 @@ else
     echo "SKIPPED: podman gives RDMA: $(cat "$work/output")"
 fi
 check "CDI devices are made" inside ringfence cdi generate
+check "the devices are listed" says current inside ringfence cdi list
 check "podman gives RDMA by a device" says verbs.sock \
     inside podman run --rm --network=none --device ringfence.dev/rdma=default localhost/tiny ls /dev/ringfence
+
+check "what is refused is listed" says E12 inside sh -c 'podman run --rm --network=none --device ringfence.dev/rdma=default \
+    --annotation ringfence.dev/bandwidth=x localhost/tiny echo; ringfence list --failures'
+check "there is nothing to collect" is_silent inside ringfence gc
 
 echo "==> remove"
 check "the package is removed" inside dpkg -r ringfence

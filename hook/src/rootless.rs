@@ -58,13 +58,20 @@ pub fn check(grant: &Grant<'_>, network: BorrowedFd<'_>) -> Result<(), Failure> 
              use mode=proxied"
         }
         // The proxy's GIDs are its addresses.
-        Grant::Proxied(..) if sys::owner_of_namespace(network).is_err() => {
-            "the container is in a network namespace that is not its user's, such as the host's, where a proxy without root \
+        Grant::Proxied(..) if !is_own(network) && sys::owner_of_namespace(network).is_err() => {
+            "the container is in a network namespace that is neither its user's nor the engine's, where a proxy without root \
              may not look; start it with another --network"
         }
         Grant::Proxied(..) => return Ok(()),
     };
     Err(Failure::new(Code::Privilege, message))
+}
+
+/// Whether the network namespace `network` is the one that we are in, as with `--network=host`.
+fn is_own(network: BorrowedFd<'_>) -> bool {
+    let inode = |found: rustix::fs::Stat| (found.st_dev, found.st_ino);
+    let own = rustix::fs::stat("/proc/self/ns/net").map(inode);
+    own.is_ok() && own == rustix::fs::fstat(network).map(inode)
 }
 
 #[cfg(test)]

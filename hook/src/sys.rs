@@ -12,9 +12,10 @@ pub const NO_SUID: u64 = 0x2;
 pub const NO_DEV: u64 = 0x4;
 pub const NO_EXEC: u64 = 0x8;
 
-/// Sets attributes of the mount that `mount` is the root of.
+/// Sets attributes of the mount that `mount` is the root of, and makes it private: a clone is its original's peer where that
+/// is shared, as all of systemd's hosts' are, and what is mounted upon the one would appear upon the other.
 pub fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     // SAFETY: `attributes` outlives the call, and its size is the one that is passed.
     check(unsafe {
         libc::syscall(

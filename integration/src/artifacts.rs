@@ -30,6 +30,12 @@ pub fn library() -> Result<PathBuf> {
     built("preload/libibverbs.so.1", "verbs-proxy/preload/link.sh")
 }
 
+/// The Debian package with all of them.
+pub fn package() -> Result<PathBuf> {
+    let version = env!("CARGO_PKG_VERSION");
+    built(&format!("deb/ringfence_{version}_amd64.deb"), "hook/package/build-deb.sh")
+}
+
 /// Source of a verbs program for tests.
 #[must_use]
 pub fn client_source(name: &str) -> PathBuf {

@@ -1,8 +1,9 @@
 //! Containers under runc, with our hook.
 
-use crate::command::{Ended, Running, command, run, wait_until};
+use crate::command::{Ended, Running, command, run};
 use crate::config::Config;
-use crate::netns::Netns;
+use crate::netns::{self, Netns};
+use crate::perftest::Peer;
 use crate::rootfs::{Image, Rootfs};
 use crate::spec::{Hook, Parts};
 use crate::{artifacts, sandbox};
@@ -233,40 +234,9 @@ impl Container {
         &self.bundle.rootfs
     }
 
-    /// The address of its network namespace.
-    #[must_use]
-    pub fn address(&self) -> &str {
-        self.address.as_deref().unwrap_or("127.0.0.1")
-    }
-
-    /// Starts a program in the container.
-    pub fn spawn(&self, words: &[&str]) -> Result<Running> {
-        let mut command = self.bundle.runc(&["exec"]);
-        command.arg(self.id()).args(words);
-        Running::start(command)
-    }
-
     /// Runs a program in the container to its end and returns its output, if it ended well.
     pub fn exec(&self, words: &[&str]) -> Result<String> {
         self.spawn(words)?.wait(RUNTIME_LIMIT)?.success()
-    }
-
-    /// Waits until something in the container's network namespace listens on `port`.
-    pub fn wait_for_listener(&self, port: u16, server: &mut Running) -> Result<()> {
-        let tables = [format!("/proc/{}/net/tcp", self.init), format!("/proc/{}/net/tcp6", self.init)];
-        let local = format!(":{port:04X}");
-        let listens = |table: &String| {
-            let text = std::fs::read_to_string(table).unwrap_or_default();
-            text.lines().any(|line| {
-                let mut fields = line.split_whitespace().skip(1);
-                fields.next().is_some_and(|address| address.ends_with(&local)) && fields.nth(1) == Some("0A")
-            })
-        };
-        let what = format!("port {port} of {} to listen", self.id());
-        wait_until(&what, Duration::from_secs(20), || server.has_ended() || tables.iter().any(listens))
-            .with_context(|| format!("the server said:\n{}", server.output()))?;
-        anyhow::ensure!(!server.has_ended(), "the server ended at once:\n{}", server.output());
-        Ok(())
     }
 
     /// Kills the container's init with SIGKILL, without telling the runtime.
@@ -279,5 +249,21 @@ impl Container {
         let mut command = self.bundle.runc(&["delete", "--force"]);
         command.arg(self.id());
         run(command).map(drop)
+    }
+}
+
+impl Peer for Container {
+    fn spawn(&self, words: &[&str]) -> Result<Running> {
+        let mut command = self.bundle.runc(&["exec"]);
+        command.arg(self.id()).args(words);
+        Running::start(command)
+    }
+
+    fn listens(&self, port: u16) -> bool {
+        netns::listens(self.init, port)
+    }
+
+    fn address(&self) -> &str {
+        self.address.as_deref().unwrap_or("127.0.0.1")
     }
 }

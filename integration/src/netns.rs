@@ -52,3 +52,16 @@ pub fn pair() -> Result<(Netns, Netns)> {
     }
     Ok((a, b))
 }
+
+/// Whether something listens to a TCP port in the network namespace of the process `pid`.
+#[must_use]
+pub fn listens(pid: i32, port: u16) -> bool {
+    let local = format!(":{port:04X}");
+    ["tcp", "tcp6"].iter().any(|table| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        text.lines().any(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            fields.next().is_some_and(|address| address.ends_with(&local)) && fields.nth(1) == Some("0A")
+        })
+    })
+}

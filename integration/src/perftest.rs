@@ -1,8 +1,7 @@
 //! perftest's programs between two containers, and the figures that they print.
 
-use crate::command::Running;
-use crate::container::Container;
-use anyhow::{Context, Result};
+use crate::command::{Running, wait_until};
+use anyhow::{Context, Result, ensure};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -39,6 +38,18 @@ pub struct Latency {
     pub p999: f64,
 }
 
+/// Where a program of a pair runs.
+pub trait Peer {
+    /// Starts a program there.
+    fn spawn(&self, words: &[&str]) -> Result<Running>;
+
+    /// Whether something there listens to a TCP port.
+    fn listens(&self, port: u16) -> bool;
+
+    /// The address by which others reach it.
+    fn address(&self) -> &str;
+}
+
 /// A server and a client under way.
 #[derive(Debug)]
 pub struct Pair {
@@ -47,26 +58,29 @@ pub struct Pair {
 }
 
 /// Starts `tool` as a server in `server` and as a client in `client`.
-pub fn start(server: &Container, client: &Container, tool: &str, args: &[&str]) -> Result<Pair> {
+pub fn start(server: &impl Peer, client: &impl Peer, tool: &str, args: &[&str]) -> Result<Pair> {
     start_by(&[], server, client, tool, args)
 }
 
 /// Starts `tool` by way of `starter`, a program that runs the program named by its last arguments.
-pub fn start_by(starter: &[&str], server: &Container, client: &Container, tool: &str, args: &[&str]) -> Result<Pair> {
+pub fn start_by(starter: &[&str], server: &impl Peer, client: &impl Peer, tool: &str, args: &[&str]) -> Result<Pair> {
     let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
     let port_text = port.to_string();
     let mut words = starter.to_vec();
     words.extend([tool, "-p", &port_text]);
     words.extend(args);
     let mut server_run = server.spawn(&words)?;
-    server.wait_for_listener(port, &mut server_run).with_context(|| format!("{tool} as a server"))?;
+    let what = format!("{tool} to listen on port {port}");
+    wait_until(&what, Duration::from_secs(20), || server_run.has_ended() || server.listens(port))
+        .with_context(|| format!("the server said:\n{}", server_run.output()))?;
+    ensure!(!server_run.has_ended(), "{tool} as a server ended at once:\n{}", server_run.output());
     words.push(server.address());
     let client = client.spawn(&words)?;
     Ok(Pair { server: server_run, client })
 }
 
 /// Runs `tool` to its end and returns what the client said.
-pub fn run(server: &Container, client: &Container, tool: &str, args: &[&str]) -> Result<String> {
+pub fn run(server: &impl Peer, client: &impl Peer, tool: &str, args: &[&str]) -> Result<String> {
     start(server, client, tool, args)?.wait(Duration::from_secs(60))
 }
 

@@ -1,9 +1,11 @@
 //! A test program whose tests run in the sandbox, and are counted as ignored, loudly, where they cannot run.
 
+use crate::node::{Node, Suite};
 use crate::{machine, sandbox};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 
 /// What the tests of a program need.
 pub struct Needs {
@@ -38,4 +40,47 @@ pub fn main(label: &str, needs: &Needs, list: impl FnOnce() -> Result<Vec<Trial>
 /// A test that fails with the error that it returns.
 pub fn test(name: impl Into<String>, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:#}"))))
+}
+
+/// A test on a node, and its name.
+pub type NodeTest<S> = (&'static str, fn(&S) -> Result<()>);
+
+/// The tests on nodes of every Debian release, one node of each for all; a release without nodes is skipped, loudly.
+///
+/// `prepare` makes of a node what the tests get. After each test nothing of ours may be left on it; when a test fails, the
+/// next gets a new node.
+pub fn on_nodes<S: AsRef<Node> + Send + 'static>(
+    label: &str,
+    prepare: fn(Node) -> Result<S>,
+    tests: impl Fn(Suite) -> Vec<NodeTest<S>>,
+) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for suite in Suite::ALL {
+        if let Some(reason) = Node::obstacle(suite) {
+            let reason = reason.lines().last().unwrap_or_default().to_owned();
+            println!("SKIPPED: {label}: {}: {reason}", suite.name());
+            let skipped = Trial::test(format!("{} (all: {reason})", suite.name()), || Ok(()));
+            trials.push(skipped.with_ignored_flag(true));
+            continue;
+        }
+        // Gone with the last test that holds it.
+        let shared = Arc::new(Mutex::new(None));
+        for (name, run) in tests(suite) {
+            let shared = Arc::clone(&shared);
+            trials.push(test(format!("{}: {name}", suite.name()), move || {
+                let mut scene = shared.lock().expect("no test panics");
+                if scene.is_none() {
+                    let prepared = Node::start(suite).and_then(prepare);
+                    *scene = Some(prepared.with_context(|| format!("cannot prepare a node of {}", suite.name()))?);
+                }
+                let prepared = scene.as_ref().context("prepared above")?;
+                let outcome = run(prepared).and_then(|()| prepared.as_ref().is_clean());
+                if outcome.is_err() {
+                    *scene = None;
+                }
+                outcome
+            }));
+        }
+    }
+    trials
 }

@@ -3,6 +3,7 @@
 mod figure;
 mod hook;
 mod idle;
+mod startup;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Only figures whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// How many containers of each kind the measurement `startup` starts, with Ringfence and without.
+    #[arg(long, default_value_t = 21)]
+    runs: usize,
 }
 
 fn main() -> ExitCode {
@@ -44,17 +48,18 @@ fn main() -> ExitCode {
 }
 
 /// A measurement: its name, and what makes its figures.
-type Measurement = (&'static str, fn() -> Result<Vec<Figure>>);
+type Measurement = (&'static str, fn(&Arguments) -> Result<Vec<Figure>>);
 
-const MEASUREMENTS: [Measurement; 8] = [
-    ("latency", latency),
-    ("rate", rate),
-    ("bandwidth", bandwidth),
-    ("register", register),
-    ("idle", idle::figures),
-    ("hook", hook::figures),
-    ("cap", caps),
-    ("crowded", crowded),
+const MEASUREMENTS: [Measurement; 9] = [
+    ("latency", |_| latency()),
+    ("rate", |_| rate()),
+    ("bandwidth", |_| bandwidth()),
+    ("register", |_| register()),
+    ("idle", |_| idle::figures()),
+    ("hook", |_| hook::figures()),
+    ("startup", |arguments| startup::figures(arguments.runs)),
+    ("cap", |_| caps()),
+    ("crowded", |_| crowded()),
 ];
 
 fn measure(arguments: &Arguments) -> Result<()> {
@@ -68,7 +73,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         if !arguments.json {
             eprint!("measuring {name} …\r");
         }
-        for figure in measurement().with_context(|| format!("measuring {name}"))? {
+        for figure in measurement(arguments).with_context(|| format!("measuring {name}"))? {
             if arguments.json { figure.print_json()? } else { figure.print() }
         }
     }

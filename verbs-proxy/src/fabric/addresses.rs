@@ -3,7 +3,7 @@
 use super::ports::Gid;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -24,7 +24,7 @@ impl Addresses {
         let (reply, answer) = sync_channel(1);
         let (joined, result) = sync_channel(1);
         std::thread::Builder::new().name("addresses".into()).stack_size(128 << 10).spawn(move || {
-            let join = move_into_link_name_space(std::os::fd::AsFd::as_fd(&netns), Some(LinkNameSpaceType::Network));
+            let join = join(&netns);
             drop(netns);
             let failed = join.is_err();
             let privileges = crate::sandbox::drop_privileges();
@@ -47,6 +47,15 @@ impl Addresses {
     pub fn list(&self) -> Vec<Gid> {
         self.ask.send(()).ok().and_then(|()| self.answer.recv().ok()).unwrap_or_default()
     }
+}
+
+/// Moves the thread into `netns`, unless it is there: a proxy without root may look at the host's namespace, but not join it.
+fn join(netns: &OwnedFd) -> rustix::io::Result<()> {
+    let inode = |found: rustix::fs::Stat| (found.st_dev, found.st_ino);
+    if inode(rustix::fs::fstat(netns)?) == inode(rustix::fs::stat("/proc/thread-self/ns/net")?) {
+        return Ok(());
+    }
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
 }
 
 fn list() -> Vec<Gid> {

@@ -2,7 +2,7 @@
 
 use crate::output;
 use anyhow::Result;
-use ringfence_hook::config::{Config, DEFAULT_PATH};
+use ringfence_hook::config::{self, Config, DEFAULT_PATH};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,15 +25,15 @@ pub struct Args {
 enum Command {
     /// Prints a configuration file with every key, its default and what it means
     Default,
-    /// Shows the configuration in force, defaults included
+    /// Shows the configuration in force, with defaults, all files merged
     Show {
         /// As JSON instead of TOML
         #[arg(long)]
         json: bool,
     },
-    /// Checks a configuration file
+    /// Checks the configuration
     Validate {
-        /// The file, instead of the one in force
+        /// The file, with conf.d/*.toml beside it, instead of those in force
         file: Option<PathBuf>,
     },
 }
@@ -50,14 +50,21 @@ impl Args {
                 }
             }
             Command::Validate { file } => {
-                let state = match file.as_deref() {
-                    Some(path) => Config::load_from(path).map(|_| "valid"),
-                    // What the hook does, which goes by its defaults if there is no file.
-                    None => Config::load().map(|_| "in force, and valid"),
-                }?;
-                let path = file.or_else(Config::named).unwrap_or_else(|| DEFAULT_PATH.into());
-                let state = if path.exists() { state } else { "missing, so that all defaults hold" };
-                output::print(&format!("{}: {state}\n", output::plain(&path.to_string_lossy())))?;
+                let files = match file {
+                    Some(path) => {
+                        Config::load_from(&path)?;
+                        vec![path]
+                    }
+                    None => {
+                        Config::load()?;
+                        config::paths()?
+                    }
+                };
+                let lines = files.iter().map(|path| format!("{}: valid\n", output::plain(&path.to_string_lossy())));
+                output::print(&lines.collect::<String>())?;
+                if files.is_empty() {
+                    output::print(&format!("{DEFAULT_PATH}: missing, so that all defaults hold\n"))?;
+                }
             }
         }
         Ok(ExitCode::SUCCESS)

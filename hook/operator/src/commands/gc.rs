@@ -7,6 +7,9 @@ use ringfence_hook::{Collected, Container, collect, containers};
 use serde_json::json;
 use std::process::ExitCode;
 
+/// Exit status: something was left. The next call tries again.
+const LEFT: u8 = 3;
+
 /// Removes what containers left behind whose clean-up never came
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -14,8 +17,8 @@ Examples:
   ringfence gc --dry-run
   ringfence gc
 
-Containers that run lose nothing. The package's ringfence-gc.timer calls it now and then. The exit status is 1 if something could not
-be removed.")]
+Containers that run lose nothing. The package's ringfence-gc.timer calls it now and then. The exit status is 3 if
+something had to be left, as while another container lives on the same root file system.")]
 pub struct Args {
     /// Only say of which containers something is left
     #[arg(long)]
@@ -41,7 +44,7 @@ impl Args {
             true => output::json(&collected)?,
             false => output::print(&show(&collected))?,
         }
-        Ok(if collected.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if collected.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(LEFT) })
     }
 }
 
@@ -52,7 +55,7 @@ fn has_ended(container: &Container) -> bool {
 fn would_remove(container: &Container) -> String {
     let proxy = container.proxy.filter(|proxy| proxy.alive).map(|proxy| format!(", proxy {}", proxy.pid));
     let cgroups: String = container.cgroups.iter().map(|path| format!(", {}", path.display())).collect();
-    format!("would remove {}: record{}{}\n", plain(&container.id), proxy.unwrap_or_default(), plain(&cgroups))
+    format!("would remove {}: its record{}{}\n", plain(&container.id), proxy.unwrap_or_default(), plain(&cgroups))
 }
 
 fn show(collected: &Collected) -> String {

@@ -3,7 +3,7 @@
 use crate::commands::version::{COMMIT, VERSION};
 use crate::output::{self, plain};
 use anyhow::Result;
-use ringfence_hook::config::{Config, DEFAULT_PATH};
+use ringfence_hook::config::{self, Config, DEFAULT_PATH};
 use ringfence_hook::containers;
 use ringfence_hook::units::show_rate;
 use serde::Serialize;
@@ -33,9 +33,8 @@ pub struct Args {
 struct Info {
     version: &'static str,
     commit: &'static str,
-    configuration: PathBuf,
-    /// Without one all defaults hold.
-    configuration_exists: bool,
+    /// The files, each merged over those before; without one all defaults hold.
+    configuration: Vec<PathBuf>,
     run_dir: PathBuf,
     devices: Vec<String>,
     policies: Vec<String>,
@@ -60,7 +59,6 @@ impl Args {
 impl Info {
     fn gather() -> Result<Self> {
         let config = Config::load()?;
-        let configuration = Config::named().unwrap_or_else(|| DEFAULT_PATH.into());
         let devices = config.devices.iter().map(|device| {
             let link = device.link.map(|link| format!(", {}", show_rate(link))).unwrap_or_default();
             let nodes: String = device.nodes.iter().map(|node| format!(", {}", node.display())).collect();
@@ -70,8 +68,7 @@ impl Info {
         Ok(Self {
             version: VERSION,
             commit: COMMIT,
-            configuration_exists: configuration.exists(),
-            configuration,
+            configuration: config::paths()?,
             devices: devices.collect(),
             policies: config.policy.names().map(str::to_owned).collect(),
             containers: containers(&config)?.len(),
@@ -83,10 +80,12 @@ impl Info {
     }
 
     fn show(&self) -> String {
-        let default = if self.configuration_exists { "" } else { " (missing: all defaults)" };
+        let files: Vec<_> = self.configuration.iter().map(|path| path.display().to_string()).collect();
+        let files =
+            if files.is_empty() { format!("{DEFAULT_PATH} is missing: all defaults") } else { files.join(", ") };
         let mut rows = vec![
             ["version".into(), format!("{} ({})", self.version, self.commit)],
-            ["configuration".into(), format!("{}{default}", self.configuration.display())],
+            ["configuration".into(), files],
             ["run-dir".into(), self.run_dir.display().to_string()],
             ["devices".into(), self.devices.join("; ")],
             ["policies".into(), self.policies.join(", ")],

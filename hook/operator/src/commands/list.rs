@@ -1,14 +1,14 @@
 //! `ringfence list`
 
 use crate::output::{self, plain};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ringfence_hook::config::Config;
 use ringfence_hook::units::{show_rate, show_size};
-use ringfence_hook::{Container, containers};
+use ringfence_hook::{Container, containers, failures};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Lists the containers that were given RDMA
+/// Lists the containers that were given RDMA, or those that were refused
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -17,9 +17,9 @@ Examples:
   ringfence list --json | jq -r '.[].proxy.pid'
 
 STATE is \"running\"; \"ended\", if the container's clean-up is still to come (see ringfence gc); or \"no proxy\", if that has ended
-before its container.")]
+before its container. CODE is the hook's exit status, see ringfence-hook(8).")]
 pub struct Args {
-    /// Only containers with which something is wrong
+    /// The last failures of the hook instead, the oldest first
     #[arg(long)]
     failures: bool,
     /// As JSON
@@ -29,13 +29,21 @@ pub struct Args {
 
 impl Args {
     pub fn run(self) -> Result<ExitCode> {
-        let mut found = containers(&Config::load()?)?;
+        let config = Config::load()?;
+        let now = SystemTime::now();
         if self.failures {
-            found.retain(|container| !container.warnings.is_empty());
-        }
-        match self.json {
-            true => output::json(&found)?,
-            false => output::print(&show(&found, SystemTime::now()))?,
+            let path = config.run_dir.display().to_string();
+            let found = failures::read(&config.run_dir).with_context(|| format!("failures in {path}"))?;
+            match self.json {
+                true => output::json(&found)?,
+                false => output::print(&show_failures(&found, now))?,
+            }
+        } else {
+            let found = containers(&config)?;
+            match self.json {
+                true => output::json(&found)?,
+                false => output::print(&show(&found, now))?,
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -53,6 +61,15 @@ fn show(containers: &[Container], now: SystemTime) -> String {
     output::table(&rows) + &warnings.collect::<String>()
 }
 
+fn show_failures(failures: &[failures::Entry], now: SystemTime) -> String {
+    let mut rows = vec![["AGE", "CONTAINER", "CODE", "MESSAGE"].map(str::to_owned)];
+    rows.extend(failures.iter().map(|failure| {
+        let container = failure.container.as_deref().map_or("-".into(), plain);
+        [age(now, failure.time), container, format!("E{}", failure.code), plain(&failure.message)]
+    }));
+    output::table(&rows)
+}
+
 fn row(container: &Container, now: SystemTime) -> [String; 11] {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { plain(text) };
     let limits = container.limits.as_ref();
@@ -68,7 +85,7 @@ fn row(container: &Container, now: SystemTime) -> [String; 11] {
         limit(limits.and_then(|limits| limits.weight).map(|weight| weight.to_string())),
         limit(class),
         limit(container.memory.map(|memory| show_size(memory.own.next_multiple_of(1 << 10)))),
-        limit((container.since > 0).then(|| age(now, UNIX_EPOCH + Duration::from_secs(container.since)))),
+        limit((container.since > 0).then(|| age(now, container.since))),
         state(container).into(),
     ]
 }
@@ -82,9 +99,9 @@ fn state(container: &Container) -> &'static str {
     }
 }
 
-/// In the largest unit of which there are two, as kubectl shows it.
-fn age(now: SystemTime, since: SystemTime) -> String {
-    let seconds = now.duration_since(since).unwrap_or_default().as_secs();
+/// How long ago `since`, in seconds since 1970, was: in the largest unit of which there are two, as kubectl shows it.
+fn age(now: SystemTime, since: u64) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().saturating_sub(since);
     let units = [("d", 86400), ("h", 3600), ("m", 60)];
     match units.iter().find(|(_, factor)| seconds >= 2 * factor) {
         Some((unit, factor)) => format!("{}{unit}", seconds / factor),
@@ -96,15 +113,16 @@ fn age(now: SystemTime, since: SystemTime) -> String {
 mod tests {
     use super::*;
     use ringfence_hook::Status;
+    use std::time::Duration;
 
     #[test]
     fn ages() {
         for (seconds, expected) in
             [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (172_800, "2d")]
         {
-            assert_eq!(age(UNIX_EPOCH + Duration::from_secs(seconds), UNIX_EPOCH), expected);
+            assert_eq!(age(UNIX_EPOCH + Duration::from_secs(1000 + seconds), 1000), expected);
         }
-        assert_eq!(age(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(1)), "0s", "a clock that went back");
+        assert_eq!(age(UNIX_EPOCH, 1), "0s", "a clock that went back");
     }
 
     #[test]

@@ -1,0 +1,91 @@
+//! What is made of the configuration: `config`, `info`, `cdi`.
+
+use crate::node::{Node, json};
+use serde_json::Value;
+
+#[test]
+fn cdi_devices_are_the_profiles_and_go_stale() {
+    let node = Node::new("[policy.profiles.gold]\n[policy.profiles.0zero]");
+    let (directory, path) = (node.path("cdi"), node.path("cdi/ringfence.json"));
+    let list = ["cdi", "list", "--json", "--directory", directory.to_str().unwrap()];
+    assert_eq!(json(&node.succeed(&list)), serde_json::json!([]));
+
+    node.succeed(&["cdi", "generate", "--output", path.to_str().unwrap()]);
+    let spec = json(&std::fs::read_to_string(&path).unwrap());
+    assert_eq!(spec, json(&node.succeed(&["cdi", "generate", "--output", "-"])));
+    // A name that begins with a digit needs it.
+    assert_eq!(spec["cdiVersion"], "0.5.0");
+    let states = |shown: Value| {
+        let devices = shown.as_array().unwrap().clone();
+        let state = |device: Value| {
+            let (name, state) =
+                (device["device"].as_str().unwrap().to_owned(), device["state"].as_str().unwrap().to_owned());
+            format!("{name} {}", state.split(':').next().unwrap())
+        };
+        devices.into_iter().map(state).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        states(json(&node.succeed(&list))),
+        ["ringfence.dev/rdma=default current", "ringfence.dev/rdma=0zero current", "ringfence.dev/rdma=gold current"]
+    );
+
+    node.configure("[policy.profiles.gold]\n[policy.profiles.silver]");
+    assert_eq!(
+        states(json(&node.succeed(&list))),
+        [
+            "ringfence.dev/rdma=default current",
+            "ringfence.dev/rdma=0zero stale",
+            "ringfence.dev/rdma=gold current",
+            "ringfence.dev/rdma=silver missing"
+        ]
+    );
+    node.configure("[hook]\ntimeout = 31");
+    assert_eq!(states(json(&node.succeed(&list)))[0], "ringfence.dev/rdma=default stale");
+}
+
+#[test]
+fn drop_ins_count() {
+    let node = Node::new("");
+    std::fs::create_dir(node.path("conf.d")).unwrap();
+    std::fs::write(node.path("conf.d/gold.toml"), "[policy.profiles.gold]\n").unwrap();
+    let info = json(&node.succeed(&["info", "--json"]));
+    assert_eq!(info["configuration"][1].as_str(), node.path("conf.d/gold.toml").to_str());
+    assert_eq!(info["policies"][1], "gold");
+    assert_eq!(node.succeed(&["config", "validate"]).matches(": valid\n").count(), 2);
+    assert!(node.succeed(&["cdi", "generate", "--output", "-"]).contains("\"gold\""));
+    assert!(node.succeed(&["config", "show"]).contains("[policy.profiles.gold"));
+}
+
+#[test]
+fn the_configuration_is_shown_and_checked() {
+    let node = Node::new("[policy.profiles.gold.bounds]\nbandwidth = \"40Gbit\"");
+    std::fs::write(node.path("shown.toml"), node.succeed(&["config", "show"])).unwrap();
+    let shown = node.path("shown.toml");
+    node.succeed(&["config", "validate", shown.to_str().unwrap()]);
+    assert_eq!(
+        json(&node.succeed(&["config", "show", "--json"]))["policy"]["profiles"]["gold"]["bounds"]["bandwidth"],
+        "40Gbit"
+    );
+
+    std::fs::write(node.path("default.toml"), node.succeed(&["config", "default"])).unwrap();
+    node.succeed(&["config", "validate", node.path("default.toml").to_str().unwrap()]);
+
+    for command in [&["config", "validate"][..], &["list"], &["info"], &["gc"], &["cdi", "list"], &["config", "show"]] {
+        node.configure("nonsense = 1");
+        let found = node.run(command);
+        assert_eq!((found.code, found.err.lines().count()), (1, 1), "{command:?}: {}", found.err);
+        assert!(found.err.starts_with("ringfence: ") && found.err.contains("line 2") && found.err.contains("nonsense"));
+    }
+    let missing = node.run(&["config", "validate", "/nonexistent"]);
+    assert!(missing.code == 1 && missing.err.contains("/nonexistent"), "{}", missing.err);
+}
+
+#[test]
+fn info_names_devices_and_policies() {
+    let node = Node::new("[[device]]\nname = \"soft1\"\nkind = \"soft\"\nlink = \"25Gbit\"\n[policy.profiles.gold]");
+    let shown = json(&node.succeed(&["info", "--json"]));
+    assert_eq!(shown["devices"][0], "soft1 (soft, 25Gbit)");
+    assert_eq!(shown["policies"], serde_json::json!(["default", "gold"]));
+    assert_eq!(shown["configuration"][0].as_str(), node.path("config.toml").to_str());
+    assert!(node.succeed(&["info"]).contains("soft1"));
+}

@@ -1,0 +1,81 @@
+//! The command as its users see it.
+
+mod configuration;
+mod explain;
+mod node;
+mod state;
+
+use node::{Node, json};
+use std::io::Read;
+use std::process::Stdio;
+
+#[test]
+fn help_of_every_subcommand_shows_examples() {
+    let node = Node::new("");
+    let help = node.succeed(&["--help"]);
+    for (subcommand, example) in [
+        ("explain", "ringfence explain --policy gold"),
+        ("cdi", "ringfence cdi generate"),
+        ("list", "ringfence list --failures"),
+        ("info", "ringfence info --json"),
+        ("gc", "ringfence gc --dry-run"),
+        ("config", "ringfence config validate"),
+        ("completion", "ringfence completion bash"),
+    ] {
+        assert!(help.contains(subcommand), "{subcommand}");
+        assert!(node.succeed(&[subcommand, "--help"]).contains(example), "{subcommand}");
+    }
+}
+
+#[test]
+fn the_version_names_the_commit() {
+    let node = Node::new("");
+    let shown = json(&node.succeed(&["version", "--json"]));
+    assert_eq!(shown["version"], env!("CARGO_PKG_VERSION"));
+    let line = node.succeed(&["version"]);
+    assert!(line.contains(shown["commit"].as_str().unwrap()), "{line}");
+}
+
+#[test]
+fn completions_and_pages_know_every_subcommand() {
+    let node = Node::new("");
+    let pages = node.path("man");
+    std::fs::create_dir(&pages).unwrap();
+    node.succeed(&["man", pages.to_str().unwrap()]);
+    let subcommands = [
+        "configure",
+        "unconfigure",
+        "doctor",
+        "explain",
+        "list",
+        "info",
+        "gc",
+        "cdi",
+        "config",
+        "version",
+        "completion",
+    ];
+    for shell in ["bash", "zsh", "fish"] {
+        let script = node.succeed(&["completion", shell]);
+        for subcommand in subcommands {
+            assert!(script.contains(subcommand), "{shell} {subcommand}");
+        }
+    }
+    for subcommand in subcommands {
+        assert!(pages.join(format!("ringfence-{subcommand}.1")).exists(), "{subcommand}");
+    }
+    for page in ["ringfence.1", "ringfence-hook.8", "ringfence.toml.5", "ringfence-annotations.7"] {
+        assert!(std::fs::read_to_string(pages.join(page)).unwrap().contains(".SH"), "{page}");
+    }
+}
+
+#[test]
+fn who_reads_the_output_may_stop() {
+    let node = Node::new("");
+    let mut child =
+        node.command(&["completion", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""));
+}
