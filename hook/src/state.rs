@@ -1,8 +1,10 @@
 //! What the runtime says about the container: the state on standard input and the bundle's `config.json`.
 
+use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// The largest state or `config.json` that is read; runtimes write a few KiB.
@@ -18,7 +20,7 @@ pub type Annotations = BTreeMap<String, String>;
 #[allow(missing_docs)]
 pub enum Error {
     #[error("the container state on standard input cannot be read: {0}")]
-    Unreadable(std::io::Error),
+    Unreadable(io::Error),
     #[error("the container state on standard input is empty; the OCI runtime must write it there")]
     Empty,
     #[error("the container state on standard input exceeds {MAX_BYTES} bytes")]
@@ -32,7 +34,7 @@ pub enum Error {
     #[error("the container state has no pid of a container's init, but {0:?}")]
     Pid(Option<i64>),
     #[error("{path}: {error}; the bundle named by the container state must hold a config.json")]
-    Bundle { path: PathBuf, error: std::io::Error },
+    Bundle { path: PathBuf, error: io::Error },
     #[error("{path} exceeds {MAX_BYTES} bytes")]
     BundleTooLong { path: PathBuf },
     #[error("{path} is not a valid OCI configuration: {error}")]
@@ -178,7 +180,7 @@ impl Bundle {
     /// there must agree with `state`.
     pub fn load(state: &State, runtime_cwd: &Path) -> Result<Self, Error> {
         match Self::read(&state.bundle) {
-            Err(Error::Bundle { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::Bundle { path, error }) if error.kind() == io::ErrorKind::NotFound => {
                 let Ok(other) = Self::read(runtime_cwd) else { return Err(Error::Bundle { path, error }) };
                 let ours = |(key, _): &(&str, &str)| crate::annotations::is_ours(key);
                 if !other.annotations().filter(ours).eq(state.annotations().filter(ours)) {
@@ -193,7 +195,7 @@ impl Bundle {
     fn read(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("config.json");
         let mut bytes = Vec::with_capacity(16 << 10);
-        std::fs::File::open(&path)
+        open_regular(&path)
             .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
             .map_err(|error| Error::Bundle { path: path.clone(), error })?;
         if bytes.len() as u64 > MAX_BYTES {
@@ -259,6 +261,13 @@ impl Bundle {
                 && rule.access.as_deref().is_some_and(|access| access.contains('r') && access.contains('w'))
         })
     }
+}
+
+/// Opens a file, and waits for nobody: of a pipe there may be no writer, and a device may never end.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 #[cfg(test)]
@@ -335,6 +344,18 @@ mod tests {
         assert!(bundle.has_device(Path::new("/dev/x"), 10, 229) && bundle.allows_device(10, 229));
         assert!(!bundle.has_device(Path::new("/dev/y"), 10, 229) && !bundle.has_device(Path::new("/dev/x"), 10, 1));
         assert!(!bundle.allows_device(10, 1) && !bundle.allows_device(10, 2) && !bundle.allows_device(10, 3));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let refused = || Bundle::read(directory.path()).unwrap_err().to_string();
+        assert!(refused().contains("config.json: it is no regular file; "), "{}", refused());
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(refused().contains("config.json: it is no regular file; "), "{}", refused());
     }
 
     #[test]
