@@ -8,7 +8,7 @@ use crate::units;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::{Component, Path, PathBuf};
 
-pub use load::paths;
+pub use load::{part, paths};
 
 /// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ringfence/config.toml";
