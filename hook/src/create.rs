@@ -10,7 +10,7 @@ use crate::placement::Placement;
 use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
-use crate::record::{MountPoint, Record, Records};
+use crate::record::{self, MountPoint, Record, Records};
 use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{self, Annotations, Bundle, State};
@@ -43,6 +43,7 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
+    let claim = record::claim_ids(&run_dir).during(Code::Internal, what)?;
     let mount_points = match clear(&config, &records, &state.id, init.process, &root)? {
         Found::Joined { record } => return agree(&config, &records, &record, &wish.request),
         Found::Nothing { mount_points } => mount_points,
@@ -63,10 +64,12 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
         warnings: Vec::new(),
     };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
-    let result = match resolution.grant {
+    let taken = making.save();
+    drop(claim);
+    let result = taken.and_then(|()| match resolution.grant {
         Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits),
         Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
-    };
+    });
     drop(lock);
     result.inspect_err(|_| making.undo())
 }
@@ -205,7 +208,6 @@ struct Making<'a> {
 
 impl Making<'_> {
     fn proxied(&mut self, init: Init, bundle: &Bundle, device: &config::Device, limits: Limits) -> Result<(), Failure> {
-        self.save()?;
         let session = Session::make(&self.config.run_dir, &self.record.container);
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
         let session = session.during(Code::Internal, what)?;
@@ -260,7 +262,6 @@ impl Making<'_> {
     }
 
     fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
-        self.save()?;
         let mut nodes = Vec::new();
         for path in &device.nodes {
             let node = inject::open_node(path)?;
