@@ -27,12 +27,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// `policy` is the administrator's choice for it, see [`annotations::wanted`].
 pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
-    let id = state.id.clone();
-    join(state, policy).map_err(|failure| failure.of(&id))
+    join(&state, policy).map_err(|failure| match state.id() {
+        Ok(id) => failure.of(id),
+        Err(_) => failure,
+    })
 }
 
-fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
-    let Some(wish) = wish(&state, policy)? else { return Ok(()) };
+fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
+    let Some(wish) = wish(state, policy)? else { return Ok(()) };
+    let id = state.id()?;
     let config = Config::load()?;
     let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
     let bundle = wish.bundle;
@@ -44,14 +47,14 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
     let claim = record::claim_ids(&run_dir).during(Code::Internal, what)?;
-    let mount_points = match clear(&config, &records, &state.id, init.process, &root)? {
+    let mount_points = match clear(&config, &records, id, init.process, &root)? {
         Found::Joined { record } => return agree(&config, &records, &record, &wish.request),
         Found::Nothing { mount_points } => mount_points,
     };
     let lock = records.lock_shared().during(Code::Internal, what)?;
     let (Grant::Proxied(device, _) | Grant::Passthrough(device)) = &resolution.grant;
     let record = Record {
-        container: state.id,
+        container: id.to_owned(),
         policy: resolution.policy,
         init: init.process,
         proxy: None,

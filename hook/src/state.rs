@@ -31,7 +31,7 @@ pub enum Error {
         "the container id {0:?} is not usable: allowed are 1 to {MAX_ID} of A-Z a-z 0-9 _ . + - and no leading dot"
     )]
     Id(String),
-    #[error("the container state has no pid of a container's init, but {0:?}")]
+    #[error("the container state has no pid of a container's init, but {}", .0.map_or("none".into(), |pid| pid.to_string()))]
     Pid(Option<i64>),
     #[error("{path}: {error}; the bundle named by the container state must hold a config.json")]
     Bundle { path: PathBuf, error: io::Error },
@@ -48,8 +48,7 @@ pub enum Error {
 /// The container as the runtime describes it to hooks.
 #[derive(Debug, Deserialize)]
 pub struct State {
-    /// Unique within the runtime's root directory.
-    pub id: String,
+    id: String,
     #[serde(default)]
     pid: Option<i64>,
     /// Where `config.json` is; not always true, see [`Bundle::load`].
@@ -67,7 +66,7 @@ impl State {
         Self::parse(&bytes)
     }
 
-    /// Parses `bytes` and checks the id, of which file names are made.
+    /// Parses `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() as u64 > MAX_BYTES {
             return Err(Error::TooLong);
@@ -75,12 +74,15 @@ impl State {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Err(Error::Empty);
         }
-        let state: Self = serde_json::from_slice(bytes).map_err(Error::Malformed)?;
+        serde_json::from_slice(bytes).map_err(Error::Malformed)
+    }
+
+    /// The container's id, unique within the runtime's root directory. File names are made of it, so not all that runtimes
+    /// take (runc `,`, crun all but `/`) can be one of ours.
+    pub fn id(&self) -> Result<&str, Error> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
-        if state.id.is_empty() || state.id.len() > MAX_ID || state.id.starts_with('.') || !state.id.bytes().all(plain) {
-            return Err(Error::Id(state.id.chars().take(MAX_ID).collect()));
-        }
-        Ok(state)
+        let usable = (1..=MAX_ID).contains(&self.id.len()) && !self.id.starts_with('.') && self.id.bytes().all(plain);
+        if usable { Ok(&self.id) } else { Err(Error::Id(self.id.chars().take(MAX_ID).collect())) }
     }
 
     /// The annotations of the state; runtimes copy them from `config.json`.
@@ -281,7 +283,7 @@ mod tests {
     #[test]
     fn a_whole_state_is_read() {
         let state = State::parse(FULL.as_bytes()).unwrap();
-        assert_eq!((state.id.as_str(), state.pid().unwrap(), state.bundle.as_path()), ("c1", 4242, Path::new("/b")));
+        assert_eq!((state.id().unwrap(), state.pid().unwrap(), state.bundle.as_path()), ("c1", 4242, Path::new("/b")));
         assert_eq!(state.annotations().collect::<Vec<_>>(), [("ringfence.dev/enable", "true"), ("x", "ä")]);
     }
 
@@ -322,9 +324,11 @@ mod tests {
             ("a\\u0000", false),
             ("ä", false),
         ] {
-            assert_eq!(State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).is_ok(), usable, "{id:?}");
+            let state = State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).unwrap();
+            assert_eq!(state.id().is_ok(), usable, "{id:?}");
         }
-        assert!(State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).is_err());
+        let long = State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).unwrap();
+        assert!(long.id().is_err());
     }
 
     #[test]
@@ -392,7 +396,7 @@ mod tests {
         #[test]
         fn an_accepted_id_is_one_plain_path_component(id in ".{0,40}") {
             let text = serde_json::json!({ "id": id }).to_string();
-            if State::parse(text.as_bytes()).is_ok() {
+            if State::parse(text.as_bytes()).unwrap().id().is_ok() {
                 let components: Vec<_> = Path::new(&id).components().collect();
                 prop_assert!(matches!(components[..], [std::path::Component::Normal(_)]));
             }

@@ -45,6 +45,20 @@ fn a_state_of_a_dead_process() {
     });
 }
 
+/// runc and crun take ids that are no names for our files.
+#[test]
+fn an_id_that_cannot_be_ours_concerns_our_containers_only() {
+    with_lab(|lab| {
+        lab.id = "a,b".into();
+        lab.refused(
+            10,
+            "the container id \"a,b\" is not usable: allowed are 1 to 200 of A-Z a-z 0-9 _ . + - and no leading dot",
+        );
+        lab.annotate(&[]);
+        lab.output();
+    });
+}
+
 #[test]
 fn a_state_of_a_process_that_is_no_container() {
     with_lab(|lab| {
@@ -53,7 +67,7 @@ fn a_state_of_a_process_that_is_no_container() {
         let message = format!("the container state's pid {pid} is no container's init: it has our own mount namespace");
         lab.hook_refuses(lab.state(pid.into()).to_string().as_bytes(), 10, &message);
         for pid in [0, 1] {
-            let message = format!("the container state has no pid of a container's init, but Some({pid})");
+            let message = format!("the container state has no pid of a container's init, but {pid}");
             lab.hook_refuses(lab.state(pid).to_string().as_bytes(), 10, &message);
         }
     });
