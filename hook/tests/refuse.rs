@@ -416,3 +416,62 @@ fn without_root_it_says_so() {
         );
     });
 }
+
+/// The run-dir on a file system that has less room each time: every step fails once.
+#[test]
+fn a_run_dir_without_room() {
+    with_lab(|lab| {
+        std::fs::create_dir(lab.path("run")).unwrap();
+        let script = "mount -t tmpfs -o mode=700,$0 tmpfs run || exit 99; runc --root runc run \"$1\"; code=$?; \
+            ls -A run/containers run/state 2>/dev/null | grep -v : >&2; exit $code";
+        lab.script("cat /etc/ld.so.preload");
+        lab.write_config();
+        let (mut refused, mut joined) = (0, 0);
+        let options = (2..14).map(|inodes| format!("nr_inodes={inodes}"));
+        for options in options.chain((1..8).map(|pages| format!("size={}k", 4 * pages))) {
+            let mut command = std::process::Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", script, &options, &lab.id]);
+            let output = command.current_dir(lab.path("")).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            match output.status.code() {
+                Some(0) => {
+                    assert_eq!((&*text, output.stdout.starts_with(b"/dev/ringfence/")), ("", true), "{options}");
+                    joined += 1;
+                }
+                Some(1) => {
+                    assert!(text.contains("No space left on device") && text.lines().count() == 1, "{options}: {text}");
+                    refused += 1;
+                }
+                _ => panic!("{options}: {output:?}"),
+            }
+            lab.assert_proxy_ends();
+        }
+        assert!(refused > 5 && joined > 2, "{refused} refused, {joined} joined");
+    });
+}
+
+/// One more descriptor each time: every step fails once, and undoes those before it.
+#[test]
+fn want_of_descriptors() {
+    with_lab(|lab| {
+        lab.script("cat /etc/ld.so.preload");
+        let (mut refused, mut joined) = (0, 0);
+        for descriptors in 3..40 {
+            lab.edit(|config| {
+                let hook = &mut config["hooks"]["createRuntime"][0];
+                hook["path"] = json!("/usr/bin/prlimit");
+                hook["args"] = json!(["prlimit", format!("--nofile={descriptors}"), common::HOOK, "createRuntime"]);
+            });
+            let output = lab.run();
+            match output.status.success() {
+                true => {
+                    assert!(output.stdout.starts_with(b"/dev/ringfence/"), "{descriptors}: {output:?}");
+                    joined += 1;
+                }
+                false => refused += 1,
+            }
+            lab.assert_clean();
+        }
+        assert!(refused > 5 && joined > 5, "{refused} refused, {joined} joined");
+    });
+}
