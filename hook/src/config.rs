@@ -8,7 +8,7 @@ use crate::units;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::{Component, Path, PathBuf};
 
-pub use load::paths;
+pub use load::{part, paths};
 
 /// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ringfence/config.toml";
@@ -209,9 +209,9 @@ impl Default for Inject {
 }
 
 impl Config {
-    /// The file that the environment names, if it does.
+    /// The file that the environment names, if it does; an empty name is none.
     pub fn named() -> Option<PathBuf> {
-        std::env::var_os(ENVIRONMENT).map(PathBuf::from)
+        std::env::var_os(ENVIRONMENT).filter(|path| !path.is_empty()).map(PathBuf::from)
     }
 
     /// Parses and checks a whole file.

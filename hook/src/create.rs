@@ -10,7 +10,7 @@ use crate::placement::Placement;
 use crate::policy::{self, Grant, Refusal};
 use crate::process::{self, Process};
 use crate::proxy::{self, Handles, Proxy};
-use crate::record::{MountPoint, Record, Records};
+use crate::record::{self, MountPoint, Record, Records};
 use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{self, Annotations, Bundle, State};
@@ -27,12 +27,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// `policy` is the administrator's choice for it, see [`annotations::wanted`].
 pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
-    let id = state.id.clone();
-    join(state, policy).map_err(|failure| failure.of(&id))
+    join(&state, policy).map_err(|failure| match state.id() {
+        Ok(id) => failure.of(id),
+        Err(_) => failure,
+    })
 }
 
-fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
-    let Some(wish) = wish(&state, policy)? else { return Ok(()) };
+fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
+    let Some(wish) = wish(state, policy)? else { return Ok(()) };
+    let id = state.id()?;
     let config = Config::load()?;
     let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
     let bundle = wish.bundle;
@@ -43,14 +46,15 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
-    let mount_points = match clear(&config, &records, &state.id, init.process, &root)? {
+    let claim = record::claim_ids(&run_dir).during(Code::Internal, what)?;
+    let mount_points = match clear(&config, &records, id, init.process, &root)? {
         Found::Joined { record } => return agree(&config, &records, &record, &wish.request),
         Found::Nothing { mount_points } => mount_points,
     };
     let lock = records.lock_shared().during(Code::Internal, what)?;
     let (Grant::Proxied(device, _) | Grant::Passthrough(device)) = &resolution.grant;
     let record = Record {
-        container: state.id,
+        container: id.to_owned(),
         policy: resolution.policy,
         init: init.process,
         proxy: None,
@@ -63,10 +67,12 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
         warnings: Vec::new(),
     };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
-    let result = match resolution.grant {
+    let taken = making.save();
+    drop(claim);
+    let result = taken.and_then(|()| match resolution.grant {
         Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits),
         Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
-    };
+    });
     drop(lock);
     result.inspect_err(|_| making.undo())
 }
@@ -205,7 +211,6 @@ struct Making<'a> {
 
 impl Making<'_> {
     fn proxied(&mut self, init: Init, bundle: &Bundle, device: &config::Device, limits: Limits) -> Result<(), Failure> {
-        self.save()?;
         let session = Session::make(&self.config.run_dir, &self.record.container);
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
         let session = session.during(Code::Internal, what)?;
@@ -260,7 +265,6 @@ impl Making<'_> {
     }
 
     fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
-        self.save()?;
         let mut nodes = Vec::new();
         for path in &device.nodes {
             let node = inject::open_node(path)?;

@@ -1,6 +1,6 @@
 //! What the runtime sees when the hook fails: one line and an exit code.
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::{failures, journal, session};
 use std::fmt;
 
@@ -60,7 +60,7 @@ impl Failure {
         let config = match Config::load() {
             Ok(config) => config,
             // Without the variable, whoever looks for our failures looks there.
-            Err(_) if std::env::var_os(config::ENVIRONMENT).is_none() => Config::default(),
+            Err(_) if Config::named().is_none() => Config::default(),
             Err(_) => return,
         };
         // There is nobody left to tell if this fails, too.

@@ -1,8 +1,10 @@
 //! What the runtime says about the container: the state on standard input and the bundle's `config.json`.
 
+use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// The largest state or `config.json` that is read; runtimes write a few KiB.
@@ -18,7 +20,7 @@ pub type Annotations = BTreeMap<String, String>;
 #[allow(missing_docs)]
 pub enum Error {
     #[error("the container state on standard input cannot be read: {0}")]
-    Unreadable(std::io::Error),
+    Unreadable(io::Error),
     #[error("the container state on standard input is empty; the OCI runtime must write it there")]
     Empty,
     #[error("the container state on standard input exceeds {MAX_BYTES} bytes")]
@@ -29,10 +31,10 @@ pub enum Error {
         "the container id {0:?} is not usable: allowed are 1 to {MAX_ID} of A-Z a-z 0-9 _ . + - and no leading dot"
     )]
     Id(String),
-    #[error("the container state has no pid of a container's init, but {0:?}")]
+    #[error("the container state has no pid of a container's init, but {}", .0.map_or("none".into(), |pid| pid.to_string()))]
     Pid(Option<i64>),
     #[error("{path}: {error}; the bundle named by the container state must hold a config.json")]
-    Bundle { path: PathBuf, error: std::io::Error },
+    Bundle { path: PathBuf, error: io::Error },
     #[error("{path} exceeds {MAX_BYTES} bytes")]
     BundleTooLong { path: PathBuf },
     #[error("{path} is not a valid OCI configuration: {error}")]
@@ -46,8 +48,7 @@ pub enum Error {
 /// The container as the runtime describes it to hooks.
 #[derive(Debug, Deserialize)]
 pub struct State {
-    /// Unique within the runtime's root directory.
-    pub id: String,
+    id: String,
     #[serde(default)]
     pid: Option<i64>,
     /// Where `config.json` is; not always true, see [`Bundle::load`].
@@ -65,7 +66,7 @@ impl State {
         Self::parse(&bytes)
     }
 
-    /// Parses `bytes` and checks the id, of which file names are made.
+    /// Parses `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() as u64 > MAX_BYTES {
             return Err(Error::TooLong);
@@ -73,12 +74,15 @@ impl State {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Err(Error::Empty);
         }
-        let state: Self = serde_json::from_slice(bytes).map_err(Error::Malformed)?;
+        serde_json::from_slice(bytes).map_err(Error::Malformed)
+    }
+
+    /// The container's id, unique within the runtime's root directory. File names are made of it, so not all that runtimes
+    /// take (runc `,`, crun all but `/`) can be one of ours.
+    pub fn id(&self) -> Result<&str, Error> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
-        if state.id.is_empty() || state.id.len() > MAX_ID || state.id.starts_with('.') || !state.id.bytes().all(plain) {
-            return Err(Error::Id(state.id.chars().take(MAX_ID).collect()));
-        }
-        Ok(state)
+        let usable = (1..=MAX_ID).contains(&self.id.len()) && !self.id.starts_with('.') && self.id.bytes().all(plain);
+        if usable { Ok(&self.id) } else { Err(Error::Id(self.id.chars().take(MAX_ID).collect())) }
     }
 
     /// The annotations of the state; runtimes copy them from `config.json`.
@@ -178,7 +182,7 @@ impl Bundle {
     /// there must agree with `state`.
     pub fn load(state: &State, runtime_cwd: &Path) -> Result<Self, Error> {
         match Self::read(&state.bundle) {
-            Err(Error::Bundle { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::Bundle { path, error }) if error.kind() == io::ErrorKind::NotFound => {
                 let Ok(other) = Self::read(runtime_cwd) else { return Err(Error::Bundle { path, error }) };
                 let ours = |(key, _): &(&str, &str)| crate::annotations::is_ours(key);
                 if !other.annotations().filter(ours).eq(state.annotations().filter(ours)) {
@@ -193,7 +197,7 @@ impl Bundle {
     fn read(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("config.json");
         let mut bytes = Vec::with_capacity(16 << 10);
-        std::fs::File::open(&path)
+        open_regular(&path)
             .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
             .map_err(|error| Error::Bundle { path: path.clone(), error })?;
         if bytes.len() as u64 > MAX_BYTES {
@@ -261,6 +265,13 @@ impl Bundle {
     }
 }
 
+/// Opens a file, and waits for nobody: of a pipe there may be no writer, and a device may never end.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,7 +283,7 @@ mod tests {
     #[test]
     fn a_whole_state_is_read() {
         let state = State::parse(FULL.as_bytes()).unwrap();
-        assert_eq!((state.id.as_str(), state.pid().unwrap(), state.bundle.as_path()), ("c1", 4242, Path::new("/b")));
+        assert_eq!((state.id().unwrap(), state.pid().unwrap(), state.bundle.as_path()), ("c1", 4242, Path::new("/b")));
         assert_eq!(state.annotations().collect::<Vec<_>>(), [("ringfence.dev/enable", "true"), ("x", "ä")]);
     }
 
@@ -313,9 +324,11 @@ mod tests {
             ("a\\u0000", false),
             ("ä", false),
         ] {
-            assert_eq!(State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).is_ok(), usable, "{id:?}");
+            let state = State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).unwrap();
+            assert_eq!(state.id().is_ok(), usable, "{id:?}");
         }
-        assert!(State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).is_err());
+        let long = State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).unwrap();
+        assert!(long.id().is_err());
     }
 
     #[test]
@@ -335,6 +348,18 @@ mod tests {
         assert!(bundle.has_device(Path::new("/dev/x"), 10, 229) && bundle.allows_device(10, 229));
         assert!(!bundle.has_device(Path::new("/dev/y"), 10, 229) && !bundle.has_device(Path::new("/dev/x"), 10, 1));
         assert!(!bundle.allows_device(10, 1) && !bundle.allows_device(10, 2) && !bundle.allows_device(10, 3));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let refused = || Bundle::read(directory.path()).unwrap_err().to_string();
+        assert!(refused().contains("config.json: it is no regular file; "), "{}", refused());
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(refused().contains("config.json: it is no regular file; "), "{}", refused());
     }
 
     #[test]
@@ -371,7 +396,7 @@ mod tests {
         #[test]
         fn an_accepted_id_is_one_plain_path_component(id in ".{0,40}") {
             let text = serde_json::json!({ "id": id }).to_string();
-            if State::parse(text.as_bytes()).is_ok() {
+            if State::parse(text.as_bytes()).unwrap().id().is_ok() {
                 let components: Vec<_> = Path::new(&id).components().collect();
                 prop_assert!(matches!(components[..], [std::path::Component::Normal(_)]));
             }

@@ -121,7 +121,7 @@ impl Target {
             match done {
                 Ok(()) => {}
                 Err(error) if several => {
-                    eprintln!("ringfence: {}: {error:#}", engine.name());
+                    output::complain(&format!("{}: {error:#}", engine.name()));
                     code = ExitCode::FAILURE;
                 }
                 Err(error) => return Err(error),
