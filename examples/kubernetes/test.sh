@@ -64,8 +64,17 @@ check "containerd was restarted" test "$(restarts)" = 1
 check "it installs again" installer install
 check "containerd was not restarted again" test "$(restarts)" = 1
 
-check "it uninstalls" installer uninstall
+# As containerd's shim has it.
+bundle=$node/run/containerd/io.containerd.runtime.v2.task/k8s.io/c1
+mkdir -p "$bundle"
+echo /opt/ringfence/bin/ringfence-runtime >"$bundle/runtime"
+check "it does not uninstall what a container needs" not installer uninstall
+check "the runtime is still there" test -x "$node/opt/ringfence/bin/ringfence-runtime"
+check "but no container gets it any more" not grep -rq ringfence "$node/etc/containerd"
 check "containerd was restarted" test "$(restarts)" = 2
+rm -r "$bundle"
+check "it uninstalls" installer uninstall
+check "containerd was not restarted again" test "$(restarts)" = 2
 check "containerd's configuration is as it was" cmp "$containerd" "$work/containerd.before"
 check "nothing is left" not sh -c "find '$node' -name '*ringfence*' | grep ."
 check "it uninstalls again" installer uninstall

@@ -160,6 +160,10 @@ check "what is refused is listed" says E12 inside sh -c 'podman run --rm --netwo
 check "there is nothing to collect" is_silent inside ringfence gc
 
 echo "==> remove"
+check "podman runs a container by our runtime" inside podman run -d --name three --network=none --runtime /usr/bin/ringfence-runtime \
+    localhost/tiny sleep 1000
+check "the package is not removed from under it" says "ringfence-runtime" not inside dpkg -r ringfence
+check "the engine can still end it" inside podman rm -f -t 0 three
 check "the package is removed" inside dpkg -r ringfence
 check "the container still runs" is_running two
 check "its proxy, too" has_proxy two
