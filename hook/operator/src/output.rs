@@ -40,7 +40,8 @@ pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
 /// `text` without what commands a terminal, or reorders or hides what is beside it: names and messages may come from
 /// containers.
 pub fn plain(text: &str) -> String {
-    let is_invisible = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let is_invisible =
+        |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     text.chars().map(|c| if c.is_control() || is_invisible(c) { '\u{fffd}' } else { c }).collect()
 }
 
