@@ -21,8 +21,8 @@ cleanup() {
         inside sh -c 'runc delete -f one; runc delete -f two; podman rm -af -t 0' >/dev/null 2>&1
         kill "$holder"; wait "$holder" 2>/dev/null
     fi
-    # podman's, empty once its containers are gone.
-    rmdir /sys/fs/cgroup/{,*/}{libpod_parent/*,libpod_parent} 2>/dev/null
+    # podman's, empty once its containers are gone, and of the container that lived longer than its hook.
+    rmdir /sys/fs/cgroup/{,*/}{libpod_parent/*,libpod_parent,ringfence-two} 2>/dev/null
     rm -rf "$work"
 }
 trap cleanup EXIT
