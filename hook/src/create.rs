@@ -5,20 +5,20 @@ use crate::cgroup;
 use crate::config::{self, Config};
 use crate::failure::{Code, During, Failure};
 use crate::identity::Namespace;
+use crate::init::Init;
 use crate::inject::{self, Container, Sources};
 use crate::placement::Placement;
-use crate::policy::{self, Grant, Refusal};
-use crate::process::{self, Process};
+use crate::policy::{self, Grant};
+use crate::process::Process;
 use crate::proxy::{self, Handles, Proxy};
 use crate::record::{self, MountPoint, Record, Records};
 use crate::rootless;
 use crate::session::{self, Session};
-use crate::state::{self, Annotations, Bundle, State};
+use crate::state::{Annotations, Bundle, State};
 use crate::stop;
 use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
-use rustix::fs::{Mode, OFlags};
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -118,48 +118,6 @@ fn agree(config: &Config, records: &Records, record: &Record, request: &Request)
     // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
     let _ = stop::undo(config, records, record);
     Err(Failure::new(Code::Denied, message))
-}
-
-/// The container's init, held by descriptors.
-struct Init {
-    process: Process,
-    pidfd: OwnedFd,
-    mount_namespace: OwnedFd,
-    network_namespace: OwnedFd,
-}
-
-impl Init {
-    fn open(pid: i32) -> Result<Self, Failure> {
-        let gone = || format!("the container state's pid {pid} is no running process");
-        let (process, pidfd) = Process::open(pid).map_err(|error| match error.raw_os_error() {
-            Some(libc::ESRCH | libc::ENOENT) => Failure::new(Code::State, gone()),
-            _ => Failure::new(Code::Internal, format!("pid {pid} of the container state: {error}")),
-        })?;
-        let namespace = |of: &str, name: &str| {
-            let path = format!("/proc/{of}/ns/{name}");
-            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(Code::State, || path)
-        };
-        let own = namespace("self", "mnt")?;
-        let mount_namespace = namespace(&pid.to_string(), "mnt")?;
-        let network_namespace = namespace(&pid.to_string(), "net")?;
-        if process::has_ended(pidfd.as_fd()) {
-            return Err(Failure::new(Code::State, gone()));
-        }
-        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|found| found.st_ino);
-        let same = inode(&own).and_then(|own| Ok(own == inode(&mount_namespace)?));
-        if same.during(Code::State, || format!("/proc/{pid}/ns/mnt"))? {
-            let message =
-                format!("the container state's pid {pid} is no container's init: it has our own mount namespace");
-            return Err(Failure::new(Code::State, message));
-        }
-        Ok(Self { process, pidfd, mount_namespace, network_namespace })
-    }
-
-    fn container(&self, record: &Record, bundle: &Bundle) -> Result<Container, Failure> {
-        let mount_namespace = self.mount_namespace.try_clone();
-        let mount_namespace = mount_namespace.during(Code::Internal, || "mount namespace".into())?;
-        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts: bundle.shares_mounts() })
-    }
 }
 
 /// What was there under a container's id.
@@ -298,40 +256,5 @@ impl Making<'_> {
         }
         // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
         let _ = stop::undo(self.config, self.records, &self.record);
-    }
-}
-
-impl From<state::Error> for Failure {
-    fn from(error: state::Error) -> Self {
-        Failure::new(Code::State, error.to_string())
-    }
-}
-
-impl From<annotations::Error> for Failure {
-    fn from(error: annotations::Error) -> Self {
-        Failure::new(Code::Annotation, error.to_string())
-    }
-}
-
-impl From<config::Error> for Failure {
-    fn from(error: config::Error) -> Self {
-        let code = match error {
-            config::Error::NoUserDir { .. } => Code::Privilege,
-            _ => Code::Config,
-        };
-        Failure::new(code, error.to_string())
-    }
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        let code = match refusal {
-            Refusal::Beyond { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => Code::Denied,
-            Refusal::NoPolicyOfEngine { .. } => Code::Config,
-            Refusal::NoPolicy { .. } => Code::Annotation,
-            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,
-            Refusal::Unenforceable { .. } => Code::Annotation,
-        };
-        Failure::new(code, refusal.to_string())
     }
 }
