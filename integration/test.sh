@@ -39,6 +39,8 @@ build_package
 export CARGO_TERM_COLOR=never
 # `--no-fail-fast`: the sum at the end is of all tests.
 tests cargo test --locked --workspace --no-fail-fast
+# What this machine's control groups and init cannot show.
+tests integration/vm/test.sh
 # Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
 tests env RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release \
     --no-fail-fast --target-dir target/loom

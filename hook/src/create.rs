@@ -100,6 +100,8 @@ fn wish(state: &State, policy: Option<&str>) -> Result<Option<Wish>, Failure> {
         .chain(state.annotations())
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
+    // hooks.d and a CDI device may both call us: the engine's choice holds for all calls, whichever is the first.
+    let policy = policy.or_else(|| bundle.policy());
     let Some(request) = annotations::wanted(&merged, policy)? else { return Ok(None) };
     Ok(Some(Wish { request, namespace: Namespace::of(&merged, &bundle.directory()), bundle }))
 }

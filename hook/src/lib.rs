@@ -27,6 +27,7 @@ mod placement;
 mod process;
 mod proxy;
 mod record;
+mod registered;
 mod rootfs;
 mod rootless;
 mod session;

@@ -83,6 +83,24 @@ fn the_engine_enables_a_container_without_annotations() {
     });
 }
 
+/// podman calls its hooks.d for whoever has an annotation of ours, beside what a CDI device has it call.
+#[test]
+fn annotations_refine_what_the_engine_enables() {
+    with_lab(|lab| {
+        lab.annotate(&[("max-qp", "7")]);
+        lab.hooks(&["prestart", "createRuntime"], true);
+        let args = json!(["ringfence-hook", "createRuntime", "--policy", "default"]);
+        lab.edit(|config| config["hooks"]["createRuntime"][0]["args"] = args);
+        lab.script("sleep 60");
+        lab.create();
+        let launch = lab.path("run/containers").join(&lab.id).join("launch.json");
+        let launch: serde_json::Value = serde_json::from_slice(&std::fs::read(launch).unwrap()).unwrap();
+        assert_eq!(launch["limits"]["max_qp"], 7);
+        assert_eq!(lab.record(&lab.id)["policy"], "default");
+        succeeded(&lab.runc(&["delete", "-f", &lab.id]));
+    });
+}
+
 #[test]
 fn a_pods_annotation_speaks_to_one_of_its_containers() {
     const NAME: &str = "io.kubernetes.cri.container-name";

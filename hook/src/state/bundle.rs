@@ -1,6 +1,7 @@
 //! The bundle's `config.json`, as far as the hook needs it.
 
 use super::{Annotations, Error, MAX_BYTES, State};
+use crate::registered::Hooks;
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ struct Config {
     annotations: Option<Annotations>,
     linux: Option<Linux>,
     process: Option<Process>,
+    hooks: Option<Hooks>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -129,6 +131,11 @@ impl Bundle {
     pub fn directory(&self) -> PathBuf {
         // `/proc/PPID/cwd` names another directory once the runtime is gone.
         self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone())
+    }
+
+    /// The administrator's choice for the container, if a call of the hook is given one.
+    pub fn policy(&self) -> Option<&str> {
+        self.config.hooks.as_ref().and_then(Hooks::policy)
     }
 
     /// The container's root file system, as the host and the container's mount namespace before the pivot name it.

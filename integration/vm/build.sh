@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Makes the virtual machine's image of Debian's packages, in integration/.cache/vm: 2 minutes and the network.
+#
+#   integration/vm/build.sh
+#
+# Does nothing if it is there already; remove the directory to renew it. Works as root; needs mmdebstrap and mke2fs.
+set -euo pipefail
+vm=$(cd "$(dirname "$0")" && pwd)
+cache=${vm%/*}/.cache
+target=$cache/vm
+suite=trixie
+packages=(
+    # The machine: a kernel with rdma_rxe, systemd with users' sessions.
+    linux-image-amd64 initramfs-tools kmod udev systemd-sysv dbus dbus-user-session libpam-systemd procps iproute2 init-system-helpers
+    # The engines.
+    runc crun podman conmon netavark containerd uidmap
+    # What is run, and what the tests use.
+    busybox-static ibverbs-providers ibverbs-utils perftest jq
+)
+
+[ ! -e "$target/root.ext4" ] || exit 0
+[ "$(id -u)" -eq 0 ] || { echo "${0##*/}: must be root to make $target" >&2; exit 1; }
+for tool in mmdebstrap mke2fs; do
+    command -v "$tool" >/dev/null || { echo "${0##*/}: $tool is missing; install it" >&2; exit 1; }
+done
+
+mkdir -p "$cache"
+work=$(mktemp -d "$cache/vm.XXXXXX")
+trap 'rm -rf --one-file-system "$work"' EXIT
+root=$work/root
+# The initial RAM disk is made while the kernel is installed, so its few modules are to be known before.
+mmdebstrap --quiet --mode=root --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" \
+    --aptopt='APT::Install-Recommends false' --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --essential-hook="tar -C '$vm/guest' -c . | tar -C \"\$1\" --no-same-owner -x" \
+    --customize-hook='chroot "$1" systemctl --quiet enable vm-command.service' \
+    --customize-hook='chroot "$1" systemctl --quiet disable containerd podman podman.socket podman-auto-update.timer podman-restart \
+        podman-clean-transient apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap \
+        fstrim.timer getty@ netavark-dhcp-proxy.socket netavark-dhcp-proxy' \
+    --customize-hook='touch "$1/etc/.updated" "$1/var/.updated"' \
+    "$suite" "$root"
+"$vm/../src/node/image.sh" "$root" "$root/var/lib/ringfence-verbs.tar" localhost/ringfence-verbs:1
+
+mkdir "$work/vm"
+mv "$root"/boot/vmlinuz-* "$work/vm/vmlinuz"
+mv "$root"/boot/initrd.img-* "$work/vm/initrd"
+# No journal: what a machine writes is thrown away.
+mke2fs -q -t ext4 -O '^has_journal' -m 0 -d "$root" "$work/vm/root.ext4" 2G
+rm -rf --one-file-system "$target"
+mv "$work/vm" "$target"

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs the tests of tests.sh in the virtual machine, whose image it makes if there is none.
+#
+#   integration/vm/test.sh [FILE…]     FILE of integration/vm/tests/, without .sh; all by default
+#
+# Where there is no machine to be had, or RINGFENCE_SKIP_VM=1, they are skipped: counted as one that is ignored.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+skip() {
+    echo "SKIPPED: ringfence-vm: $1"
+    echo "test ringfence-vm (all: $1) ... ignored"
+    echo
+    echo "test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s"
+    exit 0
+}
+
+[ "${RINGFENCE_SKIP_VM-}" != 1 ] || skip "RINGFENCE_SKIP_VM=1"
+[ "$(id -u)" -eq 0 ] || skip "needs root"
+command -v qemu-system-x86_64 >/dev/null || skip "qemu-system-x86_64 is missing; install qemu-system-x86"
+ls target/deb/ringfence_*.deb >/dev/null 2>&1 || skip "no package in target/deb: run hook/package/build-deb.sh first"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! integration/vm/build.sh >"$log" 2>&1; then
+    cat "$log"
+    skip "no image: $(grep -v '^$' "$log" | tail -n 1)"
+fi
+
+echo "     Running integration/vm/tests.sh"
+exec integration/vm/run.sh --timeout 1200 "integration/vm/tests.sh $*"

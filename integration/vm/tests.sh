@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Tests that need a machine of their own: systemd as init, control groups of version 2 with all controllers, a verbs device.
+# To be run in the virtual machine, where it installs the package first:
+#
+#   integration/vm/run.sh 'integration/vm/tests.sh [FILE…]'     FILE of integration/vm/tests/, without .sh; all by default
+#
+# Prints what libtest prints; the status is not zero if any test failed.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/tests/lib.sh"
+
+[ -e /vm/command ] || { echo "${0##*/}: not in the virtual machine; use integration/vm/run.sh" >&2; exit 2; }
+[ $# -gt 0 ] || set -- runtimes podman containerd passthrough package
+
+mkdir -p "$rootfs"
+tar -xOf /var/lib/ringfence-verbs.tar layer.tar | tar -C "$rootfs" -x
+if ! dpkg --install "$here"/../../target/deb/ringfence_*.deb >/tmp/dpkg 2>&1; then cat /tmp/dpkg; exit 1; fi
+for file in "$@"; do
+    # shellcheck source=/dev/null
+    . "$here/tests/$file.sh"
+done
+
+[ "$failed" -eq 0 ] && result=ok || result=FAILED
+echo
+echo "test result: $result. $passed passed; $failed failed; $ignored ignored; 0 measured; 0 filtered out; finished in $SECONDS.00s"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,132 @@
+# shellcheck shell=bash
+# For the tests in the machine: `check` runs one, the rest is what they are written with. To be sourced by tests.sh.
+
+image=localhost/ringfence-verbs:1
+rootfs=/srv/rootfs
+cgroups=/sys/fs/cgroup
+passed=0 failed=0 ignored=0
+
+# Runs a test: a function that stops at its first command that fails, and after two minutes. Afterwards nothing of ours may be
+# left.
+check() {
+    local name=$1 log status=0 test watchdog began=$SECONDS
+    shift
+    log=$(mktemp)
+    # Each with a process group of its own.
+    set -m
+    (
+        set -eE
+        trap 'echo "status $? of line $LINENO: $BASH_COMMAND" >&2' ERR
+        "$@"
+        eventually nothing_left || { echo "left behind:"; leftovers; false; }
+    ) >"$log" 2>&1 </dev/null &
+    test=$!
+    (sleep 120; echo "not within 120 s" >>"$log"; kill -KILL -- -$test) &
+    watchdog=$!
+    set +m
+    wait $test || status=$?
+    { kill -- -$watchdog && wait $watchdog; } 2>/dev/null
+    if [ "$status" -eq 0 ]; then
+        echo "test $name ... ok <$((SECONDS - began))s>"
+        passed=$((passed + 1))
+    else
+        echo "test $name ... FAILED <$((SECONDS - began))s>"
+        sed 's/^/    /' "$log"
+        failed=$((failed + 1))
+        clean
+    fi
+    rm -f "$log"
+}
+
+# Waits until a command succeeds, 20 seconds at most: the processor may be an emulated one.
+eventually() {
+    local deadline=$((SECONDS + 20))
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || { echo "not within 20 s: $*"; return 1; }
+        sleep 0.1
+    done
+}
+
+# Fails, saying so, unless both are the same.
+same() {
+    [ "$1" = "$2" ] || { echo "$3: \"$1\" instead of \"$2\""; return 1; }
+}
+
+leftovers() {
+    pgrep -a ringfence-proxy || true
+    find "$cgroups" -name 'ringfence-*' -type d -path '*.slice/*' -not -name 'ringfence-*.service'
+    find "$cgroups" -maxdepth 3 -name 'ringfence-*' -type d -not -path '*.slice/*'
+    systemctl list-units --all --plain --no-legend 'ringfence-*.scope'
+    find /run/ringfence/containers /run/ringfence/state -mindepth 1 -maxdepth 1 2>/dev/null
+}
+
+nothing_left() { [ -z "$(leftovers)" ]; }
+
+# After a test that failed, for the next.
+clean() {
+    local runtime id
+    podman rm --all --force --time 0
+    podman pod rm --all --force
+    for runtime in runc crun; do
+        for id in $($runtime list -q); do $runtime delete --force "$id"; done
+    done
+    for id in $(ctr task list -q); do ctr task delete --force "$id"; done
+    for id in $(ctr container list -q 2>/dev/null); do ctr container delete "$id"; done
+    umount /srv/native
+    rmdir $cgroups/test
+    rm -f /etc/ringfence/conf.d/test.toml
+    ringfence gc
+} >/dev/null 2>&1
+
+# Adds to the administrator's configuration, from standard input.
+configuration() { mkdir -p /etc/ringfence/conf.d && cat >/etc/ringfence/conf.d/test.toml; }
+
+# The pid of the proxy of container $1.
+proxy() { jq -e '.proxy.pid' "/run/ringfence/state/$1.json"; }
+
+# The directory of process $1's cgroup.
+cgroup() { echo "$cgroups$(cut -d: -f3 "/proc/$1/cgroup")"; }
+
+no_warnings() { same "$(jq -c .warnings "/run/ringfence/state/$1.json")" '[]' "warnings of $1"; }
+
+# Runs ib_write_bw between two containers, given as commands that run a program in each.
+exchange() {
+    local server=$1 client=$2
+    $server ib_write_bw -F -n 100 >/tmp/server 2>&1 &
+    eventually sh -c 'ss -ltnH | grep -q :18515'
+    $client ib_write_bw -F -n 100 127.0.0.1
+    wait $! || { cat /tmp/server; return 1; }
+}
+
+# Makes bundle /srv/$1 of a container that idles in the cgroup $2, with further edits to config.json as jq has them.
+bundle() {
+    local id=$1 cgroup=$2 edits=${3:-.} hook='{"path": "/usr/bin/ringfence-hook", "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}'
+    rm -rf "/srv/$id" && mkdir -p "/srv/$id"
+    (cd "/srv/$id" && runc spec)
+    # The host's network namespace, for programs to find each other.
+    jq --arg rootfs "$rootfs" --arg cgroup "$cgroup" --argjson hook "$hook" '
+        .process.terminal = false | .process.args = ["/bin/idle"] | .linux.cgroupsPath = $cgroup |
+        .root = {path: $rootfs, readonly: false} | .linux.namespaces -= [{"type": "network"}] |
+        .annotations = {"ringfence.dev/enable": "true"} |
+        .hooks.createRuntime = [$hook + {args: ["ringfence-hook", "createRuntime"]}] |
+        .hooks.poststop = [$hook + {args: ["ringfence-hook", "poststop"]}]' "/srv/$id/config.json" |
+        jq "$edits" >"/srv/$id/new" && mv "/srv/$id/new" "/srv/$id/config.json"
+}
+
+# Runs the container of a bundle, by a runtime with its options.
+up() { (cd "/srv/$2" && $1 run --detach "$2" </dev/null >"/srv/$2/output" 2>&1) || { cat "/srv/$2/output"; return 1; }; }
+
+# Ends it.
+down() {
+    $1 kill "$2" KILL || true
+    eventually "${1%% *}" delete "$2"
+}
+
+# Limits of proxies that `is_limited` finds in a control group.
+limits() {
+    configuration <<<$'[proxy]\nmemory-max = "48MiB"\npids-max = 7'
+}
+
+is_limited() {
+    same "$(cat "$1/pids.max") $(cat "$1/memory.max")" "7 50331648" "limits of $1"
+}

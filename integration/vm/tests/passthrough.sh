@@ -1,0 +1,99 @@
+# shellcheck shell=bash
+# Verbs devices of the kernel's in containers, by mode passthrough: rxe over a dummy interface. Sourced by tests.sh.
+
+passthrough() {
+    configuration <<'TOML'
+[[device]]
+name = "rxe0"
+kind = "ibverbs"
+nodes = ["/dev/infiniband/uverbs0"]
+[policy.bounds]
+modes = ["proxied", "passthrough"]
+TOML
+}
+
+opens_rxe0() { "$@" ibv_devinfo -d rxe0 | grep PORT_ACTIVE; }
+
+# The runtime names the node in linux.devices and in the control group's program, where systemd knows of it, too.
+through_runtime() {
+    passthrough
+    # The image has no drivers: the machine's own root has, with a layer over it.
+    podman run --detach --name one --runtime ringfence --network host "$@" --annotation ringfence.dev/mode=passthrough \
+        --rootfs /:O sleep infinity
+    opens_rxe0 podman exec one
+    # Nobody else may open it, though he sees it.
+    if podman run --rm --network none --volume /dev/infiniband:/dev/infiniband --rootfs /:O ibv_devinfo -d rxe0; then return 1; fi
+    systemctl daemon-reload
+    opens_rxe0 podman exec one
+    same "$(pgrep ringfence-proxy || true)" "" proxies
+    podman rm --force --time 0 one
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# runc itself, in a directory and in a scope.
+through_wrapper() {
+    local cgroup options
+    passthrough
+    # A root that is the machine's own the hook refuses.
+    mkdir -p /srv/native /run/empty
+    mount -t overlay -o lowerdir=/run/empty:/ overlay /srv/native
+    for cgroup in /test/c1 test.slice:rf:c1; do
+        options=
+        [ "$cgroup" = /test/c1 ] || options=--systemd-cgroup
+        rootfs=/srv/native bundle c1 $cgroup '.process.args = ["sleep", "infinity"] | .hooks = {} |
+            .annotations["ringfence.dev/mode"] = "passthrough" | .root.readonly = true'
+        up "ringfence-runtime $options" c1
+        opens_rxe0 runc exec c1
+        systemctl daemon-reload
+        opens_rxe0 runc exec c1
+        down runc c1
+    done
+    umount /srv/native
+    rmdir $cgroups/test
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# By the hook alone version 2 has no way: the start is refused, with the way that there is.
+through_hook() {
+    passthrough
+    bundle c1 test.slice:rf:c1 '.annotations["ringfence.dev/mode"] = "passthrough"'
+    if up "runc --systemd-cgroup" c1 >/tmp/said; then return 1; fi
+    cat /tmp/said
+    grep linux.resources.devices /tmp/said
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# Of a container's limits for RDMA objects, which the kernel charges to the proxy.
+rdma_limits() {
+    local limits='.linux.resources.rdma = {"rxe0": {"hcaHandles": 3, "hcaObjects": 1000}}'
+    bundle c1 test.slice:rf:c1 "$limits"
+    up "runc --systemd-cgroup" c1
+    no_warnings c1
+    grep 'rxe0 hca_handle=3 hca_object=1000' "$cgroups/test.slice/ringfence-c1.scope/rdma.max"
+    systemctl daemon-reload
+    grep 'rxe0 hca_handle=3 hca_object=1000' "$cgroups/test.slice/ringfence-c1.scope/rdma.max"
+    down runc c1
+    bundle c1 /test/c1 "$limits"
+    up runc c1
+    no_warnings c1
+    grep 'rxe0 hca_handle=3 hca_object=1000' "$cgroups/test/ringfence-c1/rdma.max"
+    down runc c1
+    rmdir $cgroups/test
+}
+
+modprobe -a dummy rdma_rxe
+ip link add rdma0 type dummy
+ip address add 10.9.0.1/24 dev rdma0
+ip link set rdma0 up
+rdma link add rxe0 type rxe netdev rdma0
+eventually test -c /dev/infiniband/uverbs0
+ringfence cdi generate >/dev/null
+check "passthrough: podman with ringfence-runtime" through_runtime --annotation ringfence.dev/enable=true
+check "passthrough: podman with ringfence-runtime and a CDI device" through_runtime --device ringfence.dev/rdma=default
+rm /etc/cdi/ringfence.json
+check "passthrough: runc by ringfence-runtime" through_wrapper
+check "passthrough: refused where only the hook is called" through_hook
+check "runc: limits of RDMA objects are the proxy's" rdma_limits
+
+rdma link delete rxe0
+ip link delete rdma0

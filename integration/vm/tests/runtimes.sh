@@ -1,0 +1,107 @@
+# shellcheck shell=bash
+# runc and crun with the hook in config.json: where proxies are accounted. Sourced by tests.sh.
+
+scope() {
+    local runtime=$1 scope=$cgroups/test.slice/ringfence-c1.scope
+    limits
+    bundle c1 test.slice:rf:c1
+    up "$runtime --systemd-cgroup" c1
+    no_warnings c1
+    same "$(cgroup "$(proxy c1)")" "$scope" "the proxy's cgroup"
+    is_limited "$scope"
+    same "$(systemctl show -P Before ringfence-c1.scope | grep -ow 'rf-c1.scope')" rf-c1.scope "what the scope outlives"
+    systemctl daemon-reload
+    is_limited "$scope"
+    same "$(cgroup "$(proxy c1)")" "$scope" "the proxy's cgroup after a reload"
+    $runtime exec c1 ibv_devinfo
+    down "$runtime" c1
+    eventually test ! -e "$cgroups/test.slice"
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+sibling() {
+    local runtime=$1 sibling=$cgroups/test/ringfence-c1
+    limits
+    bundle c1 /test/c1
+    up "$runtime" c1
+    no_warnings c1
+    same "$(cgroup "$(proxy c1)")" "$sibling" "the proxy's cgroup"
+    is_limited "$sibling"
+    systemctl daemon-reload
+    is_limited "$sibling"
+    down "$runtime" c1
+    test ! -e "$sibling"
+    # Runtimes leave what they made above their own.
+    rmdir "$cgroups/test"
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# A scope whose name is taken: the container starts, and says what is not as it should be.
+taken() {
+    systemd-run --quiet --scope --unit ringfence-c1 sleep 60 &
+    eventually systemctl is-active ringfence-c1.scope
+    bundle c1 test.slice:rf:c1
+    up "runc --systemd-cgroup" c1
+    ringfence list --json
+    jq -e '.warnings[0] | contains("systemd did not make ringfence-c1.scope")' /run/ringfence/state/c1.json
+    runc exec c1 ibv_devinfo
+    down runc c1
+    systemctl stop ringfence-c1.scope
+}
+
+exchanged() {
+    local id
+    for id in c1 c2; do
+        bundle $id "test.slice:rf:$id"
+        up "$1 --systemd-cgroup" $id
+    done
+    exchange "$1 exec c1" "$1 exec c2"
+    down "$1" c1
+    $1 exec c2 ibv_devinfo
+    down "$1" c2
+}
+
+# The kernel kills the container's init, and the proxy ends with it.
+container_takes_too_much() {
+    bundle c1 test.slice:rf:c1 '.process.args = ["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.1; done; exec tail /dev/zero"] |
+        .linux.resources.memory = {limit: 33554432, swap: 33554432}'
+    up "$1 --systemd-cgroup" c1
+    local proxy
+    proxy=$(proxy c1)
+    $1 exec c1 touch /tmp/go
+    eventually test ! -e "/proc/$proxy"
+    $1 state c1 | jq -e '.status == "stopped"'
+    rm -f "$rootfs/tmp/go"
+    $1 delete c1
+}
+
+# The kernel kills the proxy alone: its container's verbs fail, and nobody else's.
+proxy_takes_too_much() {
+    local proxy
+    bundle c2 test.slice:rf:c2
+    up "runc --systemd-cgroup" c2
+    configuration <<<$'[proxy]\nmemory-max = "1MiB"'
+    bundle c1 test.slice:rf:c1
+    up "runc --systemd-cgroup" c1
+    proxy=$(proxy c1)
+    # 128 bytes for each entry of the queues.
+    runc exec c2 timeout 60 ib_write_bw -F -t 8192 -q 16 >/dev/null 2>&1 &
+    eventually sh -c 'ss -ltnH | grep -q :18515'
+    if runc exec c1 timeout 60 ib_write_bw -F -t 8192 -q 16 127.0.0.1; then echo "verbs did not fail"; return 1; fi
+    wait $! || true
+    eventually test ! -e "/proc/$proxy"
+    runc state c1 | jq -e '.status == "running"'
+    runc exec c2 ibv_devinfo
+    down runc c1
+    down runc c2
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+for runtime in runc crun; do
+    check "$runtime: a scope with limits beside the container's scope" scope $runtime
+    check "$runtime: a directory with limits beside the container's directory" sibling $runtime
+    check "$runtime: data between two containers" exchanged $runtime
+    check "$runtime: a container that takes too much memory" container_takes_too_much $runtime
+done
+check "runc: a scope that cannot be made fails nothing" taken
+check "runc: a proxy that takes too much memory" proxy_takes_too_much
