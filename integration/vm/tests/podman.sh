@@ -74,11 +74,11 @@ UNIT
     same "$(pgrep -c ringfence-proxy)" 1 "proxies after a restart"
     systemctl stop rdma.service
     eventually sh -c '! systemctl is-active rdma.service'
-    # All of it is killed at once.
+    # All of it is killed at once. podman says once that it misses conmon.
     systemctl start rdma.service
     systemctl kill --signal KILL rdma.service
     eventually sh -c '! pgrep ringfence-proxy'
-    podman rm --force --ignore --time 0 rdma
+    eventually podman rm --force --ignore --time 0 rdma
     rm /run/systemd/system/rdma.service
     ringfence gc
 }

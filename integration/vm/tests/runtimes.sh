@@ -15,7 +15,7 @@ scope() {
     same "$(cgroup "$(proxy c1)")" "$scope" "the proxy's cgroup after a reload"
     $runtime exec c1 ibv_devinfo
     down "$runtime" c1
-    eventually test ! -e "$cgroups/test.slice"
+    eventually test ! -e "$scope"
     rm /etc/ringfence/conf.d/test.toml
 }
 
@@ -80,14 +80,14 @@ proxy_takes_too_much() {
     local proxy
     bundle c2 test.slice:rf:c2
     up "runc --systemd-cgroup" c2
-    configuration <<<$'[proxy]\nmemory-max = "1MiB"'
+    configuration <<<$'[proxy]\nmemory-max = "16MiB"'
     bundle c1 test.slice:rf:c1
     up "runc --systemd-cgroup" c1
     proxy=$(proxy c1)
     # 128 bytes for each entry of the queues.
-    runc exec c2 timeout 60 ib_write_bw -F -t 8192 -q 16 >/dev/null 2>&1 &
+    runc exec c2 timeout 60 ib_write_bw -F -t 8192 -q 64 >/dev/null 2>&1 &
     eventually sh -c 'ss -ltnH | grep -q :18515'
-    if runc exec c1 timeout 60 ib_write_bw -F -t 8192 -q 16 127.0.0.1; then echo "verbs did not fail"; return 1; fi
+    if runc exec c1 timeout 60 ib_write_bw -F -t 8192 -q 64 127.0.0.1; then echo "verbs did not fail"; return 1; fi
     wait $! || true
     eventually test ! -e "/proc/$proxy"
     runc state c1 | jq -e '.status == "running"'
