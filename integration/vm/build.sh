@@ -28,6 +28,7 @@ mkdir -p "$cache"
 work=$(mktemp -d "$cache/vm.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 root=$work/root
+# shellcheck disable=SC2016 # mmdebstrap's shell is to expand $1, the new root.
 # The initial RAM disk is made while the kernel is installed, so its few modules are to be known before.
 mmdebstrap --quiet --mode=root --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" \
     --aptopt='APT::Install-Recommends false' --dpkgopt='path-exclude=/usr/share/doc/*' \

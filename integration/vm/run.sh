@@ -27,7 +27,7 @@ mkdir "$work/run"
 printf '%s\n' "$1" >"$work/run/command"
 
 # Some machines have a /dev/kvm that starts guests and cannot run their kernel: here that panics at once, for want of a root.
-acceleration=(-accel tcg,thread=multi -cpu max)
+acceleration=(-accel 'tcg,thread=multi' -cpu max)
 if [ -w /dev/kvm ] && timeout 4 qemu-system-x86_64 -accel kvm -cpu host -m 512 -nodefaults -display none -nic none -no-reboot \
     -kernel "$image/vmlinuz" -append 'panic=-1' </dev/null >/dev/null 2>&1; then
     acceleration=(-accel kvm -cpu host)

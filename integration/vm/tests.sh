@@ -7,6 +7,7 @@
 # Prints what libtest prints; the status is not zero if any test failed.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=tests/lib.sh
 . "$here/tests/lib.sh"
 
 [ -e /vm/command ] || { echo "${0##*/}: not in the virtual machine; use integration/vm/run.sh" >&2; exit 2; }
@@ -20,7 +21,8 @@ for file in "$@"; do
     . "$here/tests/$file.sh"
 done
 
-[ "$failed" -eq 0 ] && result=ok || result=FAILED
+result=ok
+[ "$failed" -eq 0 ] || result=FAILED
 echo
-echo "test result: $result. $passed passed; $failed failed; $ignored ignored; 0 measured; 0 filtered out; finished in $SECONDS.00s"
+echo "test result: $result. $passed passed; $failed failed; 0 ignored; 0 measured; 0 filtered out; finished in $SECONDS.00s"
 [ "$failed" -eq 0 ]

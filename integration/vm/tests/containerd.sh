@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
 # containerd as a service, with containers whose shims outlive it. Sourced by tests.sh.
 
 ctr_run() { ctr run --detach --net-host --annotation ringfence.dev/enable=true "$@"; }
@@ -12,7 +12,7 @@ gone() {
 }
 
 ctr_shim() {
-    ctr_run --runtime io.containerd.ringfence.v2 $image c1
+    ctr_run --runtime io.containerd.ringfence.v2 "$image" c1
     no_warnings c1
     same "$(cgroup "$(proxy c1)")" "$cgroups/default/ringfence-c1" "the proxy's cgroup"
     in_task c1 ibv_devinfo
@@ -22,7 +22,7 @@ ctr_shim() {
 
 # The shim takes no --systemd-cgroup; its runtime sees the cgroup's form.
 ctr_slice() {
-    ctr_run --runtime io.containerd.ringfence.v2 --cgroup test.slice:ctr:c1 $image c1
+    ctr_run --runtime io.containerd.ringfence.v2 --cgroup test.slice:ctr:c1 "$image" c1
     no_warnings c1
     same "$(cgroup "$(proxy c1)")" "$cgroups/test.slice/ringfence-c1.scope" "the proxy's cgroup"
     in_task c1 ibv_devinfo
@@ -31,7 +31,7 @@ ctr_slice() {
 
 ctr_restart() {
     local id
-    for id in c1 c2; do ctr_run --runtime io.containerd.ringfence.v2 $image $id; done
+    for id in c1 c2; do ctr_run --runtime io.containerd.ringfence.v2 "$image" $id; done
     systemctl restart containerd.service
     for id in c1 c2; do in_task $id ibv_devinfo; done
     exchange "in_task c1" "in_task c2"
@@ -42,7 +42,7 @@ ctr_restart() {
 
 # containerd alone is killed, and later its shims with it: then it ends their containers when it is back.
 ctr_killed() {
-    ctr_run --runtime io.containerd.ringfence.v2 $image c1
+    ctr_run --runtime io.containerd.ringfence.v2 "$image" c1
     systemctl kill --kill-whom main --signal KILL containerd.service
     eventually in_task c1 ibv_devinfo
     systemctl kill --signal KILL containerd.service

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # For the tests in the machine: `check` runs one, the rest is what they are written with. To be sourced by tests.sh.
 
+# shellcheck disable=SC2034 # The tests use it.
 image=localhost/ringfence-verbs:1
 rootfs=/srv/rootfs
 cgroups=/sys/fs/cgroup
-passed=0 failed=0 ignored=0
+passed=0 failed=0
 
 # Runs a test: a function that stops at its first command that fails, and after two minutes. Afterwards nothing of ours may be
 # left.
@@ -73,7 +74,7 @@ clean() {
     for id in $(ctr task list -q); do ctr task delete --force "$id"; done
     for id in $(ctr container list -q 2>/dev/null); do ctr container delete "$id"; done
     umount /srv/native
-    rmdir $cgroups/test
+    rmdir "$cgroups/test"
     rm -f /etc/ringfence/conf.d/test.toml
     ringfence gc
 } >/dev/null 2>&1

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
 # The package's units and files under systemd. Sourced by tests.sh, which has installed the package.
 
 units() {
@@ -29,10 +29,13 @@ collected() {
     same "$(systemctl show -P Result ringfence-gc.service)" success "the service's result"
 }
 
+has_device() { jq -e --arg name "$1" '.devices[] | select(.name == $name)' /etc/cdi/ringfence.json; }
+
+is_idle() { same "$(systemctl show -P ActiveState "$1")" inactive "$1"; }
+
 refreshed() {
-    has_profile() { ringfence cdi list 2>&1 | tee /tmp/list; jq -e --arg name "$1" '.devices[] | select(.name == $name)' /etc/cdi/ringfence.json; }
     # It may yet be at work, for an earlier change.
-    eventually sh -c '[ "$(systemctl show -P ActiveState ringfence-cdi-refresh.service)" = inactive ]'
+    eventually is_idle ringfence-cdi-refresh.service
     rm -f /etc/cdi/ringfence.json
     # Who never asked for CDI devices gets none.
     echo >>/etc/ringfence/config.toml
@@ -40,10 +43,10 @@ refreshed() {
     test ! -e /etc/cdi/ringfence.json
     ringfence cdi generate
     echo '[policy.profiles.gold]' >>/etc/ringfence/config.toml
-    eventually has_profile gold
+    eventually has_device gold
     configuration <<<'[policy.profiles.silver]'
-    eventually has_profile silver
-    podman run --rm --network none --device ringfence.dev/rdma=silver $image ibv_devinfo | grep PORT_ACTIVE
+    eventually has_device silver
+    podman run --rm --network none --device ringfence.dev/rdma=silver "$image" ibv_devinfo | grep PORT_ACTIVE
     rm /etc/cdi/ringfence.json /etc/ringfence/conf.d/test.toml
     sed -i '/policy.profiles.gold/d' /etc/ringfence/config.toml
 }
@@ -59,7 +62,7 @@ removed() {
     dpkg --remove ringfence
     systemctl daemon-reload
     same "$(systemctl list-units --plain --no-legend 'ringfence-*')" "" "units that are active"
-    podman run --rm --network none $image true
+    podman run --rm --network none "$image" true
     dpkg --purge ringfence
     test ! -e /etc/ringfence
     test ! -e /run/ringfence

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
 # Verbs devices of the kernel's in containers, by mode passthrough: rxe over a dummy interface. Sourced by tests.sh.
 
 passthrough() {
@@ -40,7 +40,7 @@ through_wrapper() {
     for cgroup in /test/c1 test.slice:rf:c1; do
         options=
         [ "$cgroup" = /test/c1 ] || options=--systemd-cgroup
-        rootfs=/srv/native bundle c1 $cgroup '.process.args = ["sleep", "infinity"] | .hooks = {} |
+        rootfs=/srv/native bundle c1 "$cgroup" '.process.args = ["sleep", "infinity"] | .hooks = {} |
             .annotations["ringfence.dev/mode"] = "passthrough" | .root.readonly = true'
         up "ringfence-runtime $options" c1
         opens_rxe0 runc exec c1
@@ -49,7 +49,7 @@ through_wrapper() {
         down runc c1
     done
     umount /srv/native
-    rmdir $cgroups/test
+    rmdir "$cgroups/test"
     rm /etc/ringfence/conf.d/test.toml
 }
 
@@ -78,7 +78,7 @@ rdma_limits() {
     no_warnings c1
     grep 'rxe0 hca_handle=3 hca_object=1000' "$cgroups/test/ringfence-c1/rdma.max"
     down runc c1
-    rmdir $cgroups/test
+    rmdir "$cgroups/test"
 }
 
 modprobe -a dummy rdma_rxe

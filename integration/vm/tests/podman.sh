@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
 # podman with systemd for its control groups, as Debian has it. Sourced by tests.sh.
 
 ringfence configure --engine podman >/dev/null
@@ -10,7 +10,7 @@ start() { podman run --detach --name "$1" "${rdma[@]}" "${@:2}"; }
 podman_scope() {
     local id scope
     limits
-    id=$(start one --runtime "$1" $image)
+    id=$(start one --runtime "$1" "$image")
     scope=$cgroups/machine.slice/ringfence-$id.scope
     no_warnings "$id"
     same "$(cgroup "$(proxy "$id")")" "$scope" "the proxy's cgroup"
@@ -24,8 +24,8 @@ podman_scope() {
 }
 
 podman_exchange() {
-    start one --runtime "$1" $image
-    start two --runtime "$1" $image
+    start one --runtime "$1" "$image"
+    start two --runtime "$1" "$image"
     exchange "podman exec one" "podman exec two"
     podman stop --time 1 one
     podman exec two ibv_devinfo
@@ -35,9 +35,9 @@ podman_exchange() {
 # A pod has a slice of its own in machine.slice, and its limits hold for the proxies too.
 podman_pod() {
     local id slice
-    podman pod create --name pod --network host --infra-command /bin/idle --infra-image $image --memory 256m
-    id=$(podman run --detach --pod pod --name one --annotation ringfence.dev/enable=true $image)
-    podman run --detach --pod pod --name two --annotation ringfence.dev/enable=true $image
+    podman pod create --name pod --network host --infra-command /bin/idle --infra-image "$image" --memory 256m
+    id=$(podman run --detach --pod pod --name one --annotation ringfence.dev/enable=true "$image")
+    podman run --detach --pod pod --name two --annotation ringfence.dev/enable=true "$image"
     no_warnings "$id"
     slice=$(podman pod inspect pod --format '{{.CgroupPath}}')
     same "$(cgroup "$(proxy "$id")")" "$cgroups/$slice/ringfence-$id.scope" "the proxy's cgroup"
@@ -79,16 +79,17 @@ UNIT
     systemctl kill --signal KILL rdma.service
     eventually sh -c '! pgrep ringfence-proxy'
     eventually podman rm --force --ignore --time 0 rdma
+    systemctl reset-failed rdma.service
     rm /run/systemd/system/rdma.service
     ringfence gc
 }
 
 podman_cdi() {
     ringfence cdi generate
-    podman run --rm --network none --device ringfence.dev/rdma=default $image ibv_devinfo | grep PORT_ACTIVE
-    podman run --rm --network none --runtime ringfence --device ringfence.dev/rdma=default $image ibv_devinfo | grep PORT_ACTIVE
+    podman run --rm --network none --device ringfence.dev/rdma=default "$image" ibv_devinfo | grep PORT_ACTIVE
+    podman run --rm --network none --runtime ringfence --device ringfence.dev/rdma=default "$image" ibv_devinfo | grep PORT_ACTIVE
     # hooks.d's hook is called, too, for the annotation.
-    podman run --rm --network none --device ringfence.dev/rdma=default --annotation ringfence.dev/max-qp=7 $image ibv_devinfo -v |
+    podman run --rm --network none --device ringfence.dev/rdma=default --annotation ringfence.dev/max-qp=7 "$image" ibv_devinfo -v |
         grep -w 'max_qp:.*7'
     rm /etc/cdi/ringfence.json
 }
@@ -103,9 +104,9 @@ podman_rootless() {
     as="setpriv --reuid tester --regid tester --init-groups env -i -C /home/tester HOME=/home/tester PATH=$PATH XDG_RUNTIME_DIR=/run/user/$uid DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$uid/bus"
     $as ringfence configure --engine podman
     $as podman load --quiet --input /var/lib/ringfence-verbs.tar
-    $as podman run --rm --network none --annotation ringfence.dev/enable=true $image ibv_devinfo | grep PORT_ACTIVE
-    $as podman run --detach --name one "${rdma[@]}" $image
-    $as podman run --detach --name two "${rdma[@]}" $image
+    $as podman run --rm --network none --annotation ringfence.dev/enable=true "$image" ibv_devinfo | grep PORT_ACTIVE
+    $as podman run --detach --name one "${rdma[@]}" "$image"
+    $as podman run --detach --name two "${rdma[@]}" "$image"
     exchange "$as podman exec one" "$as podman exec two"
     $as podman rm --force --time 0 one two
     eventually sh -c '! pgrep ringfence-proxy'

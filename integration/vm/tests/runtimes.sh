@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
 # runc and crun with the hook in config.json: where proxies are accounted. Sourced by tests.sh.
 
 scope() {
