@@ -75,6 +75,13 @@ install() {
     say "installed $(on_host version)"
 }
 
+# The containers, by their bundles, whose shim calls our runtime to stop and delete them: without it they stay for ever.
+users() {
+    for state in /run/containerd /run/k3s/containerd; do
+        grep -lsF "$prefix/" "$host$state"/io.containerd.runtime.v2.task/*/*/runtime || true
+    done
+}
+
 uninstall() {
     if [ ! -x "$host$prefix/bin/ringfence" ]; then
         say "there is nothing to take away"
@@ -82,8 +89,10 @@ uninstall() {
     fi
     # First the engine: what it names must be there.
     reconfigure on_host unconfigure --engine "$engine" --root /
+    users=$(users | wc -l)
+    [ "$users" -eq 0 ] || fail "$users containers of runtime class ringfence still need their runtime to end; delete their pods"
     rm -rf "${host:?}$prefix" "$host/etc/ringfence" "$host/etc/cdi/ringfence.json"
-    say "uninstalled; containers that run keep RDMA until they end"
+    say "uninstalled"
 }
 
 [ -d "$host/proc" ] || fail "$host is not the root of a node; mount it there"

@@ -29,11 +29,15 @@ chmod +x "$work/restart"
 restarts() { wc -l <"$work/restarts"; }
 touch "$work/restarts"
 
+passed=0
 failed=0
 check() {
     local what=$1
     shift
-    if "$@" >"$work/output" 2>&1; then echo "ok: $what"; else
+    if "$@" >"$work/output" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok: $what"
+    else
         failed=$((failed + 1))
         echo "FAILED: $what"
         sed 's/^/    /' "$work/output"
@@ -51,20 +55,29 @@ check "it installs" installer install
 # The node has no runc for it to become, which it says.
 check "its links lead to its runtime" sh -c "chroot '$node' /opt/ringfence/libexec/bin/runc 2>&1 | grep -q ringfence-runtime:"
 check "its parts are where the configuration says" chroot "$node" /opt/ringfence/bin/ringfence config validate
-for path in $(sed -n 's/.* = "\(\/opt\/[^"]*\)"/\1/p' "$work/config.toml"); do
+while read -r path; do
     check "$path is there" test -e "$node$path"
-done
+done < <(sed -n 's/.* = "\(\/opt\/[^"]*\)"/\1/p' "$work/config.toml")
 check "containerd knows it" grep -rq /opt/ringfence/bin/ringfence-runtime "$node/etc/containerd"
 check "the administrator's lines are kept" grep -q "the administrator's" "$containerd"
 check "containerd was restarted" test "$(restarts)" = 1
 check "it installs again" installer install
 check "containerd was not restarted again" test "$(restarts)" = 1
 
-check "it uninstalls" installer uninstall
+# As containerd's shim has it.
+bundle=$node/run/containerd/io.containerd.runtime.v2.task/k8s.io/c1
+mkdir -p "$bundle"
+echo /opt/ringfence/bin/ringfence-runtime >"$bundle/runtime"
+check "it does not uninstall what a container needs" not installer uninstall
+check "the runtime is still there" test -x "$node/opt/ringfence/bin/ringfence-runtime"
+check "but no container gets it any more" not grep -rq ringfence "$node/etc/containerd"
 check "containerd was restarted" test "$(restarts)" = 2
+rm -r "$bundle"
+check "it uninstalls" installer uninstall
+check "containerd was not restarted again" test "$(restarts)" = 2
 check "containerd's configuration is as it was" cmp "$containerd" "$work/containerd.before"
 check "nothing is left" not sh -c "find '$node' -name '*ringfence*' | grep ."
 check "it uninstalls again" installer uninstall
 
-echo "$failed failed"
+echo "test result: $passed passed; $failed failed; 0 ignored"
 [ "$failed" -eq 0 ]

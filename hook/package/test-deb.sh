@@ -21,8 +21,8 @@ cleanup() {
         inside sh -c 'runc delete -f one; runc delete -f two; podman rm -af -t 0' >/dev/null 2>&1
         kill "$holder"; wait "$holder" 2>/dev/null
     fi
-    # podman's, empty once its containers are gone.
-    rmdir /sys/fs/cgroup/{,*/}{libpod_parent/*,libpod_parent} 2>/dev/null
+    # Empty once the containers are gone, and one of them ends after the package, whose hook would have removed them.
+    rmdir /sys/fs/cgroup/{,*/}{libpod_parent/*,libpod_parent,ringfence-two} 2>/dev/null
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -61,12 +61,14 @@ read -r -t 20 <>"$work/ready" || { echo "${0##*/}: cannot set up a root of its o
 
 inside() { nsenter --target "$holder" --mount --uts --root --wd env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"; }
 
+passed=0
 failed=0
 skipped=0
 check() {
     local what=$1
     shift
     if "$@" >"$work/output" 2>&1; then
+        passed=$((passed + 1))
         echo "ok: $what"
     else
         failed=$((failed + 1))
@@ -158,6 +160,10 @@ check "what is refused is listed" says E12 inside sh -c 'podman run --rm --netwo
 check "there is nothing to collect" is_silent inside ringfence gc
 
 echo "==> remove"
+check "podman runs a container by our runtime" inside podman run -d --name three --network=none --runtime /usr/bin/ringfence-runtime \
+    localhost/tiny sleep 1000
+check "the package is not removed from under it" says "ringfence-runtime" not inside dpkg -r ringfence
+check "the engine can still end it" inside podman rm -f -t 0 three
 check "the package is removed" inside dpkg -r ringfence
 check "the container still runs" is_running two
 check "its proxy, too" has_proxy two
@@ -174,5 +180,5 @@ check "nothing is left" inside sh -c '! find /etc/ringfence /run/ringfence /usr/
 check "it installs again" inside dpkg -i /old.deb
 check "and goes again" inside dpkg -P ringfence
 
-echo "$failed failed, $skipped skipped"
+echo "test result: $passed passed; $failed failed; $skipped ignored"
 [ "$failed" -eq 0 ]

@@ -5,20 +5,20 @@ use crate::cgroup;
 use crate::config::{self, Config};
 use crate::failure::{Code, During, Failure};
 use crate::identity::Namespace;
+use crate::init::Init;
 use crate::inject::{self, Container, Sources};
 use crate::placement::Placement;
-use crate::policy::{self, Grant, Refusal};
-use crate::process::{self, Process};
+use crate::policy::{self, Grant};
+use crate::process::Process;
 use crate::proxy::{self, Handles, Proxy};
-use crate::record::{MountPoint, Record, Records};
+use crate::record::{self, MountPoint, Record, Records};
 use crate::rootless;
 use crate::session::{self, Session};
-use crate::state::{self, Annotations, Bundle, State};
+use crate::state::{Annotations, Bundle, State};
 use crate::stop;
 use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
-use rustix::fs::{Mode, OFlags};
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,12 +27,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// `policy` is the administrator's choice for it, see [`annotations::wanted`].
 pub fn create(input: impl Read, policy: Option<&str>) -> Result<(), Failure> {
     let state = State::read(input)?;
-    let id = state.id.clone();
-    join(state, policy).map_err(|failure| failure.of(&id))
+    join(&state, policy).map_err(|failure| match state.id() {
+        Ok(id) => failure.of(id),
+        Err(_) => failure,
+    })
 }
 
-fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
-    let Some(wish) = wish(&state, policy)? else { return Ok(()) };
+fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
+    let Some(wish) = wish(state, policy)? else { return Ok(()) };
+    let id = state.id()?;
     let config = Config::load()?;
     let resolution = policy::resolve(&wish.request, &wish.namespace, &config)?;
     let bundle = wish.bundle;
@@ -43,14 +46,15 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
     let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
-    let mount_points = match clear(&config, &records, &state.id, init.process, &root)? {
+    let claim = record::claim_ids(&run_dir).during(Code::Internal, what)?;
+    let mount_points = match clear(&config, &records, id, init.process, &root)? {
         Found::Joined { record } => return agree(&config, &records, &record, &wish.request),
         Found::Nothing { mount_points } => mount_points,
     };
     let lock = records.lock_shared().during(Code::Internal, what)?;
     let (Grant::Proxied(device, _) | Grant::Passthrough(device)) = &resolution.grant;
     let record = Record {
-        container: state.id,
+        container: id.to_owned(),
         policy: resolution.policy,
         init: init.process,
         proxy: None,
@@ -63,10 +67,12 @@ fn join(state: State, policy: Option<&str>) -> Result<(), Failure> {
         warnings: Vec::new(),
     };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
-    let result = match resolution.grant {
+    let taken = making.save();
+    drop(claim);
+    let result = taken.and_then(|()| match resolution.grant {
         Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits),
         Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
-    };
+    });
     drop(lock);
     result.inspect_err(|_| making.undo())
 }
@@ -114,48 +120,6 @@ fn agree(config: &Config, records: &Records, record: &Record, request: &Request)
     // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
     let _ = stop::undo(config, records, record);
     Err(Failure::new(Code::Denied, message))
-}
-
-/// The container's init, held by descriptors.
-struct Init {
-    process: Process,
-    pidfd: OwnedFd,
-    mount_namespace: OwnedFd,
-    network_namespace: OwnedFd,
-}
-
-impl Init {
-    fn open(pid: i32) -> Result<Self, Failure> {
-        let gone = || format!("the container state's pid {pid} is no running process");
-        let (process, pidfd) = Process::open(pid).map_err(|error| match error.raw_os_error() {
-            Some(libc::ESRCH | libc::ENOENT) => Failure::new(Code::State, gone()),
-            _ => Failure::new(Code::Internal, format!("pid {pid} of the container state: {error}")),
-        })?;
-        let namespace = |of: &str, name: &str| {
-            let path = format!("/proc/{of}/ns/{name}");
-            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(Code::State, || path)
-        };
-        let own = namespace("self", "mnt")?;
-        let mount_namespace = namespace(&pid.to_string(), "mnt")?;
-        let network_namespace = namespace(&pid.to_string(), "net")?;
-        if process::has_ended(pidfd.as_fd()) {
-            return Err(Failure::new(Code::State, gone()));
-        }
-        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|found| found.st_ino);
-        let same = inode(&own).and_then(|own| Ok(own == inode(&mount_namespace)?));
-        if same.during(Code::State, || format!("/proc/{pid}/ns/mnt"))? {
-            let message =
-                format!("the container state's pid {pid} is no container's init: it has our own mount namespace");
-            return Err(Failure::new(Code::State, message));
-        }
-        Ok(Self { process, pidfd, mount_namespace, network_namespace })
-    }
-
-    fn container(&self, record: &Record, bundle: &Bundle) -> Result<Container, Failure> {
-        let mount_namespace = self.mount_namespace.try_clone();
-        let mount_namespace = mount_namespace.during(Code::Internal, || "mount namespace".into())?;
-        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts: bundle.shares_mounts() })
-    }
 }
 
 /// What was there under a container's id.
@@ -207,7 +171,6 @@ struct Making<'a> {
 
 impl Making<'_> {
     fn proxied(&mut self, init: Init, bundle: &Bundle, device: &config::Device, limits: Limits) -> Result<(), Failure> {
-        self.save()?;
         let session = Session::make(&self.config.run_dir, &self.record.container);
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
         let session = session.during(Code::Internal, what)?;
@@ -262,7 +225,6 @@ impl Making<'_> {
     }
 
     fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
-        self.save()?;
         let mut nodes = Vec::new();
         for path in &device.nodes {
             let node = inject::open_node(path)?;
@@ -296,40 +258,5 @@ impl Making<'_> {
         }
         // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
         let _ = stop::undo(self.config, self.records, &self.record);
-    }
-}
-
-impl From<state::Error> for Failure {
-    fn from(error: state::Error) -> Self {
-        Failure::new(Code::State, error.to_string())
-    }
-}
-
-impl From<annotations::Error> for Failure {
-    fn from(error: annotations::Error) -> Self {
-        Failure::new(Code::Annotation, error.to_string())
-    }
-}
-
-impl From<config::Error> for Failure {
-    fn from(error: config::Error) -> Self {
-        let code = match error {
-            config::Error::NoUserDir { .. } => Code::Privilege,
-            _ => Code::Config,
-        };
-        Failure::new(code, error.to_string())
-    }
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        let code = match refusal {
-            Refusal::Beyond { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => Code::Denied,
-            Refusal::NoPolicyOfEngine { .. } => Code::Config,
-            Refusal::NoPolicy { .. } => Code::Annotation,
-            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,
-            Refusal::Unenforceable { .. } => Code::Annotation,
-        };
-        Failure::new(code, refusal.to_string())
     }
 }

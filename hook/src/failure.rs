@@ -1,7 +1,8 @@
 //! What the runtime sees when the hook fails: one line and an exit code.
 
 use crate::config::{self, Config};
-use crate::{failures, journal, session};
+use crate::policy::Refusal;
+use crate::{annotations, failures, journal, session, state};
 use std::fmt;
 
 /// Exit codes. crun and podman show nothing else of a failed hook, so each cause has its own.
@@ -60,7 +61,7 @@ impl Failure {
         let config = match Config::load() {
             Ok(config) => config,
             // Without the variable, whoever looks for our failures looks there.
-            Err(_) if std::env::var_os(config::ENVIRONMENT).is_none() => Config::default(),
+            Err(_) if Config::named().is_none() => Config::default(),
             Err(_) => return,
         };
         // There is nobody left to tell if this fails, too.
@@ -101,5 +102,40 @@ impl<T, E: Into<std::io::Error>> During<T> for Result<T, E> {
                 _ => Failure::new(code, format!("{}: {error}", what())),
             }
         })
+    }
+}
+
+impl From<state::Error> for Failure {
+    fn from(error: state::Error) -> Self {
+        Failure::new(Code::State, error.to_string())
+    }
+}
+
+impl From<annotations::Error> for Failure {
+    fn from(error: annotations::Error) -> Self {
+        Failure::new(Code::Annotation, error.to_string())
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        let code = match error {
+            config::Error::NoUserDir { .. } => Code::Privilege,
+            _ => Code::Config,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Beyond { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => Code::Denied,
+            Refusal::NoPolicyOfEngine { .. } => Code::Config,
+            Refusal::NoPolicy { .. } => Code::Annotation,
+            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,
+            Refusal::Unenforceable { .. } => Code::Annotation,
+        };
+        Failure::new(code, refusal.to_string())
     }
 }

@@ -56,9 +56,13 @@ pub(crate) fn append(run_dir: &OwnedFd, entry: &Entry) -> io::Result<()> {
     let mut line = serde_json::to_vec(entry)?;
     line.push(b'\n');
     let mut file = open_locked(run_dir)?;
+    let before = file.metadata()?.len();
     // In one piece: readers do not lock.
-    file.write_all(&line)?;
-    if file.metadata()?.len() > MAX_BYTES { halve(run_dir, &mut file) } else { Ok(()) }
+    file.write_all(&line).inspect_err(|_| {
+        // A part of it, on a full file system, would spoil the next line, too.
+        let _ = file.set_len(before);
+    })?;
+    if before + line.len() as u64 > MAX_BYTES { halve(run_dir, &mut file) } else { Ok(()) }
 }
 
 /// The file, locked, and surely still the one of that name: [`halve`] replaces it.

@@ -250,9 +250,14 @@ impl Injection<'_> {
         }
     }
 
-    /// Mounts `tree` at `place`, unless the host would see it there, too. The runtime made the container's root file system and
-    /// its tmpfs private; only volumes, and all if asked for, may not be.
+    /// Mounts `tree` at `place`, unless the host would see it there, too.
     fn attach(&self, place: &Place, tree: &OwnedFd) -> Result<(), Failure> {
+        self.refuse_shared(place)?;
+        Ok(place.attach(tree)?)
+    }
+
+    /// The runtime made the container's root file system and its tmpfs private; only volumes, and all if asked for, may not be.
+    fn refuse_shared(&self, place: &Place) -> Result<(), Failure> {
         let private = [Some(self.root.mount), self.dev_tmpfs].contains(&Some(place.mount)) && !self.shares_mounts;
         if !private && Mountinfo::read().during(Code::Injection, || "mountinfo".into())?.is_shared(place.mount) {
             let message = format!(
@@ -262,12 +267,14 @@ impl Injection<'_> {
             );
             return Err(Failure::new(Code::Injection, message));
         }
-        Ok(place.attach(tree)?)
+        Ok(())
     }
 
     /// Adds `ld.so.preload` to an `/etc` in which it cannot or must not be created.
     fn overlay(&self, etc: &Place, scratch: &Place, content: &[u8]) -> Result<(), Failure> {
         let what = || "cannot lay ld.so.preload over the read-only /etc of the container".into();
+        // A volume may be there, and the upper layer is mounted upon it for a moment.
+        self.refuse_shared(scratch)?;
         let overlay = Overlay::new(etc, "ld.so.preload", content, scratch).during(Code::Injection, what)?;
         self.attach(etc, overlay.mount())?;
         overlay.restore_below().during(Code::Injection, what)

@@ -17,6 +17,7 @@ mod collect;
 mod containers;
 mod create;
 mod failure;
+mod init;
 mod inject;
 mod input;
 mod journal;

@@ -37,10 +37,19 @@ impl Process {
         Self::open(self.pid).ok().filter(|(found, _)| *found == self).map(|(_, pidfd)| pidfd)
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs. Where that cannot be found out, as for want of descriptors or memory, it does: what belongs to a
+    /// process that lives must not be removed.
     pub fn is_alive(self) -> bool {
-        self.reopen().is_some()
+        match Self::open(self.pid) {
+            Ok((found, _)) => found == self,
+            Err(error) => !means_gone(&error),
+        }
     }
+}
+
+/// Whether opening a process failed because there is none of that pid: EINVAL is said of a pid that is a mere thread's now.
+fn means_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EINVAL))
 }
 
 /// Whether the process of `pidfd` has ended, reaped or not.
@@ -101,6 +110,33 @@ mod tests {
         let (me, _) = Process::open(std::process::id() as i32).unwrap();
         assert!(me.is_alive());
         assert!(!Process { start: me.start + 1, ..me }.is_alive());
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_looked_at_is_not_gone() {
+        for (errno, gone) in [
+            (libc::ESRCH, true),
+            (libc::ENOENT, true),
+            (libc::EINVAL, true),
+            (libc::EMFILE, false),
+            (libc::ENFILE, false),
+            (libc::ENOMEM, false),
+            (libc::EPERM, false),
+        ] {
+            assert_eq!(means_gone(&io::Error::from_raw_os_error(errno)), gone, "{errno}");
+        }
+        // No process at all, and a thread that leads none.
+        assert!(!Process { pid: 0, start: 0 }.is_alive());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || {
+                sender.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+                let _ = ended.recv();
+            });
+            assert!(!Process { pid: receiver.recv().unwrap(), start: 0 }.is_alive());
+            drop(end);
+        });
     }
 
     #[test]

@@ -8,9 +8,13 @@ use crate::process::Process;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// How long to wait for others who make or remove containers. A stopped one must not keep all containers from starting
+/// without a word.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// All that outlives the container's namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,21 +81,16 @@ impl Records {
 
     /// Keeps [`Self::lock_exclusive`] from succeeding elsewhere, until dropped.
     pub fn lock_shared(&self) -> io::Result<Lock<'_>> {
-        rustix::fs::flock(&self.directory, FlockOperation::LockShared)?;
-        Ok(Lock { directory: &self.directory })
+        match lock(self.directory.as_fd(), FlockOperation::NonBlockingLockShared, PATIENCE)? {
+            true => Ok(Lock { directory: &self.directory }),
+            false => Err(held("state")),
+        }
     }
 
     /// Excludes all others, until dropped; `None` if there still is one after `patience`.
     pub fn lock_exclusive(&self, patience: Duration) -> io::Result<Option<Lock<'_>>> {
-        let deadline = Instant::now() + patience;
-        loop {
-            match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Lock { directory: &self.directory })),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(None),
-                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let locked = lock(self.directory.as_fd(), FlockOperation::NonBlockingLockExclusive, patience)?;
+        Ok(locked.then_some(Lock { directory: &self.directory }))
     }
 
     /// The record of `container`; `None` if there is none.
@@ -111,8 +110,13 @@ impl Records {
         let temporary = format!(".{}", file_name(&record.container));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
-        std::fs::File::from(file).write_all(&serde_json::to_vec(record)?)?;
-        Ok(rustix::fs::renameat(&self.directory, &temporary, &self.directory, file_name(&record.container))?)
+        let written = std::fs::File::from(file).write_all(&serde_json::to_vec(record)?).and_then(|()| {
+            Ok(rustix::fs::renameat(&self.directory, &temporary, &self.directory, file_name(&record.container))?)
+        });
+        written.inspect_err(|_| {
+            // On a full file system it would take the room of the next one.
+            let _ = rustix::fs::unlinkat(&self.directory, &temporary, AtFlags::empty());
+        })
     }
 
     /// Forgets `container`.
@@ -145,6 +149,35 @@ impl Records {
         }
         Ok(containers)
     }
+}
+
+/// Excludes all others who are about to see whether an id is free and to take it, until dropped: runtimes with different root
+/// directories may use the same one at once, and none would find the other's record.
+pub fn claim_ids(run_dir: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let claim = rustix::fs::openat(run_dir, ".", flags, Mode::empty())?;
+    match lock(claim.as_fd(), FlockOperation::NonBlockingLockExclusive, PATIENCE)? {
+        true => Ok(claim),
+        false => Err(held(".")),
+    }
+}
+
+/// Whether `directory` could be locked within `patience`.
+fn lock(directory: BorrowedFd<'_>, operation: FlockOperation, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match rustix::fs::flock(directory, operation) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn held(directory: &str) -> io::Error {
+    let seconds = PATIENCE.as_secs();
+    io::Error::other(format!("{directory} has been locked for {seconds} s; end the hook or ringfence gc that hangs"))
 }
 
 /// A lock on all records.

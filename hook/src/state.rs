@@ -1,10 +1,13 @@
 //! What the runtime says about the container: the state on standard input and the bundle's `config.json`.
 
-use crate::registered::Hooks;
+mod bundle;
+
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+pub use bundle::{Bundle, Rdma};
 
 /// The largest state or `config.json` that is read; runtimes write a few KiB.
 pub const MAX_BYTES: u64 = 4 << 20;
@@ -19,7 +22,7 @@ pub type Annotations = BTreeMap<String, String>;
 #[allow(missing_docs)]
 pub enum Error {
     #[error("the container state on standard input cannot be read: {0}")]
-    Unreadable(std::io::Error),
+    Unreadable(io::Error),
     #[error("the container state on standard input is empty; the OCI runtime must write it there")]
     Empty,
     #[error("the container state on standard input exceeds {MAX_BYTES} bytes")]
@@ -30,10 +33,10 @@ pub enum Error {
         "the container id {0:?} is not usable: allowed are 1 to {MAX_ID} of A-Z a-z 0-9 _ . + - and no leading dot"
     )]
     Id(String),
-    #[error("the container state has no pid of a container's init, but {0:?}")]
+    #[error("the container state has no pid of a container's init, but {}", .0.map_or("none".into(), |pid| pid.to_string()))]
     Pid(Option<i64>),
     #[error("{path}: {error}; the bundle named by the container state must hold a config.json")]
-    Bundle { path: PathBuf, error: std::io::Error },
+    Bundle { path: PathBuf, error: io::Error },
     #[error("{path} exceeds {MAX_BYTES} bytes")]
     BundleTooLong { path: PathBuf },
     #[error("{path} is not a valid OCI configuration: {error}")]
@@ -47,8 +50,7 @@ pub enum Error {
 /// The container as the runtime describes it to hooks.
 #[derive(Debug, Deserialize)]
 pub struct State {
-    /// Unique within the runtime's root directory.
-    pub id: String,
+    id: String,
     #[serde(default)]
     pid: Option<i64>,
     /// Where `config.json` is; not always true, see [`Bundle::load`].
@@ -66,7 +68,7 @@ impl State {
         Self::parse(&bytes)
     }
 
-    /// Parses `bytes` and checks the id, of which file names are made.
+    /// Parses `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() as u64 > MAX_BYTES {
             return Err(Error::TooLong);
@@ -74,12 +76,15 @@ impl State {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Err(Error::Empty);
         }
-        let state: Self = serde_json::from_slice(bytes).map_err(Error::Malformed)?;
+        serde_json::from_slice(bytes).map_err(Error::Malformed)
+    }
+
+    /// The container's id, unique within the runtime's root directory. File names are made of it, so not all that runtimes
+    /// take (runc `,`, crun all but `/`) can be one of ours.
+    pub fn id(&self) -> Result<&str, Error> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
-        if state.id.is_empty() || state.id.len() > MAX_ID || state.id.starts_with('.') || !state.id.bytes().all(plain) {
-            return Err(Error::Id(state.id.chars().take(MAX_ID).collect()));
-        }
-        Ok(state)
+        let usable = (1..=MAX_ID).contains(&self.id.len()) && !self.id.starts_with('.') && self.id.bytes().all(plain);
+        if usable { Ok(&self.id) } else { Err(Error::Id(self.id.chars().take(MAX_ID).collect())) }
     }
 
     /// The annotations of the state; runtimes copy them from `config.json`.
@@ -93,185 +98,11 @@ impl State {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Config {
-    root: Option<Root>,
-    annotations: Option<Annotations>,
-    linux: Option<Linux>,
-    process: Option<Process>,
-    hooks: Option<Hooks>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Process {
-    oom_score_adj: Option<i32>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Root {
-    path: PathBuf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Linux {
-    rootfs_propagation: Option<String>,
-    devices: Option<Vec<Device>>,
-    resources: Option<Resources>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Resources {
-    devices: Option<Vec<Rule>>,
-    rdma: Option<BTreeMap<String, Rdma>>,
-}
-
-/// Limits of the rdma controller for one device; `None` for none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Rdma {
-    /// Open handles of the device.
-    pub hca_handles: Option<u32>,
-    /// Objects made with them.
-    pub hca_objects: Option<u32>,
-}
-
-impl Rdma {
-    /// As `rdma.max` takes it.
-    pub fn line(&self, device: &str) -> String {
-        let handles = self.hca_handles.map(|limit| format!(" hca_handle={limit}")).unwrap_or_default();
-        let objects = self.hca_objects.map(|limit| format!(" hca_object={limit}")).unwrap_or_default();
-        format!("{device}{handles}{objects}")
-    }
-}
-
-#[derive(Debug, Deserialize)]
-struct Device {
-    path: PathBuf,
-    #[serde(default)]
-    major: i64,
-    #[serde(default)]
-    minor: i64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Rule {
-    #[serde(default)]
-    allow: bool,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    major: Option<i64>,
-    minor: Option<i64>,
-    access: Option<String>,
-}
-
-/// What the hook needs from `config.json`.
-#[derive(Debug)]
-pub struct Bundle {
-    path: PathBuf,
-    directory: PathBuf,
-    config: Config,
-}
-
-impl Bundle {
-    /// Loads `config.json` of the bundle of `state`. Before 1.27 crun gives `/` to createRuntime hooks, which it runs in
-    /// the bundle, as its own working directory: `runtime_cwd` is tried when the bundle has no such file. What is found
-    /// there must agree with `state`.
-    pub fn load(state: &State, runtime_cwd: &Path) -> Result<Self, Error> {
-        match Self::read(&state.bundle) {
-            Err(Error::Bundle { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
-                let Ok(other) = Self::read(runtime_cwd) else { return Err(Error::Bundle { path, error }) };
-                let ours = |(key, _): &(&str, &str)| crate::annotations::is_ours(key);
-                if !other.annotations().filter(ours).eq(state.annotations().filter(ours)) {
-                    return Err(Error::OtherBundle { path: other.path });
-                }
-                Ok(other)
-            }
-            result => result,
-        }
-    }
-
-    fn read(directory: &Path) -> Result<Self, Error> {
-        let path = directory.join("config.json");
-        let mut bytes = Vec::with_capacity(16 << 10);
-        std::fs::File::open(&path)
-            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|error| Error::Bundle { path: path.clone(), error })?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(Error::BundleTooLong { path });
-        }
-        let config =
-            serde_json::from_slice(&bytes).map_err(|error| Error::BundleMalformed { path: path.clone(), error })?;
-        Ok(Self { path, directory: directory.to_owned(), config })
-    }
-
-    /// The annotations of `config.json`.
-    pub fn annotations(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.config.annotations.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
-    }
-
-    /// The administrator's choice for the container, if a call of the hook is given one.
-    pub fn policy(&self) -> Option<&str> {
-        self.config.hooks.as_ref().and_then(Hooks::policy)
-    }
-
-    /// Where it is.
-    pub fn directory(&self) -> PathBuf {
-        // `/proc/PPID/cwd` names another directory once the runtime is gone.
-        self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone())
-    }
-
-    /// The container's root file system, as the host and the container's mount namespace before the pivot name it.
-    pub fn root(&self) -> Result<PathBuf, Error> {
-        let root = self.config.root.as_ref().ok_or_else(|| Error::NoRoot(self.path.clone()))?;
-        Ok(self.directory().join(&root.path))
-    }
-
-    /// The container's own limits of the rdma controller, for devices whose names can be such.
-    pub fn rdma_limits(&self) -> BTreeMap<String, Rdma> {
-        let resources = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-        let limits = resources.and_then(|resources| resources.rdma.clone()).unwrap_or_default();
-        limits.into_iter().filter(|(device, _)| crate::annotations::is_device_name(device)).collect()
-    }
-
-    /// How soon the kernel is to kill the container's proxy for want of memory: as soon as the container, whose registered
-    /// memory counts for both. Never is not offered, because limits of the proxy's own could not be kept then; without a word in
-    /// `config.json` it is 0, whatever the engine's service has.
-    pub fn oom_score_adj(&self) -> i32 {
-        self.config.process.as_ref().and_then(|process| process.oom_score_adj).unwrap_or(0).clamp(-999, 1000)
-    }
-
-    /// Whether the container asked that its mounts be seen elsewhere.
-    pub fn shares_mounts(&self) -> bool {
-        let propagation = self.config.linux.as_ref().and_then(|linux| linux.rootfs_propagation.as_deref());
-        matches!(propagation, Some("shared" | "rshared"))
-    }
-
-    /// Whether the runtime itself makes the character device `major:minor` at `path`.
-    pub fn has_device(&self, path: &Path, major: u32, minor: u32) -> bool {
-        let devices = self.config.linux.iter().filter_map(|linux| linux.devices.as_ref()).flatten();
-        let numbers = (i64::from(major), i64::from(minor));
-        devices.into_iter().any(|device| device.path == path && (device.major, device.minor) == numbers)
-    }
-
-    /// Whether the runtime itself lets the container read and write the character device `major:minor`, by a rule for it.
-    pub fn allows_device(&self, major: u32, minor: u32) -> bool {
-        let resources = self.config.linux.iter().filter_map(|linux| linux.resources.as_ref());
-        let numbers = (Some(i64::from(major)), Some(i64::from(minor)));
-        resources.filter_map(|resources| resources.devices.as_ref()).flatten().any(|rule| {
-            rule.allow
-                && rule.kind.as_deref() == Some("c")
-                && (rule.major, rule.minor) == numbers
-                && rule.access.as_deref().is_some_and(|access| access.contains('r') && access.contains('w'))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::path::Path;
 
     const FULL: &str = r#"{"ociVersion":"1.0","id":"c1","status":"creating","pid":4242,"bundle":"\/b",
         "annotations":{"ringfence.dev/enable":"true","x":"\u00e4"},"root":"rootfs"}"#;
@@ -279,7 +110,7 @@ mod tests {
     #[test]
     fn a_whole_state_is_read() {
         let state = State::parse(FULL.as_bytes()).unwrap();
-        assert_eq!((state.id.as_str(), state.pid().unwrap(), state.bundle.as_path()), ("c1", 4242, Path::new("/b")));
+        assert_eq!((state.id().unwrap(), state.pid().unwrap(), state.bundle.as_path()), ("c1", 4242, Path::new("/b")));
         assert_eq!(state.annotations().collect::<Vec<_>>(), [("ringfence.dev/enable", "true"), ("x", "ä")]);
     }
 
@@ -320,53 +151,16 @@ mod tests {
             ("a\\u0000", false),
             ("ä", false),
         ] {
-            assert_eq!(State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).is_ok(), usable, "{id:?}");
+            let state = State::parse(format!(r#"{{"id":"{id}"}}"#).as_bytes()).unwrap();
+            assert_eq!(state.id().is_ok(), usable, "{id:?}");
         }
-        assert!(State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).is_err());
-    }
-
-    #[test]
-    fn devices_of_the_runtime() {
-        let directory = tempfile::tempdir().unwrap();
-        let bundle = |linux: &str| {
-            std::fs::write(directory.path().join("config.json"), format!(r#"{{"linux":{linux}}}"#)).unwrap();
-            Bundle::read(directory.path()).unwrap()
-        };
-        let none = bundle(r#"{"devices":null,"resources":{"devices":null}}"#);
-        assert!(!none.has_device(Path::new("/dev/x"), 10, 229) && !none.allows_device(10, 229));
-        let bundle = bundle(
-            r#"{"devices":[{"path":"/dev/x","type":"c","major":10,"minor":229}],"resources":{"devices":[
-                {"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rwm"},
-                {"allow":true,"type":"c","major":10,"minor":1,"access":"r"},{"allow":false,"type":"c","major":10,"minor":2,"access":"rw"}]}}"#,
-        );
-        assert!(bundle.has_device(Path::new("/dev/x"), 10, 229) && bundle.allows_device(10, 229));
-        assert!(!bundle.has_device(Path::new("/dev/y"), 10, 229) && !bundle.has_device(Path::new("/dev/x"), 10, 1));
-        assert!(!bundle.allows_device(10, 1) && !bundle.allows_device(10, 2) && !bundle.allows_device(10, 3));
+        let long = State::parse(format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_ID + 1)).as_bytes()).unwrap();
+        assert!(long.id().is_err());
     }
 
     #[test]
     fn null_annotations_are_none() {
         assert_eq!(State::parse(br#"{"id":"a","annotations":null}"#).unwrap().annotations().count(), 0);
-    }
-
-    #[test]
-    fn the_runtimes_directory_serves_when_the_bundle_is_wrong() {
-        let (empty, real) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::fs::write(
-            real.path().join("config.json"),
-            r#"{"root":{"path":"rootfs"},"annotations":{"ringfence.dev/enable":"true"}}"#,
-        )
-        .unwrap();
-        let state = |annotations: &str| {
-            let bundle = empty.path().to_str().unwrap();
-            State::parse(format!(r#"{{"id":"a","bundle":"{bundle}","annotations":{annotations}}}"#).as_bytes()).unwrap()
-        };
-        let found = Bundle::load(&state(r#"{"ringfence.dev/enable":"true"}"#), real.path()).unwrap();
-        assert_eq!(found.root().unwrap(), real.path().join("rootfs"));
-        let error = Bundle::load(&state(r#"{"ringfence.dev/enable":"1"}"#), real.path()).unwrap_err();
-        assert!(matches!(error, Error::OtherBundle { .. }), "{error}");
-        let error = Bundle::load(&state("{}"), empty.path()).unwrap_err();
-        assert!(matches!(error, Error::Bundle { .. }), "{error}");
     }
 
     proptest! {
@@ -378,7 +172,7 @@ mod tests {
         #[test]
         fn an_accepted_id_is_one_plain_path_component(id in ".{0,40}") {
             let text = serde_json::json!({ "id": id }).to_string();
-            if State::parse(text.as_bytes()).is_ok() {
+            if State::parse(text.as_bytes()).unwrap().id().is_ok() {
                 let components: Vec<_> = Path::new(&id).components().collect();
                 prop_assert!(matches!(components[..], [std::path::Component::Normal(_)]));
             }

@@ -26,10 +26,12 @@ const MAX_OTHERS: usize = 256;
 /// Acts on the container whose state is `input`. Idempotent.
 pub fn stop(input: impl Read) -> Result<(), Failure> {
     let state = State::read(input)?;
-    clean_up(&state).map_err(|failure| failure.of(&state.id))
+    // With another id it cannot have become one of ours.
+    let Ok(id) = state.id() else { return Ok(()) };
+    clean_up(&state, id).map_err(|failure| failure.of(id))
 }
 
-fn clean_up(state: &State) -> Result<(), Failure> {
+fn clean_up(state: &State, id: &str) -> Result<(), Failure> {
     let config = match Config::load() {
         Ok(config) => config,
         // Not our container, as far as can be told: its end is no occasion to complain.
@@ -41,10 +43,10 @@ fn clean_up(state: &State) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         result => result.during(Code::Internal, what)?,
     };
-    let record = records.load(&state.id).during(Code::Internal, || format!("record of container {}", state.id))?;
+    let record = records.load(id).during(Code::Internal, || format!("record of container {id}"))?;
     // A live init is another container's of the same id: the one that ended was refused for that.
     if let Some(record) = record.filter(|record| !record.init.is_alive()) {
-        undo(&config, &records, &record).during(Code::Internal, || format!("cleaning up after {}", state.id))?;
+        undo(&config, &records, &record).during(Code::Internal, || format!("cleaning up after {id}"))?;
     }
     sweep(&config, &records);
     Ok(())

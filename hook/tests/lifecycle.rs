@@ -43,6 +43,58 @@ fn the_hook_twice_for_one_container_changes_nothing() {
     });
 }
 
+/// runc keeps ids apart within one `--root` only.
+#[test]
+fn one_id_for_two_containers_at_once_is_given_to_one() {
+    with_lab(|lab| {
+        lab.write_config();
+        for _ in 0..20 {
+            let mut inits: Vec<_> = (0..2).map(|_| init_alone(lab)).collect();
+            let states: Vec<_> = inits.iter().map(|init| lab.state(init.id().into()).to_string()).collect();
+            let codes: Vec<_> = std::thread::scope(|scope| {
+                let hooks: Vec<_> =
+                    states.iter().map(|state| scope.spawn(|| lab.hook("createRuntime", state.as_bytes()))).collect();
+                hooks.into_iter().map(|hook| hook.join().unwrap().status.code().unwrap()).collect()
+            });
+            let [joined, refused] = codes[..] else { unreachable!() };
+            assert!([(0, 10), (10, 0)].contains(&(joined, refused)), "{codes:?}");
+            let winner = usize::from(joined != 0);
+            assert_eq!(init(lab), i64::from(inits[winner].id()));
+            assert_eq!(lab.greet().unwrap(), "hello from the host");
+            for init in &mut inits {
+                init.kill().unwrap();
+                init.wait().unwrap();
+            }
+            hook_ok(lab, "poststop", &lab.state(0));
+        }
+    });
+}
+
+/// A process with a mount namespace such as runc makes, for the hook to take for a container's init.
+fn init_alone(lab: &Lab) -> std::process::Child {
+    let script = "mount --bind rootfs rootfs && mount -t tmpfs tmpfs rootfs/dev && echo && exec sleep 60";
+    let mut child = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .current_dir(lab.path(""))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    child
+}
+
+#[test]
+fn a_lock_that_is_never_released_is_told() {
+    with_lab(|lab| {
+        lab.output();
+        let locked = std::fs::File::open(lab.path("run/state")).unwrap();
+        rustix::fs::flock(&locked, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        lab.refused(1, &format!("records in {}: state has been locked for 10 s", lab.path("run").display()));
+        drop(locked);
+        lab.output();
+    });
+}
+
 #[test]
 fn poststop_before_the_end_changes_nothing() {
     with_lab(|lab| {

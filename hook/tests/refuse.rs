@@ -45,6 +45,20 @@ fn a_state_of_a_dead_process() {
     });
 }
 
+/// runc and crun take ids that are no names for our files.
+#[test]
+fn an_id_that_cannot_be_ours_concerns_our_containers_only() {
+    with_lab(|lab| {
+        lab.id = "a,b".into();
+        lab.refused(
+            10,
+            "the container id \"a,b\" is not usable: allowed are 1 to 200 of A-Z a-z 0-9 _ . + - and no leading dot",
+        );
+        lab.annotate(&[]);
+        lab.output();
+    });
+}
+
 #[test]
 fn a_state_of_a_process_that_is_no_container() {
     with_lab(|lab| {
@@ -53,7 +67,7 @@ fn a_state_of_a_process_that_is_no_container() {
         let message = format!("the container state's pid {pid} is no container's init: it has our own mount namespace");
         lab.hook_refuses(lab.state(pid.into()).to_string().as_bytes(), 10, &message);
         for pid in [0, 1] {
-            let message = format!("the container state has no pid of a container's init, but Some({pid})");
+            let message = format!("the container state has no pid of a container's init, but {pid}");
             lab.hook_refuses(lab.state(pid).to_string().as_bytes(), 10, &message);
         }
     });
@@ -400,5 +414,64 @@ fn without_root_it_says_so() {
             text.contains("Permission denied (os error 13); the hook needs root in the host's user namespace"),
             "{text}"
         );
+    });
+}
+
+/// The run-dir on a file system that has less room each time: every step fails once.
+#[test]
+fn a_run_dir_without_room() {
+    with_lab(|lab| {
+        std::fs::create_dir(lab.path("run")).unwrap();
+        let script = "mount -t tmpfs -o mode=700,$0 tmpfs run || exit 99; runc --root runc run \"$1\"; code=$?; \
+            ls -A run/containers run/state 2>/dev/null | grep -v : >&2; exit $code";
+        lab.script("cat /etc/ld.so.preload");
+        lab.write_config();
+        let (mut refused, mut joined) = (0, 0);
+        let options = (2..14).map(|inodes| format!("nr_inodes={inodes}"));
+        for options in options.chain((1..8).map(|pages| format!("size={}k", 4 * pages))) {
+            let mut command = std::process::Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", script, &options, &lab.id]);
+            let output = command.current_dir(lab.path("")).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            match output.status.code() {
+                Some(0) => {
+                    assert_eq!((&*text, output.stdout.starts_with(b"/dev/ringfence/")), ("", true), "{options}");
+                    joined += 1;
+                }
+                Some(1) => {
+                    assert!(text.contains("No space left on device") && text.lines().count() == 1, "{options}: {text}");
+                    refused += 1;
+                }
+                _ => panic!("{options}: {output:?}"),
+            }
+            lab.assert_proxy_ends();
+        }
+        assert!(refused > 5 && joined > 2, "{refused} refused, {joined} joined");
+    });
+}
+
+/// One more descriptor each time: every step fails once, and undoes those before it.
+#[test]
+fn want_of_descriptors() {
+    with_lab(|lab| {
+        lab.script("cat /etc/ld.so.preload");
+        let (mut refused, mut joined) = (0, 0);
+        for descriptors in 3..40 {
+            lab.edit(|config| {
+                let hook = &mut config["hooks"]["createRuntime"][0];
+                hook["path"] = json!("/usr/bin/prlimit");
+                hook["args"] = json!(["prlimit", format!("--nofile={descriptors}"), common::HOOK, "createRuntime"]);
+            });
+            let output = lab.run();
+            match output.status.success() {
+                true => {
+                    assert!(output.stdout.starts_with(b"/dev/ringfence/"), "{descriptors}: {output:?}");
+                    joined += 1;
+                }
+                false => refused += 1,
+            }
+            lab.assert_clean();
+        }
+        assert!(refused > 5 && joined > 5, "{refused} refused, {joined} joined");
     });
 }

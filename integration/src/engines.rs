@@ -38,7 +38,14 @@ impl<'a> Member<'a> {
 
     /// Fails unless the container sees a device that is ready to be used.
     pub fn has_rdma(&self) -> Result<()> {
-        let output = self.exec(&["ibv_devinfo"])?;
+        let mut output = self.exec(&["ibv_devinfo"])?;
+        // `ctr` of containerd 1.6 sometimes loses all that a short program said, on a busy machine.
+        for _ in 0..3 {
+            if !output.is_empty() {
+                break;
+            }
+            output = self.exec(&["ibv_devinfo"])?;
+        }
         ensure!(output.contains("soft0") && output.contains("PORT_ACTIVE"), "no active soft0:\n{output}");
         Ok(())
     }

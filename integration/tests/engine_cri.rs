@@ -31,7 +31,11 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Result<Vec<Trial>> {
-    Ok(suite::on_nodes("ringfence-cri", prepare, |_: Suite| TESTS.to_vec()))
+    Ok(suite::on_nodes("ringfence-cri", prepare, |suite: Suite| match suite {
+        // containerd 1.6 knows nothing of CDI.
+        Suite::Bookworm => TESTS.to_vec(),
+        _ => TESTS.into_iter().chain([("a CDI device", cdi as fn(&Scene) -> Result<()>)]).collect(),
+    }))
 }
 
 /// What `configure` registers, and beside it a handler that goes by our shim.
@@ -47,7 +51,11 @@ fn prepare(node: Node) -> Result<Scene> {
     let annotations = "[\"ringfence.dev/*\", \"*.ringfence.dev/*\"]";
     let more = format!("\n[{plugin}]\n{way}\npod_annotations = {annotations}\ncontainer_annotations = {annotations}\n");
     let file = node.path("/etc/containerd/config.toml");
-    std::fs::write(&file, std::fs::read_to_string(&file)? + &more)?;
+    // 1.7 has to be told; earlier and later versions take no notice.
+    let header = "[plugins.\"io.containerd.grpc.v1.cri\"]\n";
+    let text = std::fs::read_to_string(&file)?.replacen(header, &format!("{header}enable_cdi = true\n"), 1) + &more;
+    std::fs::write(&file, text)?;
+    node.run(&["ringfence", "cdi", "generate"])?;
 
     let daemon = Containerd::start(&node)?;
     containerd::load(&node, NAMESPACE)?;
@@ -131,6 +139,21 @@ fn pod(scene: &Scene) -> Result<()> {
         scene.node.is_clean().with_context(|| handler)?;
     }
     Ok(())
+}
+
+/// Under the default runtime, which knows nothing of us.
+fn cdi(scene: &Scene) -> Result<()> {
+    let cri = Cri::connect(&scene.node)?;
+    let pod = cri.pod("", &[])?;
+    let device = [("cdi.k8s.io/test_rdma", "ringfence.dev/rdma=default")];
+    let with = pod.start("with", &Options { annotations: &device, ..Options::default() })?;
+    pod.member(&with).has_rdma()?;
+    pod.start("without", &Options::default())?;
+    proxies_are(&scene.node, 1)?;
+    let unknown = [("cdi.k8s.io/test_rdma", "ringfence.dev/rdma=nothing")];
+    let error = pod.start("unknown", &Options { annotations: &unknown, ..Options::default() });
+    ensure!(error.is_err(), "a device that is not there is given");
+    pod.remove()
 }
 
 fn per_container(scene: &Scene) -> Result<()> {

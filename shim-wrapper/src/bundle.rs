@@ -2,7 +2,7 @@
 
 use ringfence_hook::state::MAX_BYTES;
 use ringfence_hook::{Code, Failure};
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::process::getpid;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,9 +18,21 @@ pub struct ConfigFile {
     path: PathBuf,
     metadata: Metadata,
     bytes: Vec<u8>,
-    /// Whether [`MAX_BYTES`] did not suffice for all of it.
-    pub is_too_long: bool,
+    /// Why it is not looked into, if it is not.
+    defect: Option<Defect>,
     mentions_us: bool,
+}
+
+/// What keeps us from looking into a `config.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Defect {
+    /// What a pipe holds could not be read again by the real runtime, and a device may never end.
+    #[error("is no regular file; the bundle must hold one")]
+    NotRegular,
+    #[error("exceeds {MAX_BYTES} bytes; make it shorter")]
+    TooLong,
+    #[error("is not UTF-8")]
+    NotText,
 }
 
 impl ConfigFile {
@@ -35,18 +47,27 @@ impl ConfigFile {
 
     fn try_read(path: &Path) -> io::Result<Self> {
         let path = path.canonicalize()?;
-        let file = File::open(&path)?;
+        // Nobody need write to a pipe for this one to be opened.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
         let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            let defect = Some(Defect::NotRegular);
+            return Ok(Self { path, metadata, bytes: Vec::new(), defect, mentions_us: false });
+        }
         let mut bytes = Vec::with_capacity(metadata.len().min(MAX_BYTES) as usize + 1);
         (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
         let is_too_long = bytes.len() as u64 > MAX_BYTES;
         let mentions_us = mentions_us(&bytes, if is_too_long { Some(&file) } else { None })?;
-        Ok(Self { path, metadata, bytes, is_too_long, mentions_us })
+        Ok(Self { path, metadata, bytes, defect: is_too_long.then_some(Defect::TooLong), mentions_us })
     }
 
-    /// All of it, if it is text and not too long.
-    pub fn text(&self) -> Option<&str> {
-        std::str::from_utf8(&self.bytes).ok().filter(|_| !self.is_too_long)
+    /// All of it.
+    pub fn text(&self) -> Result<&str, Defect> {
+        match self.defect {
+            Some(defect) => Err(defect),
+            None => std::str::from_utf8(&self.bytes).map_err(|_| Defect::NotText),
+        }
     }
 
     /// Whether something of ours is in it, also if it cannot be understood.
@@ -106,13 +127,14 @@ impl ConfigFile {
     }
 }
 
-/// Searches `bytes`, and what follows them in `rest`.
+/// Searches `bytes`, and what follows them in `rest`, up to the first zero byte: there every runtime stops, and a sparse file
+/// has terabytes of them at no cost.
 fn mentions_us(bytes: &[u8], rest: Option<&File>) -> io::Result<bool> {
     let contains = |bytes: &[u8]| bytes.windows(MENTION.len()).any(|window| window == MENTION);
     if contains(bytes) {
         return Ok(true);
     }
-    let Some(rest) = rest else { return Ok(false) };
+    let Some(rest) = rest.filter(|_| !bytes.contains(&0)) else { return Ok(false) };
     // A mention may begin in one piece and end in the next.
     let mut piece = bytes[bytes.len() - MENTION.len()..].to_vec();
     loop {
@@ -120,8 +142,8 @@ fn mentions_us(bytes: &[u8], rest: Option<&File>) -> io::Result<bool> {
         if rest.take(MAX_BYTES).read_to_end(&mut piece)? == 0 {
             return Ok(false);
         }
-        if contains(&piece) {
-            return Ok(true);
+        if contains(&piece) || piece.contains(&0) {
+            return Ok(contains(&piece));
         }
         piece.drain(..piece.len() - kept);
     }

@@ -10,6 +10,8 @@ const HOOK_NAME: &str = "ringfence-hook";
 /// The stages at which our hook joins a container. The second is what `createRuntime` was called before runtime-spec 1.0.2,
 /// and may be in what engines and CDI wrote; we write the first, which runc and crun have since 1.0.
 const JOINING: [&str; 2] = ["createRuntime", "prestart"];
+/// The stage at which it cleans up.
+const LEAVING: &str = "poststop";
 
 /// Why `config.json` cannot be edited.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +19,8 @@ const JOINING: [&str; 2] = ["createRuntime", "prestart"];
 pub enum Error {
     #[error("{member} is no {needed}; the engine that wrote it must make it one")]
     WrongType { member: &'static str, needed: &'static str },
+    #[error("{member} is there twice; the engine that wrote it must give it once")]
+    Repeated { member: &'static str },
     #[error(
         "linux.devices has another device at {path} than the host, {found} instead of {expected}; do not give the container a device of that name"
     )]
@@ -39,6 +43,10 @@ pub struct Facts {
 impl Facts {
     /// Reads them from `config`.
     pub fn of(config: &Object<'_>) -> Result<Self, Error> {
+        const READ: [&str; 4] = ["annotations", "hooks", "linux", "process"];
+        if let Some(member) = READ.into_iter().find(|member| config.repeats(member)) {
+            return Err(Error::Repeated { member });
+        }
         let annotations = match config.get("annotations") {
             Some(text) => serde_json::from_str(text)
                 .map_err(|_| Error::WrongType { member: "annotations", needed: "object of strings" })?,
@@ -46,6 +54,10 @@ impl Facts {
         };
         let linux = config.get("linux").and_then(|text| serde_json::from_str(text).ok());
         let hooks = config.get("hooks").and_then(|text| Object::parse(text).ok());
+        let stages = [JOINING[0], JOINING[1], LEAVING];
+        if let Some(stage) = stages.into_iter().find(|stage| hooks.as_ref().is_some_and(|hooks| hooks.repeats(stage))) {
+            return Err(Error::Repeated { member: member_of(stage) });
+        }
         let joining = JOINING.iter().flat_map(|stage| ours(hooks.as_ref()?.get(stage)?).ok()).flatten();
         Ok(Self {
             annotations,
@@ -159,10 +171,9 @@ fn join(hooks: &mut Object<'_>, hook: &Hook) -> Result<bool, Error> {
 
 /// First as well: runc skips the hooks that follow one that failed.
 fn leave(hooks: &mut Object<'_>, hook: &Hook) -> Result<bool, Error> {
-    const STAGE: &str = "poststop";
-    let found = ours(hooks.get(STAGE).unwrap_or("[]"));
-    let found = found.map_err(|_| Error::WrongType { member: member_of(STAGE), needed: ARRAY })?;
-    if found.is_empty() { prepend(hooks, STAGE, hook.entry(&[HOOK_NAME, STAGE])) } else { Ok(false) }
+    let found = ours(hooks.get(LEAVING).unwrap_or("[]"));
+    let found = found.map_err(|_| Error::WrongType { member: member_of(LEAVING), needed: ARRAY })?;
+    if found.is_empty() { prepend(hooks, LEAVING, hook.entry(&[HOOK_NAME, LEAVING])) } else { Ok(false) }
 }
 
 const ARRAY: &str = "array";

@@ -28,6 +28,13 @@ impl<'a> Object<'a> {
         Some(&**value).filter(|value| *value != "null")
     }
 
+    /// Whether `name` is there more than once, in whatever case, since runc does not care for it: some runtimes take the first
+    /// then, some the last, and some a mixture.
+    pub fn repeats(&self, name: &str) -> bool {
+        let says = |key: &str| serde_json::from_str::<String>(key).is_ok_and(|key| key.eq_ignore_ascii_case(name));
+        self.members.iter().filter(|(key, _)| says(key)).count() > 1
+    }
+
     /// Replaces the member `name`, in its place, or adds it at the end.
     pub fn set(&mut self, name: &str, value: String) {
         match self.members.iter_mut().rfind(|(key, _)| is(key, name)) {
@@ -115,6 +122,8 @@ mod tests {
     fn members_are_found_by_what_their_names_say() {
         let object = Object::parse(r#"{"hooks":1,"h\u006foks":2,"n":null,"x":"hooks"}"#).unwrap();
         assert_eq!((object.get("hooks"), object.get("n"), object.get("m")), (Some("2"), None, None));
+        assert!(object.repeats("hooks") && !object.repeats("n") && !object.repeats("m"));
+        assert!(Object::parse(r#"{"hooks":1,"Hooks":2}"#).unwrap().repeats("hooks"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::json::Object;
 use crate::places::Places;
 use crate::report::report;
 use crate::shim;
-use ringfence_hook::config::{Config, ENVIRONMENT, Error};
+use ringfence_hook::config::{Config, DEFAULT_PATH, ENVIRONMENT, Error};
 use ringfence_hook::{Code, Failure};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -43,13 +43,12 @@ fn run(called: &OsString, invocation: &mut Invocation) -> Result<std::convert::I
         );
         return Err(Failure::new(Code::Config, message));
     }
-    let policy = std::mem::replace(&mut invocation.policy, Ok(None))?;
     let config = Config::load();
     let places = Places::of(&config);
     let search = Search::new(&places.shim.links, &[&places.runtime.path]);
     let program = real(called, &places, &search)?;
     if invocation.verb != Verb::Other {
-        prepare(invocation, policy, &config)?;
+        prepare(invocation, &config)?;
     }
     let mut command = Command::new(&program);
     command.args(&invocation.arguments).env(DEPTH, (depth + 1).to_string());
@@ -86,9 +85,11 @@ fn real(called: &OsString, places: &Places, search: &Search) -> Result<PathBuf, 
 }
 
 /// Edits `config.json` if the container is ours.
-fn prepare(invocation: &mut Invocation, policy: Option<String>, config: &Result<Config, Error>) -> Result<(), Failure> {
+fn prepare(invocation: &mut Invocation, config: &Result<Config, Error>) -> Result<(), Failure> {
+    // Only now: a mistake in the engine's flag keeps no container from being listed, stopped or removed.
+    let policy = std::mem::replace(&mut invocation.policy, Ok(None))?;
     let Some(file) = ConfigFile::read(&invocation.config)? else { return Ok(()) };
-    let parsed = file.text().ok_or_else(|| "is not UTF-8".to_owned()).and_then(|text| {
+    let parsed = file.text().map_err(|defect| defect.to_string()).and_then(|text| {
         let object = Object::parse(text).map_err(|error| format!("is not a valid OCI configuration: {error}"))?;
         let facts = Facts::of(&object).map_err(|error| format!("is not a valid OCI configuration: {error}"))?;
         Ok((object, facts))
@@ -97,10 +98,6 @@ fn prepare(invocation: &mut Invocation, policy: Option<String>, config: &Result<
         Ok(parsed) => parsed,
         // Not known to be ours: the real runtime may say what it thinks of it.
         Err(_) if policy.is_none() && !file.mentions_us() => return Ok(()),
-        Err(_) if file.is_too_long => {
-            let limit = ringfence_hook::state::MAX_BYTES;
-            return Err(unusable(&file, &format!("exceeds {limit} bytes; make it shorter")));
-        }
         Err(problem) => return Err(unusable(&file, &problem)),
     };
     // An engine has its own way to say it; the shim's configuration has no place for it.
@@ -138,9 +135,9 @@ fn hook(config: &Config, policy: Option<String>) -> Result<Hook, Failure> {
         path.to_str().map(str::to_owned).ok_or_else(wrong)
     };
     let mut env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
-    if let Some(path) = std::env::var_os(ENVIRONMENT) {
+    if let Some(path) = Config::named() {
         // The hook runs in another directory.
-        let path = std::path::absolute(&path).unwrap_or_else(|_| path.into());
+        let path = std::path::absolute(&path).unwrap_or(path);
         env.push(format!("{ENVIRONMENT}={}", text(ENVIRONMENT, &path)?));
     }
     Ok(Hook { path: text("hook.path", &config.hook.path)?, timeout: config.hook.timeout, env, policy })
@@ -148,5 +145,5 @@ fn hook(config: &Config, policy: Option<String>) -> Result<Hook, Failure> {
 
 /// The configuration file, for messages.
 fn config_path() -> PathBuf {
-    std::env::var_os(ENVIRONMENT).map_or_else(|| ringfence_hook::config::DEFAULT_PATH.into(), PathBuf::from)
+    Config::named().unwrap_or_else(|| DEFAULT_PATH.into())
 }

@@ -213,6 +213,21 @@ fn runtimes_are_found_by_the_name_that_the_engine_uses() {
     assert_eq!(became(&lab, &lab.path("links/crun")), crun.to_str().unwrap());
 }
 
+/// Who was made by one runtime cannot be stopped by another.
+#[test]
+fn a_mistake_elsewhere_does_not_change_the_runtime() {
+    let lab = Lab::new();
+    lab.fake("runc");
+    let youki = lab.fake("youki");
+    lab.configure("[runtime]\nruntimes = [\"youki\"]");
+    std::fs::create_dir(lab.path("conf.d")).unwrap();
+    for mistake in ["[policy.bounds]\nweight = \"heavy\"\n", "[policy", "[runtime]\nruntimes = 7\n"] {
+        std::fs::write(lab.path("conf.d/10.toml"), mistake).unwrap();
+        succeeded(&lab.command(RUNTIME, &["kill", "c1"]).output().unwrap());
+        assert_eq!(lab.record()[0], format!("argument {}", youki.display()), "{mistake}");
+    }
+}
+
 #[test]
 fn the_file_is_whole_whenever_we_are_killed() {
     let lab = Lab::new();

@@ -44,6 +44,19 @@ fn configurations_of_the_container() {
             format!("{{{ours},\"hooks\":[]}}"),
             "is not a valid OCI configuration: hooks is no object; the engine that wrote it must make it one",
         ),
+        // Some runtimes would run our hook then, and others not.
+        (
+            format!("{{{ours},\"annotations\":{{}}}}"),
+            "is not a valid OCI configuration: annotations is there twice; the engine that wrote it must give it once",
+        ),
+        (
+            format!("{{{ours},\"hooks\":{{}},\"Hooks\":{{}}}}"),
+            "is not a valid OCI configuration: hooks is there twice; the engine that wrote it must give it once",
+        ),
+        (
+            format!("{{{ours},\"hooks\":{{\"poststop\":[],\"poststop\":[]}}}}"),
+            "is not a valid OCI configuration: hooks.poststop is there twice; the engine that wrote it must give it once",
+        ),
         (
             format!("{{{ours},\"hooks\":{{\"poststop\":{{}}}}}}"),
             "is not a valid OCI configuration: hooks.poststop is no array; the engine that wrote it must make it one",
@@ -100,9 +113,40 @@ fn restoring_from_a_checkpoint() {
     );
 }
 
+/// Neither is waited for, nor read to its end; without a policy the real runtime may say what it thinks of them.
+#[test]
+fn configurations_that_do_not_end() {
+    let lab = Lab::new();
+    let path = lab.path("bundle/config.json");
+    let policy = ["--ringfence-policy", "default", "create", "c1"];
+    let fails = |problem: &str| {
+        lab.fake("runc");
+        let output = lab.command(RUNTIME, &policy).output().unwrap();
+        assert_failed(&output, &format!("ringfence-runtime: E10 {problem}\n"));
+    };
+    std::fs::remove_file(&path).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    lab.recorded(&CREATE);
+    fails(&format!("{} is no regular file; the bundle must hold one", path.display()));
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    lab.recorded(&CREATE);
+    fails("/dev/zero is no regular file; the bundle must hold one");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::File::create(&path).unwrap().set_len(8 << 40).unwrap();
+    let begin = std::time::Instant::now();
+    lab.recorded(&CREATE);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(10));
+    fails(&format!("{} exceeds 4194304 bytes; make it shorter", path.display()));
+}
+
 #[test]
 fn a_policy_without_a_name() {
     let lab = Lab::new();
+    // What runs must be stoppable, whatever became of the engine's configuration.
+    for line in [["--ringfence-policy=", "kill", "c1"], ["--ringfence-policy=", "delete", "c1"]] {
+        lab.recorded(&line);
+    }
     lab.refused(
         &["--ringfence-policy=", "create", "c1"],
         "E2 --ringfence-policy \"\" is no profile's name; give it one of the administrator's profiles, or default",

@@ -13,6 +13,12 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes one line to standard error, unless nobody reads there any more. It may quote files that others wrote.
+pub fn complain(message: &str) {
+    let line = plain(&message.replace('\n', " "));
+    let _ = std::io::stderr().write_all(format!("ringfence: {line}\n").as_bytes());
+}
+
 /// Writes `value` as JSON to standard output.
 pub fn json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
@@ -31,9 +37,12 @@ pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// `text` without control characters: names and messages may come from containers.
+/// `text` without what commands a terminal, or reorders or hides what is beside it: names and messages may come from
+/// containers.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let is_invisible =
+        |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    text.chars().map(|c| if c.is_control() || is_invisible(c) { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -49,5 +58,6 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(plain("a\u{1b}[2J\nb"), "a\u{fffd}[2J\u{fffd}b");
+        assert_eq!(plain("a\u{202e}b\u{200b}ä\u{feff}"), "a\u{fffd}b\u{fffd}ä\u{fffd}");
     }
 }

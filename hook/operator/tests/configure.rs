@@ -242,7 +242,7 @@ fn hooks_are_such_that_podman_and_crio_take_them() {
         assert!(!json["hook"]["env"].as_array().unwrap().is_empty());
         assert_eq!(
             json["when"]["annotations"].as_object().unwrap().keys().next().unwrap(),
-            "^([a-z-]+\\.)?ringfence\\.dev/"
+            "^([^/]*\\.)?ringfence\\.dev/"
         );
     }
     // CRI-O uses the same files, and keeps them.
@@ -279,7 +279,7 @@ fn an_administrator_s_hooks_dir_is_kept() {
 fn an_engine_that_is_not_there_is_told() {
     let (code, text) = run(&["configure", "--engine", "crio"], &[]);
     if Path::new("/usr/bin/crio").exists() {
-        eprintln!("SKIPPED an_engine_that_is_not_there_is_told: this machine has CRI-O");
+        skip("an_engine_that_is_not_there_is_told: this machine has CRI-O");
         return;
     }
     assert_eq!((code, text.as_str()), (1, "ringfence: crio is not installed here; nothing to configure\n"));
@@ -289,7 +289,7 @@ fn an_engine_that_is_not_there_is_told() {
 #[test]
 fn containerd_sees_the_runtime_and_everything_else() {
     if !Path::new("/usr/bin/containerd").exists() {
-        eprintln!("SKIPPED containerd_sees_the_runtime_and_everything_else: no /usr/bin/containerd");
+        skip("containerd_sees_the_runtime_and_everything_else: no /usr/bin/containerd");
         return;
     }
     let host = Host::new();
@@ -332,4 +332,9 @@ fn containerd_sees_the_runtime_and_everything_else() {
         assert!(said.contains("nothing was changed") || said.contains("refuses"), "{said}");
         assert_eq!(host.read("/main.toml"), "version = 3\n");
     }
+}
+
+/// Says why a test is not run, past the capture of the test runner: it must not look like one that passed.
+fn skip(reason: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED {reason}\n").as_bytes());
 }

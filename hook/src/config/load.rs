@@ -2,7 +2,7 @@
 
 use super::{Config, DEFAULT_PATH, Error};
 use crate::rootless;
-use serde::Deserialize;
+use serde::{Deserialize, de};
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -91,6 +91,28 @@ fn check_mode(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Error> {
     Ok(())
 }
 
+/// One table of the configuration for those whom mistakes elsewhere do not concern, as `T`: what the files say of `name` that
+/// can be read and trusted, merged. A file in which that table makes no `T` is passed over.
+pub fn part<T: de::DeserializeOwned + Default>(name: &str) -> T {
+    part_of(&path(), name)
+}
+
+fn part_of<T: de::DeserializeOwned + Default>(path: &Path, name: &str) -> T {
+    let main = path.to_owned();
+    let drop_ins = drop_ins(&path.with_file_name(DROP_INS)).unwrap_or_default();
+    let mut part = Table::new();
+    for file in std::iter::once(main).chain(drop_ins) {
+        let table = read(&file).ok().and_then(|text| super::parse_unchecked::<Table>(&text).ok());
+        let Some(Value::Table(upper)) = table.and_then(|mut table| table.remove(name)) else { continue };
+        let mut merged = part.clone();
+        lay_over(&mut merged, upper);
+        if T::deserialize(merged.clone()).is_ok() {
+            part = merged;
+        }
+    }
+    T::deserialize(part).unwrap_or_default()
+}
+
 fn invalid(path: &Path, message: String) -> Error {
     Error::Invalid { path: path.to_owned(), message }
 }
@@ -134,6 +156,7 @@ fn lay_over(lower: &mut Table, upper: Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Runtime, Shim};
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
 
@@ -228,6 +251,27 @@ mod tests {
                 result => panic!("{name}: {result:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_part_survives_mistakes_elsewhere() {
+        let (directory, path) = write(&[
+            ("config.toml", "typo = 1\n[runtime]\nruntimes = [\"youki\"]\npath = \"/x/runtime\""),
+            ("conf.d/10.toml", "[policy.bounds]\nweight = \"heavy\""),
+            ("conf.d/20.toml", "[runtime\n"),
+            ("conf.d/30.toml", "[runtime]\nruntimes = 7"),
+            ("conf.d/40.toml", "[runtime]\nruntimes = [\"evil\"]"),
+            ("conf.d/50.toml", "[runtime]\npath = \"/y/runtime\""),
+        ]);
+        let untrusted = directory.path().join("conf.d/40.toml");
+        std::fs::set_permissions(untrusted, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let expected = Runtime { path: "/y/runtime".into(), runtimes: vec!["youki".into()] };
+        assert_eq!(part_of::<Runtime>(&path, "runtime"), expected);
+        assert_eq!(part_of::<Shim>(&path, "shim"), Shim::default());
+        std::fs::remove_file(&path).unwrap();
+        let expected = Runtime { path: "/y/runtime".into(), ..Runtime::default() };
+        assert_eq!(part_of::<Runtime>(&path, "runtime"), expected);
+        assert_eq!(part_of::<Runtime>("/nowhere/config.toml".as_ref(), "runtime"), Runtime::default());
     }
 
     #[test]

@@ -25,22 +25,24 @@ const WAYS: [Way; 9] = [
     }),
     ("podman with hooks.d", |scene, with| {
         let options: &[&str] = if with { &["--annotation", ENABLE] } else { &[] };
-        timed(|| podman(&scene.node, "runc").once(options, &["true"])?.success())
+        timed(with, || podman(&scene.node, "runc").once(options, &PROGRAM)?.success())
     }),
     ("podman --runtime ringfence-runtime", |scene, with| {
         let podman = podman(&scene.node, if with { OURS } else { "runc" }).with(&["--hooks-dir", NO_HOOKS]);
         let options: &[&str] = if with { &["--annotation", ENABLE] } else { &[] };
-        timed(|| podman.once(options, &["true"])?.success())
+        timed(with, || podman.once(options, &PROGRAM)?.success())
     }),
     ("ctr with the shim", |scene, with| ctr(scene, with, ["--runtime", "io.containerd.ringfence.v2"])),
     ("ctr with ringfence-runtime", |scene, with| ctr(scene, with, ["--runc-binary", OURS])),
     ("a pod's container by CRI", cri),
     ("docker with the runtime ringfence", |scene, with| {
         let runtime = if with { "--runtime=ringfence" } else { "--runtime=runc" };
-        timed(|| docker(&scene.node).once(&[runtime], &["true"])?.success())
+        timed(with, || docker(&scene.node).once(&[runtime], &PROGRAM)?.success())
     }),
 ];
 
+/// Says whether the container has RDMA.
+const PROGRAM: [&str; 2] = ["ls", "/dev"];
 const OURS: &str = "/usr/bin/ringfence-runtime";
 const NO_HOOKS: &str = "/etc/no-hooks.d";
 
@@ -94,19 +96,22 @@ impl Scene {
     }
 }
 
-fn timed<T>(start: impl FnOnce() -> Result<T>) -> Result<f64> {
+/// Times `start`, which says what [`PROGRAM`] said.
+fn timed(with: bool, start: impl FnOnce() -> Result<String>) -> Result<f64> {
     let begin = Instant::now();
-    start()?;
-    Ok(begin.elapsed().as_secs_f64() * 1e3)
+    let said = start()?;
+    let took = begin.elapsed();
+    ensure!(said.contains("ringfence") == with, "with Ringfence: {with}, but /dev has\n{said}");
+    Ok(took.as_secs_f64() * 1e3)
 }
 
-/// Bundles of the image for `true`: `/bundles/plain`, `annotated`, and `hooked`, which is annotated, too.
+/// Bundles of the image for [`PROGRAM`]: `/bundles/plain`, `annotated`, and `hooked`, which is annotated, too.
 fn bundles(node: &Node) -> Result<()> {
     let script = "mkdir -p /bundles/root && cd /bundles && tar -xOf $0 layer.tar | tar -C root -x && runc spec && cat config.json";
     let mut config: Value = serde_json::from_str(&node.run(&["sh", "-c", script, ARCHIVE])?)?;
     config["root"] = json!({"path": "/bundles/root"});
     config["process"]["terminal"] = json!(false);
-    config["process"]["args"] = json!(["true"]);
+    config["process"]["args"] = json!(PROGRAM);
     node.write("/bundles/plain/config.json", config.to_string())?;
     let (key, value) = ENABLE.split_once('=').context("a key and a value")?;
     config["annotations"] = json!({ key: value });
@@ -118,12 +123,12 @@ fn bundles(node: &Node) -> Result<()> {
 
 fn bundle(scene: &Scene, runtime: &str, ours: Option<&str>) -> Result<f64> {
     let bundle = format!("/bundles/{}", ours.unwrap_or("plain"));
-    timed(|| scene.node.run(&[runtime, "run", "--bundle", &bundle, "measured"]))
+    timed(ours.is_some(), || scene.node.run(&[runtime, "run", "--bundle", &bundle, "measured"]))
 }
 
 fn ctr(scene: &Scene, with: bool, way: [&str; 2]) -> Result<f64> {
     let options = [&way[..], &["--annotation", ENABLE]].concat();
-    timed(|| containerd::once(&scene.node, if with { &options } else { &[] }, &["true"])?.success())
+    timed(with, || containerd::once(&scene.node, if with { &options } else { &[] }, &PROGRAM)?.success())
 }
 
 /// Creating and starting a container in a pod that is there.
@@ -133,7 +138,11 @@ fn cri(scene: &Scene, with: bool) -> Result<f64> {
         true => cri.pod("ringfence", &[("ringfence.dev/enable", "true")])?,
         false => cri.pod("", &[])?,
     };
-    let time = timed(|| pod.start("main", &Options::default()))?;
+    let begin = Instant::now();
+    let id = pod.start("main", &Options::default())?;
+    let took = begin.elapsed();
+    let said = pod.exec_sync(&id, &PROGRAM)?;
+    ensure!(said.contains("ringfence") == with, "with Ringfence: {with}, but /dev has\n{said}");
     pod.remove()?;
-    Ok(time)
+    Ok(took.as_secs_f64() * 1e3)
 }

@@ -11,6 +11,14 @@ use std::process::ExitCode;
 
 /// Registers Ringfence with a container engine
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  ringfence configure --engine containerd --dry-run
+  ringfence configure --engine docker --policy gold
+  ringfence configure --engine all
+
+What stands in the engine's files stays as it is written; a second call changes nothing. The engine is not restarted: what to run is said.
+Where containerd is installed, it is asked what it makes of the new file before that replaces the old one.")]
 pub struct Args {
     #[command(flatten)]
     target: Target,
@@ -113,7 +121,7 @@ impl Target {
             match done {
                 Ok(()) => {}
                 Err(error) if several => {
-                    eprintln!("ringfence: {}: {error:#}", engine.name());
+                    output::complain(&format!("{}: {error:#}", engine.name()));
                     code = ExitCode::FAILURE;
                 }
                 Err(error) => return Err(error),

@@ -1,6 +1,7 @@
 //! `ringfence info`
 
 use crate::commands::version::{COMMIT, VERSION};
+use crate::engines::process;
 use crate::output::{self, plain};
 use anyhow::Result;
 use ringfence_hook::config::{self, Config, DEFAULT_PATH};
@@ -9,10 +10,14 @@ use ringfence_hook::units::show_rate;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 /// Engines and runtimes, by their programs.
 const ENGINES: [&str; 8] = ["podman", "docker", "dockerd", "containerd", "nerdctl", "crio", "runc", "crun"];
+
+/// How long an engine may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Shows this node: configuration, devices, policies, engines
 #[derive(Debug, clap::Args)]
@@ -112,7 +117,6 @@ fn cgroups() -> &'static str {
 
 /// What `name` says of its version; `None` if it is not there.
 fn engine(name: &str) -> Option<String> {
-    let output = Command::new(name).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    output.status.success().then(|| text.lines().next().unwrap_or_default().trim().to_owned())
+    let text = process::output(Command::new(name).arg("--version"), PATIENCE).ok()?;
+    Some(text.lines().next().unwrap_or_default().trim().to_owned())
 }

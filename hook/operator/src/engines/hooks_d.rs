@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// Where both engines look, unless they are told otherwise.
 pub const SYSTEM: &str = "/usr/share/containers/oci/hooks.d";
-/// All three forms of our annotations: bare, of a pod, of one container of it.
-pub const ANNOTATIONS: &str = r"^([a-z-]+\.)?ringfence\.dev/";
+/// All annotations that the hook takes for ours, bare, of a pod or of one container of it, also with an unknown key: the hook is
+/// to say so, instead of the container starting without what was asked for.
+pub const ANNOTATIONS: &str = r"^([^/]*\.)?ringfence\.dev/";
 /// Our files: name and stage.
 pub const FILES: [(&str, &str); 2] =
     [("50-ringfence-createruntime.json", "createRuntime"), ("50-ringfence-poststop.json", "poststop")];
@@ -117,4 +118,32 @@ pub fn read_all(host: &Host, paths: &[PathBuf], suffix: &str, except: &Path) -> 
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_hook::annotations::is_ours;
+
+    /// As the engines match them: Go's regexp and POSIX's agree on this pattern with `regex` of grep.
+    #[test]
+    fn the_hook_is_called_for_all_that_it_takes_for_its_own() {
+        for name in [
+            "ringfence.dev/enable",
+            "enable.ringfence.dev/pod",
+            "max-qp.ringfence.dev/container.app",
+            "Enable.ringfence.dev/pod",
+            "max_qp.ringfence.dev/pod",
+            "a.weight.ringfence.dev/pod",
+            ".ringfence.dev/",
+            "xringfence.dev/enable",
+            "example.com/ringfence.dev/enable",
+            "ringfence.device/enable",
+        ] {
+            let mut grep = std::process::Command::new("grep");
+            let mut grep = grep.args(["-Eq", ANNOTATIONS]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+            std::io::Write::write_all(&mut grep.stdin.take().unwrap(), name.as_bytes()).unwrap();
+            assert_eq!(grep.wait().unwrap().success(), is_ours(name), "{name}");
+        }
+    }
 }

@@ -79,3 +79,11 @@ fn who_reads_the_output_may_stop() {
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn who_reads_the_errors_may_have_stopped() {
+    let node = Node::new("nonsense");
+    let mut child = node.command(&["list"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}

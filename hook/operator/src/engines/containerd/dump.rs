@@ -121,7 +121,9 @@ fn simplify(value: &mut Value) {
         table.iter_mut().for_each(|(_, value)| simplify(value));
         table.retain(|key, value| match value {
             // What containerd takes for a runtime that does not say.
-            Value::String(text) if key == "sandbox_mode" || key == "sandboxer" => text != "podsandbox",
+            Value::String(text) if key == "sandbox_mode" || key == "sandboxer" => {
+                !["", "podsandbox"].contains(&&**text)
+            }
             Value::String(text) => !text.is_empty(),
             Value::Integer(number) => *number != 0,
             Value::Boolean(bool) => *bool,
@@ -146,4 +148,42 @@ fn first_difference(path: &str, before: &Value, after: &Value) -> Option<String>
             (None, _) => Some(format!("{path} would appear")),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUNTIMES: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd";
+
+    /// As containerd 1.7 prints it.
+    fn dump(runc: &str, ringfence: &str, rest: &str) -> Table {
+        toml::from_str(&format!(
+            "imports = [\"/tmp/{}\"]\nversion = 2\n{rest}\n[{RUNTIMES}]\ndefault_runtime_name = \"runc\"\n\
+             [{RUNTIMES}.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n{runc}\n{ringfence}",
+            ringfence.len()
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_the_registration_may_differ() {
+        let registration =
+            Registration { binary: "/usr/bin/ringfence-runtime".into(), set_as_default: false, runc: None };
+        let ours = format!("[{RUNTIMES}.runtimes.ringfence.options]\nBinaryName = \"/usr/bin/ringfence-runtime\"\n");
+        let before = || dump("sandbox_mode = \"podsandbox\"\noptions = { Root = \"\", IoUid = 0 }", "", "");
+        let case = |after: Table| difference(before(), after, &registration);
+
+        assert_eq!(case(dump("sandbox_mode = \"\"\noptions = {}", &ours, "")), None);
+        assert_eq!(case(before()).unwrap(), "containerd would not see the runtime ringfence");
+        let other = ours.replace("/usr", "/opt");
+        assert!(case(dump("", &other, "")).unwrap().contains("BinaryName"));
+        let systemd = "options = { SystemdCgroup = true }";
+        assert!(case(dump(systemd, &ours, "")).unwrap().ends_with("runc.options would appear"));
+        assert_eq!(case(dump("", &ours, "oom_score = -999")).unwrap(), "oom_score would appear");
+        let lost = ours.clone() + "[plugins.x]\n";
+        assert_eq!(case(dump("", &lost, "")), None);
+        let changed = toml::from_str(&dump("", &ours, "").to_string().replace("\"runc\"", "\"x\"")).unwrap();
+        assert!(case(changed).unwrap().contains("default_runtime_name would change from \"runc\" to \"x\""));
+    }
 }

@@ -1,0 +1,118 @@
+//! What a configuration must keep to, beyond its form.
+
+use super::{Config, Device, Inject, Kind, Proxy};
+use crate::annotations::{DEVICE_NAME, is_device_name};
+use crate::units;
+use std::path::{Component, Path};
+
+impl Config {
+    /// Checks every value; the error names the first that is wrong.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (key, path) in [
+            ("run-dir", &self.run_dir),
+            ("hook.path", &self.hook.path),
+            ("runtime.path", &self.runtime.path),
+            ("shim.path", &self.shim.path),
+            ("shim.real", self.shim.real.as_ref().unwrap_or(&self.shim.path)),
+            ("shim.links", &self.shim.links),
+            ("proxy.path", &self.proxy.path),
+            ("inject.library", &self.inject.library),
+            ("inject.container-dir", &self.inject.container_dir),
+        ] {
+            if !is_plain_absolute(path) {
+                return Err(format!("{key} = {path:?} must be an absolute path without . and .."));
+            }
+        }
+        if !self.inject.is_in_dev() {
+            let path = &self.inject.container_dir;
+            return Err(format!(
+                "inject.container-dir = {path:?} must be one directory under /dev, such as /dev/ringfence"
+            ));
+        }
+        if !(1..=600).contains(&self.hook.timeout) {
+            return Err(format!("hook.timeout = {} must be from 1 to 600 seconds", self.hook.timeout));
+        }
+        if let Some(runtime) = self.runtime.runtimes.iter().find(|path| !is_plain_absolute(path) && !is_name(path)) {
+            return Err(format!("runtime.runtimes: {runtime:?} must be a program's name or an absolute path"));
+        }
+        if self.runtime.runtimes.is_empty() {
+            return Err("runtime.runtimes must name at least one OCI runtime, such as runc".into());
+        }
+        self.proxy.check()?;
+        for (i, device) in self.devices.iter().enumerate() {
+            device.check()?;
+            if self.devices[..i].iter().any(|other| other.name == device.name) {
+                return Err(format!("device name = {:?} is given twice", device.name));
+            }
+        }
+        self.policy.check()
+    }
+}
+
+impl Proxy {
+    /// A proxy that has less is killed before it is ready.
+    const MIN_MEMORY: u64 = 16 << 20;
+    /// Its main thread, its worker, and one that looks up addresses.
+    const MIN_THREADS: u32 = 3;
+
+    fn check(&self) -> Result<(), String> {
+        if !(1..=600_000).contains(&self.ready_timeout_ms) {
+            return Err(format!("proxy.ready-timeout-ms = {} must be from 1 to 600000", self.ready_timeout_ms));
+        }
+        if let Some(bytes) = self.memory_max.filter(|bytes| *bytes < Self::MIN_MEMORY) {
+            let bytes = units::show_size(bytes);
+            return Err(format!("proxy.memory-max = {bytes} must be at least {}", units::show_size(Self::MIN_MEMORY)));
+        }
+        if !(Self::MIN_THREADS..=4096).contains(&self.pids_max) {
+            return Err(format!("proxy.pids-max = {} must be from {} to 4096", self.pids_max, Self::MIN_THREADS));
+        }
+        Ok(())
+    }
+}
+
+impl Inject {
+    fn is_in_dev(&self) -> bool {
+        let name = self.directory_name();
+        self.container_dir == Path::new("/dev").join(name) && is_device_name(name)
+    }
+}
+
+impl Device {
+    fn check(&self) -> Result<(), String> {
+        let name = &self.name;
+        if !is_device_name(name) {
+            return Err(format!("device name = {name:?} must be {DEVICE_NAME}"));
+        }
+        match self.kind {
+            Kind::Soft if !self.nodes.is_empty() => {
+                return Err(format!("device {name}: kind = \"soft\" has no device nodes; remove nodes"));
+            }
+            Kind::Ibverbs if self.nodes.is_empty() => {
+                return Err(format!(
+                    "device {name}: kind = \"ibverbs\" needs nodes, such as [\"/dev/infiniband/uverbs0\"]"
+                ));
+            }
+            Kind::Ibverbs if self.link.is_some() => {
+                return Err(format!("device {name}: link is for kind = \"soft\" only"));
+            }
+            _ => {}
+        }
+        match self.nodes.iter().find(|node| !is_plain_absolute(node) || node.strip_prefix("/dev").is_err()) {
+            Some(node) => Err(format!("device {name}: node {node:?} must be a path under /dev")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_name(path: &Path) -> bool {
+    let mut components = path.components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+}
+
+fn is_plain_absolute(path: &Path) -> bool {
+    let mut components = path.components();
+    components.next() == Some(Component::RootDir)
+        && components.all(|component| matches!(component, Component::Normal(_)))
+        && path.file_name().is_some()
+        && !path.as_os_str().as_encoded_bytes().contains(&0)
+}
