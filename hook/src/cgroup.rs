@@ -1,6 +1,7 @@
 //! cgroups: where a proxy is accounted, and which device nodes a container may open.
 
 use crate::failure::{Code, During, Failure};
+use ringfence_proxy::rdma_cgroup::lift_limits;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub fn of(pid: i32) -> io::Result<Vec<Membership>> {
 
 /// Removes a cgroup whose last process has just ended; the kernel needs a moment for that.
 pub fn remove(directory: &Path) -> io::Result<()> {
+    lift_limits(directory)?;
     let deadline = Instant::now() + Duration::from_millis(500);
     loop {
         match std::fs::remove_dir(directory) {

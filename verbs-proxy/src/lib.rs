@@ -8,6 +8,7 @@ pub mod launch;
 pub mod memory;
 pub mod pacing;
 pub mod plane;
+pub mod rdma_cgroup;
 pub mod sandbox;
 pub mod shared;
 pub mod state;

@@ -14,6 +14,7 @@ use ringfence_proxy::fabric::ports::Port;
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use ringfence_proxy::plane::Plane;
 use ringfence_proxy::plane::shaping::Shaping;
+use ringfence_proxy::rdma_cgroup;
 use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
 use ringfence_proxy::worker::{Worker, bell, now};
@@ -179,6 +180,8 @@ fn block_signals() -> Result<OwnedFd> {
 
 /// Removes this container's directory; what the hook must remember to undo its own work is elsewhere.
 fn tidy(launch: &Launch) {
+    // Nobody is there to be told; the hook does the same for the cgroups that it removes.
+    let _ = rdma_cgroup::lift_own_limits();
     // If that is not possible, poststop or the next start of the same id does it.
     let _ = std::fs::remove_dir_all(&launch.container_dir);
 }
