@@ -34,6 +34,7 @@ if [ -w /dev/kvm ] && timeout 4 qemu-system-x86_64 -accel kvm -cpu host -m 512 -
 fi
 
 status=0
+# By a pipe: a file that is opened again would have another place to write to.
 timeout --foreground --kill-after=5 "$timeout" qemu-system-x86_64 "${acceleration[@]}" -M q35,usb=off,smbus=off,hpet=off -smp 2 -m 2048 \
     -nodefaults -display none -no-reboot -nic none -kernel "$image/vmlinuz" -initrd "$image/initrd" \
     -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check audit=0 apparmor=0 selinux=0 systemd.getty_auto=0 systemd.show_status=false" \
@@ -43,7 +44,7 @@ timeout --foreground --kill-after=5 "$timeout" qemu-system-x86_64 "${acceleratio
     -fsdev "local,id=repository,path=$repository,security_model=none,readonly=on,multidevs=remap" \
     -device virtio-9p-pci,fsdev=repository,mount_tag=repository \
     -device virtio-serial-pci -chardev file,id=output,path=/dev/stdout,append=on -device virtserialport,chardev=output,name=output \
-    -device virtio-rng-pci </dev/null || status=$?
+    -device virtio-rng-pci </dev/null | cat || status=$?
 
 [ -z "$console" ] || cp "$work/console" "$console"
 if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then

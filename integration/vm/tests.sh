@@ -20,6 +20,7 @@ for file in "$@"; do
     # shellcheck source=/dev/null
     . "$here/tests/$file.sh"
 done
+check "the kernel found nothing wrong" same "$(dmesg | grep -E 'BUG:|kernel BUG|Oops:|WARNING:')" "" "its log"
 
 result=ok
 [ "$failed" -eq 0 ] || result=FAILED
