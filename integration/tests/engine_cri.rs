@@ -275,10 +275,14 @@ fn killed_shim(scene: &Scene) -> Result<()> {
             node.kill("KILL", pid)?;
         }
         if Containerd::version(node)? >= (2, 0) {
-            let processes = node.processes()?;
-            let inits = processes.iter().filter(|(_, words)| words.get(1).is_some_and(|word| word == "/bin/idle"));
-            let inits: Vec<i32> = inits.map(|(pid, _)| *pid).collect();
-            ensure!(proxies(node)? == inits.len(), "{} proxies for {} containers", proxies(node)?, inits.len());
+            let mut inits = Vec::new();
+            wait_until("the sandbox to be deleted", Duration::from_secs(10), || {
+                let idle = |words: &[String]| words.get(1).is_some_and(|word| word == "/bin/idle");
+                let processes = node.processes().unwrap_or_default();
+                inits = processes.iter().filter(|(_, words)| idle(words)).map(|(pid, _)| *pid).collect();
+                inits.len() == 2
+            })?;
+            ensure!(proxies(node)? == 2, "{} proxies for two containers", proxies(node)?);
             for pid in inits {
                 node.kill("KILL", pid)?;
             }
