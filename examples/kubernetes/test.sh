@@ -29,21 +29,8 @@ chmod +x "$work/restart"
 restarts() { wc -l <"$work/restarts"; }
 touch "$work/restarts"
 
-passed=0
-failed=0
-check() {
-    local what=$1
-    shift
-    if "$@" >"$work/output" 2>&1; then
-        passed=$((passed + 1))
-        echo "ok: $what"
-    else
-        failed=$((failed + 1))
-        echo "FAILED: $what"
-        sed 's/^/    /' "$work/output"
-    fi
-}
-not() { ! "$@"; }
+# shellcheck source-path=SCRIPTDIR source=../../integration/checks.sh
+. "$here/../../integration/checks.sh"
 
 cp "$work/config.toml" "$work/good.toml"
 echo 'nonsense = 1' >"$work/config.toml"
@@ -79,5 +66,4 @@ check "containerd's configuration is as it was" cmp "$containerd" "$work/contain
 check "nothing is left" not sh -c "find '$node' -name '*ringfence*' | grep ."
 check "it uninstalls again" installer uninstall
 
-echo "test result: $passed passed; $failed failed; 0 ignored"
-[ "$failed" -eq 0 ]
+summary

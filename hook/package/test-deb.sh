@@ -61,22 +61,8 @@ read -r -t 20 <>"$work/ready" || { echo "${0##*/}: cannot set up a root of its o
 
 inside() { nsenter --target "$holder" --mount --uts --root --wd env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"; }
 
-passed=0
-failed=0
-skipped=0
-check() {
-    local what=$1
-    shift
-    if "$@" >"$work/output" 2>&1; then
-        passed=$((passed + 1))
-        echo "ok: $what"
-    else
-        failed=$((failed + 1))
-        echo "FAILED: $what"
-        sed 's/^/    /' "$work/output"
-    fi
-}
-not() { ! "$@"; }
+# shellcheck source-path=SCRIPTDIR source=../../integration/checks.sh
+. integration/checks.sh
 # What a command prints contains a text.
 says() {
     local text=$1
@@ -180,5 +166,4 @@ check "nothing is left" inside sh -c '! find /etc/ringfence /run/ringfence /usr/
 check "it installs again" inside dpkg -i /old.deb
 check "and goes again" inside dpkg -P ringfence
 
-echo "test result: $passed passed; $failed failed; $skipped ignored"
-[ "$failed" -eq 0 ]
+summary

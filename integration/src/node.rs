@@ -186,6 +186,17 @@ impl Node {
         Ok(self.processes()?.into_iter().filter(|(_, words)| is_named(words)).map(|(pid, _)| pid).collect())
     }
 
+    /// How many verbs proxies run.
+    pub fn proxies(&self) -> Result<usize> {
+        Ok(self.pids("ringfence-proxy")?.len())
+    }
+
+    /// Fails unless there are soon `number` proxies.
+    pub fn proxies_are(&self, number: usize) -> Result<()> {
+        let as_many = || self.proxies().is_ok_and(|now| now == number);
+        wait_until(&format!("{number} proxies"), Duration::from_secs(5), as_many)
+    }
+
     /// Sends a signal, such as `KILL`, to a process of the node.
     pub fn kill(&self, signal: &str, pid: i32) -> Result<()> {
         self.run(&["sh", "-c", &format!("kill -{signal} {pid}")]).map(drop)

@@ -1,7 +1,7 @@
 //! A test program whose tests run in the sandbox, and are counted as ignored, loudly, where they cannot run.
 
 use crate::node::{Node, Suite};
-use crate::{machine, sandbox};
+use crate::{artifacts, machine, sandbox};
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
@@ -42,17 +42,41 @@ pub fn test(name: impl Into<String>, run: impl FnOnce() -> Result<()> + Send + '
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:#}"))))
 }
 
-/// A test on a node, and its name.
-pub type NodeTest<S> = (&'static str, fn(&S) -> Result<()>);
+/// What tests on a node get. The fields drop in order: the daemon before the node.
+pub struct Scene<D = ()> {
+    /// The engine's daemon, for tests to take and to replace.
+    pub daemon: Mutex<Option<D>>,
+    /// The node.
+    pub node: Node,
+}
 
-/// The tests on nodes of every Debian release, one node of each for all; a release without nodes is skipped, loudly.
+impl<D> Scene<D> {
+    /// A node with a daemon that runs on it.
+    pub fn new(node: Node, daemon: D) -> Self {
+        Self { daemon: Mutex::new(Some(daemon)), node }
+    }
+}
+
+/// A test on a node, and its name.
+pub type NodeTest<D> = (&'static str, fn(&Scene<D>) -> Result<()>);
+
+/// Runs the tests of an engine, as [`main`] does, on nodes of every Debian release, one node of each for all; a release without nodes is skipped, loudly.
 ///
-/// `prepare` makes of a node what the tests get. After each test nothing of ours may be left on it; when a test fails, the
+/// `prepare` makes of a node what the tests get; `tests` are those of a release. After each test nothing of ours may be left on it; when a test fails, the
 /// next gets a new node.
-pub fn on_nodes<S: AsRef<Node> + Send + 'static>(
+pub fn on_nodes<D: Send + 'static>(
     label: &str,
-    prepare: fn(Node) -> Result<S>,
-    tests: impl Fn(Suite) -> Vec<NodeTest<S>>,
+    prepare: fn(Node) -> Result<Scene<D>>,
+    tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
+) -> ExitCode {
+    let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
+    main(label, &needs, || Ok(on_each_node(label, prepare, tests)))
+}
+
+fn on_each_node<D: Send + 'static>(
+    label: &str,
+    prepare: fn(Node) -> Result<Scene<D>>,
+    tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
 ) -> Vec<Trial> {
     let mut trials = Vec::new();
     for suite in Suite::ALL {
@@ -74,7 +98,7 @@ pub fn on_nodes<S: AsRef<Node> + Send + 'static>(
                     *scene = Some(prepared.with_context(|| format!("cannot prepare a node of {}", suite.name()))?);
                 }
                 let prepared = scene.as_ref().context("prepared above")?;
-                let outcome = run(prepared).and_then(|()| prepared.as_ref().is_clean());
+                let outcome = run(prepared).and_then(|()| prepared.node.is_clean());
                 if outcome.is_err() {
                     *scene = None;
                 }

@@ -1,44 +1,26 @@
 //! containerd by `ctr`, with our shim and with our runtime, on whole nodes of several Debian releases.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
-use ringfence_integration::command::wait_until;
 use ringfence_integration::engines::containerd::{self, Container, Containerd, ctr, once};
 use ringfence_integration::engines::{ENABLE, exchange};
 use ringfence_integration::node::{Node, Suite};
-use ringfence_integration::suite::{self, Needs, NodeTest};
-use ringfence_integration::{artifacts, perftest};
+use ringfence_integration::perftest;
+use ringfence_integration::suite::{self, NodeTest};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Duration;
 
-/// The fields drop in order: the daemon before the node.
-struct Scene {
-    daemon: Mutex<Option<Containerd>>,
-    node: Node,
-}
-
-impl AsRef<Node> for Scene {
-    fn as_ref(&self) -> &Node {
-        &self.node
-    }
-}
+type Scene = suite::Scene<Containerd>;
 
 fn main() -> ExitCode {
-    let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    suite::main("ringfence-containerd", &needs, trials)
-}
-
-fn trials() -> Result<Vec<Trial>> {
     let prepare = |node| {
         let daemon = Containerd::start(&node)?;
         containerd::load_default(&node)?;
-        Ok(Scene { daemon: Mutex::new(Some(daemon)), node })
+        Ok(Scene::new(node, daemon))
     };
-    Ok(suite::on_nodes("ringfence-containerd", prepare, |_: Suite| TESTS.to_vec()))
+    suite::on_nodes("ringfence-containerd", prepare, |_: Suite| TESTS.to_vec())
 }
 
-const TESTS: [NodeTest<Scene>; 12] = [
+const TESTS: [NodeTest<Containerd>; 12] = [
     ("containers without our annotations are left alone", left_alone),
     ("two containers exchange data", two),
     ("only containerd's own shim stays", nothing_resident),
@@ -61,12 +43,6 @@ fn start<'a>(node: &'a Node, way: [&str; 2], program: &[&str]) -> Result<Contain
     containerd::start(node, &[&way[..], &["--annotation", ENABLE]].concat(), program)
 }
 
-fn proxies_are(node: &Node, number: usize) -> Result<()> {
-    wait_until(&format!("{number} proxies"), Duration::from_secs(5), || {
-        node.pids("ringfence-proxy").is_ok_and(|now| now.len() == number)
-    })
-}
-
 fn left_alone(scene: &Scene) -> Result<()> {
     for way in WAYS {
         let container = containerd::start(&scene.node, &way, &[])?;
@@ -79,10 +55,10 @@ fn left_alone(scene: &Scene) -> Result<()> {
 fn two(scene: &Scene) -> Result<()> {
     for way in WAYS {
         let (a, b) = (start(&scene.node, way, &[])?, start(&scene.node, way, &[])?);
-        proxies_are(&scene.node, 2)?;
+        scene.node.proxies_are(2)?;
         exchange(&a.member(), &b.member()).with_context(|| way.join(" "))?;
         a.remove()?;
-        proxies_are(&scene.node, 1)?;
+        scene.node.proxies_are(1)?;
         b.member().has_rdma()?;
         b.remove()?;
     }
@@ -118,7 +94,7 @@ fn task_kill(scene: &Scene) -> Result<()> {
         for signal in ["TERM", "KILL"] {
             let container = start(&scene.node, way, &[])?;
             container.task(&["kill", "--signal", signal])?;
-            proxies_are(&scene.node, 0).with_context(|| format!("{way:?}: {signal}"))?;
+            scene.node.proxies_are(0).with_context(|| format!("{way:?}: {signal}"))?;
             container.remove()?;
         }
     }
@@ -131,7 +107,7 @@ fn killed_init(scene: &Scene) -> Result<()> {
     std::thread::sleep(Duration::from_millis(500));
     ensure!(!pair.has_ended(), "the stream ended: {}", pair.stop());
     scene.node.kill("KILL", a.init()?)?;
-    proxies_are(&scene.node, 1)?;
+    scene.node.proxies_are(1)?;
     drop(pair.stop());
     b.member().has_rdma()?;
     a.remove()?;
@@ -145,7 +121,7 @@ fn killed_shim(scene: &Scene) -> Result<()> {
         for pid in scene.node.pids("containerd-shim-runc-v2")? {
             scene.node.kill("KILL", pid)?;
         }
-        proxies_are(&scene.node, 0).with_context(|| way.join(" "))?;
+        scene.node.proxies_are(0).with_context(|| way.join(" "))?;
         scene.node.is_clean().with_context(|| way.join(" "))?;
         drop(container);
     }
@@ -227,7 +203,7 @@ fn malformed(scene: &Scene) -> Result<()> {
         let left = ctr(&scene.node, &["task", "list", "--quiet"])?.success()?;
         ensure!(left.lines().count() == 1, "{way:?}: tasks are left: {left}");
     }
-    proxies_are(&scene.node, 1)?;
+    scene.node.proxies_are(1)?;
     neighbour.member().has_rdma()?;
     neighbour.remove()
 }

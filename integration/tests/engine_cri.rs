@@ -1,41 +1,23 @@
 //! Kubernetes' way: containerd's CRI plugin with a RuntimeClass's handler, on whole nodes of several Debian releases.
 
 use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::Trial;
-use ringfence_integration::artifacts;
 use ringfence_integration::command::wait_until;
 use ringfence_integration::engines::containerd::{self, Containerd};
 use ringfence_integration::engines::cri::{Cri, NAMESPACE, Options};
 use ringfence_integration::engines::exchange;
 use ringfence_integration::node::{Node, Suite};
-use ringfence_integration::suite::{self, Needs, NodeTest};
+use ringfence_integration::suite::{self, NodeTest};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Duration;
 
-/// The fields drop in order: the daemon before the node.
-struct Scene {
-    daemon: Mutex<Option<Containerd>>,
-    node: Node,
-}
-
-impl AsRef<Node> for Scene {
-    fn as_ref(&self) -> &Node {
-        &self.node
-    }
-}
+type Scene = suite::Scene<Containerd>;
 
 fn main() -> ExitCode {
-    let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    suite::main("ringfence-cri", &needs, trials)
-}
-
-fn trials() -> Result<Vec<Trial>> {
-    Ok(suite::on_nodes("ringfence-cri", prepare, |suite: Suite| match suite {
+    suite::on_nodes("ringfence-cri", prepare, |suite: Suite| match suite {
         // containerd 1.6 knows nothing of CDI.
         Suite::Bookworm => TESTS.to_vec(),
         _ => TESTS.into_iter().chain([("a CDI device", cdi as fn(&Scene) -> Result<()>)]).collect(),
-    }))
+    })
 }
 
 /// What `configure` registers, and beside it a handler that goes by our shim.
@@ -59,10 +41,10 @@ fn prepare(node: Node) -> Result<Scene> {
 
     let daemon = Containerd::start(&node)?;
     containerd::load(&node, NAMESPACE)?;
-    Ok(Scene { daemon: Mutex::new(Some(daemon)), node })
+    Ok(Scene::new(node, daemon))
 }
 
-const TESTS: [NodeTest<Scene>; 10] = [
+const TESTS: [NodeTest<Containerd>; 10] = [
     ("pods of other runtimes are left alone", left_alone),
     ("two pods exchange data", two_pods),
     ("a pod with an init container and two containers", pod),
@@ -78,14 +60,6 @@ const TESTS: [NodeTest<Scene>; 10] = [
 const HANDLERS: [&str; 2] = ["ringfence", "ringfence-shim"];
 const ENABLED: (&str, &str) = ("ringfence.dev/enable", "true");
 
-fn proxies(node: &Node) -> Result<usize> {
-    Ok(node.pids("ringfence-proxy")?.len())
-}
-
-fn proxies_are(node: &Node, number: usize) -> Result<()> {
-    wait_until(&format!("{number} proxies"), Duration::from_secs(5), || proxies(node).is_ok_and(|now| now == number))
-}
-
 fn left_alone(scene: &Scene) -> Result<()> {
     let cri = Cri::connect(&scene.node)?;
     for handler in HANDLERS {
@@ -98,7 +72,7 @@ fn left_alone(scene: &Scene) -> Result<()> {
     let pod = cri.pod("", &[ENABLED])?;
     let container = pod.start("main", &Options::default())?;
     pod.member(&container).has_no_rdma()?;
-    ensure!(proxies(&scene.node)? == 0);
+    ensure!(scene.node.proxies()? == 0);
     pod.remove()
 }
 
@@ -106,14 +80,14 @@ fn two_pods(scene: &Scene) -> Result<()> {
     let cri = Cri::connect(&scene.node)?;
     for handler in HANDLERS {
         let (a, b) = (cri.pod(handler, &[ENABLED])?, cri.pod(handler, &[ENABLED])?);
-        ensure!(proxies(&scene.node)? == 0, "{handler}: a sandbox has a proxy");
+        ensure!(scene.node.proxies()? == 0, "{handler}: a sandbox has a proxy");
         let (in_a, in_b) = (a.start("main", &Options::default())?, b.start("main", &Options::default())?);
-        ensure!(proxies(&scene.node)? == 2, "{handler}: {} proxies", proxies(&scene.node)?);
+        ensure!(scene.node.proxies()? == 2, "{handler}: {} proxies", scene.node.proxies()?);
         exchange(&a.member(&in_a), &b.member(&in_b)).with_context(|| handler)?;
         let said = a.exec_sync(&in_a, &["ibv_devices"])?;
         ensure!(said.contains("soft0"), "{handler}: a probe sees\n{said}");
         a.remove()?;
-        proxies_are(&scene.node, 1)?;
+        scene.node.proxies_are(1)?;
         b.member(&in_b).has_rdma()?;
         b.remove()?;
     }
@@ -130,10 +104,10 @@ fn pod(scene: &Scene) -> Result<()> {
             pod.status(&init).is_ok_and(|status| status.state == 2)
         })?;
         ensure!(pod.status(&init)?.exit_code == 0, "{handler}: no soft0 in the init container");
-        proxies_are(&scene.node, 0)?;
+        scene.node.proxies_are(0)?;
         let one = pod.start("one", &Options::default())?;
         let other = pod.start("other", &Options::default())?;
-        ensure!(proxies(&scene.node)? == 2, "{handler}: {} proxies for two containers", proxies(&scene.node)?);
+        ensure!(scene.node.proxies()? == 2, "{handler}: {} proxies for two containers", scene.node.proxies()?);
         exchange(&pod.member(&one), &pod.member(&other)).with_context(|| handler)?;
         pod.remove()?;
         scene.node.is_clean().with_context(|| handler)?;
@@ -149,7 +123,7 @@ fn cdi(scene: &Scene) -> Result<()> {
     let with = pod.start("with", &Options { annotations: &device, ..Options::default() })?;
     pod.member(&with).has_rdma()?;
     pod.start("without", &Options::default())?;
-    proxies_are(&scene.node, 1)?;
+    scene.node.proxies_are(1)?;
     let unknown = [("cdi.k8s.io/test_rdma", "ringfence.dev/rdma=nothing")];
     let error = pod.start("unknown", &Options { annotations: &unknown, ..Options::default() });
     ensure!(error.is_err(), "a device that is not there is given");
@@ -172,7 +146,7 @@ fn per_container(scene: &Scene) -> Result<()> {
         // A limit of the whole pod's enables nothing.
         let without = pod.start("without", &Options::default())?;
         pod.member(&without).has_no_rdma().with_context(|| handler)?;
-        ensure!(proxies(&scene.node)? == 1, "{handler}: {} proxies", proxies(&scene.node)?);
+        ensure!(scene.node.proxies()? == 1, "{handler}: {} proxies", scene.node.proxies()?);
         pod.remove()?;
     }
     Ok(())
@@ -194,7 +168,7 @@ fn beyond_the_bounds(scene: &Scene) -> Result<()> {
             for word in ["bandwidth.ringfence.dev/container.greedy", "6", "5"] {
                 ensure!(text.contains(word), "{handler}: no {word} in {text}");
             }
-            ensure!(proxies(&scene.node)? == 1, "{handler}: {} proxies", proxies(&scene.node)?);
+            ensure!(scene.node.proxies()? == 1, "{handler}: {} proxies", scene.node.proxies()?);
             pod.member(&modest).has_rdma()?;
             pod.remove()?;
         }
@@ -215,7 +189,7 @@ fn restarts(scene: &Scene) -> Result<()> {
             pod.member(&id).has_rdma().with_context(|| format!("{handler}, attempt {attempt}"))?;
             pod.stop(&id, if attempt == 0 { 2 } else { 0 })?;
             pod.remove_container(&id)?;
-            proxies_are(&scene.node, 1)?;
+            scene.node.proxies_are(1)?;
         }
         pod.member(&neighbour).has_rdma()?;
         pod.remove()?;
@@ -234,7 +208,7 @@ fn out_of_memory(scene: &Scene) -> Result<()> {
         })?;
         let status = pod.status(&id)?;
         ensure!(status.exit_code == 137, "{handler}: {status:?}");
-        proxies_are(&scene.node, 0)?;
+        scene.node.proxies_are(0)?;
         pod.remove()?;
     }
     Ok(())
@@ -247,7 +221,7 @@ fn containerd_restarts(scene: &Scene) -> Result<()> {
         let id = pod.start("main", &Options::default())?;
         let mut daemon = scene.daemon.lock().expect("no test panics");
         daemon.take().context("a daemon runs")?.stop(&scene.node)?;
-        ensure!(proxies(&scene.node)? == 1, "{handler}: the proxy ended with containerd");
+        ensure!(scene.node.proxies()? == 1, "{handler}: the proxy ended with containerd");
         *daemon = Some(Containerd::start(&scene.node)?);
         drop(daemon);
         cri.wait()?;
@@ -282,12 +256,12 @@ fn killed_shim(scene: &Scene) -> Result<()> {
                 inits = processes.iter().filter(|(_, words)| idle(words)).map(|(pid, _)| *pid).collect();
                 inits.len() == 2
             })?;
-            ensure!(proxies(node)? == 2, "{} proxies for two containers", proxies(node)?);
+            ensure!(node.proxies()? == 2, "{} proxies for two containers", node.proxies()?);
             for pid in inits {
                 node.kill("KILL", pid)?;
             }
         }
-        proxies_are(node, 0).with_context(|| handler)?;
+        node.proxies_are(0).with_context(|| handler)?;
         pod.remove()?;
         // Nobody has called poststop.
         node.run(&["ringfence", "gc"])?;

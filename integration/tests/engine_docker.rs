@@ -1,53 +1,36 @@
 //! docker on whole nodes of several Debian releases.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use ringfence_integration::command::wait_until;
 use ringfence_integration::engines::cli::Container;
 use ringfence_integration::engines::docker::{self, Docker, docker};
 use ringfence_integration::engines::{ENABLE, exchange};
 use ringfence_integration::node::{IMAGE, Node, Suite};
-use ringfence_integration::suite::{self, Needs, NodeTest};
-use ringfence_integration::{artifacts, perftest};
+use ringfence_integration::perftest;
+use ringfence_integration::suite::{self, NodeTest};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Duration;
 
-/// The fields drop in order: the daemon before the node.
-struct Scene {
-    daemon: Mutex<Option<Docker>>,
-    node: Node,
-}
-
-impl AsRef<Node> for Scene {
-    fn as_ref(&self) -> &Node {
-        &self.node
-    }
-}
+type Scene = suite::Scene<Docker>;
 
 fn main() -> ExitCode {
-    let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    suite::main("ringfence-docker", &needs, trials)
-}
-
-fn trials() -> Result<Vec<Trial>> {
     let prepare = |node: Node| {
         node.run(&["ringfence", "configure", "--engine", "docker"])?;
         let daemon = Docker::start(&node)?;
         docker::load(&node)?;
-        Ok(Scene { daemon: Mutex::new(Some(daemon)), node })
+        Ok(Scene::new(node, daemon))
     };
-    Ok(suite::on_nodes("ringfence-docker", prepare, |suite| {
+    suite::on_nodes("ringfence-docker", prepare, |suite| {
         let mut tests = TESTS.to_vec();
         if suite != Suite::Bookworm {
             // docker 20.10 has neither shims by name nor --annotation.
             tests.extend(NEWER);
         }
         tests
-    }))
+    })
 }
 
-const TESTS: [NodeTest<Scene>; 10] = [
+const TESTS: [NodeTest<Docker>; 10] = [
     ("containers of other runtimes are left alone", left_alone),
     ("two containers exchange data", two),
     ("the end of a container's program is the proxy's", program_ends),
@@ -60,7 +43,7 @@ const TESTS: [NodeTest<Scene>; 10] = [
     ("docker build is unaffected", build),
 ];
 
-const NEWER: [NodeTest<Scene>; 2] =
+const NEWER: [NodeTest<Docker>; 2] =
     [("containers exchange data under the shim", under_the_shim), ("a malformed annotation is refused", malformed)];
 
 /// Choosing this runtime is what gives a container RDMA.
@@ -68,14 +51,6 @@ const RINGFENCE: &str = "--runtime=ringfence";
 
 fn start<'a>(node: &'a Node, options: &[&str], program: &[&str]) -> Result<Container<'a>> {
     docker(node).start(&[&[RINGFENCE], options].concat(), program)
-}
-
-fn proxies(node: &Node) -> Result<usize> {
-    Ok(node.pids("ringfence-proxy")?.len())
-}
-
-fn proxies_are(node: &Node, number: usize) -> Result<()> {
-    wait_until(&format!("{number} proxies"), Duration::from_secs(5), || proxies(node).is_ok_and(|now| now == number))
 }
 
 fn left_alone(scene: &Scene) -> Result<()> {
@@ -88,10 +63,10 @@ fn left_alone(scene: &Scene) -> Result<()> {
 
 fn two(scene: &Scene) -> Result<()> {
     let (a, b) = (start(&scene.node, &[], &[])?, start(&scene.node, &[], &[])?);
-    ensure!(proxies(&scene.node)? == 2, "{} proxies", proxies(&scene.node)?);
+    ensure!(scene.node.proxies()? == 2, "{} proxies", scene.node.proxies()?);
     exchange(&a.member(), &b.member())?;
     a.remove()?;
-    proxies_are(&scene.node, 1)?;
+    scene.node.proxies_are(1)?;
     b.member().has_rdma()
 }
 
@@ -124,7 +99,7 @@ fn killed_init(scene: &Scene) -> Result<()> {
     std::thread::sleep(Duration::from_millis(500));
     ensure!(!pair.has_ended(), "the stream ended: {}", pair.stop());
     scene.node.kill("KILL", a.init()?)?;
-    proxies_are(&scene.node, 1)?;
+    scene.node.proxies_are(1)?;
     drop(pair.stop());
     b.member().has_rdma()
 }
@@ -162,11 +137,11 @@ fn dockerd_restarts(scene: &Scene) -> Result<()> {
     let (a, b) = (start(&scene.node, &[], &[])?, start(&scene.node, &[], &[])?);
     let mut daemon = scene.daemon.lock().expect("no test panics");
     daemon.take().context("a daemon runs")?.stop(&scene.node)?;
-    ensure!(proxies(&scene.node)? == 2, "the proxies ended with dockerd");
+    ensure!(scene.node.proxies()? == 2, "the proxies ended with dockerd");
     *daemon = Some(Docker::start(&scene.node)?);
     exchange(&a.member(), &b.member())?;
     a.act(&["stop", "--time=0"])?;
-    proxies_are(&scene.node, 1)?;
+    scene.node.proxies_are(1)?;
     a.act(&["start"])?;
     exchange(&a.member(), &b.member())
 }
@@ -198,7 +173,7 @@ fn malformed(scene: &Scene) -> Result<()> {
         for word in ["ringfence.dev/bandwidth", "10gbps"] {
             ensure!(ended.output.contains(word), "no {word} in:\n{}", ended.output);
         }
-        ensure!(proxies(&scene.node)? == 1, "{} proxies", proxies(&scene.node)?);
+        ensure!(scene.node.proxies()? == 1, "{} proxies", scene.node.proxies()?);
     }
     neighbour.member().has_rdma()
 }

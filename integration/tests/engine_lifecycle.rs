@@ -1,45 +1,28 @@
 //! Many containers, one after the other and all at once, on whole nodes of several Debian releases: nothing accumulates.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
-use ringfence_integration::artifacts;
 use ringfence_integration::command::wait_until;
 use ringfence_integration::engines::containerd::{self, Containerd};
 use ringfence_integration::engines::podman::{self, podman};
 use ringfence_integration::engines::{ENABLE, exchange};
 use ringfence_integration::node::{Cgroups, IMAGE, Node, Suite};
-use ringfence_integration::suite::{self, Needs, NodeTest};
+use ringfence_integration::suite::{self, NodeTest};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// The fields drop in order: the daemon before the node.
-struct Scene {
-    _daemon: Containerd,
-    node: Node,
-}
-
-impl AsRef<Node> for Scene {
-    fn as_ref(&self) -> &Node {
-        &self.node
-    }
-}
+type Scene = suite::Scene<Containerd>;
 
 fn main() -> ExitCode {
-    let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    suite::main("ringfence-lifecycle", &needs, trials)
-}
-
-fn trials() -> Result<Vec<Trial>> {
     let prepare = |node| {
         podman::load(&node)?;
         let daemon = Containerd::start(&node)?;
         containerd::load_default(&node)?;
-        Ok(Scene { _daemon: daemon, node })
+        Ok(Scene::new(node, daemon))
     };
-    Ok(suite::on_nodes("ringfence-lifecycle", prepare, |_: Suite| TESTS.to_vec()))
+    suite::on_nodes("ringfence-lifecycle", prepare, |_: Suite| TESTS.to_vec())
 }
 
-const TESTS: [NodeTest<Scene>; 3] = [
+const TESTS: [NodeTest<Containerd>; 3] = [
     ("170 starts in a row", in_a_row),
     ("64 containers at once", at_once),
     ("control groups of the second version alone", second_version),

@@ -1,41 +1,27 @@
 //! podman, as root, on whole nodes of several Debian releases.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use ringfence_integration::command::wait_until;
 use ringfence_integration::engines::cli::{Cli, Container};
 use ringfence_integration::engines::podman::{self, podman};
 use ringfence_integration::engines::{ENABLE, exchange};
 use ringfence_integration::node::{IMAGE, Leftovers, Node, Suite};
-use ringfence_integration::suite::{self, Needs, NodeTest};
-use ringfence_integration::{artifacts, perftest};
+use ringfence_integration::perftest;
+use ringfence_integration::suite::{self, NodeTest};
 use std::process::ExitCode;
 use std::time::Duration;
 
-struct Scene {
-    node: Node,
-}
-
-impl AsRef<Node> for Scene {
-    fn as_ref(&self) -> &Node {
-        &self.node
-    }
-}
+type Scene = suite::Scene;
 
 fn main() -> ExitCode {
-    let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    suite::main("ringfence-podman", &needs, trials)
-}
-
-fn trials() -> Result<Vec<Trial>> {
     let prepare = |node| {
         podman::load(&node)?;
-        Ok(Scene { node })
+        Ok(Scene::new(node, ()))
     };
-    Ok(suite::on_nodes("ringfence-podman", prepare, |_: Suite| TESTS.to_vec()))
+    suite::on_nodes("ringfence-podman", prepare, |_: Suite| TESTS.to_vec())
 }
 
-const TESTS: [NodeTest<Scene>; 21] = [
+const TESTS: [NodeTest<()>; 21] = [
     ("containers without our annotations are left alone", left_alone),
     ("two containers exchange data under runc", |scene| two(&podman(&scene.node, "runc"), ENABLE)),
     ("two containers exchange data under crun", |scene| two(&podman(&scene.node, "crun"), ENABLE)),
@@ -74,21 +60,13 @@ fn start<'a>(podman: &Cli<'a>, options: &[&str], program: &[&str]) -> Result<Con
     podman.start(&[&["--annotation", ENABLE], options].concat(), program)
 }
 
-fn proxies(node: &Node) -> Result<usize> {
-    Ok(node.pids("ringfence-proxy")?.len())
-}
-
-fn proxies_are(node: &Node, number: usize) -> Result<()> {
-    wait_until(&format!("{number} proxies"), Duration::from_secs(5), || proxies(node).is_ok_and(|now| now == number))
-}
-
 fn two(podman: &Cli<'_>, annotation: &str) -> Result<()> {
     let options = ["--annotation", annotation];
     let (a, b) = (podman.start(&options, &[])?, podman.start(&options, &[])?);
-    ensure!(proxies(podman.node())? == 2, "{} proxies", proxies(podman.node())?);
+    ensure!(podman.node().proxies()? == 2, "{} proxies", podman.node().proxies()?);
     exchange(&a.member(), &b.member())?;
     a.remove()?;
-    proxies_are(podman.node(), 1)?;
+    podman.node().proxies_are(1)?;
     b.member().has_rdma()?;
     b.remove()
 }
@@ -138,7 +116,7 @@ fn killed_init(scene: &Scene) -> Result<()> {
     std::thread::sleep(Duration::from_millis(500));
     ensure!(!pair.has_ended(), "the stream ended: {}", pair.stop());
     scene.node.kill("KILL", a.init()?)?;
-    proxies_are(&scene.node, 1)?;
+    scene.node.proxies_are(1)?;
     drop(pair.stop());
     b.member().has_rdma()
 }
@@ -153,7 +131,7 @@ fn killed_conmon(scene: &Scene) -> Result<()> {
         // The container lives on, and its proxy too.
         container.member().has_rdma().with_context(|| runtime)?;
         scene.node.kill("KILL", container.init()?)?;
-        proxies_are(&scene.node, 0)?;
+        scene.node.proxies_are(0)?;
         // podman 5.4 first complains that it has no exit code, and removes it the second time.
         container.act(&["rm", "--force"]).ok();
         container.remove()?;
@@ -186,7 +164,7 @@ fn restarted_always(scene: &Scene) -> Result<()> {
             rounds.parse::<u32>().is_ok_and(|rounds| rounds >= 5)
         })
         .with_context(|| format!("{runtime}: {rounds} restarts; {}", container.act(&["logs"]).unwrap_or_default()))?;
-        ensure!(proxies(&scene.node)? <= 1, "{} proxies", proxies(&scene.node)?);
+        ensure!(scene.node.proxies()? <= 1, "{} proxies", scene.node.proxies()?);
         container.act(&["stop", "--time=0"])?;
         container.remove()?;
         scene.node.is_clean()?;
@@ -214,7 +192,7 @@ fn paused(scene: &Scene) -> Result<()> {
         a.act(&["pause"])?;
         // Its proxy is not paused: others are not held up by a paused neighbour.
         b.member().has_rdma()?;
-        ensure!(proxies(&scene.node)? == 2);
+        ensure!(scene.node.proxies()? == 2);
         a.act(&["unpause"])?;
         exchange(&a.member(), &b.member()).with_context(|| runtime)?;
         // Removed while paused.
@@ -310,7 +288,7 @@ fn pod(scene: &Scene) -> Result<()> {
         podman.run(&[&words[..], &["--name", name, IMAGE]].concat())?;
     }
     podman.run(&["run", "--detach", "--pod=two", "--name=plain", IMAGE])?;
-    ensure!(proxies(&scene.node)? == 2, "{} proxies for two containers", proxies(&scene.node)?);
+    ensure!(scene.node.proxies()? == 2, "{} proxies for two containers", scene.node.proxies()?);
     exchange(&podman.member("one"), &podman.member("other"))?;
     podman.member("plain").has_no_rdma()?;
     drop(removal);
@@ -354,7 +332,7 @@ fn malformed(scene: &Scene) -> Result<()> {
                 ensure!(ended.output.contains(word), "{runtime}: no {word} in:\n{}", ended.output);
             }
         }
-        ensure!(proxies(&scene.node)? == 1, "{runtime}: {} proxies", proxies(&scene.node)?);
+        ensure!(scene.node.proxies()? == 1, "{runtime}: {} proxies", scene.node.proxies()?);
     }
     neighbour.member().has_rdma()
 }
