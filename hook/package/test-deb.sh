@@ -22,7 +22,7 @@ cleanup() {
         kill "$holder"; wait "$holder" 2>/dev/null
     fi
     # Empty once the containers are gone, and one of them ends after the package, whose hook would have removed them.
-    rmdir /sys/fs/cgroup/{,*/}{libpod_parent/*,libpod_parent,ringfence-two} 2>/dev/null
+    find /sys/fs/cgroup -depth -type d \( -path '*/libpod_parent*' -o -name ringfence-two \) -exec rmdir {} + 2>/dev/null
     rm -rf "$work"
 }
 trap cleanup EXIT
