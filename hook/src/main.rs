@@ -2,13 +2,35 @@
 
 use ringfence_hook::annotations::is_device_name;
 use ringfence_hook::{Code, Failure, Input, create, stop};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: ringfence-hook createRuntime|prestart|poststop [--policy NAME], with the OCI container state on standard input";
 
+const HELP: &str = "\
+The OCI hook that gives containers RDMA. Engines call it; `ringfence configure` registers it with them.
+It reads the container's state (OCI runtime specification, \"State\") from standard input.
+
+  createRuntime, prestart   start the container's verbs proxy and bring the library in
+  poststop                  remove what was made for the container
+  --policy NAME             the administrator's choice: RDMA by this profile, even without annotations
+
+What it refuses, `ringfence list --failures` shows.";
+
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    match (arguments.next().as_deref().and_then(OsStr::to_str), arguments.next()) {
+        (Some("--help" | "-h"), None) => {
+            println!("{USAGE}\n\n{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        (Some("--version" | "-V"), None) => {
+            println!("ringfence-hook {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

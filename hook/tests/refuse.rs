@@ -211,6 +211,12 @@ fn usage() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
         assert!(text.starts_with("ringfence-hook: E2 usage: ringfence-hook "), "{arguments:?}: {text}");
     }
+    for (argument, expected) in [("--help", "usage: ringfence-hook createRuntime"), ("--version", "ringfence-hook 0.")]
+    {
+        let output = hook().arg(argument).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{argument}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).starts_with(expected), "{argument}: {output:?}");
+    }
     let bad = hook().args(["createRuntime", "--policy=a/b"]).output().unwrap();
     assert!(String::from_utf8_lossy(&bad.stderr).contains("E2 --policy \"a/b\" is no profile's name"), "{bad:?}");
 }
