@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long a program may take to say its version.
+const LIMIT: Duration = Duration::from_secs(20);
 /// The first docker whose `docker run` has `--annotation`.
 const ANNOTATIONS: u32 = 25;
 
