@@ -182,7 +182,7 @@ impl Node {
     pub fn drop_neighbour(&mut self, position: usize) {
         let neighbour = self.neighbours.swap_remove(position);
         if let Some(link) = neighbour.link() {
-            drop(self.worker.call(move |plane| plane.take_link(link)));
+            drop(self.worker.call(move |plane| plane.remove_link(link)));
         }
     }
 }

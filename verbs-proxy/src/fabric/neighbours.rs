@@ -8,7 +8,6 @@
 
 use super::ports::Port;
 use crate::datagram::{self, MAX_FDS};
-use crate::plane::Plane;
 use crate::plane::link::{BYTES, End, Link, Share};
 use crate::shared::{Mapping, Run, SealedFile};
 use crate::worker::{Worker, bell};
@@ -88,15 +87,6 @@ fn send(socket: &OwnedFd, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(
     datagram::send(socket, &bytes, fds)
 }
 
-fn add_link(plane: &mut Plane, link: Link) -> usize {
-    let index = plane.links.iter().position(Option::is_none).unwrap_or_else(|| {
-        plane.links.push(None);
-        plane.links.len() - 1
-    });
-    plane.links[index] = Some(Box::new(link));
-    index
-}
-
 impl Neighbour {
     /// Makes a link to the proxy of another port.
     pub fn connect(port: &Port, lid: u16, worker: &Worker) -> Result<Self, Errno> {
@@ -112,8 +102,8 @@ impl Neighbour {
         let (theirs, ours) = (bell()?, Arc::new(bell()?));
         let hello = Message::Hello { lid: port.lid() };
         send(&socket, &hello, &[file.as_fd(), theirs.as_fd(), ours.as_fd()])?;
-        let link = Link::new(lid, End::Initiator, mapping, theirs, ours);
-        let index = worker.call(move |plane| add_link(plane, link));
+        let link = Link::new(port.lid(), lid, End::Initiator, mapping, theirs, ours);
+        let index = worker.call(move |plane| plane.add_link(link));
         Ok(Self { socket, lid, link: Some(index) })
     }
 
@@ -195,9 +185,9 @@ impl Neighbour {
             return Err(NeighbourFault::Malformed("a hello with another size"));
         }
         let mapping = Arc::new(Mapping::of(&file)?);
-        let link = Link::new(lid, End::Acceptor, mapping, theirs, Arc::new(ours));
+        let link = Link::new(port.lid(), lid, End::Acceptor, mapping, theirs, Arc::new(ours));
         let index = worker.call(move |plane| {
-            let index = add_link(plane, link);
+            let index = plane.add_link(link);
             plane.adopt_link(index, lid);
             index
         });

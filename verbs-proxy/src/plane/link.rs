@@ -77,6 +77,10 @@ pub enum LinkFault {
 pub struct Link {
     /// The port at the other end.
     pub port: u16,
+    /// LID of the port whose proxy made the link.
+    pub maker: u16,
+    /// There is another to the same port, and both ends prefer that: see [`super::Plane::add_link`].
+    pub superseded: bool,
     send: Producer<'static>,
     send_header: Held<RingHeader>,
     receive: Consumer<'static>,
@@ -99,15 +103,17 @@ pub struct Link {
 }
 
 impl Link {
-    /// The link over `mapping`, which has [`BYTES`] bytes.
+    /// The link over `mapping`, which has [`BYTES`] bytes, between the ports `own` and `port`.
     #[must_use]
-    pub fn new(port: u16, end: End, mapping: Arc<Mapping>, wake: OwnedFd, bell: Arc<OwnedFd>) -> Self {
-        let (send, receive) = match end {
-            End::Initiator => (0, RING_BYTES),
-            End::Acceptor => (RING_BYTES, 0),
+    pub fn new(own: u16, port: u16, end: End, mapping: Arc<Mapping>, wake: OwnedFd, bell: Arc<OwnedFd>) -> Self {
+        let (send, receive, maker) = match end {
+            End::Initiator => (0, RING_BYTES, own),
+            End::Acceptor => (RING_BYTES, 0, port),
         };
         Self {
             port,
+            maker,
+            superseded: false,
             send: Producer::new(ring_slots(&mapping, send + HEADER, SLOTS), 0),
             send_header: mapping.header(send),
             receive: Consumer::new(ring_slots(&mapping, receive + HEADER, SLOTS), 0),

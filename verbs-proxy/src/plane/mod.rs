@@ -277,7 +277,8 @@ impl Plane {
     }
 
     fn notify(&mut self) {
-        while let Some(index) = self.touched.pop() {
+        // In the order of the completions: queues may share a channel.
+        for index in self.touched.drain(..) {
             if let Some(entry) = &mut self.cqs[index] {
                 entry.cq.notify();
             }
@@ -333,16 +334,16 @@ impl Plane {
         worked
     }
 
-    /// Forgets a link. Requests to its queue pairs are given up by their retry timers.
-    pub fn remove_link(&mut self, index: usize) {
-        if let Some(slot) = self.links.get_mut(index) {
-            *slot = None;
-        }
+    /// Takes a link out. Requests to its queue pairs are given up by their retry timers.
+    pub fn remove_link(&mut self, index: usize) -> Option<Box<Link>> {
+        let link = self.links.get_mut(index)?.take()?;
+        self.rank_links(link.port);
         for qp in self.qps.iter_mut().flatten() {
             if qp.peer == Peer::Link(index) {
                 qp.peer = Peer::None;
             }
         }
+        Some(link)
     }
 
     /// Writes a completion. `solicited` counts for queues armed for solicited events.

@@ -21,8 +21,26 @@ const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
 const POLL: Nanos = 100_000;
 
 impl Plane {
+    /// The link for a piece of a queue pair that uses link `at`: another from now on, if that has been superseded and nothing is
+    /// under way that could be overtaken.
+    fn link_for(&mut self, queue: u32, index: usize, piece: &OnWire, at: usize) -> usize {
+        let Some(Some(link)) = self.links.get(at) else { return at };
+        if !link.superseded || index > 0 {
+            return at;
+        }
+        let better = self.link_to(link.port).unwrap_or(at);
+        match &mut self.qps[queue as usize] {
+            Some(qp) if qp.pending[index].done == piece.offset => {
+                qp.peer = Peer::Link(better);
+                better
+            }
+            _ => at,
+        }
+    }
+
     /// Sends a piece to the proxy at the other end of link `at`.
     pub(super) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: usize) -> Handed {
+        let at = self.link_for(queue, index, piece, at);
         let Self { qps, regions, links, notices, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
         let Some(Some(link)) = links.get_mut(at) else {

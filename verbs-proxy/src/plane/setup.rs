@@ -38,10 +38,37 @@ impl Plane {
         Some(qp)
     }
 
+    /// Adds a link, and returns its index.
+    ///
+    /// Two proxies that make a link to each other at the same time have two, of which both ends use the one whose maker has the
+    /// lower LID: on two ways a request could overtake the answer to what came before it, and programs that wait for the
+    /// completions of two queues on one channel count on the order that causes have.
+    pub fn add_link(&mut self, link: Link) -> usize {
+        let port = link.port;
+        let index = self.links.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.links.push(None);
+            self.links.len() - 1
+        });
+        self.links[index] = Some(Box::new(link));
+        self.rank_links(port);
+        index
+    }
+
+    /// Sees which of the links to a port is to be used.
+    pub(super) fn rank_links(&mut self, port: u16) {
+        let preferred = self.link_to(port);
+        for (index, link) in self.links.iter_mut().enumerate() {
+            if let Some(link) = link.as_mut().filter(|link| link.port == port) {
+                link.superseded = Some(index) != preferred;
+            }
+        }
+    }
+
     /// The link to a port.
     #[must_use]
     pub fn link_to(&self, lid: u16) -> Option<usize> {
-        self.links.iter().position(|link| link.as_ref().is_some_and(|link| link.port == lid))
+        let links = self.links.iter().enumerate().filter_map(|(index, link)| Some((index, link.as_ref()?)));
+        links.filter(|(_, link)| link.port == lid).min_by_key(|(_, link)| link.maker).map(|(index, _)| index)
     }
 
     /// A neighbour made a link: queue pairs that were connected to its port while there was none use it.
@@ -129,13 +156,6 @@ impl Plane {
         let qp = self.qps.get(queue as usize).and_then(Option::as_ref).ok_or(Errno::INVAL)?;
         let draining = qp.state == QpState::SQD && !qp.pending.is_empty();
         Ok(QpAttr { state: qp.state, cur_state: qp.state, sq_draining: u32::from(draining), ..qp.attr })
-    }
-
-    /// Takes every link to a port out.
-    pub fn take_link(&mut self, index: usize) -> Option<Box<Link>> {
-        let link = self.links.get_mut(index)?.take();
-        self.remove_link(index);
-        link
     }
 }
 

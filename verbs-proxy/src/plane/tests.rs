@@ -252,13 +252,13 @@ fn a_remote_access_violation_ends_both_queue_pairs() {
 }
 
 #[test]
-fn two_links_between_two_proxies_are_as_good_as_one() {
-    let (mut two, mut a, _b) = TwoRigs::new();
+fn two_links_between_two_proxies_become_one() {
+    let (mut two, mut a, mut b) = TwoRigs::new();
     let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
     for (index, end) in [End::Acceptor, End::Initiator].into_iter().enumerate() {
         let port = 2 - index as u16;
-        let link = Link::new(port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
-        two.rigs[index].plane.links.push(Some(Box::new(link)));
+        let link = Link::new(3 - port, port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
+        two.rigs[index].plane.add_link(link);
     }
     // Each end answers for its queue pair over the link that it made itself.
     two.rigs[1].plane.qps[0].as_mut().unwrap().peer = super::qp::Peer::Link(1);
@@ -268,6 +268,21 @@ fn two_links_between_two_proxies_are_as_good_as_one() {
     two.turns();
     assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
     assert_eq!(two.rigs[1].take(64, 1), b"x");
+    // Several at once: the first goes where nothing can overtake it, and the rest follow.
+    let remote = two.rigs[0].key;
+    for wr_id in 1..=3 {
+        post(&mut b, &SendFields { wr_id, rkey: remote, ..two.rigs[1].fields(Opcode::RDMA_WRITE, 64, 128, 1) });
+    }
+    two.turns();
+    assert_eq!(two.rigs[1].statuses(), [1, 2, 3].map(|wr_id| (wr_id, WcStatus::SUCCESS)));
+    assert_eq!(two.rigs[0].take(128, 1), b"x");
+    let peer = |rig: &Rig| rig.plane.qps[0].as_ref().unwrap().peer;
+    assert_eq!(two.rigs.each_ref().map(peer), [super::qp::Peer::Link(0); 2]);
+    // The link of the lower LID goes: the other is as good as it was.
+    for rig in &mut two.rigs {
+        rig.plane.remove_link(0).unwrap();
+        assert!(!rig.plane.links[1].as_ref().unwrap().superseded);
+    }
 }
 
 #[test]
@@ -452,8 +467,8 @@ impl TwoRigs {
         let mut rigs = [Rig::new(), Rig::new()];
         for (index, end) in [End::Initiator, End::Acceptor].into_iter().enumerate() {
             let port = 2 - index as u16;
-            let link = Link::new(port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
-            rigs[index].plane.links.push(Some(Box::new(link)));
+            let link = Link::new(3 - port, port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
+            rigs[index].plane.add_link(link);
         }
         let (a, b) = (rigs[0].qp(0, 100), rigs[1].qp(0, 200));
         rigs[0].ready(&a, 200, Destination::Port(2));
