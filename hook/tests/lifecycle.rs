@@ -248,11 +248,16 @@ fn containers_that_share_a_pid_namespace_end_on_their_own() {
     });
 }
 
+/// Like all hooks for crun it has to read the state: who writes to a closed pipe dies of SIGPIPE.
+fn other_hook(script: &str) -> serde_json::Value {
+    json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]})
+}
+
 #[test]
 fn other_hooks_that_fail_before_and_after_ours() {
     for before in [true, false] {
         with_lab(|lab| {
-            let failing = json!({"path": "/bin/false", "args": ["false"]});
+            let failing = other_hook("cat >/dev/null; false");
             lab.edit(|config| {
                 let hooks = config["hooks"]["createRuntime"].as_array_mut().unwrap();
                 hooks.insert(if before { 0 } else { 1 }, failing);
@@ -271,7 +276,7 @@ fn other_hooks_that_fail_before_and_after_ours() {
 #[test]
 fn other_hooks_beside_ours() {
     with_lab(|lab| {
-        let other = json!({"path": "/bin/true", "args": ["true"]});
+        let other = other_hook("cat >/dev/null");
         lab.edit(|config| {
             for stage in ["createRuntime", "poststop"] {
                 let hooks = config["hooks"][stage].as_array_mut().unwrap();

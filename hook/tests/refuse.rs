@@ -4,8 +4,10 @@ mod common;
 
 use common::{Lab, with_lab};
 use serde_json::json;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -211,6 +213,10 @@ fn usage() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
         assert!(text.starts_with("ringfence-hook: E2 usage: ringfence-hook "), "{arguments:?}: {text}");
     }
+    // More than a pipe holds: crun would die of SIGPIPE if nobody read it.
+    let mut unread = hook().arg("create").stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    unread.stdin.take().unwrap().write_all(&[b' '; 1 << 18]).unwrap();
+    assert_eq!(unread.wait().unwrap().code(), Some(2));
     for (argument, expected) in [("--help", "usage: ringfence-hook createRuntime"), ("--version", "ringfence-hook 0.")]
     {
         let output = hook().arg(argument).output().unwrap();
