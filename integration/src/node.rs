@@ -193,8 +193,12 @@ impl Node {
 
     /// Fails unless there are soon `number` proxies.
     pub fn proxies_are(&self, number: usize) -> Result<()> {
-        let as_many = || self.proxies().is_ok_and(|now| now == number);
-        wait_until(&format!("{number} proxies"), Duration::from_secs(5), as_many)
+        let mut now = Vec::new();
+        wait_until(&format!("{number} proxies"), Duration::from_secs(5), || {
+            now = self.pids("ringfence-proxy").unwrap_or_default();
+            now.len() == number
+        })
+        .with_context(|| format!("there are {now:?}; processes: {:?}", self.processes()))
     }
 
     /// Sends a signal, such as `KILL`, to a process of the node.
