@@ -14,15 +14,20 @@ const UNIFIED: &str = "/sys/fs/cgroup";
 /// Lifts the limits for RDMA objects of the cgroup `directory`, if it has any.
 ///
 /// # Errors
-/// If they cannot be read or written. A directory without the controller is no error, nor one that does not exist.
+/// If they cannot be read or written. A directory without the controller is no error, nor one that does not exist, nor a device
+/// that goes meanwhile.
 pub fn lift_limits(directory: &Path) -> io::Result<()> {
-    let mut file = match File::options().read(true).write(true).open(directory.join("rdma.max")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        result => result?,
+    let lift = || {
+        let mut file = File::options().read(true).write(true).open(directory.join("rdma.max"))?;
+        let mut limits = String::new();
+        file.read_to_string(&mut limits)?;
+        limits.lines().filter_map(lifted).try_for_each(|line| file.write_all(line.as_bytes()))
     };
-    let mut limits = String::new();
-    file.read_to_string(&mut limits)?;
-    limits.lines().filter_map(lifted).try_for_each(|line| file.write_all(line.as_bytes()))
+    match lift() {
+        // Somebody else removed the cgroup, or the device.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        result => result,
+    }
 }
 
 /// Lifts those of the calling process's cgroup, for where systemd removes it the moment the process has ended.
