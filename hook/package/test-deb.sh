@@ -15,6 +15,9 @@ cache=target/test-deb
 work=$(mktemp -d /var/tmp/ringfence-deb.XXXXXX)
 root=$work/root
 holder=
+# Those of containers, which may be the host's own.
+cgroups() { find /sys/fs/cgroup -depth -type d \( -path '*/libpod_parent*' -o -name ringfence-two \); }
+cgroups_before=$(cgroups)
 cleanup() {
     set +e
     if [ -n "$holder" ]; then
@@ -22,7 +25,7 @@ cleanup() {
         kill "$holder"; wait "$holder" 2>/dev/null
     fi
     # Empty once the containers are gone, and one of them ends after the package, whose hook would have removed them.
-    find /sys/fs/cgroup -depth -type d \( -path '*/libpod_parent*' -o -name ringfence-two \) -exec rmdir {} + 2>/dev/null
+    cgroups | grep -vxF -f <(echo "$cgroups_before") | xargs -r rmdir 2>/dev/null
     rm -rf "$work"
 }
 trap cleanup EXIT

@@ -60,10 +60,11 @@ impl<D> Scene<D> {
 /// A test on a node, and its name.
 pub type NodeTest<D> = (&'static str, fn(&Scene<D>) -> Result<()>);
 
-/// Runs the tests of an engine, as [`main`] does, on nodes of every Debian release, one node of each for all; a release without nodes is skipped, loudly.
+/// Runs the tests of an engine, as [`main`] does, on nodes of every Debian release, one node of each for all; a release without
+/// nodes is skipped, loudly.
 ///
-/// `prepare` makes of a node what the tests get; `tests` are those of a release. After each test nothing of ours may be left on it; when a test fails, the
-/// next gets a new node.
+/// `prepare` makes of a node what the tests get; `tests` are those of a release. After each test nothing of ours may be left on
+/// it; when a test fails, the next gets a new node.
 pub fn on_nodes<D: Send + 'static>(
     label: &str,
     prepare: fn(Node) -> Result<Scene<D>>,

@@ -1,7 +1,7 @@
 //! The rdma controller's limits of a cgroup that is about to go.
 //!
-//! Kernels up to 6.12 at least keep what `rdma.max` set in a list that they free together with the cgroup, unless something
-//! was in use then; when the device goes, later, they walk that list and crash (`rdmacg_css_offline`, `kernel/cgroup/rdma.c`).
+//! Linux 6.12 keeps what `rdma.max` set in a list that it frees together with the cgroup; when the device goes, later, it takes
+//! entries off that list and crashes (seen in `free_cg_rpool_locked`, called by `rdmacg_unregister_device`).
 //! Limits that are lifted first leave nothing in it.
 
 use std::fs::File;
