@@ -1,6 +1,9 @@
 //! Programs run to an end or a deadline, with what they said.
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::PidfdFlags;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -58,16 +61,20 @@ impl Running {
 
     /// Waits for the end; past `limit`, kills it and fails with what it said.
     pub fn wait(mut self, limit: Duration) -> Result<Ended> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(Ended { what: self.what.clone(), status, output: self.output() });
+        // One that has been waited for has no pidfd.
+        if self.child.try_wait()?.is_none() {
+            let pid = rustix::process::Pid::from_child(&self.child);
+            let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("cannot open a pidfd")?;
+            let mut ended = [PollFd::new(&process, PollFlags::IN)];
+            let deadline = Instant::now() + limit;
+            while rustix::event::poll(&mut ended, Some(&left(deadline)?)).or_else(interrupted)? == 0 {
+                if Instant::now() >= deadline {
+                    bail!("{} did not end within {limit:?}; it said:\n{}", self.what, self.output());
+                }
             }
-            if Instant::now() >= deadline {
-                bail!("{} did not end within {limit:?}; it said:\n{}", self.what, self.output());
-            }
-            std::thread::sleep(Duration::from_millis(5));
         }
+        let status = self.child.wait()?;
+        Ok(Ended { what: self.what.clone(), status, output: self.output() })
     }
 
     /// Ends it now.
@@ -123,6 +130,15 @@ pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+fn left(deadline: Instant) -> Result<Timespec> {
+    Ok(Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?)
+}
+
+/// A signal is no event.
+fn interrupted(error: Errno) -> rustix::io::Result<usize> {
+    if error == Errno::INTR { Ok(0) } else { Err(error) }
 }
 
 fn describe(command: &Command) -> String {
