@@ -1,9 +1,10 @@
 //! The command line that podman and docker share.
 
 use super::Member;
-use crate::command::{Ended, wait_until};
-use crate::node::{IMAGE, Node};
+use crate::command::{Ended, Running, wait_until};
+use crate::node::{IMAGE, LIMIT, Node};
 use anyhow::{Context, Result};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -41,10 +42,16 @@ impl<'a> Cli<'a> {
         self.node
     }
 
+    /// A command of it.
+    #[must_use]
+    pub fn command(&self, words: &[&str]) -> Command {
+        let words: Vec<&str> = self.words.iter().map(String::as_str).chain(words.iter().copied()).collect();
+        self.node.command(&words)
+    }
+
     /// Runs a command of it, however it ends.
     pub fn attempt(&self, words: &[&str]) -> Result<Ended> {
-        let words: Vec<&str> = self.words.iter().map(String::as_str).chain(words.iter().copied()).collect();
-        self.node.attempt(&words)
+        Running::start(self.command(words))?.wait(LIMIT)
     }
 
     /// Runs a command of it; what it said, if it ended well.
@@ -59,9 +66,15 @@ impl<'a> Cli<'a> {
         Member::new(self.node, &words)
     }
 
-    /// `run --rm` in the foreground, in the node's network namespace, however it ends.
+    /// `run --rm` in the foreground, in the node's network namespace.
+    #[must_use]
+    pub fn once_command(&self, options: &[&str], program: &[&str]) -> Command {
+        self.command(&[&["run", "--rm", "--network=host"], options, &[IMAGE], program].concat())
+    }
+
+    /// Runs [`Self::once_command`], however it ends.
     pub fn once(&self, options: &[&str], program: &[&str]) -> Result<Ended> {
-        self.attempt(&[&["run", "--rm", "--network=host"], options, &[IMAGE], program].concat())
+        Running::start(self.once_command(options, program))?.wait(LIMIT)
     }
 
     /// `run --detach` in the node's network namespace. Without a program the container idles.

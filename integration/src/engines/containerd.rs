@@ -2,8 +2,9 @@
 
 use super::Member;
 use crate::command::{Ended, Running, wait_until};
-use crate::node::{ARCHIVE, IMAGE, Node};
+use crate::node::{ARCHIVE, IMAGE, LIMIT, Node};
 use anyhow::{Context, Result};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -79,10 +80,16 @@ pub fn ctr(node: &Node, words: &[&str]) -> Result<Ended> {
     node.attempt(&[&["ctr", "-n", NAMESPACE], words].concat())
 }
 
-/// `ctr run --rm` in the foreground, in the node's network namespace, however it ends.
+/// `ctr run --rm` in the foreground, in the node's network namespace.
+#[must_use]
+pub fn once_command(node: &Node, options: &[&str], program: &[&str]) -> Command {
+    let words = ["ctr", "-n", NAMESPACE, "run", "--rm", "--net-host"];
+    node.command(&[&words, options, &[IMAGE, &next_id()], program].concat())
+}
+
+/// Runs [`once_command`], however it ends.
 pub fn once(node: &Node, options: &[&str], program: &[&str]) -> Result<Ended> {
-    let id = next_id();
-    ctr(node, &[&["run", "--rm", "--net-host"], options, &[IMAGE, &id], program].concat())
+    Running::start(once_command(node, options, program))?.wait(LIMIT)
 }
 
 /// `ctr run --detach` in the node's network namespace. Without a program the container idles.

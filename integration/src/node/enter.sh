@@ -3,12 +3,14 @@
 #
 #   enter.sh PID CGROUP PROGRAM [ARGUMENT…]
 #
-# PID: the node's first process. CGROUP: its control group. The program is killed when this process is.
+# PID: the node's first process. CGROUP: its control group, or nothing if the caller is in it. The program is killed when
+# this process is.
 set -eu
 pid=$1
 group=$2
 shift 2
 while read -r _ point type _; do
+    [ -n "$group" ] || break
     case $type in cgroup | cgroup2) ;; *) continue ;; esac
     # A node of the second version has no groups in the first version's hierarchies but this one.
     for leaf in "$point$group/init" "$point$group"; do
