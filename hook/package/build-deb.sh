@@ -60,6 +60,8 @@ packed() { mkdir -p "$tree/$(dirname "$2")" && gzip -9n <"$1" >"$tree/$2"; }
 for name in ringfence ringfence-hook ringfence-runtime containerd-shim-ringfence-v2; do
     program "$name" "usr/bin/$name"
 done
+# The runtime with the profile `default`, by its name: docker calls it without a shell in between.
+ln -s ringfence-runtime "$tree/usr/bin/ringfence-runtime-default"
 program ringfence-proxy usr/libexec/ringfence/ringfence-proxy
 mkdir -p "$tree/usr/libexec/ringfence/bin"
 for name in runc crun; do

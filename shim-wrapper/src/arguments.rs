@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// Our only flag, before the verb; the real runtime does not see it.
 pub const POLICY_FLAG: &str = "ringfence-policy";
+/// Links to us whose names begin so end in the profile that they stand for, where the flag names none. For docker, which
+/// wraps a runtime that has arguments in a shell script: a shell more for each of the four calls of a container's life.
+pub const POLICY_LINK: &str = "ringfence-runtime-";
 
 /// A flag's name, and whether a value follows it.
 type Flag = (&'static str, bool);
@@ -121,7 +124,7 @@ pub struct Invocation {
     pub log: Log,
     /// Whether the engine says how cgroups are managed.
     pub manages_cgroups: bool,
-    /// The profile that [`POLICY_FLAG`] names.
+    /// The profile that [`POLICY_FLAG`] names, or our own name by [`POLICY_LINK`].
     pub policy: Result<Option<String>, Failure>,
     /// All arguments but the program's name and [`POLICY_FLAG`].
     pub arguments: Vec<OsString>,
@@ -130,15 +133,15 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    /// Reads the arguments after the program's name.
-    pub fn parse(given: impl IntoIterator<Item = OsString>) -> Self {
+    /// Reads the arguments after the program's name `called`, which may be a path.
+    pub fn parse(called: &OsStr, given: impl IntoIterator<Item = OsString>) -> Self {
         let mut rest = given.into_iter().peekable();
         let mut invocation = Self {
             verb: Verb::Other,
             config: "config.json".into(),
             log: Log::default(),
             manages_cgroups: false,
-            policy: Ok(None),
+            policy: Ok(policy_of_link(called)),
             arguments: Vec::new(),
             verb_at: 0,
         };
@@ -306,6 +309,11 @@ fn policy(value: Option<&OsStr>) -> Result<Option<String>, Failure> {
             ),
         )),
     }
+}
+
+fn policy_of_link(called: &OsStr) -> Option<String> {
+    let name = Path::new(called).file_name()?.to_str()?.strip_prefix(POLICY_LINK)?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ const LINKS: [&str; 2] = ["runc", "crun"];
 pub fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
-    let mut invocation = Invocation::parse(arguments);
+    let mut invocation = Invocation::parse(&called, arguments);
     let Err(failure) = run(&called, &mut invocation);
     report(&failure, &invocation.log);
     ExitCode::FAILURE

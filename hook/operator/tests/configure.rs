@@ -226,6 +226,10 @@ fn docker_has_a_runtime_per_profile() {
     let arguments =
         serde_json::json!({"path": "/usr/bin/ringfence-runtime", "runtimeArgs": ["--ringfence-policy", "gold"]});
     assert_eq!(json["runtimes"]["ringfence-gold"], arguments);
+    host.program("/usr/bin/ringfence-runtime-gold");
+    host.succeed("configure --engine docker --policy gold");
+    let json: serde_json::Value = serde_json::from_str(&host.read("/etc/docker/daemon.json")).unwrap();
+    assert_eq!(json["runtimes"]["ringfence-gold"], serde_json::json!({"path": "/usr/bin/ringfence-runtime-gold"}));
     host.refuse("configure --engine docker --policy ../x", "--policy \"../x\"");
     host.refuse("configure --engine podman --policy gold", "--policy is for --engine docker");
 }

@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn parse(line: &str) -> Invocation {
-    Invocation::parse(line.split_whitespace().map(OsString::from))
+    Invocation::parse(OsStr::new("ringfence-runtime"), line.split_whitespace().map(OsString::from))
 }
 
 #[track_caller]
@@ -119,6 +119,27 @@ fn the_policy_is_ours_alone() {
     }
 }
 
+#[test]
+fn a_link_s_name_says_the_policy() {
+    let parse = |called: &str, line: &str| {
+        let found = Invocation::parse(called.as_ref(), line.split_whitespace().map(OsString::from));
+        assert_eq!(found.arguments.last().unwrap(), "c1");
+        found.policy.unwrap()
+    };
+    for (called, line, expected) in [
+        ("/usr/bin/ringfence-runtime-default", "create c1", Some("default")),
+        ("ringfence-runtime-big-data.1", "--root /r create c1", Some("big-data.1")),
+        ("/x/ringfence-runtime-gold", "--ringfence-policy lead create c1", Some("lead")),
+        ("/x/ringfence-runtime-gold", "--ringfence-policy=lead delete c1", Some("lead")),
+        ("/ringfence-runtime-gold/ringfence-runtime", "create c1", None),
+        ("/usr/bin/ringfence-runtime-", "create c1", None),
+        ("runc", "create c1", None),
+        ("", "create c1", None),
+    ] {
+        assert_eq!(parse(called, line).as_deref(), expected, "{called} {line}");
+    }
+}
+
 fn word() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => "[ -~]{0,12}",
@@ -132,7 +153,7 @@ proptest! {
     #[test]
     fn the_runtime_gets_all_that_is_not_ours(words in proptest::collection::vec(word(), 0..12)) {
         let mut kept: Vec<_> = words.iter().map(OsString::from).collect();
-        let found = Invocation::parse(kept.clone());
+        let found = Invocation::parse(OsStr::new(""), kept.clone());
         if !words.iter().any(|word| word.contains(POLICY_FLAG)) {
             prop_assert_eq!(&found.arguments, &kept);
         }
@@ -148,7 +169,7 @@ proptest! {
     fn arguments_need_not_be_text(bytes in proptest::collection::vec(any::<u8>(), 1..20)) {
         let argument = OsString::from_vec(bytes);
         let given = [OsString::from("--log"), argument.clone(), "create".into(), "-b".into(), argument.clone()];
-        let found = Invocation::parse(given.clone());
+        let found = Invocation::parse(OsStr::new(""), given.clone());
         prop_assert_eq!(found.arguments, given);
         prop_assert_eq!(found.config, Path::new(&argument).join("config.json"));
     }

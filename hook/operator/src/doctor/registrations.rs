@@ -39,8 +39,11 @@ pub fn docker(report: &mut Report, host: &Host, config: &Config) {
         Err(error) => return report.fail("docker", format!("{}: {error:#}", path.display()), "correct that file"),
     };
     for (name, program) in &registered {
-        if *program == config.runtime.path {
+        let is_link = docker_file::is_link(program, &config.runtime.path);
+        if *program == config.runtime.path || is_link && host.is_program(program) {
             report.ok("docker", format!("{} registers {name}", path.display()));
+        } else if is_link {
+            report.fail("docker", format!("runtime {name} is {}, which is missing", program.display()), configure);
         } else {
             let message = format!("runtime {name} is {}, not {}", program.display(), config.runtime.path.display());
             report.fail("docker", message, configure);

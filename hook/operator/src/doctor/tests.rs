@@ -151,6 +151,8 @@ fn docker_s_runtime_must_be_ours() {
     root.configure(Engine::Docker);
     root.edit("etc/docker/daemon.json", "/usr/bin/ringfence-runtime", "/old/ringfence-runtime");
     root.expect(Engine::Docker, Status::Problem, "is /old/ringfence-runtime", "systemctl reload docker");
+    root.edit("etc/docker/daemon.json", "/old/ringfence-runtime", "/usr/bin/ringfence-runtime-default");
+    root.expect(Engine::Docker, Status::Problem, "which is missing", "systemctl reload docker");
     root.write("etc/docker/daemon.json", "{");
     root.expect(Engine::Docker, Status::Problem, "JSON is broken", "correct that file");
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use object::{Object, Style};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The daemon's configuration file.
@@ -27,6 +28,8 @@ pub struct Registration {
     pub binary: String,
     /// The profile of its containers.
     pub policy: String,
+    /// Whether the host has a link beside it that stands for that profile: see [`link`].
+    pub has_link: bool,
     /// Whether `docker run` without `--runtime` gets it.
     pub set_as_default: bool,
 }
@@ -43,7 +46,11 @@ pub fn configure(text: &str, registration: &Registration) -> Result<String> {
     let mut root = Object::parse(text)?;
     let mut runtimes = runtimes(&root)?;
     let name = registration.name();
-    let wanted = json!({"path": registration.binary, "runtimeArgs": ["--ringfence-policy", registration.policy]});
+    let wanted = if registration.has_link {
+        json!({"path": link(&registration.binary, &registration.policy)})
+    } else {
+        json!({"path": registration.binary, "runtimeArgs": ["--ringfence-policy", registration.policy]})
+    };
     let present = runtimes.get(&name).and_then(|raw| serde_json::from_str::<Value>(raw.get()).ok());
     let mut changed = false;
     if present.as_ref() != Some(&wanted) {
@@ -68,6 +75,17 @@ pub fn configure(text: &str, registration: &Registration) -> Result<String> {
         }
     }
     if changed { root.render(text) } else { Ok(text.to_owned()) }
+}
+
+/// The link to `binary` that stands for a profile. docker calls it as it is; a runtime with arguments by a shell script.
+pub fn link(binary: &str, policy: &str) -> String {
+    format!("{binary}-{policy}")
+}
+
+/// Whether `program` can only be a link to `binary` that stands for a profile.
+pub fn is_link(program: &Path, binary: &Path) -> bool {
+    let begin = link(&binary.to_string_lossy(), "");
+    program.to_str().is_some_and(|program| program.starts_with(&begin))
 }
 
 /// `text` without any registration; `None` if nothing else is in it.
@@ -107,8 +125,10 @@ pub fn configure_host(host: &Host, options: &Options) -> Result<Plan> {
     if !is_plain_name(policy) {
         bail!("--policy {policy:?} must be letters, digits, dashes, dots and underscores");
     }
+    let binary = runtime.to_str().context("runtime.path must be UTF-8")?.to_owned();
     let registration = Registration {
-        binary: runtime.to_str().context("runtime.path must be UTF-8")?.to_owned(),
+        has_link: host.is_program(Path::new(&link(&binary, policy))),
+        binary,
         policy: policy.to_owned(),
         set_as_default: options.set_as_default,
     };
@@ -154,7 +174,9 @@ fn path_of(raw: &RawValue) -> Option<String> {
 
 fn is_ours(runtime: &Value) -> bool {
     let path = runtime.get("path").and_then(Value::as_str).unwrap_or("");
-    Path::new(path).file_name().is_some_and(|name| name == "ringfence-runtime")
+    let name = Path::new(path).file_name().and_then(OsStr::to_str);
+    let rest = name.and_then(|name| name.strip_prefix("ringfence-runtime"));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
 fn is_named_ours(name: &str, raw: &RawValue) -> bool {

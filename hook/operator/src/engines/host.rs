@@ -110,7 +110,8 @@ impl Host {
         paths.into_iter().find(|path| self.is_program(path))
     }
 
-    fn is_program(&self, path: &Path) -> bool {
+    /// Whether the host has a program of this path.
+    pub fn is_program(&self, path: &Path) -> bool {
         let metadata = self.locate(path).and_then(|path| Ok(std::fs::metadata(path)?));
         metadata.is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     }

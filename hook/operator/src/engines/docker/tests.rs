@@ -2,7 +2,12 @@ use super::*;
 use proptest::prelude::*;
 
 fn registration(policy: &str, set_as_default: bool) -> Registration {
-    Registration { binary: "/usr/bin/ringfence-runtime".into(), policy: policy.into(), set_as_default }
+    Registration {
+        binary: "/usr/bin/ringfence-runtime".into(),
+        policy: policy.into(),
+        has_link: policy == "default",
+        set_as_default,
+    }
 }
 
 const NVIDIA: &str = r#"{
@@ -39,6 +44,20 @@ fn a_runtime_is_added_in_the_file_s_style() {
     );
     assert_eq!(new, expected);
     assert_eq!(registered(&new).unwrap(), [("ringfence-gold".to_owned(), "/usr/bin/ringfence-runtime".into())]);
+}
+
+#[test]
+fn a_link_needs_no_arguments() {
+    let new = configure("", &registration("default", false)).unwrap();
+    let value: Value = serde_json::from_str(&new).unwrap();
+    assert_eq!(value["runtimes"]["ringfence"], json!({"path": "/usr/bin/ringfence-runtime-default"}));
+    // Of a time without the link, or after it.
+    let without = Registration { has_link: false, ..registration("default", false) };
+    let old = configure("", &without).unwrap();
+    assert_eq!(configure(&old, &registration("default", false)).unwrap(), new);
+    assert_eq!(configure(&new, &without).unwrap(), old);
+    let foreign = r#"{"runtimes": {"ringfence": {"path": "/usr/bin/ringfence-runtimes"}}}"#;
+    assert!(configure(foreign, &without).unwrap_err().to_string().contains("is not ringfence-runtime"));
 }
 
 #[test]
