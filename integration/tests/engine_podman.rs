@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     suite::on_nodes("ringfence-podman", prepare, |_: Suite| TESTS.to_vec())
 }
 
-const TESTS: [NodeTest<()>; 21] = [
+const TESTS: [NodeTest<()>; 23] = [
     ("containers without our annotations are left alone", left_alone),
     ("two containers exchange data under runc", |scene| two(&podman(&scene.node, "runc"), ENABLE)),
     ("two containers exchange data under crun", |scene| two(&podman(&scene.node, "crun"), ENABLE)),
@@ -39,6 +39,8 @@ const TESTS: [NodeTest<()>; 21] = [
     ("a read-only root and no capabilities", readonly),
     ("a user namespace", user_namespace),
     ("a pod of two containers", pod),
+    ("a Kubernetes pod's file is played", kube),
+    ("an init of podman's own", own_init),
     ("a CDI device", cdi),
     ("a malformed annotation is refused", malformed),
     ("a missing program fails the start and leaves nothing", missing_program),
@@ -281,7 +283,7 @@ fn user_namespace(scene: &Scene) -> Result<()> {
 
 fn pod(scene: &Scene) -> Result<()> {
     let podman = podman(&scene.node, "runc");
-    podman.run(&["pod", "create", "--name", "two", "--network=host", "--infra-command", "/bin/idle"])?;
+    podman.run(&["pod", "create", "--name", "two", "--network=host"])?;
     let removal = Removal { podman: &podman };
     let words = ["run", "--detach", "--pod=two", "--annotation", ENABLE];
     for name in ["one", "other"] {
@@ -292,6 +294,48 @@ fn pod(scene: &Scene) -> Result<()> {
     exchange(&podman.member("one"), &podman.member("other"))?;
     podman.member("plain").has_no_rdma()?;
     drop(removal);
+    scene.node.is_clean()
+}
+
+/// What `podman kube play` takes.
+const KUBE: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: two
+  annotations:
+    ringfence.dev/enable: "true"
+spec:
+  hostNetwork: true
+  containers:
+  - {name: one, image: "IMAGE", imagePullPolicy: Never}
+  - {name: other, image: "IMAGE", imagePullPolicy: Never}
+"#;
+
+fn kube(scene: &Scene) -> Result<()> {
+    scene.node.write("/two.yaml", KUBE.replace("IMAGE", IMAGE))?;
+    for runtime in ["runc", "crun"] {
+        let podman = podman(&scene.node, runtime);
+        podman.run(&["kube", "play", "/two.yaml"])?;
+        let removal = Removal { podman: &podman };
+        exchange(&podman.member("two-one"), &podman.member("two-other")).with_context(|| runtime)?;
+        podman.run(&["restart", "--time=0", "two-one"])?;
+        exchange(&podman.member("two-one"), &podman.member("two-other")).with_context(|| runtime)?;
+        podman.run(&["kube", "down", "/two.yaml"])?;
+        drop(removal);
+        scene.node.is_clean().with_context(|| runtime)?;
+    }
+    Ok(())
+}
+
+fn own_init(scene: &Scene) -> Result<()> {
+    for runtime in RUNTIMES {
+        let podman = podman(&scene.node, runtime);
+        let (a, b) = (start(&podman, &["--init"], &[])?, start(&podman, &[], &[])?);
+        exchange(&a.member(), &b.member()).with_context(|| runtime)?;
+        a.remove()?;
+        scene.node.proxies_are(1)?;
+    }
     scene.node.is_clean()
 }
 

@@ -14,9 +14,10 @@ pub const IMAGE: &str = "localhost/ringfence-verbs:1";
 pub const ARCHIVE: &str = "/var/lib/ringfence-verbs.tar";
 
 /// What is on a node besides Debian's minimum.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     "aardvark-dns",
     "busybox-static",
+    "catatonit",
     "conmon",
     "containerd",
     "crun",

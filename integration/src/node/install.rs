@@ -11,7 +11,6 @@ default_ulimits = ["nofile=4096:4096", "nproc=32768:32768"]
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
-infra_image = "IMAGE"
 [network]
 network_backend = "netavark"
 "#;
@@ -47,7 +46,7 @@ const DOCKER: &str = r#"{
 
 /// Configures the engines; nothing of ours.
 pub(super) fn engines(node: &Node) -> Result<()> {
-    node.write("/etc/containers/containers.conf", CONTAINERS_CONF.replace("IMAGE", IMAGE))?;
+    node.write("/etc/containers/containers.conf", CONTAINERS_CONF)?;
     node.write("/etc/containers/storage.conf", STORAGE_CONF)?;
     node.write("/etc/containerd/config.toml", CONTAINERD.replace("IMAGE", IMAGE))?;
     node.write("/etc/docker/daemon.json", DOCKER)
