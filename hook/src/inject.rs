@@ -15,7 +15,7 @@ use crate::sys;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -111,7 +111,16 @@ pub fn inject(container: &Container, sources: Sources, note: Note<'_>) -> Result
     let _inside = Inside::enter(&container.mount_namespace)?;
 
     let shown = container.root.display();
-    let root = Place::root(&container.root).during(Code::Injection, || format!("root file system {shown}"))?;
+    let root = match Place::root(&container.root) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let message = format!(
+                "root file system {shown} is not there for the container's init; runtimes with a sandbox or a virtual machine \
+                 of their own (gVisor's runsc, Kata) cannot give containers RDMA: use runc or crun"
+            );
+            return Err(Failure::new(Code::Injection, message));
+        }
+        result => result.during(Code::Injection, || format!("root file system {shown}"))?,
+    };
     let found = rustix::fs::fstat(&root.fd).during(Code::Injection, || format!("root file system {shown}"))?;
     if !root.is_mount_root || (found.st_dev, found.st_ino) == (host_root.st_dev, host_root.st_ino) {
         return Err(Failure::new(

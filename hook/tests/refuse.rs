@@ -75,6 +75,33 @@ fn a_state_of_a_process_that_is_no_container() {
     });
 }
 
+/// As gVisor's: its first process, which serves the container's system calls, has a root file system of its own.
+#[test]
+fn a_state_of_a_sandbox() {
+    with_lab(|lab| {
+        lab.write_config();
+        let lab_path = lab.path("");
+        let script = "mount -t tmpfs sandbox \"$1\" && touch \"$1/ready\" && exec sleep 60";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(&lab_path);
+        let mut child = command.spawn().unwrap();
+        let seen = PathBuf::from(format!("/proc/{}/root{}/ready", child.id(), lab_path.display()));
+        lab.wait_until("the mount", || seen.exists());
+        lab.hook_refuses(
+            lab.state(child.id().into()).to_string().as_bytes(),
+            15,
+            &format!(
+                "root file system {} is not there for the container's init; runtimes with a sandbox or a virtual machine of \
+                 their own (gVisor's runsc, Kata) cannot give containers RDMA: use runc or crun",
+                lab.path("rootfs").display()
+            ),
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+        lab.assert_clean();
+    });
+}
+
 #[test]
 fn a_bundle_without_config() {
     with_lab(|lab| {
