@@ -1,7 +1,7 @@
 //! What becomes of a container's `config.json`: our hook in it, and for mode passthrough the device's nodes.
 
 use crate::json::{self, Object};
-use ringfence_hook::state::Annotations;
+use ringfence_hook::state::{Annotations, DeviceRule};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -236,30 +236,12 @@ fn devices(linux: &mut Object<'_>, nodes: &[Node]) -> Result<bool, Error> {
     append(linux, "devices", &added).map_err(wrong)
 }
 
-#[derive(Deserialize)]
-#[serde(default)]
-#[derive(Default)]
-struct Rule {
-    allow: bool,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    major: Option<i64>,
-    minor: Option<i64>,
-    access: Option<String>,
-}
-
 /// Last, because later rules take precedence and the first usually denies all.
 fn allow(resources: &mut Object<'_>, nodes: &[Node]) -> Result<bool, Error> {
     let wrong = |_| Error::WrongType { member: "linux.resources.devices", needed: "array of rules" };
     let text = resources.get("devices").unwrap_or("[]");
-    let there: Vec<Rule> = serde_json::from_str(text).map_err(wrong)?;
-    let allows = |rule: &Rule, node: &Node| {
-        rule.allow
-            && matches!(rule.kind.as_deref(), Some("c"))
-            && (rule.major, rule.minor) == (Some(node.major.into()), Some(node.minor.into()))
-            && rule.access.as_deref().is_some_and(|access| access.contains('r') && access.contains('w'))
-    };
-    let missing = nodes.iter().filter(|node| !there.iter().any(|rule| allows(rule, node)));
+    let there: Vec<DeviceRule> = serde_json::from_str(text).map_err(wrong)?;
+    let missing = nodes.iter().filter(|node| !there.iter().any(|rule| rule.is_for(node.major, node.minor)));
     let rule = |Node { major, minor, .. }: &Node| {
         json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}).to_string()
     };

@@ -39,7 +39,7 @@ struct Linux {
 
 #[derive(Debug, Default, Deserialize)]
 struct Resources {
-    devices: Option<Vec<Rule>>,
+    devices: Option<Vec<DeviceRule>>,
     rdma: Option<BTreeMap<String, Rdma>>,
 }
 
@@ -71,8 +71,10 @@ struct Device {
     minor: i64,
 }
 
+/// What the container may do with some devices, an element of `linux.resources.devices` (OCI runtime specification,
+/// config-linux.md, "Allowed Device list").
 #[derive(Debug, Deserialize)]
-struct Rule {
+pub struct DeviceRule {
     #[serde(default)]
     allow: bool,
     #[serde(rename = "type")]
@@ -80,6 +82,16 @@ struct Rule {
     major: Option<i64>,
     minor: Option<i64>,
     access: Option<String>,
+}
+
+impl DeviceRule {
+    /// Whether it lets the container read and write the character device `major:minor`, and is for that alone.
+    pub fn is_for(&self, major: u32, minor: u32) -> bool {
+        self.allow
+            && self.kind.as_deref() == Some("c")
+            && (self.major, self.minor) == (Some(i64::from(major)), Some(i64::from(minor)))
+            && self.access.as_deref().is_some_and(|access| access.contains('r') && access.contains('w'))
+    }
 }
 
 /// What the hook needs from `config.json`.
@@ -174,13 +186,7 @@ impl Bundle {
     /// Whether the runtime itself lets the container read and write the character device `major:minor`, by a rule for it.
     pub fn allows_device(&self, major: u32, minor: u32) -> bool {
         let resources = self.config.linux.iter().filter_map(|linux| linux.resources.as_ref());
-        let numbers = (Some(i64::from(major)), Some(i64::from(minor)));
-        resources.filter_map(|resources| resources.devices.as_ref()).flatten().any(|rule| {
-            rule.allow
-                && rule.kind.as_deref() == Some("c")
-                && (rule.major, rule.minor) == numbers
-                && rule.access.as_deref().is_some_and(|access| access.contains('r') && access.contains('w'))
-        })
+        resources.filter_map(|resources| resources.devices.as_ref()).flatten().any(|rule| rule.is_for(major, minor))
     }
 }
 
