@@ -65,13 +65,13 @@ fn left_alone(scene: &Scene) -> Result<()> {
     for handler in HANDLERS {
         let pod = cri.pod(handler, &[])?;
         let container = pod.start("main", &Options::default())?;
-        pod.member(&container).has_no_rdma().with_context(|| handler)?;
+        pod.member(&scene.node, &container).has_no_rdma().with_context(|| handler)?;
         pod.remove()?;
     }
     // The default runtime is not ours, and does not even see the annotations.
     let pod = cri.pod("", &[ENABLED])?;
     let container = pod.start("main", &Options::default())?;
-    pod.member(&container).has_no_rdma()?;
+    pod.member(&scene.node, &container).has_no_rdma()?;
     ensure!(scene.node.proxies()? == 0);
     pod.remove()
 }
@@ -83,12 +83,12 @@ fn two_pods(scene: &Scene) -> Result<()> {
         ensure!(scene.node.proxies()? == 0, "{handler}: a sandbox has a proxy");
         let (in_a, in_b) = (a.start("main", &Options::default())?, b.start("main", &Options::default())?);
         ensure!(scene.node.proxies()? == 2, "{handler}: {} proxies", scene.node.proxies()?);
-        exchange(&a.member(&in_a), &b.member(&in_b)).with_context(|| handler)?;
+        exchange(&a.member(&scene.node, &in_a), &b.member(&scene.node, &in_b)).with_context(|| handler)?;
         let said = a.exec_sync(&in_a, &["ibv_devices"])?;
         ensure!(said.contains("soft0"), "{handler}: a probe sees\n{said}");
         a.remove()?;
         scene.node.proxies_are(1)?;
-        b.member(&in_b).has_rdma()?;
+        b.member(&scene.node, &in_b).has_rdma()?;
         b.remove()?;
     }
     Ok(())
@@ -108,7 +108,7 @@ fn pod(scene: &Scene) -> Result<()> {
         let one = pod.start("one", &Options::default())?;
         let other = pod.start("other", &Options::default())?;
         ensure!(scene.node.proxies()? == 2, "{handler}: {} proxies for two containers", scene.node.proxies()?);
-        exchange(&pod.member(&one), &pod.member(&other)).with_context(|| handler)?;
+        exchange(&pod.member(&scene.node, &one), &pod.member(&scene.node, &other)).with_context(|| handler)?;
         pod.remove()?;
         scene.node.is_clean().with_context(|| handler)?;
     }
@@ -121,7 +121,7 @@ fn cdi(scene: &Scene) -> Result<()> {
     let pod = cri.pod("", &[])?;
     let device = [("cdi.k8s.io/test_rdma", "ringfence.dev/rdma=default")];
     let with = pod.start("with", &Options { annotations: &device, ..Options::default() })?;
-    pod.member(&with).has_rdma()?;
+    pod.member(&scene.node, &with).has_rdma()?;
     pod.start("without", &Options::default())?;
     scene.node.proxies_are(1)?;
     let unknown = [("cdi.k8s.io/test_rdma", "ringfence.dev/rdma=nothing")];
@@ -140,12 +140,12 @@ fn per_container(scene: &Scene) -> Result<()> {
         ];
         let pod = cri.pod(handler, &annotations)?;
         let with = pod.start("with", &Options::default())?;
-        let info = pod.member(&with).exec(&["ibv_devinfo", "-v"])?;
+        let info = pod.member(&scene.node, &with).exec(&["ibv_devinfo", "-v"])?;
         let line = info.lines().find(|line| line.contains("max_qp:")).unwrap_or_default();
         ensure!(line.split_whitespace().last() == Some("17"), "{handler}: {line:?}");
         // A limit of the whole pod's enables nothing.
         let without = pod.start("without", &Options::default())?;
-        pod.member(&without).has_no_rdma().with_context(|| handler)?;
+        pod.member(&scene.node, &without).has_no_rdma().with_context(|| handler)?;
         ensure!(scene.node.proxies()? == 1, "{handler}: {} proxies", scene.node.proxies()?);
         pod.remove()?;
     }
@@ -169,7 +169,7 @@ fn beyond_the_bounds(scene: &Scene) -> Result<()> {
                 ensure!(text.contains(word), "{handler}: no {word} in {text}");
             }
             ensure!(scene.node.proxies()? == 1, "{handler}: {} proxies", scene.node.proxies()?);
-            pod.member(&modest).has_rdma()?;
+            pod.member(&scene.node, &modest).has_rdma()?;
             pod.remove()?;
         }
         Ok(())
@@ -186,12 +186,12 @@ fn restarts(scene: &Scene) -> Result<()> {
         let neighbour = pod.start("neighbour", &Options::default())?;
         for attempt in 0..3 {
             let id = pod.start("main", &Options { attempt, ..Options::default() })?;
-            pod.member(&id).has_rdma().with_context(|| format!("{handler}, attempt {attempt}"))?;
+            pod.member(&scene.node, &id).has_rdma().with_context(|| format!("{handler}, attempt {attempt}"))?;
             pod.stop(&id, if attempt == 0 { 2 } else { 0 })?;
             pod.remove_container(&id)?;
             scene.node.proxies_are(1)?;
         }
-        pod.member(&neighbour).has_rdma()?;
+        pod.member(&scene.node, &neighbour).has_rdma()?;
         pod.remove()?;
     }
     Ok(())
@@ -225,10 +225,10 @@ fn containerd_restarts(scene: &Scene) -> Result<()> {
         *daemon = Some(Containerd::start(&scene.node)?);
         drop(daemon);
         cri.wait()?;
-        pod.member(&id).has_rdma().with_context(|| handler)?;
+        pod.member(&scene.node, &id).has_rdma().with_context(|| handler)?;
         // The pod lives on under the new daemon: its next container starts as before.
         let next = pod.start("next", &Options::default())?;
-        exchange(&pod.member(&id), &pod.member(&next)).with_context(|| handler)?;
+        exchange(&pod.member(&scene.node, &id), &pod.member(&scene.node, &next)).with_context(|| handler)?;
         pod.remove()?;
         scene.node.is_clean().with_context(|| handler)?;
     }

@@ -13,7 +13,7 @@ packages=(
     # The machine: a kernel with rdma_rxe, systemd with users' sessions.
     linux-image-amd64 initramfs-tools kmod udev systemd-sysv dbus dbus-user-session libpam-systemd procps iproute2 init-system-helpers
     # The engines.
-    runc crun podman conmon netavark containerd uidmap
+    runc crun podman conmon netavark containerd uidmap docker.io docker-cli
     # What is run, and what the tests use.
     busybox-static ibverbs-providers ibverbs-utils perftest jq
 )
@@ -35,7 +35,7 @@ mmdebstrap --quiet --mode=root --variant=minbase --include="$(IFS=,; echo "${pac
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --essential-hook="tar -C '$vm/guest' -c . | tar -C \"\$1\" --no-same-owner -x" \
     --customize-hook='chroot "$1" systemctl --quiet enable vm-command.service' \
-    --customize-hook='chroot "$1" systemctl --quiet disable containerd podman podman.socket podman-auto-update.timer podman-restart \
+    --customize-hook='chroot "$1" systemctl --quiet disable containerd docker docker.socket podman podman.socket podman-auto-update.timer podman-restart \
         podman-clean-transient apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap \
         fstrim.timer getty@ netavark-dhcp-proxy.socket netavark-dhcp-proxy' \
     --customize-hook='touch "$1/etc/.updated" "$1/var/.updated"' \

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use hyper_util::rt::TokioIo;
 use messages::*;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tonic::client::Grpc;
@@ -20,21 +21,23 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 /// containerd's namespace for CRI.
 pub const NAMESPACE: &str = "k8s.io";
 
+/// Where containerd listens.
+pub const SOCKET: &str = "/run/containerd/containerd.sock";
+
 /// The interface's enumeration NamespaceMode: the node's.
 const NODE: i32 = 2;
 
 /// A connection to containerd's CRI plugin.
 #[derive(Debug)]
-pub struct Cri<'a> {
-    node: &'a Node,
+pub struct Cri {
     runtime: tokio::runtime::Runtime,
     channel: Channel,
 }
 
 /// A pod: its sandbox. Stopped and removed when dropped.
 #[derive(Debug)]
-pub struct Pod<'c, 'a> {
-    cri: &'c Cri<'a>,
+pub struct Pod<'c> {
+    cri: &'c Cri,
     id: String,
     config: PodSandboxConfig,
 }
@@ -52,11 +55,15 @@ pub struct Options<'o> {
     pub attempt: u32,
 }
 
-impl<'a> Cri<'a> {
-    /// Connects.
-    pub fn connect(node: &'a Node) -> Result<Self> {
+impl Cri {
+    /// Connects to a node's containerd.
+    pub fn connect(node: &Node) -> Result<Self> {
+        Self::open(node.path(SOCKET))
+    }
+
+    /// Connects to the containerd that listens at `path`.
+    pub fn open(path: PathBuf) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let path = node.path("/run/containerd/containerd.sock");
         let connect = move |_: Uri| {
             let path = path.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
@@ -64,7 +71,7 @@ impl<'a> Cri<'a> {
         // The address is of no meaning to a Unix socket.
         let endpoint = Endpoint::from_static("http://localhost").timeout(Duration::from_secs(60));
         let channel = runtime.block_on(endpoint.connect_with_connector(tower::service_fn(connect)))?;
-        Ok(Self { node, runtime, channel })
+        Ok(Self { runtime, channel })
     }
 
     fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A>
@@ -94,18 +101,25 @@ impl<'a> Cri<'a> {
     }
 
     /// Runs a pod's sandbox in the node's network namespace, by a RuntimeClass's handler; empty is containerd's default.
-    pub fn pod(&self, handler: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_, 'a>> {
+    pub fn pod(&self, handler: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.pod_in(&format!("/kubepods/pod{number}"), handler, annotations)
+    }
+
+    /// The same in a control group of the kubelet's: a path, or with systemd's driver the path of a slice.
+    pub fn pod_in(&self, cgroup_parent: &str, handler: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
+        // Others may have left theirs.
+        let name = format!("pod{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
-                name: format!("pod{number}"),
-                uid: format!("uid{number}"),
+                uid: format!("uid-{name}"),
+                name,
                 namespace: "team-a".into(),
                 attempt: 0,
             }),
             annotations: map(annotations),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: format!("/kubepods/pod{number}"),
+                cgroup_parent: cgroup_parent.to_owned(),
                 security_context: Some(LinuxSandboxSecurityContext {
                     namespace_options: Some(NamespaceOption { network: NODE, pid: 1, ipc: 0 }),
                 }),
@@ -116,9 +130,26 @@ impl<'a> Cri<'a> {
         let RunPodSandboxResponse { pod_sandbox_id: id } = self.call("RunPodSandbox", request)?;
         Ok(Pod { cri: self, id, config })
     }
+
+    /// Stops the pod of this sandbox with all its containers and removes them; again, as the kubelet does, while containerd has
+    /// yet to hear of a container's end.
+    pub fn remove(&self, pod: &str) -> Result<()> {
+        let mut last = Ok(());
+        wait_until("the pod to be removed", Duration::from_secs(10), || {
+            last = self.end(pod);
+            last.is_ok()
+        })
+        .with_context(|| last.err().map(|error| format!("{error:#}")).unwrap_or_default())
+    }
+
+    fn end(&self, pod: &str) -> Result<()> {
+        let request = || SandboxRequest { pod_sandbox_id: pod.into() };
+        let Empty {} = self.call("StopPodSandbox", request())?;
+        self.call("RemovePodSandbox", request()).map(|Empty {}| ())
+    }
 }
 
-impl<'a> Pod<'_, 'a> {
+impl Pod<'_> {
     /// Its sandbox's id.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -175,8 +206,8 @@ impl<'a> Pod<'_, 'a> {
 
     /// What programs can be run in.
     #[must_use]
-    pub fn member(&self, id: &str) -> Member<'a> {
-        containerd::member(self.cri.node, NAMESPACE, id)
+    pub fn member<'a>(&self, node: &'a Node, id: &str) -> Member<'a> {
+        containerd::member(node, NAMESPACE, id)
     }
 
     /// What a readiness probe does; standard output.
@@ -189,28 +220,24 @@ impl<'a> Pod<'_, 'a> {
         Ok(said(&answer.stdout))
     }
 
-    /// Stops it with all its containers and removes them; again, as the kubelet does, while containerd has yet to hear of a
-    /// container's end.
+    /// Stops it with all its containers and removes them.
     pub fn remove(self) -> Result<()> {
-        let mut last = Ok(());
-        wait_until("the pod to be removed", Duration::from_secs(10), || {
-            last = self.end();
-            last.is_ok()
-        })
-        .with_context(|| last.err().map(|error| format!("{error:#}")).unwrap_or_default())
+        self.cri.remove(&self.id)
     }
 
-    fn end(&self) -> Result<()> {
-        let request = || SandboxRequest { pod_sandbox_id: self.id.clone() };
-        let Empty {} = self.cri.call("StopPodSandbox", request())?;
-        self.cri.call("RemovePodSandbox", request()).map(|Empty {}| ())
+    /// Leaves it running; its sandbox's id.
+    #[must_use]
+    pub fn leave(self) -> String {
+        let id = self.id.clone();
+        std::mem::forget(self);
+        id
     }
 }
 
-impl Drop for Pod<'_, '_> {
+impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        // Both succeed for a sandbox that is gone.
-        self.end().ok();
+        // Both steps succeed for a sandbox that is gone.
+        self.cri.end(&self.id).ok();
     }
 }
 

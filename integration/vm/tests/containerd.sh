@@ -29,6 +29,15 @@ ctr_slice() {
     gone c1
 }
 
+# BinaryName's runtime is told by the shim.
+ctr_binary() {
+    ctr_run --runc-binary /usr/bin/ringfence-runtime --runc-systemd-cgroup --cgroup test.slice:ctr:c1 "$image" c1
+    no_warnings c1
+    same "$(cgroup "$(proxy c1)")" "$cgroups/test.slice/ringfence-c1.scope" "the proxy's cgroup"
+    in_task c1 ibv_devinfo
+    gone c1
+}
+
 ctr_restart() {
     local id
     for id in c1 c2; do ctr_run --runtime io.containerd.ringfence.v2 "$image" $id; done
@@ -52,21 +61,11 @@ ctr_killed() {
     ringfence gc
 }
 
-mkdir -p /etc/containerd
-cat >/etc/containerd/config.toml <<'TOML'
-version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "localhost/ringfence-verbs:1"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      SystemdCgroup = true
-TOML
-ringfence configure --engine containerd >/dev/null
-systemctl restart containerd.service
+start_containerd
 ctr images import /var/lib/ringfence-verbs.tar >/dev/null
 check "containerd: ctr with the shim" ctr_shim
 check "containerd: ctr with the shim, in a slice" ctr_slice
+check "containerd: ctr with ringfence-runtime, in a slice" ctr_binary
 check "containerd: restarted by systemd" ctr_restart
 check "containerd: killed by systemd" ctr_killed
 systemctl stop containerd.service

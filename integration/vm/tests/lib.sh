@@ -73,6 +73,8 @@ clean() {
     done
     for id in $(ctr task list -q); do ctr task delete --force "$id"; done
     for id in $(ctr container list -q 2>/dev/null); do ctr container delete "$id"; done
+    for id in $(ctr --namespace k8s.io task list -q); do ctr --namespace k8s.io task delete --force "$id"; done
+    for id in $(docker ps --all --quiet); do docker rm --force "$id"; done
     umount /srv/native
     rmdir "$cgroups/test"
     rm -f /etc/ringfence/conf.d/test.toml
@@ -121,6 +123,22 @@ up() { (cd "/srv/$2" && $1 run --detach "$2" </dev/null >"/srv/$2/output" 2>&1) 
 down() {
     $1 kill "$2" KILL || true
     eventually "${1%% *}" delete "$2"
+}
+
+# containerd as a service, where pods have systemd's control groups, as kubeadm has it.
+start_containerd() {
+    mkdir -p /etc/containerd
+    cat >/etc/containerd/config.toml <<'TOML'
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "localhost/ringfence-verbs:1"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = true
+TOML
+    ringfence configure --engine containerd >/dev/null
+    systemctl restart containerd.service
 }
 
 # Limits of proxies that `is_limited` finds in a control group.
