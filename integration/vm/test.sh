@@ -27,4 +27,4 @@ if ! integration/vm/build.sh >"$log" 2>&1; then
 fi
 
 echo "     Running integration/vm/tests.sh"
-integration/vm/run.sh --timeout 1200 "integration/vm/tests.sh $*"
+integration/vm/run.sh --timeout 1800 "integration/vm/tests.sh $*"
