@@ -3,7 +3,7 @@
 #
 #   integration/vm/build.sh
 #
-# Does nothing if it is there already; remove the directory to renew it. Works as root; needs mmdebstrap and mke2fs.
+# Does nothing if it is there already, with the same packages; remove the directory to renew it. Works as root; needs mmdebstrap and mke2fs.
 set -euo pipefail
 vm=$(cd "$(dirname "$0")" && pwd)
 cache=${vm%/*}/.cache
@@ -18,7 +18,7 @@ packages=(
     busybox-static ibverbs-providers ibverbs-utils perftest jq
 )
 
-[ ! -e "$target/root.ext4" ] || exit 0
+[ "$(cat "$target/packages" 2>/dev/null)" != "${packages[*]}" ] || exit 0
 [ "$(id -u)" -eq 0 ] || { echo "${0##*/}: must be root to make $target" >&2; exit 1; }
 for tool in mmdebstrap mke2fs; do
     command -v "$tool" >/dev/null || { echo "${0##*/}: $tool is missing; install it" >&2; exit 1; }
@@ -47,5 +47,6 @@ mv "$root"/boot/vmlinuz-* "$work/vm/vmlinuz"
 mv "$root"/boot/initrd.img-* "$work/vm/initrd"
 # No journal: what a machine writes is thrown away.
 mke2fs -q -t ext4 -O '^has_journal' -m 0 -d "$root" "$work/vm/root.ext4" 2G
+echo "${packages[*]}" >"$work/vm/packages"
 rm -rf --one-file-system "$target"
 mv "$work/vm" "$target"

@@ -31,25 +31,34 @@ const PACKAGES: [&str; 14] = [
     "runc",
 ];
 
-/// The root file system of `suite`'s nodes; from the cache, or made (half a minute and the network).
+/// Where a node's root file system says which packages it was made with.
+const MADE_WITH: &str = "var/lib/ringfence-node-packages";
+
+/// The root file system of `suite`'s nodes; from the cache, or made (half a minute and the network) if it is not there or has
+/// not the same packages.
 pub(super) fn root(suite: Suite) -> Result<PathBuf> {
     let dir = artifacts::cache().join(format!("node-{}", suite.name()));
-    if !dir.exists() {
-        make(suite, &dir).with_context(|| format!("cannot make a node of Debian's {}", suite.name()))?;
+    let packages = packages(suite);
+    if std::fs::read_to_string(dir.join(MADE_WITH)).ok().as_deref() != Some(&packages) {
+        make(suite, &packages, &dir).with_context(|| format!("cannot make a node of Debian's {}", suite.name()))?;
     }
     Ok(dir)
 }
 
-fn make(suite: Suite, dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(artifacts::cache())?;
-    let partial = sandbox::partial_dir();
-    let target = partial.to_str().context("the repository's path is not UTF-8")?;
+fn packages(suite: Suite) -> String {
     let mut packages = PACKAGES.to_vec();
     if suite != Suite::Bookworm {
         // Until Debian 12 it was part of docker.io.
         packages.push("docker-cli");
     }
-    let include = format!("--include={}", packages.join(","));
+    packages.join(",")
+}
+
+fn make(suite: Suite, packages: &str, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(artifacts::cache())?;
+    let partial = sandbox::partial_dir();
+    let target = partial.to_str().context("the repository's path is not UTF-8")?;
+    let include = format!("--include={packages}");
     let words = [
         "mmdebstrap",
         "--variant=minbase",
@@ -64,10 +73,14 @@ fn make(suite: Suite, dir: &Path) -> Result<()> {
         target,
     ];
     let made = Running::start(command(&words))?.wait(Duration::from_secs(600))?.success();
+    let made = made.and_then(|_| Ok(std::fs::write(partial.join(MADE_WITH), packages)?));
     if made.is_err() {
         std::fs::remove_dir_all(&partial).ok();
     }
     made?;
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
     std::fs::rename(&partial, dir).with_context(|| format!("cannot move {target} to {}", dir.display()))
 }
 
