@@ -33,8 +33,9 @@ fn annotation(text: &str) -> Result<(String, String), &'static str> {
 }
 
 fn main() -> Result<()> {
+    let command = Command::parse();
     let cri = Cri::open(SOCKET.into())?;
-    match Command::parse() {
+    match command {
         Command::Run { handler, cgroup_parent, annotation, containers } => {
             let annotations: Vec<_> = annotation.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
             let pod = cri.pod_in(&cgroup_parent, &handler, &annotations)?;
