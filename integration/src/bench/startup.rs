@@ -114,7 +114,6 @@ impl Scene {
     fn prepare(suite: Suite) -> Result<Self> {
         let mut node = Node::start(suite)?;
         node.enter_cgroups()?;
-        node.enter_cgroups()?;
         for engine in ["containerd", "docker"] {
             node.run(&["ringfence", "configure", "--engine", engine])?;
         }
