@@ -4,7 +4,9 @@ use crate::{artifacts, sandbox};
 use anyhow::{Context, Result, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use ringfence_proxy::launch::{Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Worker};
+use ringfence_proxy::launch::{
+    Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Uids, Worker,
+};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -13,6 +15,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// As by default.
+const UIDS: Uids = Uids { first: 2_000_000_000, count: 1023 };
 
 /// A node: proxies of the same node reach each other.
 #[derive(Debug)]
@@ -51,6 +56,7 @@ impl Node {
             init_pid: init.id().cast_signed(),
             run_dir: self.dir.clone(),
             container_dir: dir.clone(),
+            uids: Some(UIDS),
             device: Device { name: "soft0".into(), kind: DeviceKind::Soft, link: self.link },
             limits,
             worker: Worker::default(),
@@ -103,7 +109,7 @@ impl DirectProxy {
         !matches!(self.proxy.try_wait(), Ok(None))
     }
 
-    /// Its directory, which it removes when it ends.
+    /// Its directory, which its warden removes when it has ended.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir

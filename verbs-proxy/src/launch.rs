@@ -26,8 +26,12 @@ pub struct Launch {
     pub init_pid: i32,
     /// Node-wide directory, mode 0700: the proxies meet under `<run_dir>/fabric`.
     pub run_dir: PathBuf,
-    /// This container's directory, `<run_dir>/containers/<id>`; removed by the proxy when it ends.
+    /// This container's directory, `<run_dir>/containers/<id>`; removed by the proxy's warden when it ends.
     pub container_dir: PathBuf,
+    /// The ids of which the proxy takes one, as user and as group; `None` to stay who it is, where the user namespace has
+    /// no ids to spare.
+    #[serde(default)]
+    pub uids: Option<Uids>,
     /// What the container sees as its RDMA device.
     pub device: Device,
     /// What the container may do.
@@ -35,6 +39,24 @@ pub struct Launch {
     /// How the worker waits.
     #[serde(default)]
     pub worker: Worker,
+}
+
+/// User ids, and group ids with the same numbers, that nobody on the node has but proxies. Each port has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uids {
+    /// The lowest.
+    pub first: u32,
+    /// How many: no more proxies than that run at once.
+    pub count: u32,
+}
+
+impl Uids {
+    /// That of the port `lid`, which is between 1 and [`Self::count`].
+    #[must_use]
+    pub fn of(self, lid: u16) -> u32 {
+        self.first + u32::from(lid) - 1
+    }
 }
 
 /// A device of the administrator's configuration.

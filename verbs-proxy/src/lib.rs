@@ -1,6 +1,7 @@
 //! The verbs proxy: one process beside each container, which owns the container's queue pairs, schedules its work
 //! requests and enforces its policy.
 
+pub mod cgroup;
 pub mod control;
 pub mod datagram;
 pub mod fabric;
@@ -12,4 +13,5 @@ pub mod rdma_cgroup;
 pub mod sandbox;
 pub mod shared;
 pub mod state;
+pub mod warden;
 pub mod worker;

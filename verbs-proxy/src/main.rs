@@ -8,18 +8,18 @@ use ringfence_proxy::control::node::{Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
 use ringfence_proxy::control::{End, Server};
-use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::fabric::addresses;
 use ringfence_proxy::fabric::clock::WireClock;
-use ringfence_proxy::fabric::ports::Port;
+use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use ringfence_proxy::plane::Plane;
 use ringfence_proxy::plane::shaping::Shaping;
-use ringfence_proxy::rdma_cgroup;
 use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
+use ringfence_proxy::warden::{Duties, Warden};
 use ringfence_proxy::worker::{Worker, bell, now};
 use rustix::fd::{FromRawFd, OwnedFd};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -82,47 +82,61 @@ fn run(path: &Path) -> Result<()> {
     // If the hook is gone, its container is too, or will be; the pidfd tells.
     let _ = rustix::io::write(&ready, line.as_bytes());
     drop(ready);
-    let (mut server, launch) = started?;
-    let end = server.run().context("waiting for events");
-    drop(server);
-    tidy(&launch);
-    match end? {
-        End::Container | End::Signal => Ok(()),
+    let end = started?.run().context("waiting for events");
+    // Nothing is closed by us: what the container or a neighbour sent may take its time to close, and a process that ends
+    // does not wait for it. The warden clears up.
+    match end {
+        Ok(End::Container | End::Signal) => leave(0),
+        Ok(End::Warden) => eprintln!("ringfence-proxy: the warden has ended"),
+        Err(error) => eprintln!("ringfence-proxy: {error:#}"),
     }
+    leave(1)
 }
 
-fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Result<(Server, Launch)> {
+fn leave(code: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions; standard error is not buffered.
+    unsafe { libc::_exit(code) }
+}
+
+fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Result<Server> {
     let launch = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let launch: Launch = serde_json::from_slice(&launch)
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
     let signals = block_signals()?;
     sandbox::raise_file_limit();
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
 
-    let fabric_directory = launch.run_dir.join("fabric").join(&launch.device.name);
-    std::fs::create_dir_all(&fabric_directory)
-        .with_context(|| format!("cannot make the fabric's directory {}", fabric_directory.display()))?;
     let guid = u64::from(random()) << 32 | u64::from(random());
     // Locally administered, as for an interface identifier that no manufacturer gave.
     let guid = guid & !(1 << 56) | 1 << 57;
-    let port = Port::take(&fabric_directory, guid, rustix::fs::fstat(&netns)?.st_ino)
-        .with_context(|| format!("cannot take a port of the fabric {}", fabric_directory.display()))?;
-    let fabric = fabric_socket(&port).context("cannot listen for other proxies")?;
-    let addresses = Addresses::of(netns).context("cannot join the container's network namespace")?;
-
-    // From here on the proxy touches what a container or a neighbour says. The worker inherits this.
-    sandbox::drop_privileges().context("cannot give up capabilities")?;
-
-    let doorbell_file = SealedFile::create("ringfence-bells", PAGE)?;
-    let doorbells = Arc::new(Mapping::of(&doorbell_file)?).header(0);
+    let mut taken = take_port(&launch, guid)?;
+    let id = launch.uids.map(|uids| uids.of(taken.port.lid()));
     let link = match launch.device.link {
         None => None,
         Some(rate) => {
             ensure!(rate >= 1_000_000, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", launch.device.name);
-            let clock =
-                WireClock::open(&fabric_directory.join("wire")).context("cannot open the modelled link's clock")?;
-            Some((clock, rate))
+            let path = launch.run_dir.join("fabric").join(&launch.device.name).join("wire");
+            Some((WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
         }
     };
+    let warden = Warden::start(Duties {
+        init: fcntl_dupfd_cloexec(&init, 3)?,
+        signals: fcntl_dupfd_cloexec(&signals, 3)?,
+        tenure: taken.tenure,
+        container_dir: launch.container_dir.clone(),
+        proxy_uid: id.unwrap_or(rustix::process::geteuid().as_raw()),
+    })
+    .context("cannot start the warden")?;
+    addresses::join(&netns).context("cannot join the container's network namespace")?;
+    drop(netns);
+    sandbox::enter_empty_root(&taken.sockets).context("cannot leave the host's file systems")?;
+    taken.port.find_sockets_in(Path::new("/"));
+    // From here on the proxy touches what a container or a neighbour says. The threads inherit this.
+    sandbox::become_user(id)?;
+    sandbox::give_up_files().context("Landlock")?;
+
+    let doorbell_file = SealedFile::create("ringfence-bells", PAGE)?;
+    let doorbells = Arc::new(Mapping::of(&doorbell_file)?).header(0);
     let limits = &launch.limits;
     let shaping = Shaping::new(limits.bandwidth, limits.weight, limits.class, link, now());
     let plane = Plane::new(doorbells, limits.max_mr, shaping);
@@ -136,29 +150,30 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         queues: Queues::default(),
         doorbell_file: Arc::new(doorbell_file.into_fd()),
         bell,
-        processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+        processors,
         device: ringfence_proxy::control::device::SoftDevice::new(&launch.device, guid, limits),
-        port,
-        addresses,
+        port: taken.port,
+        warden,
         gids_fresh_until: 0,
         neighbours: Vec::new(),
         shares: HashMap::new(),
         last_pd: 0,
         last_share: 0,
     };
-    sandbox::confine().context("cannot confine the proxy to its system calls")?;
-    Ok((Server::new(node, listener, fabric, init, signals), launch))
+    sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;
+    Ok(Server::new(node, listener, taken.listener, init, signals))
 }
 
-fn fabric_socket(port: &Port) -> Result<OwnedFd> {
-    let path = port.socket_path();
-    // The port is ours, so a socket of this name is a dead proxy's.
-    let _ = std::fs::remove_file(&path);
-    let socket =
-        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    bind(&socket, &SocketAddrUnix::new(&path)?)?;
-    listen(&socket, 128)?;
-    Ok(socket)
+fn take_port(launch: &Launch, guid: u64) -> Result<Taken> {
+    let most = launch.uids.map_or(u32::from(MAX_PORTS), |uids| uids.count.min(u32::from(MAX_PORTS)));
+    match Taken::take(&launch.run_dir, &launch.device.name, guid, most as u16) {
+        Err(Errno::NOSPC) => {
+            bail!(
+                "{most} proxies run on this node already, as many as there are LIDs and user ids (proxy.uids) for them"
+            )
+        }
+        taken => taken.with_context(|| format!("cannot take a port of the fabric in {}", launch.run_dir.display())),
+    }
 }
 
 /// SIGTERM and SIGINT become readable; all threads started from here on inherit the mask.
@@ -176,12 +191,4 @@ fn block_signals() -> Result<OwnedFd> {
     ensure!(fd >= 0, "signalfd: {}", std::io::Error::last_os_error());
     // SAFETY: signalfd returned a descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Removes this container's directory; what the hook must remember to undo its own work is elsewhere.
-fn tidy(launch: &Launch) {
-    // Nobody is there to be told; the hook does the same for the cgroups that it removes.
-    let _ = rdma_cgroup::lift_own_limits();
-    // If that is not possible, poststop or the next start of the same id does it.
-    let _ = std::fs::remove_dir_all(&launch.container_dir);
 }

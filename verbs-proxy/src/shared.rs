@@ -7,7 +7,9 @@
 
 use ringfence_protocol::ring::{SLOT_BYTES, Slot};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::fs::{
+    MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ptr::NonNull;
@@ -31,6 +33,8 @@ impl SealedFile {
         let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL)
             // Kernels before 6.3 do not know NOEXEC_SEAL.
             .or_else(|_| memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING))?;
+        // Nobody opens it again but our warden: who was given it for reading could open it for writing otherwise.
+        fchmod(&fd, Mode::RUSR)?;
         ftruncate(&fd, bytes as u64)?;
         fcntl_add_seals(&fd, SEALS)?;
         Ok(Self { fd, bytes })

@@ -53,6 +53,8 @@ pub enum End {
     Container,
     /// Somebody told the proxy to end.
     Signal,
+    /// The warden is gone, without which no memory can be shared and nobody clears up.
+    Warden,
 }
 
 impl Server {
@@ -70,6 +72,7 @@ impl Server {
             let mut fds: Vec<PollFd<'_>> = [
                 (self.init.as_fd(), PollFlags::IN),
                 (self.signals.as_fd(), PollFlags::IN),
+                (self.node.warden.as_fd(), PollFlags::IN),
                 (self.node.worker.notices_fd().as_fd(), PollFlags::IN),
                 (self.fabric.as_fd(), guests),
                 (self.listener.as_fd(), guests),
@@ -77,7 +80,7 @@ impl Server {
             .into_iter()
             .map(|(fd, events)| PollFd::from_borrowed_fd(fd, events))
             .collect();
-            const FIXED: usize = 5;
+            const FIXED: usize = 6;
             let connections = self.connections.len();
             fds.extend(self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)));
             fds.extend(self.node.neighbours.iter().map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)));
@@ -93,6 +96,10 @@ impl Server {
             if ready[1] {
                 return Ok(End::Signal);
             }
+            // It says nothing unasked.
+            if ready[2] {
+                return Ok(End::Warden);
+            }
             // From the back, so that those that end do not move those that are still to come.
             for index in (0..self.node.neighbours.len()).rev() {
                 if ready.get(FIXED + connections + index) == Some(&true) {
@@ -104,14 +111,14 @@ impl Server {
                     self.serve_connection(index);
                 }
             }
-            if ready[2] {
+            if ready[3] {
                 self.hear_worker();
             }
             accepting = true;
-            if ready[3] {
+            if ready[4] {
                 accepting &= self.accept_neighbour();
             }
-            if ready[4] {
+            if ready[5] {
                 accepting &= self.accept_connection();
             }
         }

@@ -2,12 +2,13 @@
 
 use super::device::SoftDevice;
 use super::quota::Quota;
-use crate::fabric::addresses::Addresses;
+use crate::fabric::addresses;
 use crate::fabric::neighbours::{Neighbour, SharedRun};
 use crate::fabric::ports::{Gid, Port};
 use crate::launch::Limits;
 use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
+use crate::warden::Warden;
 use crate::worker::{Worker, now};
 use ringfence_protocol::control::{AddressVector, GidInfo};
 use ringfence_protocol::doorbell::MAX_QUEUES;
@@ -68,8 +69,8 @@ pub struct Node {
     pub device: SoftDevice,
     /// The container's port on the fabric.
     pub port: Port,
-    /// The container's addresses.
-    pub addresses: Addresses,
+    /// What opens memory files for neighbours.
+    pub warden: Warden,
     /// When the GID table must be looked up again.
     pub gids_fresh_until: Nanos,
     /// Links to other proxies.
@@ -101,10 +102,7 @@ impl Node {
             return;
         }
         self.gids_fresh_until = now + GIDS_FRESH;
-        let addresses = self.addresses.list();
-        if let Err(error) = self.port.set_addresses(&addresses) {
-            eprintln!("ringfence-proxy: cannot publish the GID table: {error}");
-        }
+        self.port.set_addresses(&addresses::list());
     }
 
     /// `ibv_query_gid`.
@@ -153,7 +151,7 @@ impl Node {
             return;
         };
         let Some((share, runs)) = self.shares.get(&key) else { return };
-        if let Err(error) = self.neighbours[position].share(*share, runs) {
+        if let Err(error) = self.neighbours[position].share(*share, runs, &self.warden) {
             eprintln!("ringfence-proxy: cannot share a region with port {}: {error}", self.neighbours[position].lid());
             self.drop_neighbour(position);
         }

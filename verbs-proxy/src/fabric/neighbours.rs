@@ -10,9 +10,9 @@ use super::ports::Port;
 use crate::datagram::{self, MAX_FDS};
 use crate::plane::link::{BYTES, End, Link, Share};
 use crate::shared::{Mapping, Run, SealedFile};
+use crate::warden::Warden;
 use crate::worker::{Worker, bell};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -227,11 +227,11 @@ impl Neighbour {
     }
 
     /// Shares one of our regions with it.
-    pub fn share(&self, share: u32, runs: &[SharedRun]) -> Result<(), Errno> {
+    pub fn share(&self, share: u32, runs: &[SharedRun], warden: &Warden) -> Result<(), Errno> {
         if runs.len() > MAX_FDS {
             return Err(Errno::TOOBIG);
         }
-        let read_only = runs.iter().map(|run| reopen_read_only(&run.file)).collect::<Result<Vec<_>, _>>()?;
+        let read_only = runs.iter().map(|run| warden.read_only(&*run.file)).collect::<Result<Vec<_>, _>>()?;
         let message = Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect() };
         send(&self.socket, &message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())
     }
@@ -241,10 +241,4 @@ impl Neighbour {
         // If the neighbour does not read, it loses the link at the next message that matters.
         let _ = send(&self.socket, &Message::Unshare { share }, &[]);
     }
-}
-
-/// A descriptor through which the file cannot be written.
-fn reopen_read_only(file: &SealedFile) -> Result<OwnedFd, Errno> {
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file.as_fd()));
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }

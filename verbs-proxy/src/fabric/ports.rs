@@ -1,20 +1,40 @@
-//! The ports of a fabric: one per proxy, found by LID or GID.
+//! The ports of a node: one per proxy, named by LID, which say what GIDs they have.
 //!
-//! A port is a file `<lid>.port` in the fabric's directory, locked by the proxy that owns it. The lock goes with the
-//! process, however it ends, so a port of a dead proxy is free again at once and nothing needs to be swept.
+//! ```text
+//! <run-dir>/fabric/
+//!   lids/<lid>             locked by the port's proxy and its warden, as long as either lives
+//!   identities             who each port is: written by root alone, mapped for reading by every proxy
+//!   gids                   a page for each port: mapped for writing by its own proxy, for reading by all others
+//!   <device>/sockets/<lid> where the port takes links; all that a proxy sees of any file system
+//! ```
+//!
+//! All of it is opened and mapped while the proxy is root still. Afterwards it can neither write another port's page nor
+//! any identity, and needs to open nothing to find a port.
 
-use rustix::fd::OwnedFd;
+// UNSAFETY: declares what may be overlaid on shared memory.
+#![allow(unsafe_code)]
+
+use crate::shared::{Header, Held, Mapping, PAGE, Run, SealedFile};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, ftruncate, open};
 use rustix::io::Errno;
+use rustix::mm::ProtFlags;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::process::Pid;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-/// The most ports of one fabric: what the high bits of a QP number can name.
+/// The most ports of one node: what the high bits of a QP number can name.
 pub const MAX_PORTS: u16 = (1 << (24 - QPN_SHIFT)) - 1;
 /// A QP number is its port's LID and, in this many low bits, chance. It is unique in the fabric, as on one RNIC, and
-/// tells apart the ports of containers that share a network namespace and with it their GIDs.
+/// says which port is meant where several have the same address: containers that share a network namespace do, and
+/// nobody keeps two with networks of their own from using the same.
 pub const QPN_SHIFT: u32 = 14;
 /// The most GIDs of one port.
 pub const MAX_GIDS: usize = 64;
+
+const PLACES: usize = MAX_PORTS as usize + 1;
 
 /// An entry of a GID table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,57 +45,171 @@ pub struct Gid {
     pub ifindex: u32,
 }
 
-const ENTRY: usize = 20;
-const HEAD: usize = 24;
+/// Who the ports are, by LID: the pid of the proxy, zero for none.
+#[repr(C)]
+#[derive(Debug)]
+struct Identities([AtomicU32; PLACES]);
+// SAFETY: atomics only.
+unsafe impl Header for Identities {}
+
+/// What a port says of itself: the claims of its proxy, which may have been taken over.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+struct Page {
+    /// Odd while the page is being written.
+    version: AtomicU32,
+    count: AtomicU32,
+    gids: [[AtomicU64; 2]; MAX_GIDS],
+}
+// SAFETY: atomics only.
+unsafe impl Header for Page {}
+const _: () = assert!(size_of::<Page>() == PAGE);
+
+/// The pages of all ports, by LID.
+#[repr(C)]
+#[derive(Debug)]
+struct Pages([Page; PLACES]);
+// SAFETY: atomics only.
+unsafe impl Header for Pages {}
+
+impl Page {
+    fn write(&self, gids: &[Gid]) {
+        let version = self.version.load(Ordering::Relaxed) | 1;
+        self.version.store(version, Ordering::Relaxed);
+        // SYNC POINT port-page: the odd version before the entries, the entries before the even one.
+        fence(Ordering::Release);
+        for (place, gid) in self.gids.iter().zip(gids) {
+            let [high, low] = halves(&gid.raw);
+            place[0].store(high, Ordering::Relaxed);
+            place[1].store(low, Ordering::Relaxed);
+        }
+        self.count.store(gids.len().min(MAX_GIDS) as u32, Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Whether the port says that it has this GID. One that never finishes writing has none.
+    fn has(&self, raw: &[u8; 16]) -> bool {
+        let wanted = halves(raw);
+        for _ in 0..1000 {
+            let before = self.version.load(Ordering::Acquire);
+            let count = (self.count.load(Ordering::Relaxed) as usize).min(MAX_GIDS);
+            let found =
+                self.gids[..count].iter().any(|gid| gid.each_ref().map(|half| half.load(Ordering::Relaxed)) == wanted);
+            // SYNC POINT port-page: against `write`.
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+                return found;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+}
+
+fn halves(raw: &[u8; 16]) -> [u64; 2] {
+    let half = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| raw[at + byte]));
+    [half(0), half(8)]
+}
 
 /// A port that this process owns.
 #[derive(Debug)]
 pub struct Port {
     lid: u16,
-    guid: u64,
-    /// The container's network namespace, by inode.
-    netns: u64,
-    directory: PathBuf,
-    file: OwnedFd,
     gids: Vec<Gid>,
+    own: Held<Page>,
+    pages: Held<Pages>,
+    identities: Held<Identities>,
+    /// Where the sockets are, as this process sees it now.
+    sockets: PathBuf,
+    /// Keeps the LID.
+    _lock: OwnedFd,
 }
 
-fn path(directory: &Path, lid: u16, extension: &str) -> PathBuf {
-    directory.join(format!("{lid}.{extension}"))
+/// What it takes, besides the port itself, to be a port: for [`crate::warden`].
+#[derive(Debug)]
+pub struct Tenure {
+    lid: u16,
+    /// The same lock as the port's: it holds as long as either is there.
+    lock: OwnedFd,
+    lock_path: PathBuf,
+    socket_path: PathBuf,
+    identities: Held<Identities>,
+}
+
+/// A port that has just been taken.
+#[derive(Debug)]
+pub struct Taken {
+    /// For the proxy.
+    pub port: Port,
+    /// Listens for links.
+    pub listener: OwnedFd,
+    /// The directory of all ports' sockets.
+    pub sockets: PathBuf,
+    /// For whoever clears up when the port's proxy has ended.
+    pub tenure: Tenure,
+}
+
+impl Taken {
+    /// Takes the lowest free LID of the node for a port on `device`. `most`: the highest LID that may be taken.
+    ///
+    /// # Errors
+    /// `ENOSPC` if all are taken; otherwise what the kernel says of the files in `run_dir`.
+    pub fn take(run_dir: &Path, device: &str, guid: u64, most: u16) -> Result<Self, Errno> {
+        let fabric = run_dir.join("fabric");
+        let (lids, sockets) = (fabric.join("lids"), fabric.join(device).join("sockets"));
+        make_directory(&lids, 0o700)?;
+        make_directory(&sockets, 0o711)?;
+        let (lid, lock) = lock_lowest(&lids, most.min(MAX_PORTS))?;
+
+        let identities = table(&fabric.join("identities"), size_of::<Identities>())?;
+        let gids = table(&fabric.join("gids"), size_of::<Pages>())?;
+        let whole = |file: &SealedFile, protection| {
+            let run = Run { file, offset: 0, bytes: file.bytes().next_multiple_of(PAGE) };
+            Mapping::of_runs(&[run], protection, false).map(Arc::new)
+        };
+        let own = Run { file: &gids.writable, offset: usize::from(lid) * PAGE, bytes: PAGE };
+        let own = Arc::new(Mapping::of_runs(&[own], ProtFlags::READ | ProtFlags::WRITE, false)?).header(0);
+        let tenure = Tenure {
+            lid,
+            lock: rustix::io::fcntl_dupfd_cloexec(&lock, 0)?,
+            lock_path: lids.join(lid.to_string()),
+            socket_path: sockets.join(lid.to_string()),
+            identities: whole(&identities.writable, ProtFlags::READ | ProtFlags::WRITE)?.header(0),
+        };
+        // Through descriptors that are open for reading only: such mappings can never be made writable.
+        let pages = whole(&gids.readable, ProtFlags::READ)?.header(0);
+        let identities = whole(&identities.readable, ProtFlags::READ)?.header(0);
+        let listener = listen_at(&sockets, lid)?;
+
+        let mut raw = [0; 16];
+        raw[..8].copy_from_slice(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0]);
+        raw[8..].copy_from_slice(&guid.to_be_bytes());
+        let gids = vec![Gid { raw, ifindex: 0 }];
+        let port = Port { lid, gids, own, pages, identities, sockets: sockets.clone(), _lock: lock };
+        port.own.write(&port.gids);
+        tenure.identities.0[usize::from(lid)].store(std::process::id(), Ordering::Release);
+        Ok(Self { port, listener, sockets, tenure })
+    }
+}
+
+impl AsFd for Tenure {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+}
+
+impl Tenure {
+    /// The port's proxy has ended: nobody is this port any more, until the LID is taken again.
+    pub fn end(&self) {
+        self.identities.0[usize::from(self.lid)].store(0, Ordering::Release);
+        // While the lock is held: nobody else can have taken the LID.
+        let _ = std::fs::remove_file(&self.socket_path);
+        let _ = std::fs::remove_file(&self.lock_path);
+    }
 }
 
 impl Port {
-    /// Takes the lowest free LID of the fabric in `directory`.
-    pub fn take(directory: &Path, guid: u64, netns: u64) -> Result<Self, Errno> {
-        for lid in 1..=MAX_PORTS {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = open(path(directory, lid, "port"), flags, Mode::RUSR | Mode::WUSR)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // Its last owner removed the file between our opening and locking it: the name is another file's now.
-                Ok(()) if !is_at(&file, &path(directory, lid, "port")) => {}
-                Ok(()) => {
-                    let mut raw = [0; 16];
-                    raw[..8].copy_from_slice(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0]);
-                    raw[8..].copy_from_slice(&guid.to_be_bytes());
-                    let mut port = Self {
-                        lid,
-                        guid,
-                        netns,
-                        directory: directory.to_owned(),
-                        file,
-                        gids: vec![Gid { raw, ifindex: 0 }],
-                    };
-                    port.publish()?;
-                    return Ok(port);
-                }
-                Err(Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(Errno::NOSPC)
-    }
-
-    /// The port's LID, unique among the fabric's living ports.
+    /// The port's LID, unique among the node's living ports.
     #[must_use]
     pub fn lid(&self) -> u16 {
         self.lid
@@ -87,25 +221,23 @@ impl Port {
         &self.gids
     }
 
-    /// Where this port's proxy takes links.
-    #[must_use]
-    pub fn socket_path(&self) -> PathBuf {
-        path(&self.directory, self.lid, "sock")
+    /// The sockets are in `directory` from now on: the process sees other mounts.
+    pub fn find_sockets_in(&mut self, directory: &Path) {
+        self.sockets = directory.to_owned();
     }
 
     /// Brings the table up to date with the container's addresses.
     ///
-    /// Addresses that stay keep their place; a new one takes the first empty place, as in a kernel's GID table. One
-    /// that a living port in another network namespace has already is not shown: two containers may use the same address
-    /// in networks of their own, but on one fabric it can only name one of them.
-    pub fn set_addresses(&mut self, addresses: &[Gid]) -> Result<(), Errno> {
+    /// Addresses that stay keep their place; a new one takes the first empty place, as in a kernel's GID table. A GID is
+    /// that of whoever has the address: if several ports do, all show it, and a QP number says which is meant.
+    pub fn set_addresses(&mut self, addresses: &[Gid]) {
         const EMPTY: Gid = Gid { raw: [0; 16], ifindex: 0 };
         let mut table = self.gids.clone();
         for entry in table.iter_mut().skip(1).filter(|entry| !addresses.contains(entry)) {
             *entry = EMPTY;
         }
         for address in addresses {
-            if table.contains(address) || self.is_taken(&address.raw) {
+            if table.contains(address) {
                 continue;
             }
             match table.iter().skip(1).position(|entry| *entry == EMPTY) {
@@ -119,62 +251,68 @@ impl Port {
         }
         if table != self.gids {
             self.gids = table;
-            self.publish()?;
+            self.own.write(&self.gids);
         }
-        Ok(())
     }
 
-    fn publish(&mut self) -> Result<(), Errno> {
-        let pid = u64::from(std::process::id());
-        let mut bytes = [self.guid.to_be_bytes(), self.netns.to_ne_bytes(), pid.to_ne_bytes()].concat();
-        for gid in &self.gids {
-            bytes.extend(gid.raw);
-            bytes.extend(gid.ifindex.to_ne_bytes());
-        }
-        rustix::io::pwrite(&self.file, &bytes, 0)?;
-        ftruncate(&self.file, bytes.len() as u64)
-    }
-
-    fn is_taken(&self, raw: &[u8; 16]) -> bool {
-        living(&self.directory).any(|(lid, port)| lid != self.lid && port.netns != self.netns && port.has(raw))
-    }
-
-    /// The living port with this GID; among several in one network namespace, the one that `qp_num` belongs to.
+    /// The port that `qp_num` belongs to, if it has this GID.
     #[must_use]
     pub fn find(&self, raw: &[u8; 16], qp_num: u32) -> Option<u16> {
-        let named = (qp_num >> QPN_SHIFT) as u16;
-        let own = self.gids.iter().any(|gid| gid.raw == *raw).then_some(self.lid);
-        let others =
-            living(&self.directory).filter(|(lid, port)| *lid != self.lid && port.has(raw)).map(|(lid, _)| lid);
-        let found: Vec<u16> = own.into_iter().chain(others).collect();
-        found.iter().find(|lid| **lid == named).or(found.first()).copied().filter(|_| *raw != [0; 16])
+        let lid = u16::try_from(qp_num >> QPN_SHIFT).ok().filter(|lid| self.lives(*lid) && *raw != [0; 16])?;
+        let has = match lid == self.lid {
+            true => self.gids.iter().any(|gid| gid.raw == *raw),
+            false => self.pages.0[usize::from(lid)].has(raw),
+        };
+        has.then_some(lid)
     }
 
-    /// Whether a living port has this LID.
+    /// Whether a port has this LID. One whose proxy and warden were both killed has it until the LID is taken again; its
+    /// socket then answers nobody.
     #[must_use]
     pub fn lives(&self, lid: u16) -> bool {
-        lid == self.lid || read(&self.directory, lid).is_some()
+        lid == self.lid || self.proxy_of(lid).is_some()
     }
 
-    /// Whether a living port is this process's: what a process that says so must be.
+    /// Whether the process `pid` is the proxy of the port `lid`.
     #[must_use]
-    pub fn belongs_to(&self, lid: u16, pid: rustix::process::Pid) -> bool {
-        read(&self.directory, lid).is_some_and(|port| port.pid == pid.as_raw_nonzero().get() as u64)
+    pub fn belongs_to(&self, lid: u16, pid: Pid) -> bool {
+        self.proxy_of(lid) == Some(pid)
+    }
+
+    fn proxy_of(&self, lid: u16) -> Option<Pid> {
+        let pid = self.identities.0.get(usize::from(lid))?.load(Ordering::Acquire);
+        Pid::from_raw(i32::try_from(pid).ok()?)
     }
 
     /// Where the proxy of another port takes links.
     #[must_use]
     pub fn socket_of(&self, lid: u16) -> PathBuf {
-        path(&self.directory, lid, "sock")
+        self.sockets.join(lid.to_string())
     }
 }
 
-impl Drop for Port {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.socket_path());
-        // While the lock is held: nobody else can have taken the LID.
-        let _ = std::fs::remove_file(path(&self.directory, self.lid, "port"));
+/// Makes a directory for proxies, whatever the mask of the process.
+fn make_directory(path: &Path, mode: u32) -> Result<(), Errno> {
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    std::fs::create_dir_all(path).map_err(errno)?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode))
+}
+
+fn lock_lowest(directory: &Path, most: u16) -> Result<(u16, OwnedFd), Errno> {
+    for lid in 1..=most {
+        let path = directory.join(lid.to_string());
+        // For reading, so that whoever inherits the descriptor can do nothing by it.
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = open(&path, flags, Mode::RUSR | Mode::WUSR)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Its last owner removed the file between our opening and locking it: the name is another file's now.
+            Ok(()) if !is_at(&file, &path) => {}
+            Ok(()) => return Ok((lid, file)),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error),
+        }
     }
+    Err(Errno::NOSPC)
 }
 
 fn is_at(file: &OwnedFd, path: &Path) -> bool {
@@ -182,45 +320,37 @@ fn is_at(file: &OwnedFd, path: &Path) -> bool {
     matches!((rustix::fs::fstat(file), rustix::fs::lstat(path)), (Ok(a), Ok(b)) if of(a) == of(b))
 }
 
-/// What a port's file says.
-#[derive(Debug)]
-struct Published {
-    netns: u64,
-    pid: u64,
-    gids: Vec<Gid>,
+/// A file that all proxies of the node map.
+struct Table {
+    writable: SealedFile,
+    readable: SealedFile,
 }
 
-impl Published {
-    fn has(&self, raw: &[u8; 16]) -> bool {
-        self.gids.iter().any(|gid| gid.raw == *raw)
+fn table(path: &Path, bytes: usize) -> Result<Table, Errno> {
+    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let writable = open(path, flags | OFlags::RDWR | OFlags::CREATE, Mode::RUSR | Mode::WUSR)?;
+    // Only root writes in this directory, and nothing makes the file shorter.
+    if (rustix::fs::fstat(&writable)?.st_size as u64) < bytes as u64 {
+        ftruncate(&writable, bytes.next_multiple_of(PAGE) as u64)?;
     }
+    let readable = open(path, flags | OFlags::RDONLY, Mode::empty())?;
+    Ok(Table { writable: SealedFile::trusted(writable)?, readable: SealedFile::trusted(readable)? })
 }
 
-fn living(directory: &Path) -> impl Iterator<Item = (u16, Published)> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let lids = entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".port")?.parse().ok());
-    let directory = directory.to_owned();
-    lids.filter_map(move |lid| Some((lid, read(&directory, lid)?)))
-}
-
-/// What a port's file says, if its owner lives.
-fn read(directory: &Path, lid: u16) -> Option<Published> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = open(path(directory, lid, "port"), flags, Mode::empty()).ok()?;
-    if flock(&file, FlockOperation::NonBlockingLockShared) != Err(Errno::WOULDBLOCK) {
-        return None;
-    }
-    let mut bytes = vec![0; HEAD + MAX_GIDS * ENTRY];
-    let length = rustix::io::pread(&file, &mut bytes[..], 0).ok()?;
-    let netns = u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?);
-    let pid = u64::from_ne_bytes(bytes.get(16..HEAD)?.try_into().ok()?);
-    let entries = bytes.get(HEAD..length)?.chunks_exact(ENTRY);
-    let gids = entries.filter_map(|entry| {
-        let (raw, ifindex) = entry.split_at(16);
-        let raw: [u8; 16] = raw.try_into().ok()?;
-        (raw != [0; 16]).then_some(Gid { raw, ifindex: u32::from_ne_bytes(ifindex.try_into().ok()?) })
-    });
-    Some(Published { netns, pid, gids: gids.collect() })
+fn listen_at(directory: &Path, lid: u16) -> Result<OwnedFd, Errno> {
+    let name = lid.to_string();
+    // The LID is ours, so a socket of this name is a dead proxy's.
+    let _ = std::fs::remove_file(directory.join(&name));
+    let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    // A socket's path has at most 107 bytes; this one is short wherever the directory is.
+    let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
+    bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    // Other proxies have other user ids; only they see the directory.
+    rustix::fs::chmodat(&directory, &name, Mode::from_raw_mode(0o666), rustix::fs::AtFlags::empty())?;
+    listen(&socket, 128)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -233,56 +363,82 @@ mod tests {
         Gid { raw, ifindex: 2 }
     }
 
+    fn take(directory: &Path, guid: u64) -> Taken {
+        Taken::take(directory, "soft0", guid, MAX_PORTS).unwrap()
+    }
+
+    fn queue_pair_of(lid: u16) -> u32 {
+        u32::from(lid) << QPN_SHIFT | 77
+    }
+
     #[test]
     fn ports_are_found_by_gid_while_they_live() {
         let directory = tempfile::tempdir().unwrap();
-        let mut a = Port::take(directory.path(), 1, 1).unwrap();
-        let b = Port::take(directory.path(), 2, 2).unwrap();
-        assert_eq!((a.lid(), b.lid()), (1, 2));
-        a.set_addresses(&[address(1)]).unwrap();
-        assert_eq!(b.find(&address(1).raw, 0), Some(1));
-        assert_eq!(b.find(&b.gids()[0].raw, 0), Some(2));
-        assert!(b.lives(1));
+        let mut a = take(directory.path(), 1);
+        let b = take(directory.path(), 2).port;
+        assert_eq!((a.port.lid(), b.lid()), (1, 2));
+        a.port.set_addresses(&[address(1)]);
+        assert_eq!(b.find(&address(1).raw, queue_pair_of(1)), Some(1));
+        assert_eq!(b.find(&b.gids()[0].raw, queue_pair_of(2)), Some(2));
+        assert!(b.lives(1) && b.belongs_to(1, rustix::process::getpid()));
+        a.tenure.end();
         drop(a);
-        assert_eq!(b.find(&address(1).raw, 0), None);
-        assert!(!b.lives(1));
-        assert_eq!(Port::take(directory.path(), 3, 3).unwrap().lid(), 1);
+        assert_eq!(b.find(&address(1).raw, queue_pair_of(1)), None);
+        assert!(!b.lives(1) && !b.belongs_to(1, rustix::process::getpid()));
+        let c = take(directory.path(), 3).port;
+        assert_eq!(c.lid(), 1);
+        assert_eq!(b.find(&address(1).raw, queue_pair_of(1)), None, "the page is its last owner's");
     }
 
     #[test]
-    fn an_address_names_one_port_only() {
+    fn an_address_is_that_of_whoever_has_it_and_a_qp_number_says_who_is_meant() {
         let directory = tempfile::tempdir().unwrap();
-        let mut a = Port::take(directory.path(), 1, 1).unwrap();
-        let mut b = Port::take(directory.path(), 2, 2).unwrap();
-        a.set_addresses(&[address(1)]).unwrap();
-        b.set_addresses(&[address(1), address(2)]).unwrap();
-        assert_eq!(b.gids()[1..], [address(2)]);
-        a.set_addresses(&[]).unwrap();
-        b.set_addresses(&[address(1), address(2)]).unwrap();
-        assert_eq!(b.gids()[1..], [address(2), address(1)]);
-    }
-
-    #[test]
-    fn ports_of_one_network_namespace_share_addresses_and_are_told_apart_by_qp_number() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut ports = [(); 2].map(|()| Port::take(directory.path(), 1, 9).unwrap());
-        for port in &mut ports {
-            port.set_addresses(&[address(1)]).unwrap();
+        let (mut a, mut b) = (take(directory.path(), 1).port, take(directory.path(), 2).port);
+        a.set_addresses(&[address(1)]);
+        b.set_addresses(&[address(1), address(2)]);
+        assert_eq!(b.gids()[1..], [address(1), address(2)]);
+        for port in [&a, &b] {
+            assert_eq!(port.find(&address(1).raw, queue_pair_of(1)), Some(1));
+            assert_eq!(port.find(&address(1).raw, queue_pair_of(2)), Some(2));
+            assert_eq!(port.find(&address(2).raw, queue_pair_of(1)), None);
+            assert_eq!(port.find(&address(1).raw, queue_pair_of(3)), None);
         }
-        let [a, b] = ports;
-        assert_eq!(a.find(&address(1).raw, 1 << QPN_SHIFT), Some(1));
-        assert_eq!(a.find(&address(1).raw, 2 << QPN_SHIFT | 77), Some(2));
-        assert_eq!(b.find(&address(1).raw, 2 << QPN_SHIFT | 77), Some(2));
     }
 
     #[test]
     fn addresses_keep_their_index() {
         let directory = tempfile::tempdir().unwrap();
-        let mut port = Port::take(directory.path(), 1, 1).unwrap();
-        port.set_addresses(&[address(1), address(2), address(3)]).unwrap();
-        port.set_addresses(&[address(1), address(3)]).unwrap();
+        let mut port = take(directory.path(), 1).port;
+        port.set_addresses(&[address(1), address(2), address(3)]);
+        port.set_addresses(&[address(1), address(3)]);
         assert_eq!(port.gids()[3], address(3));
-        port.set_addresses(&[address(1), address(3), address(4)]).unwrap();
+        port.set_addresses(&[address(1), address(3), address(4)]);
         assert_eq!(port.gids()[2], address(4));
+    }
+
+    #[test]
+    fn lids_end_where_user_ids_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let taken = [1, 2].map(|guid| Taken::take(directory.path(), "soft0", guid, 2).unwrap());
+        assert_eq!(Taken::take(directory.path(), "soft0", 3, 2).unwrap_err(), Errno::NOSPC);
+        drop(taken);
+    }
+
+    #[test]
+    fn a_page_that_is_never_finished_or_says_too_much_harms_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = (take(directory.path(), 1).port, take(directory.path(), 2).port);
+        a.own.count.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(b.find(&address(1).raw, queue_pair_of(1)), None);
+        assert_eq!(b.find(&a.gids()[0].raw, queue_pair_of(1)), Some(1));
+        a.own.version.store(1, Ordering::Relaxed);
+        assert_eq!(b.find(&a.gids()[0].raw, queue_pair_of(1)), None);
+    }
+
+    #[test]
+    fn sockets_may_be_deep_in_the_file_system() {
+        let directory = tempfile::tempdir().unwrap();
+        let deep = directory.path().join("d".repeat(120));
+        assert_eq!(take(&deep, 1).port.lid(), 1);
     }
 }

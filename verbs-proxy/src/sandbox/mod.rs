@@ -1,0 +1,95 @@
+//! What the proxy asks of the kernel, and what it gives up, before it listens to a container.
+//!
+//! In this order: [`raise_file_limit`]; [`enter_empty_root`] and [`become_user`], while there is one thread; [`give_up_files`];
+//! threads; [`filter::confine_proxy`], for all of them.
+
+// UNSAFETY: one system call that neither rustix nor nix offers.
+#![allow(unsafe_code)]
+
+pub mod filter;
+mod root;
+
+pub use root::enter_empty_root;
+
+use anyhow::{Context, Result};
+use landlock::{ABI, Access, AccessFs, AccessNet, Compatible, Ruleset, RulesetAttr, Scope};
+use rustix::process::{DumpableBehavior, Gid, Resource, Uid, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+/// Descriptors cost a container up to three each; the soft limit that the engine happened to have must not decide.
+pub fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // With the old limit the proxy works as well, only for fewer objects.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Gives up root: becomes the user and the group `id`, if one is given, without capabilities and the way to gain new ones,
+/// and not to be looked into by others of the same user. To be called while the process has one thread.
+///
+/// # Errors
+/// If the kernel refuses, as for an id that the user namespace does not map.
+pub fn become_user(id: Option<u32>) -> Result<()> {
+    // It can only fail for a flag that the kernel does not know, which is older than all that this runs on.
+    let _ = rustix::thread::set_no_new_privs(true);
+    if let Some(id) = id {
+        let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+        let what = || format!("cannot become user {id} of proxy.uids; give a range that this user namespace maps");
+        set_thread_groups(&[]).with_context(what)?;
+        set_thread_res_gid(gid, gid, gid).with_context(what)?;
+        set_thread_res_uid(uid, uid, uid).with_context(what)?;
+    }
+    for set in [caps::CapSet::Ambient, caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Inheritable] {
+        caps::clear(None, set)?;
+    }
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot become undumpable")
+}
+
+/// Gives up, by Landlock, what the empty root has left of file systems, TCP, and signals and abstract sockets of others. As
+/// much of it as the kernel has: all of it from 6.12 on, nothing before 5.13. Holds for threads that are started afterwards.
+///
+/// # Errors
+/// If the kernel has Landlock and refuses.
+pub fn give_up_files() -> Result<()> {
+    // No right of a later ABI: those would take away what a proxy needs, the way to other proxies' sockets.
+    Ruleset::default()
+        .set_compatibility(landlock::CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V5))?
+        .handle_access(AccessNet::from_all(ABI::V5))?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?
+        .restrict_self()?;
+    Ok(())
+}
+
+/// Asks for short time slices for the calling thread: 100 µs, the least there is.
+///
+/// Applications spin on memory, where no yield can be had from them. A thread with a short slice that wakes up takes the
+/// processor from one that has been running, instead of waiting for the end of its slice, which is milliseconds away
+/// (EEVDF; `sched_setattr(2)`, `sched_runtime` of SCHED_OTHER, kernel 6.12). Older kernels ignore it.
+pub fn prefer_short_slices() {
+    /// `struct sched_attr` (`linux/sched/types.h`), first version.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        flags: 0,
+        nice: 0,
+        priority: 0,
+        runtime: 100_000,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the structure is as long as it says and lives across the call; it concerns the calling thread only.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+}
