@@ -99,6 +99,8 @@ pub struct Proxy {
     pub ready_timeout_ms: u64,
     /// Microseconds that its worker spins before it sleeps.
     pub spin_us: u32,
+    /// The user ids of which each proxy has one; `None` for those of [`crate::uids`].
+    pub uids: Option<crate::uids::Range>,
     /// Where its memory and time are accounted.
     pub cgroup: Cgroup,
     /// Bytes of memory that a proxy in a cgroup of its own may be charged for; `None` for no limit but the parent's.
@@ -198,6 +200,7 @@ impl Default for Proxy {
             path: "/usr/libexec/ringfence/ringfence-proxy".into(),
             ready_timeout_ms: 5000,
             spin_us: ringfence_proxy::launch::Worker::default().spin_us,
+            uids: None,
             cgroup: Cgroup::default(),
             memory_max: None,
             pids_max: 64,

@@ -16,6 +16,7 @@ use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{Annotations, Bundle, State};
 use crate::stop;
+use crate::uids;
 use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -161,6 +162,10 @@ fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Pat
     Ok(Found::Nothing { mount_points })
 }
 
+/// What an operator is told of a proxy that has no user id of its own.
+const SHARED_USER: &str = "its proxy is the same user as all others: the engine's user namespace has no ids for them \
+     (60578-61183, or proxy.uids); give the user more in /etc/subuid and /etc/subgid";
+
 /// A container while it is being joined.
 struct Making<'a> {
     config: &'a Config,
@@ -175,11 +180,13 @@ impl Making<'_> {
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
         let session = session.during(Code::Internal, what)?;
         let listener = session.listen().during(Code::Internal, || format!("socket in {}", session.path().display()))?;
+        let uids = uids::for_proxies(self.config.proxy.uids)?;
         let launch = Launch {
             container: self.record.container.clone(),
             init_pid: init.process.pid,
             run_dir: self.config.run_dir.clone(),
             container_dir: session.path().to_owned(),
+            uids,
             device: ringfence_proxy::launch::Device {
                 name: device.name.clone(),
                 kind: DeviceKind::Soft,
@@ -206,7 +213,9 @@ impl Making<'_> {
         let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?).process;
         placement.ask_systemd(proxy.pid);
         self.record.proxy = Some(proxy);
-        self.record.warnings = placement.warnings().to_vec();
+        let shared_user = uids.is_none().then(|| SHARED_USER.to_owned());
+        let warnings = |placement: &Placement| [placement.warnings(), shared_user.as_slice()].concat();
+        self.record.warnings = warnings(&placement);
         self.save()?;
 
         // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
@@ -216,8 +225,8 @@ impl Making<'_> {
         let timeout = Duration::from_millis(self.config.proxy.ready_timeout_ms);
         self.proxy.as_mut().expect("it was just started").wait_ready(timeout, init.pidfd.as_fd())?;
         placement.check(proxy.pid);
-        if placement.warnings() != self.record.warnings || placement.unit() != self.record.unit.as_deref() {
-            self.record.warnings = placement.warnings().to_vec();
+        if warnings(&placement) != self.record.warnings || placement.unit() != self.record.unit.as_deref() {
+            self.record.warnings = warnings(&placement);
             self.record.unit = placement.unit().map(str::to_owned);
             self.save()?;
         }

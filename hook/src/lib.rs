@@ -10,6 +10,7 @@ pub mod identity;
 pub mod policy;
 pub mod preload_file;
 pub mod state;
+pub mod uids;
 pub mod units;
 
 mod cgroup;
