@@ -196,12 +196,14 @@ impl Node {
         Ok(found)
     }
 
-    /// Pids of those whose program's name is `name`.
+    /// Pids of those whose program's name is `name`, proxies without their wardens.
     pub fn pids(&self, name: &str) -> Result<Vec<i32>> {
         let is_named = |words: &Vec<String>| {
             words.first().and_then(|program| Path::new(program).file_name()).is_some_and(|found| found == name)
         };
-        Ok(self.processes()?.into_iter().filter(|(_, words)| is_named(words)).map(|(pid, _)| pid).collect())
+        let is_warden = |pid: &i32| crate::command::is_warden(&self.path(&format!("/proc/{pid}")));
+        let named = self.processes()?.into_iter().filter(|(_, words)| is_named(words)).map(|(pid, _)| pid);
+        Ok(named.filter(|pid| !is_warden(pid)).collect())
     }
 
     /// How many verbs proxies run.

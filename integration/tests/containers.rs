@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use ringfence_integration::command::wait_until;
+use ringfence_integration::command::{is_warden, wait_until};
 use ringfence_integration::config::Config;
 use ringfence_integration::container::{Builder, Container};
 use ringfence_integration::netns::Netns;
@@ -268,8 +268,13 @@ fn own_preload_file(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// Pids of the proxies of this test's PID namespace.
+/// Pids of the proxies of this test's PID namespace; each has a warden.
 fn proxies() -> Vec<String> {
+    let is_warden = |pid: &String| is_warden(&Path::new("/proc").join(pid));
+    proxies_and_wardens().into_iter().filter(|pid| !is_warden(pid)).collect()
+}
+
+fn proxies_and_wardens() -> Vec<String> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     pids.filter(|pid| {
@@ -280,7 +285,7 @@ fn proxies() -> Vec<String> {
 }
 
 fn nothing_remains(config: &Config) -> Result<()> {
-    wait_until("the proxies to end", Duration::from_secs(3), || proxies().is_empty())?;
+    wait_until("the proxies to end", Duration::from_secs(3), || proxies_and_wardens().is_empty())?;
     let left = config.live_containers();
     ensure!(left.is_empty(), "{left:?} remain in {}", config.run_dir().display());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
