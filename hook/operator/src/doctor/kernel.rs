@@ -26,6 +26,14 @@ pub fn check(report: &mut Report) {
             report.fail("kernel", format!("no {}", names.join(", ")), "upgrade the kernel, or lift the seccomp filter");
         }
     }
+    match ringfence_proxy::sandbox::landlock_abi() {
+        0 => report.warn(
+            "kernel",
+            "no Landlock: an empty root and system call filters alone confine proxies",
+            "boot with landlock in the kernel's lsm= list; it is there from Linux 5.13 on",
+        ),
+        abi => report.ok("kernel", format!("Landlock, ABI {abi}")),
+    }
     if !rustix::process::geteuid().is_root() {
         report.warn("kernel", "not root: what only root can see is not checked", "sudo ringfence doctor");
     }

@@ -2,6 +2,7 @@
 
 use super::Report;
 use ringfence_hook::config::{Cgroup, Config, Kind};
+use ringfence_hook::uids;
 use rustix::process::{Resource, getrlimit};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -17,6 +18,7 @@ const RECENT: Duration = Duration::from_secs(24 * 3600);
 pub fn check(report: &mut Report, config: &Config) {
     cgroups(report, config);
     limits(report);
+    uids(report, config);
     devices(report, config);
     failures(report, &config.run_dir);
     left_behind(report, config);
@@ -54,6 +56,44 @@ fn limits(report: &mut Report) {
     } else {
         report.ok("limits", "enough open files are allowed");
     }
+}
+
+/// Proxies' user ids are nobody else's, as far as files say.
+fn uids(report: &mut Report, config: &Config) {
+    let ids = match uids::for_proxies(config.proxy.uids) {
+        Ok(Some(ids)) => ids,
+        Ok(None) => {
+            let message = "all proxies here are one user: this user namespace has no ids for them";
+            return report.warn("uids", message, "give the user 65536 ids in /etc/subuid and /etc/subgid");
+        }
+        Err(failure) => return report.fail("uids", failure.message, "set proxy.uids"),
+    };
+    let last = ids.first + (ids.count - 1);
+    // Without root the files speak of other ids than those of the namespace.
+    let files = if rustix::process::geteuid().is_root() { &USERS[..] } else { &[] };
+    let taken = files.iter().find_map(|(file, ranges)| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|line| overlaps(line, *ranges, ids.first, last))?;
+        Some(format!("proxy.uids {}-{last} are not for proxies alone: {file} says {line:?}", ids.first))
+    });
+    match taken {
+        Some(message) => report.warn("uids", message, "set proxy.uids to a range that nobody else has"),
+        None => report.ok("uids", format!("proxies have the user ids {}-{last}", ids.first)),
+    }
+}
+
+/// Files of users and groups, and whether each line has a range (`subuid(5)`) or one id (`passwd(5)`).
+const USERS: [(&str, bool); 4] =
+    [("/etc/passwd", false), ("/etc/group", false), ("/etc/subuid", true), ("/etc/subgid", true)];
+
+fn overlaps(line: &str, is_range: bool, first: u32, last: u32) -> bool {
+    let fields: Vec<&str> = line.split(':').collect();
+    let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+    let range = match is_range {
+        true => number(1).zip(number(2)),
+        false => number(2).map(|id| (id, 1)),
+    };
+    range.is_some_and(|(start, count)| start <= u64::from(last) && start.saturating_add(count) > u64::from(first))
 }
 
 fn devices(report: &mut Report, config: &Config) {
@@ -143,5 +183,24 @@ mod tests {
         let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
         assert_eq!(check.status, Status::Warning);
         assert_eq!(check.message, "in 24 h hooks failed 1 times, last for c1: too\u{fffd} much");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overlaps;
+
+    #[test]
+    fn ids_of_users_and_ranges_are_seen() {
+        for (line, is_range, expected) in [
+            ("a:x:2000000005:5::/:/bin/sh", false, true),
+            ("a:x:1000:1000::/:/bin/sh", false, false),
+            ("dockremap:100000:65536", true, false),
+            ("x:1999999000:1001", true, true),
+            ("x:2000001023:9", true, false),
+            ("nonsense", true, false),
+        ] {
+            assert_eq!(overlaps(line, is_range, 2_000_000_000, 2_000_001_022), expected, "{line}");
+        }
     }
 }
