@@ -1,6 +1,7 @@
 //! The verbs proxy: one process beside each container, which owns the container's queue pairs, schedules its work
 //! requests and enforces its policy.
 
+pub mod closer;
 pub mod control;
 pub mod datagram;
 pub mod fabric;

@@ -4,10 +4,11 @@
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
-use ringfence_proxy::control::node::{Node, Queues};
+use ringfence_proxy::closer::Closer;
+use ringfence_proxy::control::node::{Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
-use ringfence_proxy::control::{End, Server};
+use ringfence_proxy::control::{End, MAX_CLOSING, Server};
 use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::fabric::clock::WireClock;
 use ringfence_proxy::fabric::ports::Port;
@@ -84,11 +85,16 @@ fn run(path: &Path) -> Result<()> {
     drop(ready);
     let (mut server, launch) = started?;
     let end = server.run().context("waiting for events");
-    drop(server);
     tidy(&launch);
-    match end? {
-        End::Container | End::Signal => Ok(()),
-    }
+    // Nothing is closed on the way out: a process that dies does not wait for descriptors that linger, one that lives does.
+    let code = match end {
+        Ok(End::Container | End::Signal) => 0,
+        Err(error) => {
+            eprintln!("ringfence-proxy: {error:#}");
+            1
+        }
+    };
+    std::process::exit(code)
 }
 
 fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Result<(Server, Launch)> {
@@ -97,6 +103,8 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
     let signals = block_signals()?;
     sandbox::raise_file_limit();
+    // No request of a container brings any.
+    ringfence_proxy::datagram::refuse_descriptors(&listener);
 
     let fabric_directory = launch.run_dir.join("fabric").join(&launch.device.name);
     std::fs::create_dir_all(&fabric_directory)
@@ -145,6 +153,11 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         shares: HashMap::new(),
         last_pd: 0,
         last_share: 0,
+        // Threads are made before the system calls for it are forbidden.
+        closers: Closers {
+            container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
+            neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
+        },
     };
     sandbox::confine().context("cannot confine the proxy to its system calls")?;
     Ok((Server::new(node, listener, fabric, init, signals), launch))

@@ -44,10 +44,11 @@ pub fn confine() -> anyhow::Result<()> {
         // Sockets and pipes that are open, and new Unix ones.
         libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_preadv2,
         libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_accept4, libc::SYS_connect, libc::SYS_bind,
-        libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_socketpair, libc::SYS_pipe2,
+        libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_socketpair, libc::SYS_pipe2, libc::SYS_shutdown,
         libc::SYS_close, libc::SYS_fcntl, libc::SYS_ioctl, libc::SYS_dup, libc::SYS_dup3,
         // Files below the run directory; memory files.
         libc::SYS_openat, libc::SYS_open, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_ftruncate, libc::SYS_flock,
+        libc::SYS_fallocate,
         libc::SYS_fstat, libc::SYS_lstat, libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_lseek,
         libc::SYS_getdents64, libc::SYS_unlink, libc::SYS_unlinkat, libc::SYS_rmdir, libc::SYS_memfd_create,
         // Memory.

@@ -17,12 +17,15 @@ use ringfence_protocol::control::{AsyncEvent, MAGIC, MAX_DATAGRAM, ReplyHeader, 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use session::{PeerFault, Session};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Application processes of one container.
 const MAX_CONNECTIONS: usize = 1024;
+
+/// Descriptors of one party that wait to be closed before nothing more is taken in from it.
+pub const MAX_CLOSING: usize = 1024;
 
 #[derive(Debug)]
 struct Connection {
@@ -66,22 +69,32 @@ impl Server {
     pub fn run(&mut self) -> Result<End, Errno> {
         let mut accepting = true;
         loop {
-            let guests = if accepting { PollFlags::IN } else { PollFlags::empty() };
+            let closers = &self.node.closers;
+            let (full, others_full) = (closers.container.is_full(), closers.neighbours.is_full());
+            let wanted = |wanted: bool| if wanted { PollFlags::IN } else { PollFlags::empty() };
             let mut fds: Vec<PollFd<'_>> = [
                 (self.init.as_fd(), PollFlags::IN),
                 (self.signals.as_fd(), PollFlags::IN),
                 (self.node.worker.notices_fd().as_fd(), PollFlags::IN),
-                (self.fabric.as_fd(), guests),
-                (self.listener.as_fd(), guests),
+                (self.fabric.as_fd(), wanted(accepting && !others_full)),
+                (self.listener.as_fd(), wanted(accepting && !full)),
             ]
             .into_iter()
             .map(|(fd, events)| PollFd::from_borrowed_fd(fd, events))
             .collect();
             const FIXED: usize = 5;
-            let connections = self.connections.len();
-            fds.extend(self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)));
-            fds.extend(self.node.neighbours.iter().map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)));
-            match poll(&mut fds, (!accepting).then_some(&PAUSE)) {
+            // What polls without being asked, as a hang-up does, must not be asked at all while nothing is taken in.
+            let connections = if full { 0 } else { self.connections.len() };
+            let neighbours = if others_full { 0 } else { self.node.neighbours.len() };
+            fds.extend(
+                self.connections[..connections]
+                    .iter()
+                    .map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)),
+            );
+            fds.extend(
+                self.node.neighbours[..neighbours].iter().map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)),
+            );
+            match poll(&mut fds, (!accepting || full || others_full).then_some(&PAUSE)) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error),
@@ -94,8 +107,8 @@ impl Server {
                 return Ok(End::Signal);
             }
             // From the back, so that those that end do not move those that are still to come.
-            for index in (0..self.node.neighbours.len()).rev() {
-                if ready.get(FIXED + connections + index) == Some(&true) {
+            for index in (0..neighbours).rev() {
+                if ready[FIXED + connections + index] {
                     self.serve_neighbour(index);
                 }
             }
@@ -127,6 +140,8 @@ impl Server {
             let id = self.next_id;
             self.next_id += 1;
             self.connections.push(Connection { id, socket, session: Session::new(id) });
+        } else {
+            self.node.closers.container.close(socket);
         }
         true
     }
@@ -160,6 +175,9 @@ impl Server {
         if served != Served::On {
             let mut connection = self.connections.swap_remove(index);
             connection.session.end(&mut self.node);
+            // Its process hears of the end now, also if the socket waits to be closed.
+            let _ = shutdown(&connection.socket, Shutdown::Both);
+            self.node.closers.container.close(connection.socket);
         }
     }
 
@@ -213,8 +231,10 @@ fn serve(connection: &mut Connection, node: &mut Node) -> Served {
     if received.bytes == 0 && received.fds.is_empty() {
         return Served::End;
     }
+    let bare = received.fds.is_empty();
+    node.closers.container.close_all(received.fds);
     // A container can end its connections as often as it likes: its faults are not worth a line of log each.
-    let answered = if received.truncated || !received.fds.is_empty() {
+    let answered = if received.truncated || !bare {
         Err(PeerFault::Surplus)
     } else {
         answer(connection, &buffer[..received.bytes], node)

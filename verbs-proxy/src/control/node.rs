@@ -2,6 +2,7 @@
 
 use super::device::SoftDevice;
 use super::quota::Quota;
+use crate::closer::Closer;
 use crate::fabric::addresses::Addresses;
 use crate::fabric::neighbours::{Neighbour, SharedRun};
 use crate::fabric::ports::{Gid, Port};
@@ -80,6 +81,17 @@ pub struct Node {
     pub last_pd: u32,
     /// The last name of a region.
     pub last_share: u32,
+    /// Where descriptors that others made are closed.
+    pub closers: Closers,
+}
+
+/// Where descriptors that others made are closed: one party's do not hold up the other's.
+#[derive(Debug)]
+pub struct Closers {
+    /// What the container sent, and its connections.
+    pub container: Closer,
+    /// What neighbours sent, and their connections.
+    pub neighbours: Closer,
 }
 
 impl Node {
