@@ -5,12 +5,15 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use ringfence_proxy::closer::Closer;
+use ringfence_proxy::control::links::Complaints;
 use ringfence_proxy::control::node::{Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
 use ringfence_proxy::control::{End, MAX_CLOSING, Server};
 use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::fabric::budget::Budget;
 use ringfence_proxy::fabric::clock::WireClock;
+use ringfence_proxy::fabric::neighbours::Neighbours;
 use ringfence_proxy::fabric::ports::Port;
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use ringfence_proxy::plane::Plane;
@@ -149,7 +152,8 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         port,
         addresses,
         gids_fresh_until: 0,
-        neighbours: Vec::new(),
+        neighbours: Neighbours::new(Budget::of_this_process()),
+        complaints: Complaints::default(),
         shares: HashMap::new(),
         last_pd: 0,
         last_share: 0,

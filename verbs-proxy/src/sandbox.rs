@@ -49,7 +49,7 @@ pub fn confine() -> anyhow::Result<()> {
         // Files below the run directory; memory files.
         libc::SYS_openat, libc::SYS_open, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_ftruncate, libc::SYS_flock,
         libc::SYS_fallocate,
-        libc::SYS_fstat, libc::SYS_lstat, libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_lseek,
+        libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_lstat, libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_lseek,
         libc::SYS_getdents64, libc::SYS_unlink, libc::SYS_unlinkat, libc::SYS_rmdir, libc::SYS_memfd_create,
         // Memory.
         libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_brk,

@@ -4,14 +4,15 @@
 
 pub mod device;
 pub mod handles;
+pub mod links;
 pub mod node;
 pub mod quota;
 pub mod session;
 
 use crate::datagram;
-use crate::fabric::neighbours::{Neighbour, NeighbourFault};
+use crate::pacing::Nanos;
 use crate::plane::Notice;
-use crate::worker::silence;
+use crate::worker::{now, silence};
 use node::Node;
 use ringfence_protocol::control::{AsyncEvent, MAGIC, MAX_DATAGRAM, ReplyHeader, RequestHeader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -76,7 +77,7 @@ impl Server {
                 (self.init.as_fd(), PollFlags::IN),
                 (self.signals.as_fd(), PollFlags::IN),
                 (self.node.worker.notices_fd().as_fd(), PollFlags::IN),
-                (self.fabric.as_fd(), wanted(accepting && !others_full)),
+                (self.fabric.as_fd(), wanted(accepting && !others_full && self.node.neighbours.has_room())),
                 (self.listener.as_fd(), wanted(accepting && !full)),
             ]
             .into_iter()
@@ -85,16 +86,20 @@ impl Server {
             const FIXED: usize = 5;
             // What polls without being asked, as a hang-up does, must not be asked at all while nothing is taken in.
             let connections = if full { 0 } else { self.connections.len() };
-            let neighbours = if others_full { 0 } else { self.node.neighbours.len() };
+            let neighbours = if others_full { 0 } else { self.node.neighbours.list.len() };
             fds.extend(
                 self.connections[..connections]
                     .iter()
                     .map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)),
             );
             fds.extend(
-                self.node.neighbours[..neighbours].iter().map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)),
+                self.node.neighbours.list[..neighbours]
+                    .iter()
+                    .map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)),
             );
-            match poll(&mut fds, (!accepting || full || others_full).then_some(&PAUSE)) {
+            let pause = (!accepting || full || others_full).then_some(PAUSE);
+            let due = self.node.neighbours.wake_at().map(until);
+            match poll(&mut fds, pause.into_iter().chain(due).min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error),
@@ -109,7 +114,7 @@ impl Server {
             // From the back, so that those that end do not move those that are still to come.
             for index in (0..neighbours).rev() {
                 if ready[FIXED + connections + index] {
-                    self.serve_neighbour(index);
+                    self.node.serve_neighbour(index);
                 }
             }
             for index in (0..connections).rev() {
@@ -119,6 +124,9 @@ impl Server {
             }
             if ready[2] {
                 self.hear_worker();
+            }
+            if self.node.neighbours.wake_at().is_some() {
+                self.node.tend_neighbours();
             }
             accepting = true;
             if ready[3] {
@@ -150,22 +158,10 @@ impl Server {
     fn accept_neighbour(&mut self) -> bool {
         match accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => {
-                self.node.neighbours.push(Neighbour::accepted(socket));
+                self.node.admit_neighbour(socket);
                 true
             }
             Err(error) => may_accept_after(error),
-        }
-    }
-
-    fn serve_neighbour(&mut self, index: usize) {
-        match self.node.neighbours[index].serve(&self.node.port, &self.node.worker) {
-            Ok(()) => {}
-            Err(fault) => {
-                if !matches!(fault, NeighbourFault::Gone | NeighbourFault::System(Errno::CONNRESET)) {
-                    eprintln!("ringfence-proxy: link to port {} ends: {fault}", self.node.neighbours[index].lid());
-                }
-                self.node.drop_neighbour(index);
-            }
         }
     }
 
@@ -194,19 +190,16 @@ impl Server {
                     }
                 }
                 Notice::Share { link, key } => self.node.share(link, key),
-                Notice::Fault { link, fault } => {
-                    let position = self.node.neighbours.iter().position(|n| n.link() == Some(link));
-                    if let Some(position) = position {
-                        eprintln!(
-                            "ringfence-proxy: link to port {} ends: {fault}",
-                            self.node.neighbours[position].lid()
-                        );
-                        self.node.drop_neighbour(position);
-                    }
-                }
+                Notice::Fault { link, fault } => self.node.link_failed(link, fault),
             }
         }
     }
+}
+
+/// How long it is until then.
+fn until(at: Nanos) -> Timespec {
+    let left = at.saturating_sub(now());
+    Timespec { tv_sec: (left / 1_000_000_000) as i64, tv_nsec: (left % 1_000_000_000) as _ }
 }
 
 /// Whether an attempt to accept that failed this way says nothing about the next.
