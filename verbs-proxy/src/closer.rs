@@ -42,7 +42,13 @@ impl Closer {
     pub fn start(name: &str, limit: usize) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let served = Arc::clone(&queue);
-        std::thread::Builder::new().name(name.into()).stack_size(64 << 10).spawn(move || serve(&served))?;
+        let (running, runs) = std::sync::mpsc::channel();
+        std::thread::Builder::new().name(name.into()).stack_size(64 << 10).spawn(move || {
+            let _ = running.send(());
+            serve(&served);
+        })?;
+        // What a thread asks of the kernel as it starts may be forbidden afterwards.
+        let _ = runs.recv();
         Ok(Self { queue, limit })
     }
 
