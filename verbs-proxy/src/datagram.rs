@@ -1,5 +1,8 @@
 //! Datagrams with file descriptors on SEQPACKET sockets.
 
+// UNSAFETY: one socket option that rustix does not know.
+#![allow(unsafe_code)]
+
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
@@ -7,9 +10,29 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 
 /// The most descriptors that the kernel passes with one datagram (`SCM_MAX_FD`).
 pub const MAX_FDS: usize = 253;
+
+/// Has the kernel refuse descriptors that are sent to this socket, or to those that connect to it, at the sender.
+///
+/// Linux does since 6.16. Older kernels deliver them, so whoever receives must be ready for them in any case.
+pub fn refuse_descriptors(socket: impl AsFd) {
+    /// `SO_PASSRIGHTS` (`asm-generic/socket.h`).
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let off: libc::c_int = 0;
+    // SAFETY: the value lives across the call and is as long as is said.
+    unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of_val(&off) as libc::socklen_t,
+        )
+    };
+}
 
 /// Sends one datagram without waiting.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
@@ -35,6 +58,9 @@ pub struct Received {
 }
 
 /// Takes one datagram without waiting.
+///
+/// The kernel closes descriptors that it finds no room for here and now, which may take as long as their maker likes: so
+/// there is room for all that one datagram can bring. The same goes for those received: see [`crate::closer`].
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -2,6 +2,7 @@
 //! requests and enforces its policy.
 
 pub mod cgroup;
+pub mod closer;
 pub mod control;
 pub mod datagram;
 pub mod fabric;

@@ -4,12 +4,16 @@
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
-use ringfence_proxy::control::node::{Node, Queues};
+use ringfence_proxy::closer::Closer;
+use ringfence_proxy::control::links::Complaints;
+use ringfence_proxy::control::node::{Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
-use ringfence_proxy::control::{End, Server};
+use ringfence_proxy::control::{End, MAX_CLOSING, Server};
 use ringfence_proxy::fabric::addresses;
+use ringfence_proxy::fabric::budget::Budget;
 use ringfence_proxy::fabric::clock::WireClock;
+use ringfence_proxy::fabric::neighbours::Neighbours;
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use ringfence_proxy::plane::Plane;
@@ -105,6 +109,8 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let signals = block_signals()?;
     sandbox::raise_file_limit();
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+    // No request of a container brings any.
+    ringfence_proxy::datagram::refuse_descriptors(&listener);
 
     let guid = u64::from(random()) << 32 | u64::from(random());
     // Locally administered, as for an interface identifier that no manufacturer gave.
@@ -155,10 +161,16 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         port: taken.port,
         warden,
         gids_fresh_until: 0,
-        neighbours: Vec::new(),
+        neighbours: Neighbours::new(Budget::of_this_process()),
+        complaints: Complaints::default(),
         shares: HashMap::new(),
         last_pd: 0,
         last_share: 0,
+        // Threads are made before the system calls for it are forbidden.
+        closers: Closers {
+            container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
+            neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
+        },
     };
     sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;
     Ok(Server::new(node, listener, taken.listener, init, signals))

@@ -101,6 +101,22 @@ pub fn window(link: u64, weight: Option<u32>, class: crate::launch::Class, laten
 /// The weight of a container whose policy names none.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
+/// The longest that a request is put off, unless it was told a longer time.
+pub const LONGEST_PAUSE: Nanos = 8_000_000;
+
+/// When a request that was told to come again after `first` is tried again, having been told so `before` times in a row.
+///
+/// Each time it waits twice as long, up to `longest`, or `first` if that is longer: a peer that is never ready costs less and
+/// less, and one that is costs at most as long again as it took. Long waits end together, so that a thousand of
+/// them do not wake the worker a thousand times.
+#[must_use]
+pub fn again(now: Nanos, first: Nanos, longest: Nanos, before: u32) -> Nanos {
+    const TOGETHER: Nanos = 1_000_000;
+    let pause = first.saturating_mul(1 << before.min(20)).min(longest.max(first));
+    let at = now.saturating_add(pause);
+    if before == 0 || pause < 2 * TOGETHER { at } else { at.next_multiple_of(TOGETHER) }
+}
+
 /// When something of `bytes` that is ready at `now` leaves a link that is taken until `free_at`.
 ///
 /// `slack`: how far in the past it may start. A worker that reserves a little late, because it slept until the last
@@ -170,6 +186,23 @@ mod tests {
         assert_eq!(idle.take(1_000_000, 0), Ok(()));
         let (granted, _) = drain(&mut idle, 1_000_000_000);
         assert!(granted <= idle.burst + 10_000, "{granted} bytes after idleness");
+    }
+
+    #[test]
+    fn whoever_is_never_taken_comes_less_and_less_often() {
+        let pauses = |first, times| (0..times).map(|before| again(0, first, 8_000_000, before)).collect::<Vec<_>>();
+        assert_eq!(pauses(10_000, 4), [10_000, 20_000, 40_000, 80_000]);
+        assert_eq!(again(0, 10_000, 8_000_000, u32::MAX), 8_000_000);
+        // What the receiver asks for is the least.
+        assert_eq!(pauses(20_480_000, 2), [20_480_000, 21_000_000]);
+        // Long pauses from different times end at the same.
+        assert_eq!(again(1, 10_000, 8_000_000, 30), again(900_000, 10_000, 8_000_000, 30));
+        let mut now = 0;
+        let tries = (0..).take_while(|before| {
+            now = again(now, 10_000, 8_000_000, *before);
+            now < 2_000_000_000
+        });
+        assert!(tries.count() < 300);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use ringfence_protocol::ring::{SLOT_BYTES, Slot};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+    MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs, ftruncate, memfd_create,
 };
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -40,11 +40,22 @@ impl SealedFile {
         Ok(Self { fd, bytes })
     }
 
-    /// Somebody else's file, accepted only if it is sealed.
-    pub fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
+    /// Whether somebody else's file can be taken in: sealed memory of ordinary pages.
+    ///
+    /// The seals come first: only memory files have any, and the kernel answers for all others without asking them, which a
+    /// file system that a hostile program serves would answer when it likes. Huge pages are refused, because one that is not
+    /// to be had is a SIGBUS to whoever touches it.
+    pub fn inspect(fd: impl AsFd) -> Result<(), Errno> {
+        const TMPFS_MAGIC: u64 = 0x0102_1994;
         if !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK | SealFlags::GROW) {
             return Err(Errno::PERM);
         }
+        if fstatfs(&fd)?.f_type as u64 == TMPFS_MAGIC { Ok(()) } else { Err(Errno::MEDIUMTYPE) }
+    }
+
+    /// Somebody else's file, accepted only if [`Self::inspect`] finds nothing wrong with it.
+    pub fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
+        Self::inspect(&fd)?;
         let bytes = usize::try_from(fstat(&fd)?.st_size).map_err(|_| Errno::INVAL)?;
         Ok(Self { fd, bytes })
     }
@@ -232,6 +243,20 @@ mod tests {
     fn an_unsealed_file_is_not_adopted() {
         let fd = memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
         assert_eq!(SealedFile::adopt(fd).unwrap_err(), Errno::PERM);
+    }
+
+    #[test]
+    fn huge_pages_and_what_is_no_memory_file_are_not_adopted() {
+        let sealed = SealFlags::SHRINK | SealFlags::GROW;
+        // Needs no huge page as long as none is touched.
+        if let Ok(fd) = memfd_create("test", MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB) {
+            fcntl_add_seals(&fd, sealed).unwrap();
+            assert_eq!(SealedFile::adopt(fd).unwrap_err(), Errno::MEDIUMTYPE);
+        }
+        for path in ["/dev/zero", "/", "/proc/self/maps"] {
+            let file = std::fs::File::open(path).unwrap();
+            assert_eq!(SealedFile::adopt(file.into()).unwrap_err(), Errno::INVAL, "{path}");
+        }
     }
 
     #[test]

@@ -4,25 +4,29 @@
 
 pub mod device;
 pub mod handles;
+pub mod links;
 pub mod node;
 pub mod quota;
 pub mod session;
 
 use crate::datagram;
-use crate::fabric::neighbours::{Neighbour, NeighbourFault};
+use crate::pacing::Nanos;
 use crate::plane::Notice;
-use crate::worker::silence;
+use crate::worker::{now, silence};
 use node::Node;
 use ringfence_protocol::control::{AsyncEvent, MAGIC, MAX_DATAGRAM, ReplyHeader, RequestHeader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use session::{PeerFault, Session};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Application processes of one container.
 const MAX_CONNECTIONS: usize = 1024;
+
+/// Descriptors of one party that wait to be closed before nothing more is taken in from it.
+pub const MAX_CLOSING: usize = 1024;
 
 #[derive(Debug)]
 struct Connection {
@@ -68,23 +72,37 @@ impl Server {
     pub fn run(&mut self) -> Result<End, Errno> {
         let mut accepting = true;
         loop {
-            let guests = if accepting { PollFlags::IN } else { PollFlags::empty() };
+            let closers = &self.node.closers;
+            let (full, others_full) = (closers.container.is_full(), closers.neighbours.is_full());
+            let wanted = |wanted: bool| if wanted { PollFlags::IN } else { PollFlags::empty() };
             let mut fds: Vec<PollFd<'_>> = [
                 (self.init.as_fd(), PollFlags::IN),
                 (self.signals.as_fd(), PollFlags::IN),
                 (self.node.warden.as_fd(), PollFlags::IN),
                 (self.node.worker.notices_fd().as_fd(), PollFlags::IN),
-                (self.fabric.as_fd(), guests),
-                (self.listener.as_fd(), guests),
+                (self.fabric.as_fd(), wanted(accepting && !others_full && self.node.neighbours.has_room())),
+                (self.listener.as_fd(), wanted(accepting && !full)),
             ]
             .into_iter()
             .map(|(fd, events)| PollFd::from_borrowed_fd(fd, events))
             .collect();
             const FIXED: usize = 6;
-            let connections = self.connections.len();
-            fds.extend(self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)));
-            fds.extend(self.node.neighbours.iter().map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)));
-            match poll(&mut fds, (!accepting).then_some(&PAUSE)) {
+            // What polls without being asked, as a hang-up does, must not be asked at all while nothing is taken in.
+            let connections = if full { 0 } else { self.connections.len() };
+            let neighbours = if others_full { 0 } else { self.node.neighbours.list.len() };
+            fds.extend(
+                self.connections[..connections]
+                    .iter()
+                    .map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)),
+            );
+            fds.extend(
+                self.node.neighbours.list[..neighbours]
+                    .iter()
+                    .map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)),
+            );
+            let pause = (!accepting || full || others_full).then_some(PAUSE);
+            let due = self.node.neighbours.wake_at().map(until);
+            match poll(&mut fds, pause.into_iter().chain(due).min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error),
@@ -101,9 +119,9 @@ impl Server {
                 return Ok(End::Warden);
             }
             // From the back, so that those that end do not move those that are still to come.
-            for index in (0..self.node.neighbours.len()).rev() {
-                if ready.get(FIXED + connections + index) == Some(&true) {
-                    self.serve_neighbour(index);
+            for index in (0..neighbours).rev() {
+                if ready[FIXED + connections + index] {
+                    self.node.serve_neighbour(index);
                 }
             }
             for index in (0..connections).rev() {
@@ -113,6 +131,9 @@ impl Server {
             }
             if ready[3] {
                 self.hear_worker();
+            }
+            if self.node.neighbours.wake_at().is_some() {
+                self.node.tend_neighbours();
             }
             accepting = true;
             if ready[4] {
@@ -134,6 +155,8 @@ impl Server {
             let id = self.next_id;
             self.next_id += 1;
             self.connections.push(Connection { id, socket, session: Session::new(id) });
+        } else {
+            self.node.closers.container.close(socket);
         }
         true
     }
@@ -142,22 +165,10 @@ impl Server {
     fn accept_neighbour(&mut self) -> bool {
         match accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => {
-                self.node.neighbours.push(Neighbour::accepted(socket));
+                self.node.admit_neighbour(socket);
                 true
             }
             Err(error) => may_accept_after(error),
-        }
-    }
-
-    fn serve_neighbour(&mut self, index: usize) {
-        match self.node.neighbours[index].serve(&self.node.port, &self.node.worker) {
-            Ok(()) => {}
-            Err(fault) => {
-                if !matches!(fault, NeighbourFault::Gone | NeighbourFault::System(Errno::CONNRESET)) {
-                    eprintln!("ringfence-proxy: link to port {} ends: {fault}", self.node.neighbours[index].lid());
-                }
-                self.node.drop_neighbour(index);
-            }
         }
     }
 
@@ -167,6 +178,9 @@ impl Server {
         if served != Served::On {
             let mut connection = self.connections.swap_remove(index);
             connection.session.end(&mut self.node);
+            // Its process hears of the end now, also if the socket waits to be closed.
+            let _ = shutdown(&connection.socket, Shutdown::Both);
+            self.node.closers.container.close(connection.socket);
         }
     }
 
@@ -183,19 +197,16 @@ impl Server {
                     }
                 }
                 Notice::Share { link, key } => self.node.share(link, key),
-                Notice::Fault { link, fault } => {
-                    let position = self.node.neighbours.iter().position(|n| n.link() == Some(link));
-                    if let Some(position) = position {
-                        eprintln!(
-                            "ringfence-proxy: link to port {} ends: {fault}",
-                            self.node.neighbours[position].lid()
-                        );
-                        self.node.drop_neighbour(position);
-                    }
-                }
+                Notice::Fault { link, fault } => self.node.link_failed(link, fault),
             }
         }
     }
+}
+
+/// How long it is until then.
+fn until(at: Nanos) -> Timespec {
+    let left = at.saturating_sub(now());
+    Timespec { tv_sec: (left / 1_000_000_000) as i64, tv_nsec: (left % 1_000_000_000) as _ }
 }
 
 /// Whether an attempt to accept that failed this way says nothing about the next.
@@ -220,8 +231,10 @@ fn serve(connection: &mut Connection, node: &mut Node) -> Served {
     if received.bytes == 0 && received.fds.is_empty() {
         return Served::End;
     }
+    let bare = received.fds.is_empty();
+    node.closers.container.close_all(received.fds);
     // A container can end its connections as often as it likes: its faults are not worth a line of log each.
-    let answered = if received.truncated || !received.fds.is_empty() {
+    let answered = if received.truncated || !bare {
         Err(PeerFault::Surplus)
     } else {
         answer(connection, &buffer[..received.bytes], node)

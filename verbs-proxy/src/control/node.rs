@@ -1,9 +1,11 @@
 //! What all connections of a container have in common.
 
 use super::device::SoftDevice;
+use super::links::Complaints;
 use super::quota::Quota;
+use crate::closer::Closer;
 use crate::fabric::addresses;
-use crate::fabric::neighbours::{Neighbour, SharedRun};
+use crate::fabric::neighbours::{Backing, Neighbours};
 use crate::fabric::ports::{Gid, Port};
 use crate::launch::Limits;
 use crate::pacing::Nanos;
@@ -74,13 +76,26 @@ pub struct Node {
     /// When the GID table must be looked up again.
     pub gids_fresh_until: Nanos,
     /// Links to other proxies.
-    pub neighbours: Vec<Neighbour>,
-    /// What backs each region, by key: its name for neighbours and its runs.
-    pub shares: HashMap<u32, (u32, Vec<SharedRun>)>,
+    pub neighbours: Neighbours,
+    /// What is wrong with them.
+    pub complaints: Complaints,
+    /// What backs each region, by key.
+    pub shares: HashMap<u32, Backing>,
     /// The last protection domain.
     pub last_pd: u32,
     /// The last name of a region.
     pub last_share: u32,
+    /// Where descriptors that others made are closed.
+    pub closers: Closers,
+}
+
+/// Where descriptors that others made are closed: one party's do not hold up the other's.
+#[derive(Debug)]
+pub struct Closers {
+    /// What the container sent, and its connections.
+    pub container: Closer,
+    /// What neighbours sent, and their connections.
+    pub neighbours: Closer,
 }
 
 impl Node {
@@ -127,60 +142,5 @@ impl Node {
             Some(av.dlid).filter(|lid| *lid != 0 && self.port.lives(*lid))
         }?;
         Some(if lid == self.port.lid() { Destination::Own } else { Destination::Port(lid) })
-    }
-
-    /// Makes sure that there is a link to this port, if its proxy lives.
-    pub fn link_to(&mut self, lid: u16) {
-        if self.neighbours.iter().any(|neighbour| neighbour.lid() == lid) {
-            return;
-        }
-        match Neighbour::connect(&self.port, lid, &self.worker) {
-            Ok(neighbour) => {
-                if let Some(index) = neighbour.link() {
-                    self.worker.call(move |plane| plane.adopt_link(index, lid));
-                }
-                self.neighbours.push(neighbour);
-            }
-            Err(error) => eprintln!("ringfence-proxy: cannot make a link to port {lid}: {error}"),
-        }
-    }
-
-    /// Shares a region over a link.
-    pub fn share(&mut self, link: usize, key: u32) {
-        let Some(position) = self.neighbours.iter().position(|neighbour| neighbour.link() == Some(link)) else {
-            return;
-        };
-        let Some((share, runs)) = self.shares.get(&key) else { return };
-        if let Err(error) = self.neighbours[position].share(*share, runs, &self.warden) {
-            eprintln!("ringfence-proxy: cannot share a region with port {}: {error}", self.neighbours[position].lid());
-            self.drop_neighbour(position);
-        }
-    }
-
-    /// A region is gone: neighbours let go of it.
-    pub fn forget_share(&mut self, key: u32, share: u32) {
-        self.shares.remove(&key);
-        if self.neighbours.is_empty() {
-            return;
-        }
-        let links = self.worker.call(move |plane| {
-            let links = plane.links.iter_mut().enumerate();
-            links
-                .filter_map(|(index, link)| link.as_mut()?.shared.remove(&share).map(|_| index))
-                .collect::<Vec<usize>>()
-        });
-        for neighbour in &self.neighbours {
-            if neighbour.link().is_some_and(|link| links.contains(&link)) {
-                neighbour.unshare(share);
-            }
-        }
-    }
-
-    /// Ends a link.
-    pub fn drop_neighbour(&mut self, position: usize) {
-        let neighbour = self.neighbours.swap_remove(position);
-        if let Some(link) = neighbour.link() {
-            drop(self.worker.call(move |plane| plane.remove_link(link)));
-        }
     }
 }

@@ -4,7 +4,7 @@ use super::device::SoftDevice;
 use super::handles::Handles;
 use super::node::Node;
 use super::quota::Resource;
-use crate::fabric::neighbours::SharedRun;
+use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::fabric::ports::QPN_SHIFT;
 use crate::memory::{MemoryRegion, PdId};
 use crate::plane::CqEntry;
@@ -545,14 +545,14 @@ impl Session {
         let destination = if request.attr.mask & QpAttrMask::AV.0 == 0 {
             None
         } else {
-            let destination = node.resolve(&request.attr.av, request.attr.dest_qp_num);
-            if let Some(Destination::Port(lid)) = destination {
-                node.link_to(lid);
-            }
-            destination
+            node.resolve(&request.attr.av, request.attr.dest_qp_num)
         };
         let request = *request;
         node.worker.call(move |plane| plane.modify_qp(queue, &request, destination))?;
+        // Not before: neighbours are listened to only for the queue pairs that are connected to them.
+        if let Some(Destination::Port(lid)) = destination {
+            node.link_to(lid);
+        }
         Ok(Answer::default())
     }
 
@@ -637,12 +637,13 @@ fn register(request: &RegMr, pd: PdId, runs: Vec<SharedRun>, node: &mut Node) ->
         .iter()
         .map(|run| Run { file: &run.file, offset: run.offset as usize, bytes: run.bytes as usize })
         .collect();
+    let lease = node.neighbours.budget.take_own(amount(runs.iter().map(|run| run.bytes)))?;
     let mapping = Arc::new(Mapping::of_runs(&mapped, ProtFlags::READ | ProtFlags::WRITE, total <= POPULATE)?);
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
     let key = node.worker.call(move |plane| plane.regions.insert(region, random)).ok_or(Errno::NOMEM)?;
-    node.shares.insert(key, (share, runs));
+    node.shares.insert(key, Backing { share, runs, lease });
     Ok((key, share))
 }
 

@@ -4,64 +4,109 @@
 //! ([`crate::plane::link`]). Who first needs a link makes its memory and sends it along with the first message, so that
 //! nobody ever waits for a neighbour: two proxies that waited for each other would never come to an end.
 //!
+//! Nothing is accepted from a port that no queue pair of ours is connected to. So of two proxies that connect a queue pair
+//! each to the other's, the first is turned away; the second makes the link, and the first accepts it. If both do so at the
+//! same time they have two links, of which they use one.
+//!
 //! Memory is shared one region at a time, when a work request first needs it, and read-only.
 
+mod hello;
+mod shares;
+
+use super::budget::{Account, Budget};
 use super::ports::Port;
-use crate::datagram::{self, MAX_FDS};
-use crate::plane::link::{BYTES, End, Link, Share};
-use crate::shared::{Mapping, Run, SealedFile};
-use crate::warden::Warden;
-use crate::worker::{Worker, bell};
+use crate::closer::Closer;
+use crate::datagram;
+use crate::pacing::Nanos;
+use crate::plane::bell::Foreign;
+use crate::plane::link::LinkFault;
+use crate::plane::links::LinkId;
+use crate::worker::Worker;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::mm::ProtFlags;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{Shutdown, shutdown, sockopt};
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
+use shares::Given;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// A message between two proxies, as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Message {
-    /// First, from the one who connects: its LID. Descriptors: the rings, the receiver's bell, the sender's bell.
+    /// First, from the one who connects: its LID. Descriptors: the rings, and the end of its bell that is for the receiver.
     Hello { lid: u16 },
+    /// The link is taken. Descriptor: the end of the bell of the one who took it.
+    Welcome {},
     /// A region, with one descriptor for each run of pages.
     Share { share: u32, runs: Vec<(u64, u64)> },
     /// The region was mapped.
     Shared { share: u32 },
+    /// It was not; whoever needs it may ask again.
+    Refused { share: u32 },
     /// The region is gone.
     Unshare { share: u32 },
 }
 
 const MAX_MESSAGE: usize = 16 << 10;
 
-/// Runs of pages that one neighbour may share: several neighbours must not use up what the kernel lets a process map.
-const MAX_RUNS: usize = 1 << 13;
+/// Links with one proxy: the one that we made and the one that it made.
+const MAX_LINKS: usize = 2;
 
-/// A region's pages, as its owner keeps them.
-#[derive(Clone, Debug)]
-pub struct SharedRun {
-    /// The file.
-    pub file: Arc<SealedFile>,
-    /// Byte offset.
-    pub offset: u64,
-    /// Bytes.
-    pub bytes: u64,
+/// Those that have connected and said nothing.
+const MAX_SILENT: usize = 32;
+
+pub use shares::{Backing, SharedRun, amount};
+
+/// A socket to a neighbour.
+#[derive(Debug)]
+struct Socket(Foreign);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // The neighbour hears of the end now, however long its descriptors take to close.
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+}
+
+/// How far a link has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Somebody connected, and must say hello by this time.
+    Silent(Nanos),
+    /// We said hello to this port.
+    Greeting(u16, LinkId),
+    /// A link with this port.
+    Linked(u16, LinkId),
+}
+
+/// What a link is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// Our own port.
+    pub port: &'a Port,
+    /// The data plane's thread.
+    pub worker: &'a Worker,
+    /// Where descriptors of neighbours are closed.
+    pub closer: &'a Closer,
 }
 
 /// A neighbour.
 #[derive(Debug)]
 pub struct Neighbour {
-    socket: OwnedFd,
-    /// Its LID; zero until it has said hello.
-    lid: u16,
-    /// The link's place in the plane; none until it has said hello.
-    link: Option<usize>,
+    socket: Socket,
+    /// The process that connected, or listened, at the other end.
+    process: Pid,
+    stage: Stage,
+    /// Its part of our mappings.
+    account: Account,
+    given: Given,
 }
 
 impl AsFd for Neighbour {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket.0.as_fd()
     }
 }
 
@@ -71,68 +116,89 @@ pub enum NeighbourFault {
     /// It closed the socket.
     #[error("it is gone")]
     Gone,
+    /// No queue pair of ours is connected to its port.
+    #[error("nothing of ours is connected to it")]
+    Stranger,
+    /// What it wrote into the link's rings makes no sense.
+    #[error(transparent)]
+    Link(#[from] LinkFault),
+    /// It said nothing for too long.
+    #[error("it did not say hello in time")]
+    Late,
     /// A system call failed.
     #[error("{0}")]
     System(#[from] Errno),
+    /// It does not read what it is sent.
+    #[error("it does not read its messages")]
+    Deaf,
+    /// A descriptor is not what it must be.
+    #[error("descriptor {index} of its {message} is of no use: {error}")]
+    Descriptor {
+        /// What it came with.
+        message: &'static str,
+        /// Which.
+        index: usize,
+        /// Why.
+        error: Errno,
+    },
     /// It sent something that makes no sense.
     #[error("it sent a malformed message: {0}")]
     Malformed(&'static str),
 }
 
-fn send(socket: &OwnedFd, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let bytes = serde_json::to_vec(message).map_err(|_| Errno::INVAL)?;
-    if bytes.len() > MAX_MESSAGE {
-        return Err(Errno::MSGSIZE);
+impl NeighbourFault {
+    /// Whether it is part of how neighbours come and go, and no news.
+    #[must_use]
+    pub fn is_ordinary(&self) -> bool {
+        matches!(self, Self::Gone | Self::Stranger | Self::System(Errno::CONNRESET | Errno::PIPE))
     }
-    datagram::send(socket, &bytes, fds)
 }
 
 impl Neighbour {
-    /// Makes a link to the proxy of another port.
-    pub fn connect(port: &Port, lid: u16, worker: &Worker) -> Result<Self, Errno> {
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )?;
-        connect(&socket, &SocketAddrUnix::new(port.socket_of(lid))?)?;
-        let file = SealedFile::create("ringfence-link", BYTES)?;
-        let mapping = Arc::new(Mapping::of(&file)?);
-        let (theirs, ours) = (bell()?, Arc::new(bell()?));
-        let hello = Message::Hello { lid: port.lid() };
-        send(&socket, &hello, &[file.as_fd(), theirs.as_fd(), ours.as_fd()])?;
-        let link = Link::new(port.lid(), lid, End::Initiator, mapping, theirs, ours);
-        let index = worker.call(move |plane| plane.add_link(link));
-        Ok(Self { socket, lid, link: Some(index) })
-    }
-
-    /// Somebody connected, and has said nothing yet.
+    /// Its LID, if it is known.
     #[must_use]
-    pub fn accepted(socket: OwnedFd) -> Self {
-        Self { socket, lid: 0, link: None }
+    pub fn lid(&self) -> Option<u16> {
+        match self.stage {
+            Stage::Silent(_) => None,
+            Stage::Greeting(lid, _) | Stage::Linked(lid, _) => Some(lid),
+        }
     }
 
-    /// Its LID; zero if it has not said hello.
+    /// The link in the plane.
     #[must_use]
-    pub fn lid(&self) -> u16 {
-        self.lid
+    pub fn link(&self) -> Option<LinkId> {
+        match self.stage {
+            Stage::Silent(_) => None,
+            Stage::Greeting(_, link) | Stage::Linked(_, link) => Some(link),
+        }
     }
 
-    /// The link's place in the plane.
+    /// When it must have said hello.
     #[must_use]
-    pub fn link(&self) -> Option<usize> {
-        self.link
+    pub fn must_speak_by(&self) -> Option<Nanos> {
+        if let Stage::Silent(until) = self.stage { Some(until) } else { None }
     }
 
-    /// Takes one message.
-    pub fn serve(&mut self, port: &Port, worker: &Worker) -> Result<(), NeighbourFault> {
+    fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), NeighbourFault> {
+        let bytes = serde_json::to_vec(message).map_err(|_| Errno::INVAL)?;
+        if bytes.len() > MAX_MESSAGE {
+            return Err(Errno::MSGSIZE.into());
+        }
+        datagram::send(&self.socket.0, &bytes, fds).map_err(|error| match error {
+            Errno::AGAIN => NeighbourFault::Deaf,
+            error => error.into(),
+        })
+    }
+
+    /// Takes one message. False if there was none.
+    pub fn serve(&mut self, means: Means<'_>) -> Result<bool, NeighbourFault> {
         let mut buffer = vec![0; MAX_MESSAGE];
-        let received = match datagram::receive(&self.socket, &mut buffer) {
+        let received = match datagram::receive(&self.socket.0, &mut buffer) {
             Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
+        let fds: Vec<Foreign> = received.fds.into_iter().map(|fd| Foreign::new(fd, means.closer)).collect();
         if received.bytes == 0 {
             return Err(NeighbourFault::Gone);
         }
@@ -141,104 +207,87 @@ impl Neighbour {
         }
         let message = serde_json::from_slice(&buffer[..received.bytes])
             .map_err(|_| NeighbourFault::Malformed("no message of this version"))?;
-        match (message, self.link) {
-            (Message::Hello { lid }, None) => self.greet(lid, received.fds, port, worker),
-            (Message::Share { share, runs }, Some(link)) => {
-                self.map(link, share, &runs, received.fds, worker)?;
-                send(&self.socket, &Message::Shared { share }, &[])?;
-                Ok(())
+        let bare = fds.is_empty();
+        match (message, self.stage) {
+            (Message::Hello { lid }, Stage::Silent(_)) => self.accept(lid, fds, means)?,
+            (Message::Welcome {}, Stage::Greeting(lid, link)) => self.open(lid, link, fds, means)?,
+            (Message::Share { share, runs }, Stage::Linked(lid, link)) => {
+                self.take_share(lid, link, share, &runs, fds, means)?;
             }
-            (Message::Shared { share }, Some(link)) => {
-                worker.call(move |plane| {
-                    if let Some(Some(entry)) = plane.links.get_mut(link)
-                        // Only what was asked for and not taken back since.
-                        && let Some(confirmed) = entry.shared.get_mut(&share)
-                    {
-                        *confirmed = true;
-                        plane.share_arrived(link);
-                    }
-                });
-                Ok(())
+            (Message::Shared { share }, Stage::Linked(_, link)) if bare => self.confirmed(link, share, means.worker),
+            (Message::Refused { share }, Stage::Linked(_, link)) if bare => self.refused(link, share, means.worker),
+            (Message::Unshare { share }, Stage::Linked(_, link)) if bare => {
+                drop(means.worker.call(move |plane| plane.links.get_mut(link)?.shares.remove(&share)));
             }
-            (Message::Unshare { share }, Some(link)) => {
-                let mapping = worker.call(move |plane| {
-                    plane.links.get_mut(link).and_then(|link| link.as_mut()).and_then(|link| link.shares.remove(&share))
-                });
-                drop(mapping);
-                Ok(())
-            }
-            (Message::Hello { .. }, Some(_)) => Err(NeighbourFault::Malformed("a second hello")),
-            (_, None) => Err(NeighbourFault::Malformed("no hello")),
+            (_, Stage::Silent(_)) => return Err(NeighbourFault::Malformed("no hello")),
+            _ => return Err(NeighbourFault::Malformed("out of order, or with descriptors")),
         }
+        Ok(true)
+    }
+}
+
+/// All neighbours.
+#[derive(Debug)]
+pub struct Neighbours {
+    /// In the order in which they are polled.
+    pub list: Vec<Neighbour>,
+    /// What all of them, and the container, take of the mappings.
+    pub budget: Budget,
+    /// Ports whose proxies had no room in their queues, and when to try again.
+    pub due: Vec<(u16, Nanos)>,
+    /// Processes that broke the protocol. What they sent may take its time to be closed; more of it is not taken.
+    outlaws: VecDeque<Pid>,
+}
+
+/// More outlaws than that, and the oldest is forgotten.
+const MAX_OUTLAWS: usize = 1024;
+
+impl Neighbours {
+    /// None yet.
+    #[must_use]
+    pub fn new(budget: Budget) -> Self {
+        Self { list: Vec::new(), budget, due: Vec::new(), outlaws: VecDeque::new() }
     }
 
-    fn greet(&mut self, lid: u16, fds: Vec<OwnedFd>, port: &Port, worker: &Worker) -> Result<(), NeighbourFault> {
-        let [file, ours, theirs]: [OwnedFd; 3] =
-            fds.try_into().map_err(|_| NeighbourFault::Malformed("a hello without its descriptors"))?;
-        // A proxy that was taken over must not pass for another container's.
-        let peer = rustix::net::sockopt::socket_peercred(&self.socket)?;
-        if !port.belongs_to(lid, peer.pid) {
-            return Err(NeighbourFault::Malformed("a hello in another port's name"));
+    /// Whether another may be let in before one of those that have said nothing does, or goes.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.list.iter().filter(|neighbour| neighbour.must_speak_by().is_some()).count() < MAX_SILENT
+    }
+
+    /// Where those of the process at the other end of `socket` are, and whether it may have another.
+    pub fn of_process(&self, process: Pid) -> impl DoubleEndedIterator<Item = usize> {
+        let list = self.list.iter().enumerate();
+        list.filter(move |(_, neighbour)| neighbour.process == process).map(|(position, _)| position)
+    }
+
+    /// Lets somebody in who has connected, unless there are as many of its process as may be.
+    pub fn admit(&mut self, socket: OwnedFd, closer: &Closer, now: Nanos) -> Result<(), Errno> {
+        let socket = Socket(Foreign::new(socket, closer));
+        let process = sockopt::socket_peercred(&socket.0)?.pid;
+        if self.of_process(process).count() >= MAX_LINKS || self.outlaws.contains(&process) {
+            return Err(Errno::USERS);
         }
-        let file = SealedFile::adopt(file)?;
-        if file.bytes() != BYTES {
-            return Err(NeighbourFault::Malformed("a hello with another size"));
-        }
-        let mapping = Arc::new(Mapping::of(&file)?);
-        let link = Link::new(port.lid(), lid, End::Acceptor, mapping, theirs, Arc::new(ours));
-        let index = worker.call(move |plane| {
-            let index = plane.add_link(link);
-            plane.adopt_link(index, lid);
-            index
-        });
-        (self.lid, self.link) = (lid, Some(index));
+        self.list.push(Neighbour::silent(socket, process, self.budget.account(), now));
         Ok(())
     }
 
-    fn map(
-        &self,
-        link: usize,
-        share: u32,
-        runs: &[(u64, u64)],
-        fds: Vec<OwnedFd>,
-        worker: &Worker,
-    ) -> Result<(), NeighbourFault> {
-        if fds.len() != runs.len() || runs.is_empty() {
-            return Err(NeighbourFault::Malformed("runs without descriptors"));
-        }
-        let files = fds.into_iter().map(SealedFile::adopt).collect::<Result<Vec<_>, _>>()?;
-        let runs: Vec<_> = files
-            .iter()
-            .zip(runs)
-            .map(|(file, (offset, bytes))| Run { file, offset: *offset as usize, bytes: *bytes as usize })
-            .collect();
-        let count = runs.len();
-        let mapping = Arc::new(Mapping::of_runs(&runs, ProtFlags::READ, false)?);
-        let accepted = worker.call(move |plane| {
-            let Some(Some(entry)) = plane.links.get_mut(link) else { return true };
-            if entry.shares.values().map(|share| share.runs).sum::<usize>() + count > MAX_RUNS {
-                return false;
+    /// Takes a neighbour out, because of this fault.
+    pub fn remove(&mut self, position: usize, fault: &NeighbourFault) -> Neighbour {
+        let neighbour = self.list.swap_remove(position);
+        if matches!(fault, NeighbourFault::Malformed(_) | NeighbourFault::Descriptor { .. } | NeighbourFault::Link(_)) {
+            self.outlaws.push_back(neighbour.process);
+            if self.outlaws.len() > MAX_OUTLAWS {
+                self.outlaws.pop_front();
             }
-            entry.shares.insert(share, Share { mapping, runs: count });
-            plane.share_arrived(link);
-            true
-        });
-        if accepted { Ok(()) } else { Err(NeighbourFault::Malformed("too many shared regions")) }
-    }
-
-    /// Shares one of our regions with it.
-    pub fn share(&self, share: u32, runs: &[SharedRun], warden: &Warden) -> Result<(), Errno> {
-        if runs.len() > MAX_FDS {
-            return Err(Errno::TOOBIG);
         }
-        let read_only = runs.iter().map(|run| warden.read_only(&*run.file)).collect::<Result<Vec<_>, _>>()?;
-        let message = Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect() };
-        send(&self.socket, &message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+        neighbour
     }
 
-    /// Takes a region back.
-    pub fn unshare(&self, share: u32) {
-        // If the neighbour does not read, it loses the link at the next message that matters.
-        let _ = send(&self.socket, &Message::Unshare { share }, &[]);
+    /// When something here is due.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Nanos> {
+        let silent = self.list.iter().filter_map(Neighbour::must_speak_by);
+        silent.chain(self.due.iter().map(|(_, at)| *at)).min()
     }
 }

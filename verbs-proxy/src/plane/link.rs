@@ -3,12 +3,13 @@
 // UNSAFETY: declares that the ring header may be overlaid on shared memory.
 #![allow(unsafe_code)]
 
+use super::bell::{Bell, Ringer};
 use super::wire::{Request, Response};
+use crate::fabric::budget::Lease;
 use crate::memory::Piece;
 use crate::shared::{Header, Held, Mapping, ring_slots};
 use ringfence_protocol::doorbell::Line;
 use ringfence_protocol::ring::{Consumer, Position, Producer, SLOT_BYTES, Words};
-use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
@@ -49,8 +50,8 @@ pub enum End {
 pub struct Share {
     /// The mapping, which begins with the page of the region's first byte.
     pub mapping: Arc<Mapping>,
-    /// How many mappings that is to the kernel, which allows a process 65530.
-    pub runs: usize,
+    /// What it takes of the mappings that the kernel allows us; given back after the mapping is gone.
+    pub lease: Lease,
 }
 
 /// The other end broke the protocol; the link ends.
@@ -70,6 +71,9 @@ pub enum LinkFault {
     /// A message that says something impossible.
     #[error("malformed message")]
     Malformed,
+    /// Descriptors where only rings are expected.
+    #[error("the neighbour sends descriptors with its rings")]
+    Baggage,
 }
 
 /// A link.
@@ -79,17 +83,17 @@ pub struct Link {
     pub port: u16,
     /// LID of the port whose proxy made the link.
     pub maker: u16,
-    /// There is another to the same port, and both ends prefer that: see [`super::Plane::add_link`].
+    /// There is another to the same port, and both ends prefer that: see [`super::links::Links::to`].
     pub superseded: bool,
     send: Producer<'static>,
     send_header: Held<RingHeader>,
     receive: Consumer<'static>,
     receive_header: Held<RingHeader>,
     _mapping: Arc<Mapping>,
-    /// Wakes the worker at the other end.
-    wake: OwnedFd,
+    /// Wakes the worker at the other end. None until the other end has welcomed us.
+    wake: Option<Ringer>,
     /// Wakes us.
-    pub bell: Arc<OwnedFd>,
+    pub bell: Bell,
     consumed: Position,
     published: Position,
     /// Requests without an answer.
@@ -105,7 +109,7 @@ pub struct Link {
 impl Link {
     /// The link over `mapping`, which has [`BYTES`] bytes, between the ports `own` and `port`.
     #[must_use]
-    pub fn new(own: u16, port: u16, end: End, mapping: Arc<Mapping>, wake: OwnedFd, bell: Arc<OwnedFd>) -> Self {
+    pub fn new(own: u16, port: u16, end: End, mapping: Arc<Mapping>, wake: Option<Ringer>, bell: Bell) -> Self {
         let (send, receive, maker) = match end {
             End::Initiator => (0, RING_BYTES, own),
             End::Acceptor => (RING_BYTES, 0, port),
@@ -128,6 +132,20 @@ impl Link {
             shared: HashMap::new(),
             dirty: false,
         }
+    }
+
+    /// Whether the other end has taken the link: queue pairs may use it.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.wake.is_some()
+    }
+
+    /// The other end has taken the link, and this rings it.
+    pub(super) fn open(&mut self, wake: Ringer) {
+        // What came before this could not ring: the other end may sleep over an answer.
+        wake.ring();
+        self.wake = Some(wake);
     }
 
     fn free(&mut self, needed: u32) -> Result<bool, LinkFault> {
@@ -192,8 +210,10 @@ impl Link {
         }
         // SYNC POINT link-sleep: the slots' stores, this fence, the load; against `prepare_sleep`.
         fence(Ordering::SeqCst);
-        if self.send_header.asleep.0.load(Ordering::Relaxed) != 0 {
-            crate::worker::ring(&self.wake);
+        if self.send_header.asleep.0.load(Ordering::Relaxed) != 0
+            && let Some(wake) = &self.wake
+        {
+            wake.ring();
         }
     }
 

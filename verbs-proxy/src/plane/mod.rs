@@ -4,9 +4,11 @@
 //! lock. A work request's way is: [`intake`] (claim → admit) → [`transmit`] (schedule → post) → [`respond`] (the
 //! responder's own checks) → completion in the [`cq`].
 
+pub mod bell;
 pub mod cq;
 pub mod intake;
 pub mod link;
+pub mod links;
 pub mod qp;
 pub mod remote;
 pub mod respond;
@@ -23,6 +25,7 @@ use crate::pacing::Nanos;
 use crate::shared::Held;
 use cq::Cq;
 use link::{Link, LinkFault};
+use links::{LinkId, Links};
 use qp::{Owner, Peer, Qp};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
@@ -44,15 +47,15 @@ pub enum Notice {
     },
     /// Region `key` must be shared with the other end of a link.
     Share {
-        /// Index of the link.
-        link: usize,
+        /// The link.
+        link: LinkId,
         /// The region's key.
         key: u32,
     },
     /// The other end of a link broke the protocol.
     Fault {
-        /// Index of the link.
-        link: usize,
+        /// The link.
+        link: LinkId,
         /// How.
         fault: LinkFault,
     },
@@ -81,7 +84,9 @@ pub struct Plane {
     /// Memory regions.
     pub regions: RegionTable,
     /// Links to other proxies.
-    pub links: Vec<Option<Box<Link>>>,
+    pub links: Links,
+    /// [`Qp::incarnation`] of the newest queue pair.
+    incarnations: u64,
     /// What the policy makes of it.
     pub shaping: Shaping,
     /// Queues looked at each turn.
@@ -109,7 +114,8 @@ impl Plane {
             by_number: HashMap::new(),
             cqs: Vec::new(),
             regions: RegionTable::new(max_mr),
-            links: Vec::new(),
+            links: Links::default(),
+            incarnations: 0,
             shaping,
             active: Vec::new(),
             timers: BTreeSet::new(),
@@ -185,7 +191,7 @@ impl Plane {
             self.notify();
         }
         if worked {
-            for link in self.links.iter_mut().flatten() {
+            for link in self.links.iter_mut() {
                 link.flush();
             }
         }
@@ -265,13 +271,13 @@ impl Plane {
     #[must_use]
     pub fn prepare_sleep(&self) -> bool {
         let quiet = self.doorbells.prepare_sleep();
-        self.links.iter().flatten().fold(quiet, |quiet, link| link.prepare_sleep() && quiet)
+        self.links.iter().fold(quiet, |quiet, link| link.prepare_sleep() && quiet)
     }
 
     /// Takes the announcement back.
     pub fn awake(&self) {
         self.doorbells.awake();
-        for link in self.links.iter().flatten() {
+        for link in self.links.iter() {
             link.awake();
         }
     }
@@ -317,15 +323,15 @@ impl Plane {
 
     fn serve_links(&mut self) -> bool {
         let mut worked = false;
-        for index in 0..self.links.len() {
+        for place in 0..self.links.places() {
+            let Some(link) = self.links.at(place) else { continue };
             // A bounded number of messages, so that one neighbour cannot hold up everything else.
             for _ in 0..64 {
-                match self.receive(index) {
+                match self.receive(link) {
                     Ok(true) => worked = true,
                     Ok(false) => break,
                     Err(fault) => {
-                        self.notices.push(Notice::Fault { link: index, fault });
-                        self.remove_link(index);
+                        self.fail_link(link, fault);
                         break;
                     }
                 }
@@ -334,16 +340,46 @@ impl Plane {
         worked
     }
 
-    /// Takes a link out. Requests to its queue pairs are given up by their retry timers.
-    pub fn remove_link(&mut self, index: usize) -> Option<Box<Link>> {
-        let link = self.links.get_mut(index)?.take()?;
-        self.rank_links(link.port);
-        for qp in self.qps.iter_mut().flatten() {
-            if qp.peer == Peer::Link(index) {
-                qp.peer = Peer::None;
+    /// Takes all rings of the links' bells.
+    pub fn silence_links(&mut self) {
+        for place in 0..self.links.places() {
+            let Some(id) = self.links.at(place) else { continue };
+            if self.links.get(id).is_some_and(|link| link.bell.silence().is_err()) {
+                self.fail_link(id, LinkFault::Baggage);
             }
         }
+    }
+
+    /// Ends a link whose other end broke the protocol; the control thread is told, and takes it out.
+    fn fail_link(&mut self, id: LinkId, fault: LinkFault) {
+        self.notices.push(Notice::Fault { link: id, fault });
+        if let Some(port) = self.links.end(id) {
+            self.leave_link(id, port);
+        }
+    }
+
+    /// Takes a link out. What it holds is given up by the caller, for which this thread has no time.
+    #[must_use]
+    pub fn remove_link(&mut self, id: LinkId) -> Option<Box<Link>> {
+        let link = self.links.remove(id)?;
+        self.leave_link(id, link.port);
         Some(link)
+    }
+
+    /// Queue pairs that used a link go on over another to the same port, or without: then their requests are given up by
+    /// their retry timers.
+    fn leave_link(&mut self, id: LinkId, port: u16) {
+        let peer = self.links.to(port).map_or(Peer::None, Peer::Link);
+        self.change_peers(|qp| qp.peer == Peer::Link(id), peer);
+    }
+
+    fn change_peers(&mut self, which: impl Fn(&Qp) -> bool, peer: Peer) {
+        for queue in 0..self.qps.len() {
+            if let Some(qp) = self.qps[queue].as_mut().filter(|qp| which(qp)) {
+                qp.change_peer(peer);
+                self.activate(queue as u32);
+            }
+        }
     }
 
     /// Writes a completion. `solicited` counts for queues armed for solicited events.

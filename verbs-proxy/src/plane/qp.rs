@@ -1,7 +1,8 @@
 //! A queue pair as the worker sees it.
 
+use super::links::LinkId;
 use crate::memory::PdId;
-use crate::pacing::Nanos;
+use crate::pacing::{self, Nanos};
 use crate::shared::{Held, Mapping, ring_slots};
 use ringfence_protocol::control::QpAttr;
 use ringfence_protocol::layout::{QpHeader, RINGS_OFFSET};
@@ -19,7 +20,7 @@ pub enum Peer {
     /// A queue pair of this proxy.
     Local,
     /// A queue pair behind this link.
-    Link(usize),
+    Link(LinkId),
 }
 
 /// Capacities, as granted.
@@ -152,6 +153,8 @@ pub struct Qp {
     pub number: u32,
     /// Bell number, the index in the plane's table.
     pub queue: u32,
+    /// No other queue pair of this plane ever had or will have this one, as they may a bell number and a QP number.
+    pub incarnation: u64,
     /// Protection domain.
     pub pd: PdId,
     /// What completions call it.
@@ -202,6 +205,8 @@ pub struct Qp {
     pub retries: u32,
     /// Retries left before RNR_RETRY_EXC_ERR.
     pub rnr_retries: u32,
+    /// Times in a row that the oldest request was told to come again later; each makes the next wait longer.
+    pub put_off: u32,
     /// What it waits for.
     pub waits: Waits,
     /// When the plane looks after it; zero for never.
@@ -248,7 +253,7 @@ pub struct NewQp {
 impl Qp {
     /// A queue pair in state RESET.
     #[must_use]
-    pub fn new(new: &NewQp, mapping: Arc<Mapping>) -> Self {
+    pub fn new(new: &NewQp, incarnation: u64, mapping: Arc<Mapping>) -> Self {
         let receive_at = RINGS_OFFSET + new.send_slots as usize * SLOT_BYTES;
         let header: Held<QpHeader> = mapping.header(0);
         // Receive requests are looked at when a message needs one.
@@ -256,6 +261,7 @@ impl Qp {
         Self {
             number: new.number,
             queue: new.queue,
+            incarnation,
             pd: new.pd,
             cookie: new.cookie,
             event_cookie: new.event_cookie,
@@ -281,6 +287,7 @@ impl Qp {
             fetching: 0,
             retries: 0,
             rnr_retries: 0,
+            put_off: 0,
             waits: Waits::default(),
             alarm: 0,
             responder: Responder::default(),
@@ -309,11 +316,28 @@ impl Qp {
         self.epoch += 1;
         self.on_wire = 0;
         self.fetching = 0;
+        self.put_off = 0;
         self.waits = Waits::default();
         self.responder = Responder::default();
         self.attr = QpAttr::default();
         self.peer = Peer::None;
         self.port = 0;
+    }
+
+    /// Goes on with another peer: what the former one has not answered is asked again.
+    pub fn change_peer(&mut self, peer: Peer) {
+        self.peer = peer;
+        if let Some(done) = self.pending.front().map(|wqe| wqe.done) {
+            self.rewind(0, done);
+        }
+        self.waits = Waits::default();
+    }
+
+    /// When the oldest request is tried again, which was put off once more: [`pacing::again`].
+    pub fn put_off(&mut self, now: Nanos, first: Nanos, longest: Nanos) -> Nanos {
+        let at = pacing::again(now, first, longest, self.put_off);
+        self.put_off = self.put_off.saturating_add(1);
+        at
     }
 
     /// Where request number `sequence` is in `pending`.

@@ -2,6 +2,7 @@
 
 use super::intake::vendor;
 use super::link::{Link, LinkFault};
+use super::links::LinkId;
 use super::qp::{Data, Peer, Qp, Wqe};
 use super::respond::Verdict;
 use super::shaping::OnWire;
@@ -9,26 +10,31 @@ use super::transmit::{self, Handed, sges};
 use super::wire::{self, Kind, Request, Response};
 use super::{Notice, Plane};
 use crate::memory::{Piece, RegionTable};
-use crate::pacing::Nanos;
+use crate::pacing::{self, Nanos};
 use crate::state;
 use ringfence_protocol::ring::Words;
 use ringfence_protocol::verbs::{Access, Opcode, QpState, WcStatus};
 use ringfence_protocol::work::{self, Sge};
 
 /// A neighbour that has lost its processor answers late, but is not gone.
-const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
-/// Between two tries where no one will wake us.
-const POLL: Nanos = 100_000;
+pub(super) const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
+/// Nor one whose control thread has other regions to map first.
+const MIN_SHARE_TIMEOUT: Nanos = 500_000_000;
+/// Between the first two tries where no one will wake us: for memory that is to be shared ...
+const SHARE_POLL: Nanos = 100_000;
+/// ... and for room on the link; this long at most, for it is no one's fault.
+const ROOM_POLL: Nanos = 25_000;
+const LONGEST_ROOM_POLL: Nanos = 2_000_000;
 
 impl Plane {
     /// The link for a piece of a queue pair that uses link `at`: another from now on, if that has been superseded and nothing is
     /// under way that could be overtaken.
-    fn link_for(&mut self, queue: u32, index: usize, piece: &OnWire, at: usize) -> usize {
-        let Some(Some(link)) = self.links.get(at) else { return at };
+    fn link_for(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> LinkId {
+        let Some(link) = self.links.get(at) else { return at };
         if !link.superseded || index > 0 {
             return at;
         }
-        let better = self.link_to(link.port).unwrap_or(at);
+        let better = self.links.to(link.port).unwrap_or(at);
         match &mut self.qps[queue as usize] {
             Some(qp) if qp.pending[index].done == piece.offset => {
                 qp.peer = Peer::Link(better);
@@ -39,11 +45,11 @@ impl Plane {
     }
 
     /// Sends a piece to the proxy at the other end of link `at`.
-    pub(super) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: usize) -> Handed {
+    pub(super) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Handed {
         let at = self.link_for(queue, index, piece, at);
         let Self { qps, regions, links, notices, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
-        let Some(Some(link)) = links.get_mut(at) else {
+        let Some(link) = links.get_mut(at) else {
             qp.peer = Peer::None;
             return self.settle(queue, index, piece, Verdict::Silent);
         };
@@ -64,6 +70,8 @@ impl Plane {
                 }
                 qp.rewind(index, piece.offset);
                 qp.waits.share = true;
+                // A neighbour that never confirms, or refuses, is one that never answers.
+                self.await_answer(queue, MIN_SHARE_TIMEOUT);
                 return Handed::Stop;
             }
         };
@@ -71,33 +79,43 @@ impl Plane {
         match link.request(&request, &extensions) {
             Ok(true) => {
                 link.flush();
-                if qp.waits.deadline == 0
-                    && let Some(timeout) = state::ack_timeout_nanos(qp.attr.timeout)
-                {
-                    let at = self.now + timeout.max(MIN_REMOTE_TIMEOUT);
-                    qp.waits.deadline = at;
-                    self.alarm(at, queue);
+                if qp.waits.deadline == 0 {
+                    self.await_answer(queue, MIN_REMOTE_TIMEOUT);
                 }
                 Handed::On
             }
             Ok(false) => {
                 qp.rewind(index, piece.offset);
-                qp.waits.until = self.now + POLL / 4;
-                let at = qp.waits.until;
+                let at = qp.put_off(self.now, ROOM_POLL, LONGEST_ROOM_POLL);
+                qp.waits.until = at;
                 self.alarm(at, queue);
                 Handed::Stop
             }
             Err(fault) => {
-                notices.push(Notice::Fault { link: at, fault });
-                self.remove_link(at);
-                self.settle(queue, index, piece, Verdict::Silent)
+                self.fail_link(at, fault);
+                // Looked at again in the next turn, it finds another link or none.
+                self.alarm(self.now, queue);
+                Handed::Stop
             }
         }
     }
 
+    /// Sees that an answer which does not come is missed, unless that is seen to.
+    fn await_answer(&mut self, queue: u32, least: Nanos) {
+        let now = self.now;
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        if qp.waits.deadline == 0
+            && let Some(timeout) = state::ack_timeout_nanos(qp.attr.timeout)
+        {
+            let at = now + timeout.max(least);
+            qp.waits.deadline = at;
+            self.alarm(at, queue);
+        }
+    }
+
     /// Takes one message off a link. False if there was none.
-    pub(super) fn receive(&mut self, at: usize) -> Result<bool, LinkFault> {
-        let Some(Some(link)) = self.links.get_mut(at) else { return Ok(false) };
+    pub(super) fn receive(&mut self, at: LinkId) -> Result<bool, LinkFault> {
+        let Some(link) = self.links.get_mut(at) else { return Ok(false) };
         let Some(words) = link.peek() else { return Ok(false) };
         if wire::kind(&words) != Kind::REQUEST {
             link.advance(1);
@@ -115,7 +133,7 @@ impl Plane {
             // Its memory region was deregistered while the request was under way.
             Verdict::Nak(WcStatus::REM_OP_ERR)
         } else if let Some((share, key)) = self.must_share(at, &request) {
-            if let Some(Some(link)) = self.links.get_mut(at)
+            if let Some(link) = self.links.get_mut(at)
                 && link.shared.insert(share, false).is_none()
             {
                 self.notices.push(Notice::Share { link: at, key });
@@ -140,14 +158,14 @@ impl Plane {
 
     fn answer(
         &mut self,
-        at: usize,
+        at: LinkId,
         request: &Request,
         kind: Kind,
         status: WcStatus,
         share: u32,
         value: u64,
     ) -> Result<(), LinkFault> {
-        let Some(Some(link)) = self.links.get_mut(at) else { return Ok(()) };
+        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
         link.respond(&Response {
             kind,
             to: request.from,
@@ -162,14 +180,15 @@ impl Plane {
     }
 
     /// Whether a READ asks for memory that its proxy cannot reach yet: the region's name and key.
-    fn must_share(&self, at: usize, request: &Request) -> Option<(u32, u32)> {
+    fn must_share(&self, at: LinkId, request: &Request) -> Option<(u32, u32)> {
         if request.opcode != Opcode::RDMA_READ || request.total == 0 {
             return None;
         }
+        let link = self.links.get(at)?;
         let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_ref()?;
         let allowed = qp.responds()
             && qp.attr.dest_qp_num == request.from
-            && Some(qp.port) == self.links[at].as_ref().map(|link| link.port)
+            && qp.port == link.port
             && qp.attr.access.contains(Access::REMOTE_READ);
         let total = u64::from(request.total);
         if !allowed || self.regions.admit(request.rkey, qp.pd, request.remote_addr, total, Access::REMOTE_READ).is_err()
@@ -177,11 +196,10 @@ impl Plane {
             return None;
         }
         let region = self.regions.get(request.rkey)?;
-        let link = self.links[at].as_ref()?;
         (link.shared.get(&region.share) != Some(&true)).then_some((region.share, request.rkey))
     }
 
-    fn on_response(&mut self, at: usize, response: &Response) {
+    fn on_response(&mut self, at: LinkId, response: &Response) {
         let Some(&queue) = self.by_number.get(&response.to) else { return };
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         if qp.peer != Peer::Link(at) || qp.attr.dest_qp_num != response.from || qp.state == QpState::ERR {
@@ -197,7 +215,7 @@ impl Plane {
         let piece = OnWire {
             finish: 0,
             queue,
-            number: qp.number,
+            incarnation: qp.incarnation,
             epoch: qp.epoch,
             sequence: response.sequence,
             offset: response.offset,
@@ -207,7 +225,7 @@ impl Plane {
         let verdict = match response.kind {
             Kind::ACK if !atomic && (opcode != Opcode::RDMA_READ || total == 0) => Verdict::Ack,
             Kind::GRANT if opcode == Opcode::RDMA_READ => {
-                let link = self.links[at].as_ref();
+                let link = self.links.get(at);
                 match link.and_then(|link| link.shared_piece(response.share, response.value, response.bytes)) {
                     Some(data) => Verdict::Data(data, 0),
                     None => Verdict::Nak(WcStatus::BAD_RESP_ERR),
@@ -222,8 +240,8 @@ impl Plane {
             Kind::LATER => {
                 // The share comes by another way, and may have come already.
                 qp.rewind(0, response.offset);
-                qp.waits.until = self.now + POLL;
-                let at = qp.waits.until;
+                let at = qp.put_off(self.now, SHARE_POLL, pacing::LONGEST_PAUSE);
+                qp.waits.until = at;
                 self.alarm(at, queue);
                 return;
             }
@@ -249,7 +267,7 @@ impl Plane {
     }
 
     /// Memory was shared over this link, in either direction: whoever waited for that goes on.
-    pub fn share_arrived(&mut self, at: usize) {
+    pub fn share_arrived(&mut self, at: LinkId) {
         for queue in 0..self.qps.len() {
             let Some(qp) = &mut self.qps[queue] else { continue };
             if qp.peer == Peer::Link(at) && std::mem::take(&mut qp.waits.share) {

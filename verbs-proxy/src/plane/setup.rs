@@ -1,9 +1,11 @@
 //! What the control thread does to the data plane, between two turns.
 
 use super::Plane;
+use super::bell::Ringer;
 use super::link::Link;
+use super::links::LinkId;
 use super::qp::{NewQp, Peer, Qp};
-use super::respond::MAX_RD_ATOMIC;
+use super::respond::{MAX_RD_ATOMIC, OWN_PORT};
 use crate::shared::Mapping;
 use crate::state;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -27,7 +29,8 @@ impl Plane {
     /// Adds a queue pair; its number must be free.
     pub fn add_qp(&mut self, new: &NewQp, mapping: Arc<Mapping>) {
         self.by_number.insert(new.number, new.queue);
-        self.qps[new.queue as usize] = Some(Box::new(Qp::new(new, mapping)));
+        self.incarnations += 1;
+        self.qps[new.queue as usize] = Some(Box::new(Qp::new(new, self.incarnations, mapping)));
     }
 
     /// Takes a queue pair out; nothing of it is completed any more.
@@ -38,52 +41,39 @@ impl Plane {
         Some(qp)
     }
 
-    /// Adds a link, and returns its index.
-    ///
-    /// Two proxies that make a link to each other at the same time have two, of which both ends use the one whose maker has the
-    /// lower LID: on two ways a request could overtake the answer to what came before it, and programs that wait for the
-    /// completions of two queues on one channel count on the order that causes have.
-    pub fn add_link(&mut self, link: Link) -> usize {
+    /// Adds a link. If it is open already, queue pairs that were connected to its port while there was none use it.
+    pub fn add_link(&mut self, link: Link) -> LinkId {
+        let (port, open) = (link.port, link.is_open());
+        let id = self.links.insert(link);
+        if open {
+            self.adopt_link(id, port);
+        }
+        id
+    }
+
+    /// The neighbour has taken our link.
+    pub fn open_link(&mut self, id: LinkId, wake: Ringer) {
+        let Some(link) = self.links.get_mut(id) else { return };
         let port = link.port;
-        let index = self.links.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.links.push(None);
-            self.links.len() - 1
-        });
-        self.links[index] = Some(Box::new(link));
-        self.rank_links(port);
-        index
+        link.open(wake);
+        self.links.rank(port);
+        self.adopt_link(id, port);
     }
 
-    /// Sees which of the links to a port is to be used.
-    pub(super) fn rank_links(&mut self, port: u16) {
-        let preferred = self.link_to(port);
-        for (index, link) in self.links.iter_mut().enumerate() {
-            if let Some(link) = link.as_mut().filter(|link| link.port == port) {
-                link.superseded = Some(index) != preferred;
-            }
-        }
+    fn adopt_link(&mut self, id: LinkId, port: u16) {
+        self.change_peers(|qp| qp.peer == Peer::None && qp.port == port, Peer::Link(id));
     }
 
-    /// The link to a port.
+    /// Whether a queue pair of ours is connected to this port: nothing is accepted from any other.
     #[must_use]
-    pub fn link_to(&self, lid: u16) -> Option<usize> {
-        let links = self.links.iter().enumerate().filter_map(|(index, link)| Some((index, link.as_ref()?)));
-        links.filter(|(_, link)| link.port == lid).min_by_key(|(_, link)| link.maker).map(|(index, _)| index)
-    }
-
-    /// A neighbour made a link: queue pairs that were connected to its port while there was none use it.
-    pub fn adopt_link(&mut self, index: usize, lid: u16) {
-        for qp in self.qps.iter_mut().flatten() {
-            if qp.peer == Peer::None && qp.port == lid {
-                qp.peer = Peer::Link(index);
-            }
-        }
+    pub fn is_connected_to(&self, port: u16) -> bool {
+        self.qps.iter().flatten().any(|qp| qp.port == port && qp.port != OWN_PORT && qp.responds())
     }
 
     /// `ibv_modify_qp`. `destination`: what the address vector names, resolved by the caller.
     pub fn modify_qp(&mut self, queue: u32, request: &ModifyQp, destination: Option<Destination>) -> Result<(), Errno> {
         let link = match destination {
-            Some(Destination::Port(lid)) => self.link_to(lid).map(Peer::Link),
+            Some(Destination::Port(lid)) => self.links.to(lid).map(Peer::Link),
             _ => None,
         };
         let qp = self.qps.get_mut(queue as usize).and_then(Option::as_mut).ok_or(Errno::INVAL)?;
@@ -111,7 +101,7 @@ impl Plane {
         if has(Mask::AV) {
             qp.port = match destination {
                 Some(Destination::Port(lid)) => lid,
-                _ => 0,
+                _ => OWN_PORT,
             };
             qp.peer = match destination {
                 Some(Destination::Own) => Peer::Local,

@@ -12,8 +12,8 @@ pub struct OnWire {
     pub finish: Nanos,
     /// Bell number.
     pub queue: u32,
-    /// QP number, in case the bell number has been given to another queue pair.
-    pub number: u32,
+    /// [`super::qp::Qp::incarnation`], in case the bell number has been given to another queue pair.
+    pub incarnation: u64,
     /// The queue pair's epoch when it was sent.
     pub epoch: u32,
     /// Work request.
@@ -114,7 +114,7 @@ impl Shaping {
         window(wire.link, self.weight, self.class, wire.clock.latency_about(now))
     }
 
-    /// Asks for `bytes` of queue pair `piece.number`, which has `own` pieces on the link. Without a modelled link, the
+    /// Asks for `bytes` of queue pair `piece.queue`, which has `own` pieces on the link. Without a modelled link, the
     /// piece may be delivered at once (`Ok(true)`); else it is on the link now (`Ok(false)`).
     pub fn admit(&mut self, piece: OnWire, own: u32, now: Nanos) -> Result<bool, Closed> {
         if self.bucket_closed_until > now {

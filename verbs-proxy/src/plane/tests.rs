@@ -1,15 +1,18 @@
 //! The data plane driven by hand: a rig plays the container's library on the same rings.
 
+use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
-use super::link::{BYTES, End, Link, Share};
-use super::qp::{Caps, NewQp, Owner};
+use super::link::{BYTES, End, Link, LinkFault, Share};
+use super::links::LinkId;
+use super::qp::{Caps, NewQp, Owner, Peer};
 use super::setup::Destination;
 use super::shaping::Shaping;
 use super::{CqEntry, Notice, Plane};
+use crate::closer::Closer;
+use crate::fabric::budget::{Amount, Budget};
 use crate::launch::Class;
 use crate::memory::{MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, SealedFile};
-use crate::worker::bell;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
 use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes, qp_bytes};
@@ -255,13 +258,13 @@ fn a_remote_access_violation_ends_both_queue_pairs() {
 fn two_links_between_two_proxies_become_one() {
     let (mut two, mut a, mut b) = TwoRigs::new();
     let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
+    let mut second = Vec::new();
     for (index, end) in [End::Acceptor, End::Initiator].into_iter().enumerate() {
         let port = 2 - index as u16;
-        let link = Link::new(3 - port, port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
-        two.rigs[index].plane.add_link(link);
+        second.push(two.rigs[index].plane.add_link(link(3 - port, port, end, &mapping)));
     }
     // Each end answers for its queue pair over the link that it made itself.
-    two.rigs[1].plane.qps[0].as_mut().unwrap().peer = super::qp::Peer::Link(1);
+    two.rigs[1].plane.qps[0].as_mut().unwrap().peer = Peer::Link(second[1]);
     two.rigs[0].put(0, b"x");
     let remote = two.rigs[1].key;
     post(&mut a, &SendFields { rkey: remote, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 1) });
@@ -277,11 +280,12 @@ fn two_links_between_two_proxies_become_one() {
     assert_eq!(two.rigs[1].statuses(), [1, 2, 3].map(|wr_id| (wr_id, WcStatus::SUCCESS)));
     assert_eq!(two.rigs[0].take(128, 1), b"x");
     let peer = |rig: &Rig| rig.plane.qps[0].as_ref().unwrap().peer;
-    assert_eq!(two.rigs.each_ref().map(peer), [super::qp::Peer::Link(0); 2]);
+    assert_eq!(two.rigs.each_ref().map(peer), two.links.map(Peer::Link));
     // The link of the lower LID goes: the other is as good as it was.
-    for rig in &mut two.rigs {
-        rig.plane.remove_link(0).unwrap();
-        assert!(!rig.plane.links[1].as_ref().unwrap().superseded);
+    for (index, rig) in two.rigs.iter_mut().enumerate() {
+        drop(rig.plane.remove_link(two.links[index]).unwrap());
+        assert!(!rig.plane.links.get(second[index]).unwrap().superseded);
+        assert_eq!(peer(rig), Peer::Link(second[index]));
     }
 }
 
@@ -459,21 +463,34 @@ fn a_piece_larger_than_what_is_left_of_the_share_waits_for_its_turn() {
 /// Two planes and a link between them; shares are granted at once.
 struct TwoRigs {
     rigs: [Rig; 2],
+    links: [LinkId; 2],
+}
+
+/// A link that is open, with nobody at its bell.
+fn link(own: u16, port: u16, end: End, mapping: &Arc<Mapping>) -> Link {
+    let closer = Closer::start("test", 16).unwrap();
+    let (bell, theirs) = Bell::new(&closer).unwrap();
+    let wake = Ringer::adopt(Foreign::new(theirs, &closer)).unwrap();
+    Link::new(own, port, end, Arc::clone(mapping), Some(wake), bell)
 }
 
 impl TwoRigs {
     fn new() -> (Self, RigQp, RigQp) {
+        Self::with(Rig::new())
+    }
+
+    fn with(rig: Rig) -> (Self, RigQp, RigQp) {
         let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
-        let mut rigs = [Rig::new(), Rig::new()];
+        let mut rigs = [rig, Rig::new()];
+        let mut ids = Vec::new();
         for (index, end) in [End::Initiator, End::Acceptor].into_iter().enumerate() {
             let port = 2 - index as u16;
-            let link = Link::new(3 - port, port, end, Arc::clone(&mapping), bell().unwrap(), Arc::new(bell().unwrap()));
-            rigs[index].plane.add_link(link);
+            ids.push(rigs[index].plane.add_link(link(3 - port, port, end, &mapping)));
         }
         let (a, b) = (rigs[0].qp(0, 100), rigs[1].qp(0, 200));
         rigs[0].ready(&a, 200, Destination::Port(2));
         rigs[1].ready(&b, 100, Destination::Port(1));
-        (Self { rigs }, a, b)
+        (Self { rigs, links: ids.try_into().unwrap() }, a, b)
     }
 
     fn turns(&mut self) {
@@ -495,11 +512,12 @@ impl TwoRigs {
 
     fn share(&mut self, from: usize) {
         let mapping = Arc::clone(&self.rigs[from].memory);
-        let to = self.rigs[1 - from].plane.links[0].as_mut().unwrap();
-        to.shares.insert(1, Share { mapping, runs: 1 });
-        self.rigs[1 - from].plane.share_arrived(0);
-        self.rigs[from].plane.links[0].as_mut().unwrap().shared.insert(1, true);
-        self.rigs[from].plane.share_arrived(0);
+        let lease = Budget::new(65_530).take_own(Amount { mappings: 1, bytes: MEMORY as u64 }).unwrap();
+        let (own, other) = (self.links[from], self.links[1 - from]);
+        self.rigs[1 - from].plane.links.get_mut(other).unwrap().shares.insert(1, Share { mapping, lease });
+        self.rigs[1 - from].plane.share_arrived(other);
+        self.rigs[from].plane.links.get_mut(own).unwrap().shared.insert(1, true);
+        self.rigs[from].plane.share_arrived(own);
     }
 }
 
@@ -536,7 +554,7 @@ fn every_operation_works_between_two_proxies() {
     assert_eq!(two.rigs[0].take(160_000, 8), 5u64.to_ne_bytes());
     assert_eq!(two.rigs[1].take(4096, 8), 11u64.to_ne_bytes());
     assert_eq!(two.rigs[1].take(5000, 8), b"inlined!");
-    assert_eq!(two.rigs[0].plane.links[0].as_ref().unwrap().outstanding, 0);
+    assert_eq!(two.rigs[0].plane.links.get(two.links[0]).unwrap().outstanding, 0);
 }
 
 #[test]
@@ -567,4 +585,139 @@ fn a_violation_of_another_proxys_memory_ends_both_ends() {
     // The key is the requester's own, which means nothing at the other proxy.
     assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::REM_ACCESS_ERR)]);
     assert_eq!(two.rigs[1].events.last(), Some(&EventType::QP_ACCESS_ERR));
+}
+
+#[test]
+fn a_queue_pair_made_anew_under_the_same_numbers_gets_nothing_of_the_old_one() {
+    let clock = crate::fabric::clock::WireClock::private().unwrap();
+    let rig = Rig::shaped(Shaping::new(None, None, Class::None, Some((clock, 1_000_000)), 0));
+    let (mut two, mut a, _b) = TwoRigs::with(rig);
+    let inline = |rig: &Rig, inline_bytes| SendFields {
+        flags: SendFlags(SendFlags::SIGNALED.0 | SendFlags::INLINE.0),
+        sges: 0,
+        inline_bytes,
+        ..rig.fields(Opcode::RDMA_WRITE, 0, 5000, 0)
+    };
+    let fields = SendFields { rkey: two.rigs[1].key, ..inline(&two.rigs[0], 32) };
+    a.send.push(&SendBase::pack_inline(&fields, &[1; 4]).0);
+    two.rigs[0].plane.activate(a.queue);
+    two.rigs[0].plane.turn();
+    assert!(two.rigs[0].plane.shaping.on_wire());
+    // The same bell number, QP number and epoch, and a shorter request.
+    two.rigs[0].plane.remove_qp(a.queue);
+    let mut again = two.rigs[0].qp(a.queue, a.number);
+    two.rigs[0].ready(&again, 200, Destination::Port(2));
+    let fields = SendFields { rkey: two.rigs[1].key, ..inline(&two.rigs[0], 8) };
+    again.send.push(&SendBase::pack_inline(&fields, &[2, 0, 0, 0]).0);
+    two.turns();
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(two.rigs[1].take(5000, 16), [2u64.to_ne_bytes(), [0; 8]].concat());
+}
+
+#[test]
+fn a_link_that_has_gone_is_not_taken_for_the_one_in_its_place() {
+    let (mut two, _a, _b) = TwoRigs::new();
+    let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
+    let plane = &mut two.rigs[0].plane;
+    let old = two.links[0];
+    drop(plane.remove_link(old).unwrap());
+    let new = plane.add_link(link(1, 3, End::Acceptor, &mapping));
+    assert!(plane.links.get(old).is_none() && plane.links.get_mut(old).is_none());
+    assert!(plane.remove_link(old).is_none());
+    plane.share_arrived(old);
+    assert_eq!(plane.links.get(new).unwrap().port, 3);
+    assert_eq!(plane.qps[0].as_ref().unwrap().peer, Peer::None);
+}
+
+#[test]
+fn memory_that_is_never_shared_is_a_request_without_an_answer() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 8) });
+    let plane = &mut two.rigs[0].plane;
+    let mut asked = 0;
+    for _ in 0..200 {
+        plane.now += 10_000_000;
+        plane.turn();
+        asked += plane.take_notices().filter(|notice| matches!(notice, Notice::Share { .. })).count();
+    }
+    assert_eq!(asked, 1);
+    let ends: Vec<WcStatus> = two.rigs[0].completions().iter().map(|completion| completion.status).collect();
+    assert_eq!(ends, [WcStatus::RETRY_EXC_ERR]);
+}
+
+#[test]
+fn whoever_waits_for_shared_memory_goes_on_when_the_link_does_not() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 8) });
+    two.rigs[0].plane.now += 1;
+    two.rigs[0].plane.turn();
+    assert!(two.rigs[0].plane.qps[0].as_ref().unwrap().waits.share);
+    let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
+    for (index, end) in [End::Acceptor, End::Initiator].into_iter().enumerate() {
+        drop(two.rigs[index].plane.remove_link(two.links[index]).unwrap());
+        let port = 2 - index as u16;
+        two.links[index] = two.rigs[index].plane.add_link(link(3 - port, port, end, &mapping));
+    }
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+}
+
+#[test]
+fn what_went_over_a_link_that_ended_goes_again_over_the_next() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    two.rigs[0].put(0, b"y");
+    two.share(0);
+    post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 1) });
+    two.rigs[0].plane.now += 1;
+    two.rigs[0].plane.activate(a.queue);
+    two.rigs[0].plane.turn();
+    assert_eq!(two.rigs[0].plane.links.get(two.links[0]).unwrap().outstanding, 1);
+    // Without a timeout nothing but the new link can bring it back.
+    two.rigs[0].plane.qps[0].as_mut().unwrap().attr.timeout = 0;
+    let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
+    for (index, end) in [End::Acceptor, End::Initiator].into_iter().enumerate() {
+        drop(two.rigs[index].plane.remove_link(two.links[index]).unwrap());
+        let port = 2 - index as u16;
+        two.links[index] = two.rigs[index].plane.add_link(link(3 - port, port, end, &mapping));
+    }
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(two.rigs[1].take(64, 1), b"y");
+}
+
+#[test]
+fn a_link_that_breaks_the_protocol_is_reported_and_left() {
+    let (mut two, _a, _b) = TwoRigs::new();
+    // An answer to nothing, and a request with more pieces than there can be.
+    let malformed = super::wire::Request { pieces: 33, ..super::wire::Request::default() };
+    two.rigs[1].plane.links.get_mut(two.links[1]).unwrap().request(&malformed, &[]).unwrap();
+    two.rigs[0].plane.turn();
+    let notices: Vec<Notice> = two.rigs[0].plane.take_notices().collect();
+    assert_eq!(notices, [Notice::Fault { link: two.links[0], fault: LinkFault::Malformed }]);
+    assert!(two.rigs[0].plane.links.is_empty());
+    assert_eq!(two.rigs[0].plane.qps[0].as_ref().unwrap().peer, Peer::None);
+    assert!(two.rigs[0].plane.remove_link(two.links[0]).is_some());
+}
+
+#[test]
+fn senders_whose_receiver_is_never_ready_cost_little() {
+    let mut rig = Rig::new();
+    let pairs: Vec<_> =
+        (0..20).map(|index| (rig.qp(2 * index, 1000 + 2 * index), rig.qp(2 * index + 1, 1001 + 2 * index))).collect();
+    for (mut a, b) in pairs {
+        rig.ready(&a, b.number, Destination::Own);
+        rig.ready(&b, a.number, Destination::Own);
+        rig.plane.qps[a.queue as usize].as_mut().unwrap().attr.rnr_retry = 7;
+        post(&mut a, &rig.fields(Opcode::SEND, 0, 0, 8));
+    }
+    let mut wakes = 0;
+    rig.plane.now = 1;
+    while rig.plane.now < 1_000_000_000 {
+        while rig.plane.turn() {}
+        rig.plane.now = rig.plane.wake_at().unwrap();
+        wakes += 1;
+    }
+    // All of them together, every eight milliseconds.
+    assert!(wakes < 300, "{wakes} wakes in a second");
 }

@@ -2,12 +2,13 @@
 
 use super::intake::{self, vendor, wc_opcode};
 use super::qp::{Data, Peer, Qp, Waits, Wqe};
+use super::remote::MIN_REMOTE_TIMEOUT;
 use super::respond::{OWN_PORT, Verdict};
 use super::shaping::{Closed, OnWire};
 use super::wire::Request;
 use super::{Notice, Outcome, Plane};
 use crate::memory::{Piece, RegionTable, copy, copy_list};
-use crate::pacing::Nanos;
+use crate::pacing::{self, Nanos};
 use crate::state;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
@@ -19,6 +20,8 @@ const BATCH: usize = 32;
 const BATCH_BYTES: u32 = 256 << 10;
 /// Requests of one queue pair under way to another proxy.
 const PIPELINE: usize = 128;
+/// The shortest timeout of a request to nobody: a fraction of that would keep the worker busy with nothing else.
+const MIN_TIMEOUT: Nanos = 1_000_000;
 
 /// What came of handing over a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +198,7 @@ impl Plane {
             let piece = OnWire {
                 finish: 0,
                 queue,
-                number: qp.number,
+                incarnation: qp.incarnation,
                 epoch: qp.epoch,
                 sequence: wqe.sequence,
                 offset: wqe.sent,
@@ -225,7 +228,7 @@ impl Plane {
         while let Some(piece) = self.shaping.arrived(self.now) {
             worked = true;
             let Some(qp) = &mut self.qps[piece.queue as usize] else { continue };
-            if qp.number != piece.number || qp.epoch != piece.epoch {
+            if qp.incarnation != piece.incarnation || qp.epoch != piece.epoch {
                 continue;
             }
             qp.on_wire = qp.on_wire.saturating_sub(1);
@@ -289,8 +292,8 @@ impl Plane {
                 }
                 qp.rewind(index, piece.offset);
                 // Nothing is under way any more, so no answer can be overdue.
-                qp.waits = Waits { until: now + state::rnr_nanos(timer), ..Waits::default() };
-                let at = qp.waits.until;
+                let at = qp.put_off(now, state::rnr_nanos(timer), pacing::LONGEST_PAUSE);
+                qp.waits = Waits { until: at, ..Waits::default() };
                 self.alarm(at, queue);
                 return Handed::Stop;
             }
@@ -299,7 +302,8 @@ impl Plane {
                 // No alarm without a timeout: the request waits for ever, as the application asked.
                 qp.waits.until = Nanos::MAX;
                 if let Some(timeout) = state::ack_timeout_nanos(qp.attr.timeout) {
-                    qp.waits.deadline = now + timeout.max(1_000_000);
+                    let least = if qp.port == OWN_PORT { MIN_TIMEOUT } else { MIN_REMOTE_TIMEOUT };
+                    qp.waits.deadline = now + timeout.max(least);
                     let at = qp.waits.deadline;
                     self.alarm(at, queue);
                 }
@@ -315,6 +319,7 @@ impl Plane {
         }
         qp.retries = qp.attr.retry_cnt;
         qp.rnr_retries = qp.attr.rnr_retry;
+        qp.put_off = 0;
         self.complete_front(queue);
         Handed::On
     }

@@ -24,7 +24,7 @@ const PROXY: &[i64] = &[
     // Sockets that are open.
     libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_preadv2,
     libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_accept4, libc::SYS_connect,
-    libc::SYS_bind, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_close,
+    libc::SYS_bind, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_shutdown, libc::SYS_close,
     // Memory files.
     libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_fchmod, libc::SYS_lseek,
     libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_pread64, libc::SYS_pwrite64,

@@ -184,11 +184,6 @@ mod tests {
         assert_eq!(check.status, Status::Warning);
         assert_eq!(check.message, "in 24 h hooks failed 1 times, last for c1: too\u{fffd} much");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::overlaps;
 
     #[test]
     fn ids_of_users_and_ranges_are_seen() {

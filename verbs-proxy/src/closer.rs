@@ -1,0 +1,148 @@
+//! Closing descriptors that somebody else made.
+//!
+//! The last close of a descriptor may wait: a TCP socket lingers as long as its maker said, a file system that a program
+//! serves waits for that program. So what containers and neighbours send is closed on a thread of its own, where nobody
+//! waits for it. The same goes for the sockets that they may send on: messages that were never read hold descriptors.
+//!
+//! A proxy has one [`Closer`] for its container and another for its neighbours, so that neither holds the other up.
+
+use rustix::fd::OwnedFd;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Closes descriptors, in order, on a thread of its own.
+#[derive(Clone, Debug)]
+pub struct Closer {
+    queue: Arc<Queue>,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<State>,
+    filled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Vec<OwnedFd>,
+    /// Taken out by the thread, and not all of them closed yet.
+    closing: usize,
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds the lock can panic halfway through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Closer {
+    /// Starts the thread. `limit`: how many descriptors may wait before [`Self::is_full`] says so.
+    pub fn start(name: &str, limit: usize) -> io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let served = Arc::clone(&queue);
+        let (running, runs) = std::sync::mpsc::channel();
+        std::thread::Builder::new().name(name.into()).stack_size(64 << 10).spawn(move || {
+            let _ = running.send(());
+            serve(&served);
+        })?;
+        // What a thread asks of the kernel as it starts may be forbidden afterwards.
+        let _ = runs.recv();
+        Ok(Self { queue, limit })
+    }
+
+    /// Has a descriptor closed. Never waits for it.
+    pub fn close(&self, fd: OwnedFd) {
+        self.close_all([fd]);
+    }
+
+    /// Has descriptors closed. Never waits for them.
+    pub fn close_all(&self, fds: impl IntoIterator<Item = OwnedFd>) {
+        let mut state = self.queue.state();
+        state.waiting.extend(fds);
+        let any = !state.waiting.is_empty();
+        drop(state);
+        if any {
+            self.queue.filled.notify_one();
+        }
+    }
+
+    /// Descriptors that are not closed yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let state = self.queue.state();
+        state.waiting.len() + state.closing
+    }
+
+    /// So many wait that nothing more may be taken in from whoever sent them. What is taken in nevertheless is closed in
+    /// its turn like the rest.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.waiting() >= self.limit
+    }
+}
+
+fn serve(queue: &Queue) {
+    loop {
+        let mut state = queue.state();
+        while state.waiting.is_empty() {
+            state = queue.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let batch = std::mem::take(&mut state.waiting);
+        state.closing = batch.len();
+        drop(state);
+        for fd in batch {
+            drop(fd);
+            queue.state().closing -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::sockopt::set_socket_linger;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    /// A connection with unsent data whose last close waits for `seconds`, and its other end.
+    fn lingering(seconds: u64) -> (OwnedFd, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        while (&stream).write(&[0; 65536]).is_ok() {}
+        stream.set_nonblocking(false).unwrap();
+        set_socket_linger(&stream, Some(Duration::from_secs(seconds))).unwrap();
+        (stream.into(), peer)
+    }
+
+    fn wait_for(what: &str, done: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(10), "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_lingers_holds_up_nobody_but_those_behind_it() {
+        let (closer, other) = (Closer::start("a", 3).unwrap(), Closer::start("b", 3).unwrap());
+        let (fd, peer) = lingering(3600);
+        let start = Instant::now();
+        closer.close(fd);
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        closer.close_all([write]);
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(!closer.is_full());
+        closer.close(rustix::io::dup(&read).unwrap());
+        assert!(closer.is_full());
+        other.close(read);
+        wait_for("the other closer closes", || other.waiting() == 0);
+        // With its peer gone the connection is reset, and the close comes back.
+        drop(peer);
+        wait_for("the queue is closed to its end", || closer.waiting() == 0);
+    }
+}

@@ -1,0 +1,176 @@
+//! Links to neighbours, as the control thread makes and ends them.
+
+use super::node::Node;
+use crate::fabric::neighbours::{Means, Neighbour, NeighbourFault};
+use crate::pacing::Nanos;
+use crate::plane::link::LinkFault;
+use crate::plane::links::LinkId;
+use crate::worker::now;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+
+/// Until another try with a proxy that has no room for a connection.
+const RETRY: Nanos = 20_000_000;
+
+/// Between two lines about neighbours: they can cause faults as fast as they like.
+const QUIET: Nanos = 1_000_000_000;
+
+/// Messages of one neighbour before something else has its turn.
+const MOST_MESSAGES: usize = 16;
+
+/// Says what is wrong with neighbours, now and then.
+#[derive(Debug, Default)]
+pub struct Complaints {
+    quiet_until: Nanos,
+    unsaid: u32,
+}
+
+impl Complaints {
+    fn say(&mut self, now: Nanos, what: impl FnOnce() -> String) {
+        if now < self.quiet_until {
+            self.unsaid = self.unsaid.saturating_add(1);
+            return;
+        }
+        self.quiet_until = now + QUIET;
+        match std::mem::take(&mut self.unsaid) {
+            0 => eprintln!("ringfence-proxy: {}", what()),
+            unsaid => eprintln!("ringfence-proxy: {} ({unsaid} others were not reported)", what()),
+        }
+    }
+}
+
+impl Node {
+    fn with_means<R>(&mut self, position: usize, run: impl FnOnce(&mut Neighbour, Means<'_>) -> R) -> R {
+        let means = Means { port: &self.port, worker: &self.worker, closer: &self.closers.neighbours };
+        run(&mut self.neighbours.list[position], means)
+    }
+
+    /// Makes sure that there is a link to this port, if its proxy lives. A queue pair must be connected to it by now: if that
+    /// of the other end is not, its proxy makes the link when it is.
+    pub fn link_to(&mut self, lid: u16) {
+        // A link that the other end has ended, but we have not heard of it, would be none.
+        for position in (0..self.neighbours.list.len()).rev() {
+            if self.neighbours.list[position].lid() == Some(lid) {
+                self.serve_neighbour(position);
+            }
+        }
+        if self.neighbours.list.iter().any(|neighbour| neighbour.lid() == Some(lid)) {
+            return;
+        }
+        let means = Means { port: &self.port, worker: &self.worker, closer: &self.closers.neighbours };
+        match Neighbour::connect(lid, self.neighbours.budget.account(), means) {
+            Ok(neighbour) => self.neighbours.list.push(neighbour),
+            Err(NeighbourFault::System(Errno::AGAIN)) => {
+                if !self.neighbours.due.iter().any(|(port, _)| *port == lid) {
+                    self.neighbours.due.push((lid, now() + RETRY));
+                }
+            }
+            Err(error) => self.complaints.say(now(), || format!("cannot make a link to port {lid}: {error}")),
+        }
+    }
+
+    /// Somebody has connected.
+    pub fn admit_neighbour(&mut self, socket: OwnedFd) {
+        // Of the same process, those that it has ended count no more.
+        if let Ok(credentials) = socket_peercred(&socket) {
+            let of_process: Vec<usize> = self.neighbours.of_process(credentials.pid).collect();
+            for position in of_process.into_iter().rev() {
+                self.serve_neighbour(position);
+            }
+        }
+        // One too many is turned away without a word, which a neighbour could make us say endlessly.
+        let _ = self.neighbours.admit(socket, &self.closers.neighbours, now());
+    }
+
+    /// Takes what a neighbour has sent.
+    pub fn serve_neighbour(&mut self, position: usize) {
+        for _ in 0..MOST_MESSAGES {
+            match self.with_means(position, Neighbour::serve) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(fault) => return self.end_neighbour(position, &fault),
+            }
+        }
+        self.share_owed(position);
+    }
+
+    fn end_neighbour(&mut self, position: usize, fault: &NeighbourFault) {
+        if !fault.is_ordinary() {
+            let neighbour = match self.neighbours.list[position].lid() {
+                Some(lid) => format!("link to port {lid} ends"),
+                None => "a connection of another proxy ends".to_owned(),
+            };
+            self.complaints.say(now(), || format!("{neighbour}: {fault}"));
+        }
+        let neighbour = self.neighbours.remove(position, fault);
+        if let Some(link) = neighbour.link() {
+            drop(self.worker.call(move |plane| plane.remove_link(link)));
+        }
+    }
+
+    /// Does what is due by now.
+    pub fn tend_neighbours(&mut self) {
+        let now = now();
+        for position in (0..self.neighbours.list.len()).rev() {
+            if self.neighbours.list[position].must_speak_by().is_some_and(|until| until <= now) {
+                self.end_neighbour(position, &NeighbourFault::Late);
+            }
+        }
+        let due: Vec<u16> = self.neighbours.due.extract_if(.., |(_, at)| *at <= now).map(|(lid, _)| lid).collect();
+        for lid in due {
+            if self.worker.call(move |plane| plane.is_connected_to(lid)) {
+                self.link_to(lid);
+            }
+        }
+    }
+
+    /// Shares a region over a link.
+    pub fn share(&mut self, link: LinkId, key: u32) {
+        let position = self.neighbours.list.iter().position(|neighbour| neighbour.link() == Some(link));
+        if let Some(position) = position {
+            self.neighbours.list[position].owe(key);
+            self.share_owed(position);
+        }
+    }
+
+    fn share_owed(&mut self, position: usize) {
+        while let Some(key) = self.neighbours.list[position].next_owed() {
+            // Deregistered meanwhile.
+            let Some(backing) = self.shares.get(&key) else { continue };
+            if let Err(fault) = self.neighbours.list[position].share(backing.share, &backing.runs, &self.warden) {
+                return self.end_neighbour(position, &fault);
+            }
+        }
+    }
+
+    /// A region is gone: neighbours let go of it.
+    pub fn forget_share(&mut self, key: u32, share: u32) {
+        self.shares.remove(&key);
+        if self.neighbours.list.is_empty() {
+            return;
+        }
+        let links = self.neighbours.list.iter().filter_map(Neighbour::link).collect::<Vec<LinkId>>();
+        let links = self.worker.call(move |plane| {
+            let had =
+                |link: &LinkId| plane.links.get_mut(*link).is_some_and(|link| link.shared.remove(&share).is_some());
+            links.into_iter().filter(had).collect::<Vec<_>>()
+        });
+        for position in (0..self.neighbours.list.len()).rev() {
+            let neighbour = &self.neighbours.list[position];
+            if neighbour.link().is_some_and(|link| links.contains(&link))
+                && let Err(fault) = neighbour.unshare(share)
+            {
+                self.end_neighbour(position, &fault);
+            }
+        }
+    }
+
+    /// A link broke the protocol of its rings.
+    pub fn link_failed(&mut self, link: LinkId, fault: LinkFault) {
+        let position = self.neighbours.list.iter().position(|neighbour| neighbour.link() == Some(link));
+        if let Some(position) = position {
+            self.end_neighbour(position, &fault.into());
+        }
+    }
+}

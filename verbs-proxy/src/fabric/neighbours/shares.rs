@@ -1,0 +1,161 @@
+//! Memory that neighbours show each other.
+
+use super::hello::memory;
+use super::{Arc, Foreign, LinkId, Means, Message, Neighbour, NeighbourFault};
+use crate::datagram::MAX_FDS;
+use crate::fabric::budget::{Amount, Lease};
+use crate::plane::link::Share;
+use crate::shared::{Mapping, Run, SealedFile};
+use crate::warden::Warden;
+use crate::worker::Worker;
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use rustix::mm::ProtFlags;
+use std::collections::{HashMap, VecDeque};
+
+/// A region's pages, as its owner keeps them.
+#[derive(Clone, Debug)]
+pub struct SharedRun {
+    /// The file.
+    pub file: Arc<SealedFile>,
+    /// Byte offset.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A region of the own container, as neighbours may come to share it.
+#[derive(Debug)]
+pub struct Backing {
+    /// Its name for neighbours.
+    pub share: u32,
+    /// Its pages.
+    pub runs: Vec<SharedRun>,
+    /// What its own mapping takes.
+    pub lease: Lease,
+}
+
+/// What mapping some runs takes.
+#[must_use]
+pub fn amount(runs: impl IntoIterator<Item = u64>) -> Amount {
+    runs.into_iter().fold(Amount::default(), |sum, bytes| Amount {
+        mappings: sum.mappings + 1,
+        bytes: sum.bytes.saturating_add(bytes),
+    })
+}
+
+/// Descriptors on their way to one neighbour: the kernel counts those of all proxies together, and a neighbour that does not
+/// read would keep them.
+const MAX_IN_FLIGHT: usize = 2 * MAX_FDS;
+
+/// The regions that were offered to a neighbour and not answered.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// By name, with the descriptors of each.
+    unanswered: HashMap<u32, usize>,
+    in_flight: usize,
+    /// Keys of regions that wait for their turn.
+    owed: VecDeque<u32>,
+}
+
+impl Given {
+    fn answered(&mut self, share: u32) {
+        self.in_flight -= self.unanswered.remove(&share).unwrap_or(0);
+    }
+}
+
+impl Neighbour {
+    /// A region must be shared with it.
+    pub fn owe(&mut self, key: u32) {
+        self.given.owed.push_back(key);
+    }
+
+    /// The key of the next region to be shared with it, if it has taken enough of those before.
+    pub fn next_owed(&mut self) -> Option<u32> {
+        if self.given.in_flight > MAX_IN_FLIGHT - MAX_FDS { None } else { self.given.owed.pop_front() }
+    }
+
+    /// Shares one of our regions with it.
+    pub fn share(&mut self, share: u32, runs: &[SharedRun], warden: &Warden) -> Result<(), NeighbourFault> {
+        if runs.len() > MAX_FDS {
+            return Err(Errno::TOOBIG.into());
+        }
+        let read_only = runs.iter().map(|run| warden.read_only(&*run.file)).collect::<Result<Vec<_>, _>>()?;
+        let message = Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect() };
+        self.send(&message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+        self.given.unanswered.insert(share, runs.len());
+        self.given.in_flight += runs.len();
+        Ok(())
+    }
+
+    /// Takes a region back. If that cannot be said the link must end: the neighbour would go on using it.
+    pub fn unshare(&self, share: u32) -> Result<(), NeighbourFault> {
+        self.send(&Message::Unshare { share }, &[])
+    }
+
+    /// It has mapped a region of ours.
+    pub(super) fn confirmed(&mut self, link: LinkId, share: u32, worker: &Worker) {
+        self.given.answered(share);
+        worker.call(move |plane| {
+            if let Some(entry) = plane.links.get_mut(link)
+                // Only what was asked for and not taken back since.
+                && let Some(confirmed) = entry.shared.get_mut(&share)
+            {
+                *confirmed = true;
+                plane.share_arrived(link);
+            }
+        });
+    }
+
+    /// It has not. Requests that need the region go on waiting, and ask again when their retry timers have run out.
+    pub(super) fn refused(&mut self, link: LinkId, share: u32, worker: &Worker) {
+        self.given.answered(share);
+        worker.call(move |plane| {
+            if let Some(entry) = plane.links.get_mut(link)
+                && entry.shared.get(&share) == Some(&false)
+            {
+                entry.shared.remove(&share);
+            }
+        });
+    }
+
+    /// Maps a region of the neighbour's, if there is a use and room for it.
+    pub(super) fn take_share(
+        &self,
+        lid: u16,
+        link: LinkId,
+        share: u32,
+        runs: &[(u64, u64)],
+        fds: Vec<Foreign>,
+        means: Means<'_>,
+    ) -> Result<(), NeighbourFault> {
+        if fds.len() != runs.len() || runs.is_empty() {
+            return Err(NeighbourFault::Malformed("runs without descriptors"));
+        }
+        let connected = means.worker.call(move |plane| plane.is_connected_to(lid));
+        let lease = self.account.take(amount(runs.iter().map(|(_, bytes)| *bytes)));
+        let Some(lease) = lease.ok().filter(|_| connected) else {
+            return self.send(&Message::Refused { share }, &[]);
+        };
+        let files = fds.into_iter().enumerate().map(|(index, fd)| {
+            memory(fd).map_err(|error| NeighbourFault::Descriptor { message: "share", index, error })
+        });
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<_> = files
+            .iter()
+            .zip(runs)
+            .map(|(file, (offset, bytes))| Run { file, offset: *offset as usize, bytes: *bytes as usize })
+            .collect();
+        let mapping = Mapping::of_runs(&parts, ProtFlags::READ, false);
+        // With a last descriptor goes its file, which takes long if it is large.
+        means.closer.close_all(files.into_iter().map(SealedFile::into_fd));
+        let entry = Share { mapping: Arc::new(mapping?), lease };
+        let former = means.worker.call(move |plane| {
+            let former = plane.links.get_mut(link)?.shares.insert(share, entry);
+            plane.share_arrived(link);
+            former
+        });
+        drop(former);
+        self.send(&Message::Shared { share }, &[])
+    }
+}
