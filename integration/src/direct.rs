@@ -44,6 +44,12 @@ impl Node {
         Ok(Self { dir, link })
     }
 
+    /// Its run-time directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Starts a proxy and waits until it is ready.
     pub fn proxy(&self, limits: Limits) -> Result<DirectProxy> {
         let container = format!("direct{}", NEXT.fetch_add(1, Ordering::Relaxed));

@@ -1,0 +1,184 @@
+//! The proxy's second process: what it keeps, and what it does when either of them ends.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ringfence_integration::command::{is_warden, wait_until};
+use ringfence_integration::direct::{DirectProxy, Node};
+use ringfence_integration::raw::Raw;
+use ringfence_integration::suite::{Needs, test};
+use ringfence_integration::{artifacts, suite};
+use ringfence_proxy::launch::Limits;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// The warden gives a proxy a second; the machine may need more.
+const SOON: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let needs = Needs { programs: &["sleep"], built: &[artifacts::proxy] };
+    suite::main("ringfence-warden", &needs, || {
+        let tests: [(&str, fn() -> Result<()>); 7] = [
+            ("a_proxy_has_given_up_what_it_can", given_up),
+            ("a_warden_keeps_two_capabilities", warden_keeps),
+            ("a_killed_proxy_leaves_nothing", killed_proxy),
+            ("a_stopped_proxy_ends_with_its_container", stopped_proxy),
+            ("a_proxy_ends_with_its_warden", killed_warden),
+            ("a_warden_that_is_told_to_ends_both", told_warden),
+            ("a_port_ends_with_its_proxy_and_another_takes_its_lid", lid_again),
+        ];
+        Ok(tests.map(|(name, run)| test(name, run)).into())
+    })
+}
+
+/// A field of `/proc/PID/status`.
+fn status(pid: i32, field: &str) -> Result<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.map(|value| value.trim().replace('\t', " ")).with_context(|| format!("{field} of {pid}"))
+}
+
+/// The warden of a proxy: its only child.
+fn warden(proxy: &DirectProxy) -> Result<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", proxy.pid()))?;
+    let pid: i32 = children.trim().parse().with_context(|| format!("children {children:?}"))?;
+    ensure!(is_warden(Path::new(&format!("/proc/{pid}"))), "{pid} is no warden");
+    Ok(pid)
+}
+
+fn namespace(pid: i32, name: &str) -> Result<PathBuf> {
+    Ok(std::fs::read_link(format!("/proc/{pid}/ns/{name}"))?)
+}
+
+fn signal(pid: i32, signal: Signal) -> Result<()> {
+    Ok(kill(Pid::from_raw(pid), signal)?)
+}
+
+/// What the proxies of `node` have in its fabric's directories: LIDs and sockets.
+fn ports(node: &Node) -> Vec<PathBuf> {
+    let entries = ["lids", "soft0/sockets"].map(|name| std::fs::read_dir(node.dir().join("fabric").join(name)));
+    entries.into_iter().flatten().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn is_gone(node: &Node, proxy: &DirectProxy, warden: i32) -> Result<()> {
+    wait_until("the warden to end", SOON, || !Path::new(&format!("/proc/{warden}/cwd")).exists())?;
+    ensure!(!proxy.dir().exists(), "{} is left", proxy.dir().display());
+    let left = ports(node);
+    ensure!(left.is_empty(), "{left:?} are left");
+    Ok(())
+}
+
+fn given_up() -> Result<()> {
+    let node = Node::new(None)?;
+    let (one, two) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+    let mut users = Vec::new();
+    for proxy in [&one, &two] {
+        let pid = proxy.pid();
+        for (field, expected) in [
+            ("CapEff", "0000000000000000"),
+            ("CapPrm", "0000000000000000"),
+            ("CapInh", "0000000000000000"),
+            ("CapAmb", "0000000000000000"),
+            ("NoNewPrivs", "1"),
+            ("Seccomp", "2"),
+            ("Groups", ""),
+        ] {
+            let found = status(pid, field)?;
+            ensure!(found == expected, "{field} is {found:?}");
+        }
+        let (uid, gid) = (status(pid, "Uid")?, status(pid, "Gid")?);
+        let id: u32 = uid.split(' ').next().context("an id")?.parse()?;
+        ensure!(uid == [id.to_string().as_str(); 4].join(" ") && gid == uid, "Uid {uid:?}, Gid {gid:?}");
+        ensure!((2_000_000_000..2_000_001_023).contains(&id), "user {id}");
+        users.push(id);
+        // Undumpable: its files in /proc are root's, not its user's.
+        ensure!(std::fs::metadata(format!("/proc/{pid}/environ"))?.uid() == 0, "it can be dumped");
+        ensure!(namespace(pid, "mnt")? != namespace(std::process::id() as i32, "mnt")?, "it has the host's mounts");
+        let root = std::fs::read_dir(format!("/proc/{pid}/root"))?.flatten();
+        let mut root: Vec<_> = root.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        root.sort();
+        ensure!(root == ["1", "2"], "its root has {root:?}");
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+        ensure!(mounts.lines().count() == 1 && mounts.contains(" / ro,nosuid,nodev,noexec"), "mounts: {mounts}");
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let target = std::fs::read_link(entry.path())?;
+            let target = target.to_string_lossy();
+            // The lock of its LID, which is empty and open for reading, is the one file with a name that it holds.
+            let harmless = ["socket:", "anon_inode:", "pipe:", "/memfd:ringfence", "/dev/null"];
+            let known = harmless.iter().any(|start| target.starts_with(start)) || target.contains("fabric/lids/");
+            ensure!(known || entry.file_name().to_string_lossy().parse::<u32>()? < 3, "it holds {target}");
+        }
+    }
+    ensure!(users[0] != users[1], "both are user {}", users[0]);
+    Ok(())
+}
+
+fn warden_keeps() -> Result<()> {
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    let warden = warden(&proxy)?;
+    // CAP_DAC_OVERRIDE and CAP_KILL (`linux/capability.h`).
+    for (field, expected) in
+        [("CapEff", "0000000000000022"), ("CapPrm", "0000000000000022"), ("NoNewPrivs", "1"), ("Seccomp", "2")]
+    {
+        let found = status(warden, field)?;
+        ensure!(found == expected, "{field} is {found:?}");
+    }
+    // Above all not the container's socket, which must answer nobody when the proxy is gone.
+    let descriptors = std::fs::read_dir(format!("/proc/{warden}/fd"))?.count();
+    ensure!(descriptors <= 8, "it holds {descriptors} descriptors");
+    Ok(())
+}
+
+fn killed_proxy() -> Result<()> {
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    let warden = warden(&proxy)?;
+    signal(proxy.pid(), Signal::SIGKILL)?;
+    is_gone(&node, &proxy, warden)
+}
+
+/// As one does that was taken over and would rather stay.
+fn stopped_proxy() -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let warden = warden(&proxy)?;
+    signal(proxy.pid(), Signal::SIGSTOP)?;
+    proxy.end_init()?;
+    wait_until("the proxy to end", SOON, || proxy.has_ended())?;
+    is_gone(&node, &proxy, warden)
+}
+
+fn killed_warden() -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    signal(warden(&proxy)?, Signal::SIGKILL)?;
+    wait_until("the proxy to end", SOON, || proxy.has_ended())
+}
+
+fn told_warden() -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let warden = warden(&proxy)?;
+    signal(warden, Signal::SIGTERM)?;
+    wait_until("the proxy to end", SOON, || proxy.has_ended())?;
+    is_gone(&node, &proxy, warden)
+}
+
+fn lid_again() -> Result<()> {
+    let node = Node::new(None)?;
+    let lid_of = |proxy: &DirectProxy| -> Result<u32> {
+        let uid = status(proxy.pid(), "Uid")?;
+        Ok(uid.split(' ').next().context("an id")?.parse::<u32>()? - 1_999_999_999)
+    };
+    let (mut one, two) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+    ensure!((lid_of(&one)?, lid_of(&two)?) == (1, 2));
+    let warden = warden(&one)?;
+    one.end_init()?;
+    wait_until("the warden to end", SOON, || !Path::new(&format!("/proc/{warden}/cwd")).exists())?;
+    let three = node.proxy(Limits::default())?;
+    ensure!(lid_of(&three)? == 1, "LID {}", lid_of(&three)?);
+    Raw::greet(&three.socket()).map(drop)
+}
