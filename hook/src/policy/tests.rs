@@ -81,8 +81,10 @@ fn class() {
         (
             Some(Class::Bulk),
             "[policy.defaults]\nclass = \"ops\"",
-            Err("ringfence.dev/class=bulk is not the administrator's default; allowed is ops, as long as bounds.classes \
-                 of his configuration allow no others"),
+            Err(
+                "ringfence.dev/class=bulk is not the administrator's default; allowed is ops, as long as bounds.classes \
+                 of his configuration allow no others",
+            ),
         ),
         (
             Some(Class::Bulk),
