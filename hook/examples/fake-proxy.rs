@@ -1,7 +1,8 @@
 //! Stands in for the proxy in the hook's tests: checks what it was given, says so, and ends with the container's init.
 //!
 //! It has no environment to be told what to do, so its own file name says it: `mute` never gets ready, `refusing` says why
-//! not, `dying` exits without a word, `hungry` takes memory without end for its first client, `ready` works.
+//! not, `dying` exits without a word, `hungry` takes memory without end for its first client, `busy` takes all processor time that
+//! two threads can get, `ready` works.
 #![allow(unsafe_code)]
 // UNSAFETY: takes ownership of the descriptors that the hook promises.
 
@@ -28,6 +29,15 @@ fn main() {
     };
     writeln!(ready, "ready").unwrap();
     drop(ready);
+    if name == "busy" {
+        (0..2).for_each(|_| {
+            std::thread::spawn(|| {
+                loop {
+                    std::hint::spin_loop();
+                }
+            });
+        });
+    }
     loop {
         let mut fds = [PollFd::new(&init, PollFlags::IN), PollFd::new(&listener, PollFlags::IN)];
         poll(&mut fds, None).unwrap();

@@ -4,16 +4,16 @@
 
 use crate::config::Config;
 use crate::failure::{Code, During, Failure};
-use crate::process::{self, Process};
+use crate::process::Process;
 use crate::proxy;
 use crate::record::{Record, Records};
 use crate::session;
 use crate::stop;
+use crate::trust::{self, Program};
 use ringfence_proxy::launch::Launch;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// How long a proxy may take to end before it is killed.
@@ -81,19 +81,24 @@ fn clean(config: &Config, records: &Records, container: &str) -> Result<Vec<Stri
     let lock = records.lock_exclusive(HOOKS_PATIENCE).map_err(|error| format!("records: {error}"))?;
     let lock = lock.ok_or("other containers are being made all the time; try again")?;
     // Looked at again: another container of this id may have been made meanwhile.
-    let record = match records.load(container) {
+    let mut doubt = None;
+    let record = match trust::load(config, records, container) {
         Ok(Some(record)) if record.init.is_alive() => return Ok(ended),
         Ok(Some(record)) => record,
-        // One that cannot be read is of no use to anybody.
-        Ok(None) | Err(_) => match proxy::running(&config.run_dir, container) {
-            Some(proxy) => return Err(running_without_record(proxy)),
-            None => nameless(container),
-        },
+        // One that cannot be read or is not believed is of no use to anybody, and nothing that it says is done.
+        result => {
+            doubt = result.err();
+            match proxy::running(config, container) {
+                Some(proxy) => return Err(running_without_record(proxy)),
+                None => nameless(container),
+            }
+        }
     };
     let mut what = ended;
     let file = config.run_dir.join("state").join(format!("{container}.json"));
     let places = [file, config.run_dir.join("containers").join(container)].into_iter();
-    what.extend(places.filter(|path| path.exists()).map(|path| path.display().to_string()));
+    what.extend(places.filter(|path| path.symlink_metadata().is_ok()).map(|path| path.display().to_string()));
+    what.extend(doubt.map(|doubt| format!("without doing what its record says, for {doubt}")));
     what.extend(record.cgroups.iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
     what.extend(record.mount_points.iter().map(|point| record.root.join(&point.path).display().to_string()));
     stop::release(config, &record)
@@ -107,26 +112,22 @@ fn clean(config: &Config, records: &Records, container: &str) -> Result<Vec<Stri
 
 /// Ends the proxy of `container`, if that is gone.
 fn end_orphan(config: &Config, records: &Records, container: &str) -> Result<Vec<String>, String> {
-    let orphan = match records.load(container) {
+    let orphan = match trust::load(config, records, container) {
         Ok(Some(record)) if record.init.is_alive() => None,
-        Ok(Some(record)) => record.proxy.or_else(|| proxy::running(&config.run_dir, container)),
-        Ok(None) | Err(_) => match proxy::running(&config.run_dir, container) {
+        Ok(Some(record)) => record.proxy.or_else(|| proxy::running(config, container)),
+        Ok(None) | Err(_) => match proxy::running(config, container) {
             Some(proxy) if init_lives(config, container) => return Err(running_without_record(proxy)),
             orphan => orphan,
         },
     };
-    let Some((orphan, pidfd)) = orphan.and_then(|orphan| Some((orphan, orphan.reopen()?))) else {
-        return Ok(Vec::new());
-    };
-    process::end(pidfd.as_fd(), PROXY_PATIENCE);
-    Ok(vec![format!("proxy {}", orphan.pid)])
+    Ok(match orphan.map(|orphan| (orphan, trust::end(config, container, orphan, PROXY_PATIENCE))) {
+        Some((orphan, Program::Proxy)) => vec![format!("proxy {}", orphan.pid)],
+        _ => Vec::new(),
+    })
 }
 
 fn running_without_record(proxy: Process) -> String {
-    format!(
-        "its record is gone or cannot be read, but its proxy {} runs; stop the container, and collect again",
-        proxy.pid
-    )
+    format!("its record is gone or of no use, but its proxy {} runs; stop the container, and collect again", proxy.pid)
 }
 
 /// Whether the init that the proxy was started for may still be there; a later process of its pid cannot be told from it.

@@ -1,6 +1,7 @@
 //! The administrator's configuration, `/etc/ringfence/config.toml` and `/etc/ringfence/conf.d/*.toml`.
 
 mod check;
+mod cpu;
 mod load;
 
 #[cfg(test)]
@@ -11,6 +12,7 @@ use crate::units;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::PathBuf;
 
+pub use cpu::{Cpus, Cpuset, Limit, Own, Weight};
 pub use load::{part, paths};
 
 /// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
@@ -108,6 +110,12 @@ pub struct Proxy {
     pub memory_max: Option<u64>,
     /// Threads that a proxy in a cgroup of its own may have.
     pub pids_max: u32,
+    /// Processor time that a proxy in a cgroup of its own may take.
+    pub cpus: Limit<Cpus>,
+    /// Processors that it runs on, and memory nodes.
+    pub cpuset: Limit<Cpuset>,
+    /// Its share where processors are contended.
+    pub cpu_weight: Limit<Weight>,
 }
 
 /// Which cgroups a proxy runs in.
@@ -204,6 +212,9 @@ impl Default for Proxy {
             cgroup: Cgroup::default(),
             memory_max: None,
             pids_max: 64,
+            cpus: Limit::default(),
+            cpuset: Limit::default(),
+            cpu_weight: Limit::default(),
         }
     }
 }

@@ -198,7 +198,7 @@ impl Making<'_> {
         let launch = session.write_launch(&launch).during(Code::Internal, what)?;
 
         let container = &self.record.container;
-        let mut placement = Placement::plan(&self.config.proxy, init.process.pid, container, bundle.rdma_limits());
+        let mut placement = Placement::plan(&self.config.proxy, init.process.pid, container, bundle);
         self.record.cgroups = placement.paths();
         self.record.unit = placement.unit().map(str::to_owned);
         self.save()?;

@@ -130,7 +130,9 @@ impl From<config::Error> for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal {
-            Refusal::Beyond { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => Code::Denied,
+            Refusal::Beyond { .. } | Refusal::NotDefault { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => {
+                Code::Denied
+            }
             Refusal::NoPolicyOfEngine { .. } => Code::Config,
             Refusal::NoPolicy { .. } => Code::Annotation,
             Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,

@@ -35,6 +35,7 @@ mod session;
 mod stop;
 mod sys;
 mod systemd;
+mod trust;
 
 pub use collect::{Collected, Left, Removed, collect};
 pub use containers::{Container, Memory, Status, containers};

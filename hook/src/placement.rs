@@ -1,13 +1,15 @@
 //! Where a proxy is accounted: beside its container, under the same parent, with limits of its own.
 //!
 //! Never in the container's own cgroup: runc could not delete that, its freezer would stop the proxy, and the container's
-//! limits would be the proxy's. Nothing here can fail a container's start. What cannot be had is a warning on record, and the
+//! memory would be the proxy's. Nothing here can fail a container's start. What cannot be had is a warning on record, and the
 //! proxy stays in the cgroups of the runtime that called the hook.
+
+mod cpu;
 
 use crate::cgroup::{self, Membership};
 use crate::config;
 use crate::rootless;
-use crate::state::Rdma;
+use crate::state::{Bundle, Rdma};
 use crate::systemd::{self, Scope};
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
@@ -16,11 +18,15 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// Controllers of version 1 in whose hierarchies a proxy is placed. Not cpuset, which needs to be told its CPUs before anything
-/// runs in it; not freezer or devices, which are none of the proxy's business.
-const CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "rdma"];
-/// Those that systemd does not manage.
-const NOT_SYSTEMDS: [&str; 1] = ["rdma"];
+#[cfg(test)]
+pub use cpu::Time;
+pub use cpu::{Cpu, USUAL_PERIOD, Weight};
+
+/// Controllers of version 1 in whose hierarchies a proxy is placed. Not freezer or devices, which are none of the proxy's
+/// business.
+const CONTROLLERS: [&str; 6] = ["memory", "pids", "cpu", "cpuacct", "cpuset", "rdma"];
+/// Those that systemd does not manage there.
+const NOT_SYSTEMDS: [&str; 2] = ["cpuset", "rdma"];
 
 /// What a proxy may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +37,17 @@ pub struct Limits {
     pub pids_max: u32,
     /// Objects by RDMA device. The kernel charges whoever opens the device, which for this container is the proxy.
     pub rdma: BTreeMap<String, Rdma>,
+    /// Processors. The proxy works for the container, and must not be its way around the limits of its own work.
+    pub cpu: Cpu,
+}
+
+/// A limit, as the files of a cgroup take it.
+struct Setting {
+    /// What it is called, and its value.
+    name: String,
+    controller: &'static str,
+    version_1: Vec<(&'static str, String)>,
+    version_2: Vec<(&'static str, String)>,
 }
 
 /// The places of one proxy.
@@ -42,6 +59,8 @@ pub struct Placement {
     scope: Option<Scope>,
     request: Option<systemd::Request>,
     limits: Limits,
+    /// Whether controllers are those of version 1.
+    version_1: bool,
     warnings: Vec<String>,
 }
 
@@ -63,16 +82,21 @@ pub struct Entrances {
 }
 
 impl Placement {
-    /// Decides where the proxy of the container `id`, whose init is `pid`, is to be. Nothing is made yet.
-    pub fn plan(config: &config::Proxy, pid: i32, id: &str, rdma: BTreeMap<String, Rdma>) -> Self {
+    /// Decides where the proxy of the container `id` of `bundle`, whose init is `pid`, is to be. Nothing is made yet.
+    pub fn plan(config: &config::Proxy, pid: i32, id: &str, bundle: &Bundle) -> Self {
         // Without root there are no cgroups to make.
         if config.cgroup == config::Cgroup::Inherit || rootless::user().is_some() {
             return Self::default();
         }
-        let limits = Limits { memory_max: config.memory_max, pids_max: config.pids_max, rdma };
         match cgroup::of(pid) {
             Ok(mut memberships) => {
                 memberships.retain(|membership| membership.is_root || membership.holds(pid));
+                let limits = Limits {
+                    memory_max: config.memory_max,
+                    pids_max: config.pids_max,
+                    rdma: bundle.rdma_limits(),
+                    cpu: Cpu::of(config, &memberships, id, &bundle.cpu()),
+                };
                 Self::among(&memberships, id, limits, systemd::runs())
             }
             Err(error) => {
@@ -83,9 +107,9 @@ impl Placement {
     }
 
     fn among(memberships: &[Membership], id: &str, limits: Limits, systemd_runs: bool) -> Self {
-        let mut placement = Self { limits, ..Self::default() };
         let controls = |m: &Membership| CONTROLLERS.iter().any(|controller| m.controls(controller));
         let version_1 = memberships.iter().any(controls);
+        let mut placement = Self { limits, version_1, ..Self::default() };
         // In a hybrid the controllers are elsewhere, and version 2 only tracks processes for systemd.
         let matters = |m: &&Membership| !m.is_root && if version_1 { controls(m) } else { m.controllers.is_empty() };
         for membership in memberships.iter().filter(matters) {
@@ -127,7 +151,8 @@ impl Placement {
         let mut entrances = Entrances::default();
         let mut made = Vec::new();
         for directory in std::mem::take(&mut self.directories) {
-            match directory.make().and_then(|()| directory.open(&mut entrances)) {
+            let ready = directory.make().and_then(|()| self.fill(&directory));
+            match ready.and_then(|()| directory.open(&mut entrances)) {
                 Ok(()) => made.push(directory),
                 Err(error) => {
                     self.warnings
@@ -142,50 +167,103 @@ impl Placement {
         entrances
     }
 
+    /// A cpuset of version 1 takes in nobody before it is told its CPUs and memory nodes; as many as the parent's, if not
+    /// those that are wanted.
+    fn fill(&mut self, directory: &Directory) -> io::Result<()> {
+        if !directory.controls("cpuset") {
+            return Ok(());
+        }
+        let Cpu { cpus, mems, .. } = self.limits.cpu.clone();
+        for (file, wanted) in [("cpuset.cpus", cpus), ("cpuset.mems", mems)] {
+            let path = directory.path.join(file);
+            if let Some(list) = wanted {
+                match write_existing(&path, &list) {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        self.warnings.push(format!("{file} = {list} is not enforced: {}: {error}", path.display()));
+                    }
+                }
+            }
+            let parents = directory.path.with_file_name(file);
+            write_existing(&path, std::fs::read_to_string(parents)?.trim())?;
+        }
+        Ok(())
+    }
+
     fn limit(&mut self) {
         // The scope has its own way to limits, except for those that systemd does not know.
         if self.scope.is_none() {
+            let whole = |name: &str, controller, file_1, file_2, value: String| Setting {
+                name: format!("{name} = {value}"),
+                controller,
+                version_1: vec![(file_1, value.clone())],
+                version_2: vec![(file_2, value)],
+            };
             if let Some(bytes) = self.limits.memory_max {
-                self.set("memory", "memory-max", "memory.limit_in_bytes", "memory.max", &bytes.to_string());
+                let bytes = bytes.to_string();
+                self.set(&whole("memory-max", "memory", "memory.limit_in_bytes", "memory.max", bytes));
             }
-            self.set("pids", "pids-max", "pids.max", "pids.max", &self.limits.pids_max.to_string());
+            let threads = self.limits.pids_max.to_string();
+            self.set(&whole("pids-max", "pids", "pids.max", "pids.max", threads));
+            let settings: Vec<_> = self.limits.cpu.first().collect();
+            let filled = self.directories.iter().any(|directory| directory.controls("cpuset"));
+            settings.iter().filter(|setting| !filled || setting.controller != "cpuset").for_each(|s| self.set(s));
         }
         for (device, limit) in self.limits.rdma.clone() {
-            self.set("rdma", "linux.resources.rdma", "rdma.max", "rdma.max", &limit.line(&device));
+            let line = limit.line(&device);
+            let name = format!("linux.resources.rdma = {line}");
+            let files = vec![("rdma.max", line)];
+            self.set(&Setting { name, controller: "rdma", version_1: files.clone(), version_2: files });
         }
     }
 
-    fn set(&mut self, controller: &str, name: &str, version_1: &str, version_2: &str, value: &str) {
+    fn set(&mut self, setting: &Setting) {
         let found = self.directories.iter().find_map(|directory| match directory.controllers.is_empty() {
-            true => Some(directory.path.join(version_2)),
-            false => directory.controllers.iter().any(|c| c == controller).then(|| directory.path.join(version_1)),
+            true => Some((directory, &setting.version_2)),
+            false => directory.controls(setting.controller).then_some((directory, &setting.version_1)),
         });
-        let why = match found.map(|path| write_existing(&path, value).map_err(|error| (path, error))) {
-            Some(Ok(())) => return,
-            Some(Err((path, error))) if error.kind() == io::ErrorKind::NotFound => {
-                format!("the {controller} controller is not enabled for {}", path.parent().unwrap_or(&path).display())
-            }
-            Some(Err((path, error))) => format!("{}: {error}", path.display()),
-            None => format!("the {controller} controller is not there"),
+        let Some((directory, files)) = found else {
+            let Setting { name, controller, .. } = setting;
+            return self.warnings.push(format!("{name} is not enforced: the {controller} controller is not there"));
         };
-        self.warnings.push(format!("{name} = {value} is not enforced: {why}"));
+        let failed = files.iter().find_map(|(file, value)| {
+            let path = directory.path.join(file);
+            write_existing(&path, value).err().map(|error| (path, error))
+        });
+        if let Some((path, error)) = failed {
+            let warning = setting.refused(&path, &error);
+            self.warnings.push(warning);
+        }
     }
 
     /// Asks systemd to take the proxy, which has just been started. It does so meanwhile.
     pub fn ask_systemd(&mut self, proxy: i32) {
         if let Some(scope) = &self.scope {
-            match scope.request(proxy, &self.limits) {
+            let mut limits = self.limits.clone();
+            if self.version_1 {
+                // A directory of ours has them.
+                (limits.cpu.cpus, limits.cpu.mems) = (None, None);
+            }
+            match scope.request(proxy, &limits) {
                 Ok(request) => self.request = Some(request),
                 Err(error) => self.refused_by_systemd(&error.to_string()),
             }
         }
     }
 
-    /// Sees that the proxy, which is ready, is where it ought to be.
+    /// Sees that the proxy, which is ready, is where it ought to be, and has it take no more time than it may from now on.
     pub fn check(&mut self, proxy: i32) {
+        let in_directories = self.scope.is_none() && !self.directories.is_empty();
         if let Some(request) = self.request.take() {
             match request.wait(proxy) {
-                Ok(()) => self.limit_in_scope(proxy),
+                Ok(()) => {
+                    let memberships = cgroup::of(proxy).unwrap_or_default();
+                    let unified = memberships.into_iter().find(|membership| membership.controllers.is_empty());
+                    if let Some(unified) = unified.filter(|_| !self.version_1) {
+                        self.check_scope(&unified.directory);
+                        self.limit_in_scope(unified.directory);
+                    }
+                }
                 Err(error) => self.refused_by_systemd(&error),
             }
         }
@@ -196,19 +274,35 @@ impl Placement {
                 self.warnings.push(format!("the proxy could not be moved to {}; {INHERITED}", path.display()));
             }
         }
+        if let Some(time) = self.limits.cpu.last().filter(|_| in_directories) {
+            self.set(&time);
+        }
+    }
+
+    /// systemd leaves out what the kernel has no controller for, and says nothing of it.
+    fn check_scope(&mut self, directory: &Path) {
+        let Self { limits, warnings, .. } = self;
+        for setting in limits.cpu.first().chain(limits.cpu.last()) {
+            for (file, _) in &setting.version_2 {
+                let path = directory.join(file);
+                match std::fs::read_to_string(&path) {
+                    Ok(text) if text.trim().is_empty() || text.starts_with("max ") => {
+                        warnings.push(format!("{} is not enforced: systemd did not set {file}", setting.name));
+                    }
+                    Ok(_) => {}
+                    Err(error) => warnings.push(setting.refused(&path, &error)),
+                }
+            }
+        }
     }
 
     /// systemd has no property for the rdma controller, and leaves it alone.
-    fn limit_in_scope(&mut self, proxy: i32) {
+    fn limit_in_scope(&mut self, directory: PathBuf) {
         if self.limits.rdma.is_empty() || !self.directories.is_empty() {
             return;
         }
-        let unified = cgroup::of(proxy).unwrap_or_default().into_iter().find(|m| m.controllers.is_empty());
         let mut inside = Self {
-            directories: unified
-                .map(|m| Directory { path: m.directory, controllers: Vec::new() })
-                .into_iter()
-                .collect(),
+            directories: vec![Directory { path: directory, controllers: Vec::new() }],
             scope: self.scope.take(),
             limits: std::mem::take(&mut self.limits),
             ..Self::default()
@@ -238,18 +332,39 @@ fn has_extension(path: &Path, expected: &str) -> bool {
     path.extension().is_some_and(|extension| extension == expected)
 }
 
+impl Setting {
+    /// What is said of it if the file `path` of a cgroup could not be written.
+    fn refused(&self, path: &Path, error: &io::Error) -> String {
+        let Self { name, controller, .. } = self;
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => {
+                format!("the {controller} controller is not enabled for {}", path.parent().unwrap_or(path).display())
+            }
+            _ => format!("{}: {error}", path.display()),
+        };
+        format!("{name} is not enforced: {why}")
+    }
+}
+
 impl Directory {
     fn make(&self) -> io::Result<()> {
         match std::fs::create_dir(&self.path) {
             // Left by a crash, or another container's, whose id begins with our prefix.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                match std::fs::read_to_string(self.path.join("cgroup.procs"))?.is_empty() {
-                    true => Ok(()),
-                    false => Err(io::Error::other("it is there already and has processes")),
+                if !std::fs::read_to_string(self.path.join("cgroup.procs"))?.is_empty() {
+                    return Err(io::Error::other("it is there already and has processes"));
                 }
+                // Another's limits may stand in it.
+                cgroup::remove(&self.path)?;
+                std::fs::create_dir(&self.path)
             }
             result => result,
         }
+    }
+
+    /// Whether it is of version 1, in the hierarchy of `controller`.
+    fn controls(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|bound| bound == controller)
     }
 
     fn open(&self, entrances: &mut Entrances) -> io::Result<()> {
@@ -269,109 +384,4 @@ fn write_existing(path: &Path, value: &str) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn membership(controllers: &str, directory: &str) -> Membership {
-        let controllers = controllers.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
-        Membership { controllers, directory: directory.into(), is_root: directory.ends_with('/') }
-    }
-
-    fn plan(memberships: &[(&str, &str)], systemd_runs: bool) -> Placement {
-        let memberships: Vec<_> = memberships.iter().map(|(c, d)| membership(c, d)).collect();
-        Placement::among(&memberships, "c1", Limits::default(), systemd_runs)
-    }
-
-    fn paths(placement: &Placement) -> Vec<String> {
-        placement.paths().iter().map(|path| path.display().to_string()).collect()
-    }
-
-    #[test]
-    fn version_1_has_a_place_for_each_controller_that_matters() {
-        let v1 = [
-            ("memory", "/cg/memory/pod/c1"),
-            ("cpu,cpuacct", "/cg/cpu/pod/c1"),
-            ("pids", "/cg/pids/"),
-            ("devices", "/cg/devices/pod/c1"),
-            ("name=systemd", "/cg/systemd/pod/c1"),
-            ("", "/cg/unified/pod/c1"),
-        ];
-        assert_eq!(paths(&plan(&v1, false)), ["/cg/memory/pod/ringfence-c1", "/cg/cpu/pod/ringfence-c1"]);
-        // Not in a slice: none of systemd's business.
-        assert_eq!(paths(&plan(&v1, true)).len(), 2);
-    }
-
-    #[test]
-    fn version_2_is_one_place() {
-        assert_eq!(paths(&plan(&[("", "/cg/pod/c1")], true)), ["/cg/pod/ringfence-c1"]);
-        // A name alone makes no slice of systemd's.
-        let placement = plan(&[("", "/cg/x.slice/runc-c1.scope")], false);
-        assert_eq!((paths(&placement), placement.unit()), (vec!["/cg/x.slice/ringfence-c1".into()], None));
-    }
-
-    #[test]
-    fn slices_are_systemds() {
-        for (directory, slice, before) in [
-            ("/cg/kubepods-pod1.slice/cri-containerd-c1.scope", "kubepods-pod1.slice", Some("cri-containerd-c1.scope")),
-            ("/cg/machine.slice/libpod-c1.scope/container", "machine.slice", Some("libpod-c1.scope")),
-            ("/cg/system.slice/c1", "system.slice", None),
-        ] {
-            let placement = plan(&[("", directory)], true);
-            let scope = placement.scope.as_ref().unwrap();
-            assert_eq!((scope.slice.as_str(), scope.before.as_deref()), (slice, before), "{directory}");
-            assert_eq!((placement.unit(), paths(&placement).len()), (Some("ringfence-c1.scope"), 0));
-        }
-        // A service's own subtree was delegated to it.
-        assert_eq!(
-            paths(&plan(&[("", "/cg/system.slice/x.service/c1")], true)),
-            ["/cg/system.slice/x.service/ringfence-c1"]
-        );
-        let v1 = [("memory", "/cg/memory/a.slice/x-c1.scope"), ("rdma", "/cg/rdma/a.slice/x-c1.scope")];
-        assert_eq!(paths(&plan(&v1, true)), ["/cg/rdma/a.slice/ringfence-c1"]);
-    }
-
-    #[test]
-    fn without_a_cgroup_of_its_own_there_is_a_warning() {
-        let placement = plan(&[("", "/cg/")], false);
-        assert_eq!((paths(&placement).len(), placement.warnings().len()), (0, 1));
-        assert!(placement.warnings()[0].contains("no cgroup of its own"), "{:?}", placement.warnings());
-    }
-
-    #[test]
-    fn what_cannot_be_limited_is_a_warning() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("pod/ringfence-c1");
-        std::fs::create_dir_all(&path).unwrap();
-        std::fs::write(path.join("pids.max"), "").unwrap();
-        let rdma = BTreeMap::from([("mlx5_0".to_owned(), Rdma { hca_handles: Some(3), hca_objects: None })]);
-        let mut placement = Placement {
-            directories: vec![Directory { path: path.clone(), controllers: Vec::new() }],
-            limits: Limits { memory_max: Some(1 << 30), pids_max: 9, rdma },
-            ..Placement::default()
-        };
-        placement.limit();
-        assert_eq!(std::fs::read_to_string(path.join("pids.max")).unwrap(), "9");
-        let at = path.display();
-        assert_eq!(
-            placement.warnings(),
-            [
-                format!("memory-max = 1073741824 is not enforced: the memory controller is not enabled for {at}"),
-                format!(
-                    "linux.resources.rdma = mlx5_0 hca_handle=3 is not enforced: the rdma controller is not enabled for {at}"
-                ),
-            ]
-        );
-    }
-
-    #[test]
-    fn somebody_elses_cgroup_is_not_used() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ringfence-c1");
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("cgroup.procs"), "17\n").unwrap();
-        let mut placement =
-            Placement { directories: vec![Directory { path, controllers: Vec::new() }], ..Placement::default() };
-        assert!(placement.make().unified.is_none() && placement.paths().is_empty());
-        assert!(placement.warnings()[0].contains("has processes"), "{:?}", placement.warnings());
-    }
-}
+mod tests;

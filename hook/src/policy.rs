@@ -30,6 +30,11 @@ pub enum Refusal {
     Namespace { policy: String, whom: String, allowed: String },
     #[error("{name}={value} is beyond the administrator's bound; allowed is {allowed}")]
     Beyond { name: String, value: String, allowed: String },
+    #[error(
+        "{name}={value} is not the administrator's default; allowed is {default}, as long as bounds.classes of his \
+         configuration allow no others"
+    )]
+    NotDefault { name: String, value: String, default: String },
     #[error("{PREFIX}mode=exclusive is not offered yet; use proxied")]
     NotOffered,
     #[error("{name}={device} is not configured; there is {known}")]

@@ -1,11 +1,11 @@
 //! Starting the proxy.
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::failure::{Code, During, Failure};
 use crate::placement::Entrances;
 use crate::process::{self, Process, timespec};
-use crate::session;
 use crate::sys::{self, Forked};
+use crate::trust::{self, Program};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -92,19 +92,21 @@ pub fn start(config: &config::Proxy, launch: &Path, handles: &Handles<'_>) -> Re
     }
 }
 
-/// The proxy of `container`, by its command line, for when there is no record. Processes in other mount namespaces, such as
-/// containers', may have any command line.
-pub fn running(run_dir: &Path, container: &str) -> Option<Process> {
-    let expected =
-        [b"ringfence-proxy\0--launch\0", session::launch_path(run_dir, container).as_os_str().as_bytes(), b"\0"]
-            .concat();
+/// The proxy of `container`, by what it runs, for when there is no record. Processes of other users or in other mount
+/// namespaces, such as containers', may have any command line.
+pub fn running(config: &Config, container: &str) -> Option<Process> {
+    let user = format!("Uid:\t{}\t", rustix::process::geteuid().as_raw());
+    let is_ours = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with(&user))
+    };
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let own = namespace("self")?;
     std::fs::read_dir("/proc").ok()?.find_map(|entry| {
         let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
         let (process, _pidfd) = Process::open(pid).ok()?;
-        let found = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        (found == expected && namespace(&pid.to_string())? == own && process.is_alive()).then_some(process)
+        let is_proxy = trust::program(config, container, pid) == Program::Proxy && is_ours(pid);
+        (is_proxy && namespace(&pid.to_string())? == own && process.is_alive()).then_some(process)
     })
 }
 

@@ -5,7 +5,8 @@
 //! hook killed half-way leaves nothing unnamed.
 
 use crate::process::Process;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use crate::trust;
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,10 +74,17 @@ impl Records {
         }
     }
 
-    /// Opens `<run-dir>/state`.
+    /// Opens `<run-dir>/state`, if only we can write there and in the run-dir.
     pub fn find(run_dir: &OwnedFd) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(Self { directory: rustix::fs::openat(run_dir, "state", flags, Mode::empty())? })
+        let directory = rustix::fs::openat(run_dir, "state", flags, Mode::empty())?;
+        let not_believed = |name: &str| {
+            let message = format!("{name} is not believed");
+            move |error: io::Error| io::Error::new(error.kind(), format!("{message}: {error}"))
+        };
+        trust::ours(run_dir, FileType::Directory).map_err(not_believed("the directory"))?;
+        trust::ours(&directory, FileType::Directory).map_err(not_believed("its directory state"))?;
+        Ok(Self { directory })
     }
 
     /// Keeps [`Self::lock_exclusive`] from succeeding elsewhere, until dropped.
@@ -93,15 +101,16 @@ impl Records {
         Ok(locked.then_some(Lock { directory: &self.directory }))
     }
 
-    /// The record of `container`; `None` if there is none.
+    /// The record of `container`; `None` if there is none. Whether the process that it names as proxy is one,
+    /// [`trust::load`] says.
     pub fn load(&self, container: &str) -> io::Result<Option<Record>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.directory, file_name(container), flags, Mode::empty()) {
-            Ok(file) => std::fs::File::from(file),
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let bytes = match trust::read(&self.directory, file_name(container)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result?,
         };
-        serde_json::from_slice(&io::read_to_string(file)?.into_bytes()).map(Some).map_err(Into::into)
+        let record = serde_json::from_slice(&bytes)?;
+        trust::check(&record, container)?;
+        Ok(Some(record))
     }
 
     /// Writes `record` so that a reader sees it whole or not at all.
@@ -212,7 +221,7 @@ mod tests {
             proxy: None,
             root: "/rootfs".into(),
             mount_points: vec![MountPoint { path: "etc/ld.so.preload".into(), directory: false }],
-            cgroups: vec!["/sys/fs/cgroup/x".into()],
+            cgroups: Vec::new(),
             unit: None,
             device: "soft0".into(),
             since: 9,

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::failure::{Code, During, Failure};
+use crate::trust;
 use ringfence_proxy::launch::Launch;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -143,9 +144,11 @@ pub fn containers(run_dir: &Path) -> io::Result<Vec<String>> {
     entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// The orders that the proxy of `container` was started with.
+/// The orders that the proxy of `container` was started with, if only we can have written them.
 pub fn read_launch(run_dir: &Path, container: &str) -> io::Result<Launch> {
-    Ok(serde_json::from_slice(&std::fs::read(launch_path(run_dir, container))?)?)
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory(run_dir, container), flags, Mode::empty())?;
+    Ok(serde_json::from_slice(&trust::read(&directory, LAUNCH)?)?)
 }
 
 /// Where these orders are.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-pub use bundle::{Bundle, DeviceRule, Rdma};
+pub use bundle::{Bundle, Cpu, DeviceRule, Rdma};
 
 /// The largest state or `config.json` that is read; runtimes write a few KiB.
 pub const MAX_BYTES: u64 = 4 << 20;

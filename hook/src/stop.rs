@@ -11,8 +11,8 @@ use crate::record::{Lock, MountPoint, Record, Records};
 use crate::rootfs::{Kind, Place};
 use crate::session;
 use crate::state::State;
+use crate::trust;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,7 +43,8 @@ fn clean_up(state: &State, id: &str) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         result => result.during(Code::Internal, what)?,
     };
-    let record = records.load(id).during(Code::Internal, || format!("record of container {id}"))?;
+    let what = || format!("the record of container {id} is of no use, and ringfence gc removes it");
+    let record = trust::load(&config, &records, id).during(Code::Internal, what)?;
     // A live init is another container's of the same id: the one that ended was refused for that.
     if let Some(record) = record.filter(|record| !record.init.is_alive()) {
         undo(&config, &records, &record).during(Code::Internal, || format!("cleaning up after {id}"))?;
@@ -67,8 +68,8 @@ pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::R
 
 /// The part of [`undo`] outside of the root file system: proxy, directory, cgroups.
 pub(crate) fn release(config: &Config, record: &Record) -> io::Result<()> {
-    if let Some(proxy) = record.proxy.and_then(process::Process::reopen) {
-        process::end(proxy.as_fd(), PATIENCE);
+    if let Some(proxy) = record.proxy {
+        trust::end(config, &record.container, proxy, PATIENCE);
     }
     let removed = session::remove(&config.run_dir, &record.container);
     record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and)
@@ -127,7 +128,7 @@ fn sweep(config: &Config, records: &Records) {
     let first = std::process::id() as usize % containers.len().max(1);
     containers.rotate_left(first);
     for container in containers.into_iter().take(MAX_OTHERS) {
-        let Ok(Some(record)) = records.load(&container) else { continue };
+        let Ok(Some(record)) = trust::load(config, records, &container) else { continue };
         // A proxy that is still there is ending by itself.
         if !record.init.is_alive() && !record.proxy.is_some_and(process::Process::is_alive) {
             // The next sweep tries again.

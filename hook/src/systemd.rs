@@ -1,6 +1,7 @@
 //! Scopes of systemd's: in its slices nobody else may make cgroups.
 
-use crate::placement::Limits;
+use crate::placement::{Cpu, Limits, USUAL_PERIOD, Weight};
+use crate::units;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,12 @@ pub fn runs() -> bool {
     std::fs::symlink_metadata("/run/systemd/system").is_ok_and(|found| found.is_dir())
 }
 
+/// The name of the unit for the proxy of container `id`.
+pub fn unit(id: &str) -> String {
+    // All that ids may have but `+` is allowed in units' names.
+    format!("ringfence-{}.scope", id.replace('+', "\\x2b"))
+}
+
 /// A transient scope unit for a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
@@ -29,9 +36,7 @@ impl Scope {
     /// The scope beside the cgroup `own` of the container `id`, in the slice `parent`.
     pub fn beside(own: &Path, parent: &Path, id: &str) -> Self {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        // All that ids may have but `+` is allowed in units' names.
-        let unit = format!("ringfence-{}.scope", id.replace('+', "\\x2b"));
-        Self { unit, slice: name(parent), before: Some(name(own)).filter(|name| name.ends_with(".scope")) }
+        Self { unit: unit(id), slice: name(parent), before: Some(name(own)).filter(|name| name.ends_with(".scope")) }
     }
 
     /// The arguments of `busctl` (`org.freedesktop.systemd1(5)`, StartTransientUnit).
@@ -47,6 +52,7 @@ impl Scope {
         if let Some(bytes) = limits.memory_max {
             properties.push(("MemoryMax", vec!["t".into(), bytes.to_string()]));
         }
+        properties.extend(processors(&limits.cpu));
         if let Some(container) = &self.before {
             // At shutdown units stop in reverse order: the proxy after its container.
             properties.push(("Before", vec!["as".into(), "1".into(), container.clone()]));
@@ -91,6 +97,46 @@ impl Scope {
             .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
         Ok(Request { child, unit: self.unit.clone(), deadline: Instant::now() + PATIENCE })
     }
+}
+
+/// The properties of `cpu` (`systemd.resource-control(5)`).
+///
+/// A quota holds from the proxy's start on, other than in directories: to set it later, another request would be waited for.
+/// It is shorter than that start, of some milliseconds, only where the container's own start is held up for far longer.
+fn processors(cpu: &Cpu) -> Vec<(&'static str, Vec<String>)> {
+    let number = |value: u64| vec!["t".to_owned(), value.to_string()];
+    let mut properties = Vec::new();
+    if let Some(time) = cpu.time {
+        // In whole percents: systemd writes them into the unit's file, and reads that when it is reloaded.
+        let percents = (u128::from(time.quota) * 100).div_ceil(u128::from(time.period.max(1)));
+        let per_second = u64::try_from(percents * 10_000).unwrap_or(u64::MAX);
+        properties.push(("CPUQuotaPerSecUSec", number(per_second)));
+        if time.period != USUAL_PERIOD {
+            properties.push(("CPUQuotaPeriodUSec", number(time.period)));
+        }
+    }
+    properties.extend(cpu.weight.map(|weight| match weight {
+        Weight::Shares(shares) => ("CPUShares", number(shares)),
+        Weight::Weight(weight) => ("CPUWeight", number(weight)),
+        Weight::Idle => ("CPUWeight", number(0)),
+    }));
+    for (name, list) in [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)] {
+        properties.extend(list.as_deref().and_then(mask).map(|mask| (name, mask)));
+    }
+    properties
+}
+
+/// A list of CPUs or memory nodes as an array of bytes, the first of which is for the first eight.
+fn mask(list: &str) -> Option<Vec<String>> {
+    let ranges = units::cpu_list(list)?;
+    let mut bytes = Vec::new();
+    for number in ranges.into_iter().flatten() {
+        let (byte, bit) = (number as usize / 8, number % 8);
+        bytes.resize(bytes.len().max(byte + 1), 0u8);
+        bytes[byte] |= 1 << bit;
+    }
+    let words = ["ay".to_owned(), bytes.len().to_string()];
+    Some(words.into_iter().chain(bytes.iter().map(u8::to_string)).collect())
 }
 
 /// A request under way. Given up when dropped.
@@ -139,6 +185,7 @@ fn is_in(proxy: i32, unit: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::Time;
 
     fn scope() -> Scope {
         let own = Path::new("/cg/kube.slice/kube-pod1.slice/cri-containerd-c+1.scope");
@@ -157,6 +204,31 @@ mod tests {
         assert_eq!(arguments.join(" "), expected);
         let bare = Scope { before: None, ..scope() }.arguments(1, &Limits::default());
         assert!(bare.contains(&"5".to_owned()) && !bare.contains(&"MemoryMax".to_owned()), "{bare:?}");
+    }
+
+    #[test]
+    fn processors_are_properties() {
+        let of = |cpu: &Cpu| {
+            let limits = Limits { cpu: cpu.clone(), ..Limits::default() };
+            let arguments = Scope { before: None, ..scope() }.arguments(1, &limits).join(" ");
+            arguments.split_once("TasksMax t 0 ").unwrap().1.to_owned()
+        };
+        let cpu = Cpu {
+            time: Some(Time { quota: 10_500, period: 100_000 }),
+            weight: Some(Weight::Weight(50)),
+            cpus: Some("1,8-9".into()),
+            mems: Some("0".into()),
+        };
+        let expected = "CPUQuotaPerSecUSec t 110000 CPUWeight t 50 AllowedCPUs ay 2 2 3 AllowedMemoryNodes ay 1 1 0";
+        assert_eq!(of(&cpu), expected);
+        let cpu = Cpu {
+            time: Some(Time { quota: 150_000, period: 50_000 }),
+            weight: Some(Weight::Shares(512)),
+            ..Cpu::default()
+        };
+        assert_eq!(of(&cpu), "CPUQuotaPerSecUSec t 3000000 CPUQuotaPeriodUSec t 50000 CPUShares t 512 0");
+        assert_eq!(of(&Cpu { weight: Some(Weight::Idle), ..Cpu::default() }), "CPUWeight t 0 0");
+        assert_eq!(of(&Cpu { cpus: Some("7:1/2".into()), ..Cpu::default() }), "0");
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! Quantities as users write them: `10Gbit`, `4GiB`.
 
+use std::ops::RangeInclusive;
+
+/// The largest number that a CPU can have.
+const MAX_CPU: u32 = 8191;
+
 /// Bit rates and their factor; decimal, as everywhere in networking.
 const RATES: [(&str, u64); 5] =
     [("tbit", 1_000_000_000_000), ("gbit", 1_000_000_000), ("mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
@@ -47,6 +52,20 @@ pub fn size(text: &str) -> Option<u64> {
 /// A number of objects, more than zero.
 pub fn count(text: &str) -> Option<u32> {
     scaled(text, 1)?.try_into().ok()
+}
+
+/// CPUs or memory nodes as the kernel lists them, `0-3,8` (`cpuset(7)`, "List format"): ranges with both ends.
+pub fn cpu_list(text: &str) -> Option<Vec<RangeInclusive<u32>>> {
+    let number = |text: &str| {
+        let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse().ok())?.filter(|number| *number <= MAX_CPU)
+    };
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) = (number(first)?, number(last)?);
+        (first <= last).then_some(first..=last)
+    };
+    text.split(',').map(range).collect()
 }
 
 /// `bits` per second in the largest unit that shows it exactly.
@@ -160,6 +179,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn lists_of_cpus() {
+        for (text, expected) in [
+            ("0", Some(vec![0..=0])),
+            ("0-3,8", Some(vec![0..=3, 8..=8])),
+            ("8191", Some(vec![8191..=8191])),
+            ("8192", None),
+            ("3-0", None),
+            ("", None),
+            (",", None),
+            ("0-", None),
+            ("-1", None),
+            ("0,,1", None),
+            ("0 1", None),
+            ("0-7:1/2", None),
+            ("all", None),
+        ] {
+            assert_eq!(cpu_list(text), expected, "{text:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_shown_reads_back(value in 1..u64::MAX) {
@@ -169,7 +209,7 @@ mod tests {
 
         #[test]
         fn no_text_panics(text in ".*") {
-            let _ = (rate(&text), size(&text), count(&text));
+            let _ = (rate(&text), size(&text), count(&text), cpu_list(&text));
         }
     }
 }

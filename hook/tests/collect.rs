@@ -4,6 +4,9 @@ mod common;
 
 use common::{Lab, succeeded, with_lab};
 use serde_json::json;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 #[test]
@@ -126,5 +129,134 @@ fn mount_points_under_a_living_container_wait() {
         assert_eq!(lab.collect().len(), 1);
         succeeded(&lab.runc(&["delete", "-f", &lab.id]));
         assert_eq!(lab.collect().len(), 1);
+    });
+}
+
+/// A record of this lab's container as the hook would write it, were it not for `change`.
+fn forge(lab: &Lab, id: &str, change: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
+    std::fs::create_dir_all(lab.path("run/state")).unwrap();
+    let mut record = json!({"container": id, "init": {"pid": 1, "start": 1}, "proxy": null, "root": "/nonexistent",
+        "mount-points": [], "cgroups": []});
+    change(&mut record);
+    let path = lab.path("run/state").join(format!("{id}.json"));
+    std::fs::write(&path, record.to_string()).unwrap();
+    path
+}
+
+/// What is listed of the one container, and what remains of its record once poststop came and once it was collected.
+#[track_caller]
+fn is_not_believed(lab: &Lab, id: &str, why: &str) {
+    let listed = ringfence_hook::containers(&lab.config()).unwrap();
+    let [container] = listed.as_slice() else { panic!("{listed:?}") };
+    assert_eq!((container.id.as_str(), container.init, container.proxy), (id, None, None));
+    assert!(container.warnings[0].starts_with("its record is not believed: "), "{listed:?}");
+    assert!(container.warnings[0].contains(why), "{why}: {listed:?}");
+    let mut state = lab.state(0);
+    state["id"] = json!(id);
+    let poststop = lab.hook("poststop", state.to_string().as_bytes());
+    let said = String::from_utf8_lossy(&poststop.stderr).into_owned();
+    assert!(!poststop.status.success() && said.contains(why), "{why}: {said}");
+    let collected = lab.collect();
+    let [removed] = collected.as_slice() else { panic!("{collected:?}") };
+    assert_eq!(removed.container, id);
+    assert!(removed.what.last().unwrap().contains(why), "{collected:?}");
+    assert!(ringfence_hook::containers(&lab.config()).unwrap().is_empty());
+    assert!(lab.path("run/state").join(format!("{id}.json")).symlink_metadata().is_err());
+}
+
+#[test]
+fn a_forged_record_makes_nobody_end_another_process() {
+    with_lab(|lab| {
+        let mut child = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        let pid = child.id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let start: u64 = stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
+        lab.wait_until("the program's start", || {
+            std::fs::read(format!("/proc/{pid}/cmdline")).unwrap().starts_with(b"/bin/sleep")
+        });
+        forge(lab, "forged", |record| record["proxy"] = json!({"pid": pid, "start": start}));
+        is_not_believed(
+            lab,
+            "forged",
+            &format!("it names process {pid} as its proxy, which is another program: /bin/sleep"),
+        );
+        // Neither does a hook that makes a container of that id.
+        let id = lab.id.clone();
+        forge(lab, &id, |record| record["proxy"] = json!({"pid": pid, "start": start}));
+        lab.create();
+        assert_eq!(lab.greet().unwrap(), "hello from the host");
+        succeeded(&lab.runc(&["delete", "-f", &id]));
+        assert!(child.try_wait().unwrap().is_none(), "it was ended");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_forged_record_removes_nothing_elsewhere() {
+    with_lab(|lab| {
+        let elsewhere = lab.path("elsewhere");
+        let keep = elsewhere.join("ringfence-forged");
+        std::fs::create_dir_all(&keep).unwrap();
+        std::fs::create_dir(elsewhere.join("etc")).unwrap();
+        std::fs::create_dir(elsewhere.join("home")).unwrap();
+        forge(lab, "forged", |record| record["cgroups"] = json!([keep]));
+        is_not_believed(lab, "forged", "it names the cgroup");
+        for path in ["home", "etc/../home", "../elsewhere/home"] {
+            forge(lab, "forged", |record| {
+                record["root"] = json!(elsewhere);
+                record["mount-points"] = json!([{"path": path, "directory": true}]);
+            });
+            is_not_believed(lab, "forged", "it names the mount point");
+        }
+        forge(lab, "forged", |record| record["unit"] = json!("ssh.service"));
+        is_not_believed(lab, "forged", "it names the unit");
+        forge(lab, "forged", |record| {
+            record["container"] = json!("other");
+            record["root"] = json!(elsewhere);
+            record["mount-points"] = json!([{"path": "etc", "directory": true}]);
+        });
+        is_not_believed(lab, "forged", "it is of container \"other\"");
+        assert!(keep.is_dir() && elsewhere.join("home").is_dir() && elsewhere.join("etc").is_dir());
+        std::fs::remove_dir_all(elsewhere).unwrap();
+    });
+}
+
+#[test]
+fn a_record_that_others_could_have_written_is_not_believed() {
+    with_lab(|lab| {
+        let path = forge(lab, "forged", |_| ());
+        std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+        is_not_believed(lab, "forged", "it belongs to uid 65534");
+        let path = forge(lab, "forged", |_| ());
+        std::fs::set_permissions(&path, Permissions::from_mode(0o664)).unwrap();
+        is_not_believed(lab, "forged", "mode 664");
+        let path = forge(lab, "forged", |_| ());
+        let elsewhere = lab.path("elsewhere.json");
+        std::fs::rename(&path, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        is_not_believed(lab, "forged", "it is a symbolic link");
+        assert!(elsewhere.exists());
+        // A whole directory of them.
+        std::fs::set_permissions(lab.path("run/state"), Permissions::from_mode(0o777)).unwrap();
+        let said = ringfence_hook::containers(&lab.config()).unwrap_err().to_string();
+        assert!(said.contains("its directory state is not believed: it belongs to uid 0 and has mode 777"), "{said}");
+        assert!(ringfence_hook::collect(&lab.config()).is_err());
+        lab.refused(1, &format!("records in {}: its directory state is not believed", lab.path("run").display()));
+        std::fs::set_permissions(lab.path("run/state"), Permissions::from_mode(0o700)).unwrap();
+    });
+}
+
+#[test]
+fn orders_that_others_could_have_written_are_not_shown() {
+    with_lab(|lab| {
+        lab.create();
+        let limits = || ringfence_hook::containers(&lab.config()).unwrap().remove(0).limits;
+        assert!(limits().is_some());
+        let launch = lab.path("run/containers").join(&lab.id).join("launch.json");
+        std::fs::set_permissions(&launch, Permissions::from_mode(0o622)).unwrap();
+        assert!(limits().is_none());
+        std::fs::set_permissions(&launch, Permissions::from_mode(0o600)).unwrap();
+        succeeded(&lab.runc(&["delete", "-f", &lab.id]));
     });
 }

@@ -5,6 +5,7 @@ mod common;
 use common::{Lab, skip, succeeded, with_lab};
 use serde_json::json;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Paths of the proxy's cgroups that are its own.
 fn own_cgroups(lab: &Lab) -> Vec<String> {
@@ -46,6 +47,116 @@ fn a_proxy_is_beside_its_container_with_limits_of_its_own() {
             if parent.exists() {
                 std::fs::remove_dir(&parent).unwrap();
             }
+        }
+    });
+}
+
+/// The last CPU that we may use ourselves: not the one on which everything else begins.
+fn last_cpu() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    list.trim().rsplit([',', '-']).next().unwrap().to_owned()
+}
+
+/// What stands in the file `name` of the proxy's cgroup of version 1.
+fn of_cgroup(lab: &Lab, controller: &str, name: &str) -> String {
+    let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", lab.proxies()[0])).unwrap();
+    let is_of = |line: &&str| line.split(':').nth(1).unwrap().split(',').any(|bound| bound == controller);
+    let directory = cgroup.lines().find(is_of).unwrap().rsplit(':').next().unwrap().to_owned();
+    let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{controller}{directory}/{name}")).unwrap();
+    text.trim().to_owned()
+}
+
+/// By runc and by crun, which make and fill cgroups in ways of their own.
+fn by_each_runtime(prepare: impl Fn(&mut Lab), test: impl Fn(&mut Lab)) {
+    for runtime in ["runc", "crun"] {
+        with_lab(|lab| {
+            if !["cpu", "cpuset"].into_iter().all(version_1) {
+                return skip("needs the cpu and cpuset controllers of cgroup version 1");
+            }
+            prepare(lab);
+            let id = lab.id.clone();
+            match runtime {
+                "runc" => lab.create(),
+                _ => match lab.crun(&["create", &id]) {
+                    None => return,
+                    Some(output) => _ = succeeded(&output),
+                },
+            }
+            test(lab);
+            match runtime {
+                "runc" => _ = succeeded(&lab.runc(&["delete", "-f", &id])),
+                _ => _ = succeeded(&lab.crun(&["delete", "-f", &id]).unwrap()),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_proxy_has_the_processors_of_its_container() {
+    let prepare = |lab: &mut Lab| {
+        lab.edit(|config| {
+            let cpu = json!({"quota": 10000, "period": 50000, "shares": 512, "cpus": last_cpu(), "mems": "0"});
+            config["linux"]["resources"]["cpu"] = cpu;
+        });
+    };
+    by_each_runtime(prepare, |lab| {
+        assert_eq!(warnings(lab), [""; 0]);
+        assert_eq!(of_cgroup(lab, "cpu", "cpu.cfs_quota_us"), "10000");
+        assert_eq!(of_cgroup(lab, "cpu", "cpu.cfs_period_us"), "50000");
+        assert_eq!(of_cgroup(lab, "cpu", "cpu.shares"), "512");
+        assert_eq!(of_cgroup(lab, "cpuset", "cpuset.cpus"), last_cpu());
+        assert_eq!(of_cgroup(lab, "cpuset", "cpuset.mems"), "0");
+    });
+}
+
+#[test]
+fn the_administrators_processors_go_before_the_containers() {
+    let prepare = |lab: &mut Lab| {
+        lab.set_proxy(&format!("cpus = 0.25\ncpuset = \"{}\"\ncpu-weight = 50", last_cpu()));
+        lab.edit(|config| config["linux"]["resources"]["cpu"] = json!({"quota": 10000, "shares": 256}));
+    };
+    by_each_runtime(prepare, |lab| {
+        assert_eq!(warnings(lab), [""; 0]);
+        assert_eq!(of_cgroup(lab, "cpu", "cpu.cfs_quota_us"), "25000");
+        assert_eq!(of_cgroup(lab, "cpu", "cpu.shares"), "512");
+        assert_eq!(of_cgroup(lab, "cpuset", "cpuset.cpus"), last_cpu());
+    });
+    // A CPU that is not there: the proxy starts with those of the parent, and it is said.
+    let prepare = |lab: &mut Lab| lab.set_proxy("cpuset = \"8191\"\ncpus = \"unlimited\"");
+    by_each_runtime(prepare, |lab| {
+        let [warning] = &warnings(lab)[..] else { panic!("{:?}", warnings(lab)) };
+        assert!(warning.starts_with("cpuset.cpus = 8191 is not enforced: /sys/fs/cgroup/cpuset/"), "{warning}");
+        assert_eq!(of_cgroup(lab, "cpu", "cpu.cfs_quota_us"), "-1");
+    });
+}
+
+/// The work that a container gives its proxy is no way around its own limits.
+#[test]
+fn a_busy_proxy_stays_within_its_containers_limit_and_cpus() {
+    let prepare = |lab: &mut Lab| {
+        lab.configure("busy", "");
+        lab.edit(|config| config["linux"]["resources"]["cpu"] = json!({"quota": 10000, "cpus": last_cpu()}));
+    };
+    by_each_runtime(prepare, |lab| {
+        let proxy = lab.proxies()[0];
+        // utime and stime in ticks, of which there are 100 in a second, and the CPU that it was last on.
+        let stat = || {
+            let stat = std::fs::read_to_string(format!("/proc/{proxy}/stat")).unwrap();
+            let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().map(str::to_owned).collect();
+            (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap(), fields[36].clone())
+        };
+        let (begin, (before, _)) = (Instant::now(), stat());
+        std::thread::sleep(Duration::from_secs(2));
+        let (elapsed, (after, cpu)) = (begin.elapsed(), stat());
+        let used = (after - before) / 100.0 / elapsed.as_secs_f64();
+        assert!(used < 0.3, "the limit is 0.1 CPUs, but the proxy took {used}");
+        assert!(used > 0.0, "it did nothing: what is measured here?");
+        assert_eq!(cpu, last_cpu());
+        for task in std::fs::read_dir(format!("/proc/{proxy}/task")).unwrap() {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+            assert_eq!(allowed.trim(), last_cpu());
         }
     });
 }

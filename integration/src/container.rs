@@ -8,6 +8,7 @@ use crate::rootfs::{Image, Rootfs};
 use crate::spec::{Hook, Parts};
 use crate::{artifacts, sandbox};
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,6 +31,7 @@ pub struct Builder {
     start_stage: &'static str,
     readonly: bool,
     user_namespace: bool,
+    processors: Option<Value>,
 }
 
 /// A started container: its init sleeps, programs are run in it by [`Container::exec`]. Deleted when dropped.
@@ -60,6 +62,7 @@ impl Default for Builder {
             start_stage: "createRuntime",
             readonly: false,
             user_namespace: false,
+            processors: None,
         }
     }
 }
@@ -128,6 +131,13 @@ impl Builder {
         self
     }
 
+    /// With so much of one processor, and on the CPU `cpu` only.
+    #[must_use]
+    pub fn processors(mut self, share: f64, cpu: &str) -> Self {
+        self.processors = Some(json!({"quota": (share * 100_000.0) as u64, "period": 100_000, "cpus": cpu}));
+        self
+    }
+
     /// Writes the bundle.
     pub fn bundle(&self, image: &Image) -> Result<Bundle> {
         let id = format!("{}-c{}", sandbox::name(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -149,6 +159,7 @@ impl Builder {
             readonly: self.readonly,
             user_namespace: self.user_namespace,
             cgroups_path: format!("/{}/{}", sandbox::name(), bundle.id),
+            processors: self.processors.as_ref(),
         };
         std::fs::write(bundle.dir.join("config.json"), serde_json::to_vec_pretty(&parts.config_json())?)?;
         Ok(bundle)

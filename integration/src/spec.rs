@@ -35,6 +35,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) readonly: bool,
     pub(crate) user_namespace: bool,
     pub(crate) cgroups_path: String,
+    /// As `linux.resources.cpu`.
+    pub(crate) processors: Option<&'a Value>,
 }
 
 pub(crate) struct Hook<'a> {
@@ -76,6 +78,9 @@ impl Parts<'_> {
                 "syscalls": [{"names": DENIED, "action": "SCMP_ACT_ERRNO"}],
             },
         });
+        if let Some(processors) = self.processors {
+            linux["resources"]["cpu"] = processors.clone();
+        }
         if self.user_namespace {
             namespaces.push(json!({"type": "user"}));
             linux["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);

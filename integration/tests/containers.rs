@@ -1,6 +1,6 @@
 //! Unmodified Debian programs in containers under runc with our hook.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use ringfence_integration::command::{is_warden, wait_until};
 use ringfence_integration::config::Config;
@@ -11,7 +11,7 @@ use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, netns, perftest, suite};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type ImageTest = fn(&Image) -> Result<()>;
 
@@ -83,6 +83,16 @@ fn trials() -> Result<Vec<Trial>> {
         let image = image.clone();
         trials.push(test(title("ibv_rc_pingpong", args), move || pingpong(&image, args)));
     }
+    let has_cpuset = Path::new("/sys/fs/cgroup/cpuset/tasks").exists()
+        || std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok_and(|all| all.contains("cpuset"));
+    if !has_cpuset {
+        println!(
+            "SKIPPED: ringfence-containers: work_for_a_container_stays_within_its_processors: no cpuset controller"
+        );
+    }
+    let limited = image.clone();
+    let limited = test("work_for_a_container_stays_within_its_processors", move || processors(&limited));
+    trials.push(limited.with_ignored_flag(!has_cpuset));
     let tests: [(&str, ImageTest); 13] = [
         ("the_device_is_seen", device_is_seen),
         ("pyverbs_sees_the_device", pyverbs),
@@ -292,6 +302,50 @@ fn nothing_remains(config: &Config) -> Result<()> {
     let ours: Vec<&str> = mounts.lines().filter(|line| line.contains("ld.so.preload")).collect();
     ensure!(ours.is_empty(), "mounts remain: {ours:?}");
     Ok(())
+}
+
+/// Two containers that may take a tenth of one CPU have their proxies copy without end: what they do for them is no way around
+/// that.
+fn processors(image: &Image) -> Result<()> {
+    let status = |pid: &str, name: &str| -> Result<String> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(value.with_context(|| format!("no {name} of {pid}"))?.trim().to_owned())
+    };
+    let allowed = status("self", "Cpus_allowed_list")?;
+    let cpu = allowed.rsplit([',', '-']).next().unwrap_or("0");
+    let config = Config::new("")?;
+    let networks = netns::pair()?;
+    let start = |netns| Builder::with_rdma(&config, netns).processors(0.1, cpu).start(image);
+    let (a, b) = (start(&networks.0)?, start(&networks.1)?);
+    let mut pair = perftest::start(&a, &b, "ib_write_bw", &["-F", "-D", "60", "-s", "8388608"])?;
+    let pids = proxies();
+    ensure!(pids.len() == 2, "proxies {pids:?}");
+    let used = || pids.iter().map(|pid| cpu_seconds(pid)).collect::<Result<Vec<_>>>();
+    let idle: f64 = used()?.iter().sum();
+    wait_until("data to flow", Duration::from_secs(30), || {
+        used().is_ok_and(|now| now.iter().sum::<f64>() > idle + 0.1)
+    })?;
+    let (begin, before) = (Instant::now(), used()?);
+    std::thread::sleep(Duration::from_secs(2));
+    let (elapsed, after) = (begin.elapsed().as_secs_f64(), used()?);
+    ensure!(!pair.has_ended(), "the stream ended: {}", pair.stop());
+    for ((pid, before), after) in pids.iter().zip(before).zip(after) {
+        let share = (after - before) / elapsed;
+        ensure!(share < 0.3, "proxy {pid} took {share:.2} CPUs, and its container may take 0.1");
+        let on = status(pid, "Cpus_allowed_list")?;
+        ensure!(on == cpu, "proxy {pid} is on CPUs {on}, and its container on {cpu}");
+    }
+    drop(pair.stop());
+    Ok(())
+}
+
+/// Processor time of a process so far.
+fn cpu_seconds(pid: &str) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    // utime and stime, in hundredths of a second.
+    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
 }
 
 fn delete_ends_the_proxy(image: &Image) -> Result<()> {

@@ -29,6 +29,9 @@ const ALL: &str = r#"
             cgroup = "inherit"
             memory-max = "1GiB"
             pids-max = 9
+            cpus = 0.5
+            cpuset = "0-1,3"
+            cpu-weight = 20
             [inject]
             library = "/opt/lib.so"
             container-dir = "/dev/rf"
@@ -63,7 +66,8 @@ const ALL: &str = r#"
 
 #[test]
 fn what_is_shown_reads_back() {
-    for text in ["", ALL] {
+    const UNLIMITED: &str = "[proxy]\ncpus = \"unlimited\"\ncpuset = \"unlimited\"\ncpu-weight = \"container\"";
+    for text in ["", ALL, UNLIMITED, "[proxy]\ncpus = 2", "[proxy]\ncpus = 0.333"] {
         let config = Config::parse(text).unwrap();
         assert_eq!(Config::parse(&toml::to_string(&config).unwrap()), Ok(config));
     }
@@ -74,6 +78,9 @@ fn every_key_is_read() {
     let config = Config::parse(ALL).unwrap();
     assert_eq!(config.proxy.cgroup, Cgroup::Inherit);
     assert_eq!((config.proxy.memory_max, config.proxy.pids_max), (Some(1 << 30), 9));
+    assert_eq!(config.proxy.cpus, Limit::Own(Cpus::Thousandths(500)));
+    assert_eq!(config.proxy.cpuset, Limit::Own(Cpuset::List("0-1,3".into())));
+    assert_eq!(config.proxy.cpu_weight, Limit::Own(Weight(20)));
     assert_eq!(config.inject.directory_name(), "rf");
     assert_eq!(config.devices[0].link, Some(25_000_000_000));
     assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
@@ -95,6 +102,11 @@ fn mistakes_are_named() {
         ("[proxy]\nmemory-max = \"15MiB\"", "proxy.memory-max = 15MiB must be at least 16MiB"),
         ("[proxy]\nmemory-max = 99", "line 2: invalid type: integer `99`"),
         ("[proxy]\npids-max = 2", "proxy.pids-max = 2 must be from 3 to 4096"),
+        ("[proxy]\ncpus = 0.009", "0.009 is not \"container\", \"unlimited\" or a number of CPUs from 0.01 to 8192"),
+        ("[proxy]\ncpus = \"2\"", "line 2: \"2\" is not \"container\""),
+        ("[proxy]\ncpus = nan", "nan is not \"container\""),
+        ("[proxy]\ncpuset = \"3-0\"", "\"3-0\" is not \"container\", \"unlimited\" or a list of CPUs"),
+        ("[proxy]\ncpu-weight = 0", "0 is not \"container\", a whole number from 1 to 10000"),
         ("[proxy]\ncgroup = \"container\"", "line 2: unknown variant `container`"),
         ("[[device]]\nname = \"a\"\nkind = \"hard\"", "line 3: unknown variant `hard`"),
         ("[[device]]\nname = \"a/b\"\nkind = \"soft\"", "device name = \"a/b\" must be"),

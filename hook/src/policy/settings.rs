@@ -42,7 +42,8 @@ pub struct Setting {
     pub value: String,
     /// Who said so.
     pub origin: Origin,
-    /// What an annotation may ask for at most, and which table says so; `None` for anything.
+    /// What an annotation may ask for at most, and which table says so; `None` for anything, where there is neither bound nor
+    /// default.
     pub bound: Option<String>,
 }
 
@@ -92,7 +93,8 @@ struct Chooser<'a, 'b> {
 }
 
 impl<'a> Chooser<'a, '_> {
-    /// A limit that need not exist: with a bound, it does.
+    /// A limit that need not exist: with a bound or a default, it does. A default without a bound is one, too: an annotation
+    /// that could go beyond it would undo what the administrator gave to all.
     fn optional<T: Copy + PartialOrd>(
         &mut self,
         key: &'static str,
@@ -101,13 +103,12 @@ impl<'a> Chooser<'a, '_> {
         bound: impl Fn(&'a Bounds) -> Option<T>,
         show: impl Fn(T) -> String,
     ) -> Result<Option<T>, Refusal> {
-        let bound = self.effective.bound(bound);
-        let limit = bound.as_ref().map(|bound| (bound.value, bound.table.as_str()));
+        let (default, bound) = (self.effective.default(default), self.effective.bound(bound));
+        let limit = bound.as_ref().or(default.as_ref()).map(|given| (given.value, given.table.as_str()));
         self.refuse_beyond(key, asked, limit, &show)?;
-        let given = self.effective.default(default);
-        let (value, origin) = match (asked, given, &bound) {
+        let (value, origin) = match (asked, &default, &bound) {
             (Some(asked), _, _) => (Some(asked), Origin::Annotation(source(self.request, key))),
-            (None, Some(default), _) => (Some(default.value), Origin::Default(default.table)),
+            (None, Some(default), _) => (Some(default.value), Origin::Default(default.table.clone())),
             (None, None, Some(bound)) => (Some(bound.value), Origin::Bound(bound.table.clone())),
             (None, None, None) => (None, Origin::BuiltIn),
         };
@@ -142,20 +143,28 @@ impl<'a> Chooser<'a, '_> {
         Ok(value)
     }
 
+    /// With a default and no bound, only that class: none is less than another in all respects.
     fn class(&mut self) -> Result<Class, Refusal> {
-        let allowed = self.effective.bound(|bounds| bounds.classes.as_ref());
-        if let (Some(asked), Some(allowed)) = (self.request.class, &allowed)
-            && !allowed.value.contains(&asked)
+        let (default, bound) =
+            (self.effective.default(|defaults| defaults.class), self.effective.bound(|bounds| bounds.classes.as_ref()));
+        let allowed = match (&bound, &default) {
+            (Some(Given { value, table }), _) => Some((value.as_slice(), table.as_str())),
+            (None, Some(Given { value, table })) => Some((std::slice::from_ref(value), table.as_str())),
+            (None, None) => None,
+        };
+        if let (Some(asked), Some((allowed, _))) = (self.request.class, allowed)
+            && !allowed.contains(&asked)
         {
-            return Err(Refusal::Beyond {
-                name: source(self.request, "class"),
-                value: class_name(asked).into(),
-                allowed: names(allowed.value, class_name),
+            let allowed = names(allowed, class_name);
+            let (name, value) = (source(self.request, "class"), class_name(asked).into());
+            return Err(match bound {
+                Some(_) => Refusal::Beyond { name, value, allowed },
+                None => Refusal::NotDefault { name, value, default: allowed },
             });
         }
-        let (class, origin) = match (self.request.class, self.effective.default(|defaults| defaults.class), &allowed) {
+        let (class, origin) = match (self.request.class, &default, &bound) {
             (Some(asked), _, _) => (asked, Origin::Annotation(source(self.request, "class"))),
-            (None, Some(default), _) => (default.value, Origin::Default(default.table)),
+            (None, Some(default), _) => (default.value, Origin::Default(default.table.clone())),
             // Saying nothing must not escape the bound: the least privileged of the allowed classes.
             (None, None, Some(Given { value, table })) => {
                 let by_privilege = [Class::Bulk, Class::Ops, Class::Latency];
@@ -164,8 +173,8 @@ impl<'a> Chooser<'a, '_> {
             }
             (None, None, None) => (Class::default(), Origin::BuiltIn),
         };
-        let bound = allowed.map(|allowed| format!("{} ({})", names(allowed.value, class_name), allowed.table));
-        self.note("class", class_name(class).into(), origin, bound);
+        let allowed = allowed.map(|(allowed, table)| format!("{} ({table})", names(allowed, class_name)));
+        self.note("class", class_name(class).into(), origin, allowed);
         Ok(class)
     }
 

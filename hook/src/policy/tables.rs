@@ -53,8 +53,9 @@ pub struct Defaults {
 
 /// `[policy.bounds]`
 ///
-/// Without a bound, `bandwidth`, `weight` and `class` are free; the `max-*` limits are still bound by the default, because
-/// annotations are written by tenants and may only narrow.
+/// Annotations are written by tenants and may only narrow: without a bound, the default is one, and of classes the default is
+/// the only one allowed. With neither, `bandwidth`, `weight` and `class` are free, and what is built in bounds the `max-*`
+/// limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[allow(missing_docs)]

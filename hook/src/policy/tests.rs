@@ -22,6 +22,7 @@ fn without_a_word_the_built_in_limits_hold() {
 fn bandwidth() {
     const BOTH: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"\n[policy.bounds]\nbandwidth = \"10Gbit\"";
     const BOUND: &str = "[policy.bounds]\nbandwidth = \"10Gbit\"";
+    const DEFAULT: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"";
     const G: u64 = 1_000_000_000;
     for (asked, text, expected) in [
         (None, "", Ok(None)),
@@ -29,6 +30,13 @@ fn bandwidth() {
         (None, BOUND, Ok(Some(10 * G))),
         (Some(5 * G), BOUND, Ok(Some(5 * G))),
         (Some(10 * G), BOUND, Ok(Some(10 * G))),
+        (None, DEFAULT, Ok(Some(G))),
+        (Some(G / 2), DEFAULT, Ok(Some(G / 2))),
+        (
+            Some(2 * G),
+            DEFAULT,
+            Err("ringfence.dev/bandwidth=2Gbit is beyond the administrator's bound; allowed is at most 1Gbit"),
+        ),
         (None, BOTH, Ok(Some(G))),
         (Some(2 * G), BOTH, Ok(Some(2 * G))),
         (
@@ -44,11 +52,45 @@ fn bandwidth() {
 }
 
 #[test]
+fn weight() {
+    const DEFAULT: &str = "[policy.defaults]\nweight = 100";
+    const BOTH: &str = "[policy.defaults]\nweight = 100\n[policy.bounds]\nweight = 500";
+    for (asked, text, expected) in [
+        (Some(1000), "", Ok(Some(1000))),
+        (Some(100), DEFAULT, Ok(Some(100))),
+        (
+            Some(101),
+            DEFAULT,
+            Err("ringfence.dev/weight=101 is beyond the administrator's bound; allowed is at most 100"),
+        ),
+        (Some(500), BOTH, Ok(Some(500))),
+    ] {
+        let request = Request { weight: asked, ..Request::default() };
+        let found = limits(&request, text).map(|limits| limits.weight);
+        assert_eq!(found, expected.map_err(str::to_owned), "{asked:?} {text}");
+    }
+}
+
+#[test]
 fn class() {
     for (asked, text, expected) in [
         (None, "", Ok(Class::None)),
         (Some(Class::Latency), "", Ok(Class::Latency)),
         (None, "[policy.defaults]\nclass = \"ops\"", Ok(Class::Ops)),
+        (Some(Class::Ops), "[policy.defaults]\nclass = \"ops\"", Ok(Class::Ops)),
+        (
+            Some(Class::Bulk),
+            "[policy.defaults]\nclass = \"ops\"",
+            Err(
+                "ringfence.dev/class=bulk is not the administrator's default; allowed is ops, as long as bounds.classes \
+                 of his configuration allow no others",
+            ),
+        ),
+        (
+            Some(Class::Bulk),
+            "[policy.defaults]\nclass = \"ops\"\n[policy.bounds]\nclasses = [\"ops\", \"bulk\"]",
+            Ok(Class::Bulk),
+        ),
         (None, "[policy.bounds]\nclasses = [\"latency\", \"ops\"]", Ok(Class::Ops)),
         (
             Some(Class::Latency),
@@ -226,7 +268,7 @@ fn every_value_has_an_origin() {
             "bandwidth=2Gbit by annotation bandwidth.ringfence.dev/container.app, \
              bound at most 100Gbit (policy.profiles.gold.bounds)",
             "weight=none by built in, bound -",
-            "class=bulk by policy.defaults, bound -",
+            "class=bulk by policy.defaults, bound bulk (policy.defaults)",
             "max-qp=16 by policy.defaults, bound at most 1024 (policy.profiles.gold.bounds)",
             "max-mr=4096 by built in, bound at most 4096 (built in)",
             "max-mr-bytes=16GiB by built in, bound at most 16GiB (built in)",
@@ -253,6 +295,7 @@ proptest! {
     fn what_is_granted_never_exceeds_the_bounds(
         asked in (some(1..100u64), some(1..=1000u32), some(1..100u32), some(1..100u64)),
         bound in (some(1..100u64), some(1..=1000u32), some(1..100u32), some(1..100u64)),
+        default in (some(1..100u64), some(1..=1000u32), some(1..100u32), some(1..100u64)),
     ) {
         let request = Request {
             bandwidth: asked.0, weight: asked.1, max_qp: asked.2, max_mr_bytes: asked.3, ..Request::default()
@@ -260,21 +303,26 @@ proptest! {
         let bounds = Bounds {
             bandwidth: bound.0, weight: bound.1, max_qp: bound.2, max_mr_bytes: bound.3, ..Bounds::default()
         };
-        let policy = Policy { bounds, ..Policy::default() };
-        fn exceeds<T: PartialOrd>(asked: Option<T>, bound: Option<T>) -> bool {
-            matches!((asked, bound), (Some(asked), Some(bound)) if asked > bound)
+        let defaults = Defaults {
+            bandwidth: default.0, weight: default.1, max_qp: default.2, max_mr_bytes: default.3, ..Defaults::default()
+        };
+        let policy = Policy { bounds, defaults, ..Policy::default() };
+        // Annotations only narrow: what bounds them is the bound or else the default.
+        let limit = (bound.0.or(default.0), bound.1.or(default.1), bound.2.or(default.2), bound.3.or(default.3));
+        fn exceeds<T: PartialOrd>(asked: Option<T>, limit: Option<T>) -> bool {
+            matches!((asked, limit), (Some(asked), Some(limit)) if asked > limit)
         }
-        let beyond = exceeds(asked.0, bound.0) || exceeds(asked.1, bound.1)
-            || exceeds(asked.2, bound.2) || exceeds(asked.3, bound.3);
+        let beyond = exceeds(asked.0, limit.0) || exceeds(asked.1, limit.1)
+            || exceeds(asked.2, limit.2) || exceeds(asked.3, limit.3);
         match settings::limits(&request, policy.effective("default").unwrap(), &mut Vec::new()) {
             Err(_) => prop_assert!(beyond),
             Ok(limits) => {
                 prop_assert!(!beyond);
-                prop_assert_eq!(limits.bandwidth, asked.0.or(bound.0));
-                prop_assert_eq!(limits.weight, asked.1.or(bound.1));
-                prop_assert!(limits.max_qp <= bound.2.unwrap_or(256));
+                prop_assert_eq!(limits.bandwidth, asked.0.or(default.0).or(bound.0));
+                prop_assert_eq!(limits.weight, asked.1.or(default.1).or(bound.1));
+                prop_assert!(asked.2.is_none() || limits.max_qp <= limit.2.unwrap_or(256));
                 prop_assert!(asked.2.is_none_or(|asked| limits.max_qp == asked));
-                prop_assert!(limits.max_mr_bytes <= bound.3.unwrap_or(16 << 30));
+                prop_assert!(asked.3.is_none() || limits.max_mr_bytes <= limit.3.unwrap_or(16 << 30));
             }
         }
     }

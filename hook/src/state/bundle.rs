@@ -41,6 +41,24 @@ struct Linux {
 struct Resources {
     devices: Option<Vec<DeviceRule>>,
     rdma: Option<BTreeMap<String, Rdma>>,
+    cpu: Option<Cpu>,
+}
+
+/// `linux.resources.cpu`; what is not there is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Cpu {
+    /// As `cpu.shares` of version 1.
+    pub shares: Option<u64>,
+    /// Microseconds of each period; none if it is not above 0.
+    pub quota: Option<i64>,
+    /// Microseconds.
+    pub period: Option<u64>,
+    /// Only what others leave, if 1.
+    pub idle: Option<i64>,
+    /// A list of CPUs.
+    pub cpus: Option<String>,
+    /// A list of memory nodes.
+    pub mems: Option<String>,
 }
 
 /// Limits of the rdma controller for one device; `None` for none.
@@ -161,6 +179,12 @@ impl Bundle {
         let resources = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
         let limits = resources.and_then(|resources| resources.rdma.clone()).unwrap_or_default();
         limits.into_iter().filter(|(device, _)| crate::annotations::is_device_name(device)).collect()
+    }
+
+    /// The container's own limits of processors, as far as `config.json` says.
+    pub fn cpu(&self) -> Cpu {
+        let resources = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        resources.and_then(|resources| resources.cpu.clone()).unwrap_or_default()
     }
 
     /// How soon the kernel is to kill the container's proxy for want of memory: as soon as the container, whose registered

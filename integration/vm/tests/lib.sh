@@ -141,11 +141,24 @@ TOML
     systemctl restart containerd.service
 }
 
-# Limits of proxies that `is_limited` finds in a control group.
-limits() {
-    configuration <<<$'[proxy]\nmemory-max = "48MiB"\npids-max = 7'
+# Limits of proxies that `is_limited` finds, together with those of a container that may have half of CPU 1; or with $1, lines
+# of [proxy] that say the same for all.
+limits() { configuration <<<$'[proxy]\nmemory-max = "48MiB"\npids-max = 7\n'"${1-}"; }
+
+# shellcheck disable=SC2034 # For podman and docker.
+half=(--cpus 0.5 --cpuset-cpus 1)
+
+# The proxy of container $1 is in the control group $2, with its limits; also after systemd has read its units again.
+is_limited() {
+    no_warnings "$1"
+    has_limits "$1" "$2"
+    systemctl daemon-reload
+    has_limits "$1" "$2"
 }
 
-is_limited() {
-    same "$(cat "$1/pids.max") $(cat "$1/memory.max")" "7 50331648" "limits of $1"
+has_limits() {
+    local found
+    same "$(cgroup "$(proxy "$1")")" "$2" "the proxy's cgroup"
+    found=$(cd "$2" && cat pids.max memory.max cpu.max cpuset.cpus | tr '\n' ' ')
+    same "$found" "7 50331648 50000 100000 1 " "limits of $2"
 }

@@ -1,18 +1,20 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
 # runc and crun with the hook in config.json: where proxies are accounted. Sourced by tests.sh.
 
+# Half of CPU 1, and half the usual share.
+processors='.linux.resources.cpu = {quota: 50000, period: 100000, shares: 512, cpus: "1", mems: "0"}'
+
 scope() {
-    local runtime=$1 scope=$cgroups/test.slice/ringfence-c1.scope
+    local runtime=$1 scope=$cgroups/test.slice/ringfence-c1.scope property
     limits
-    bundle c1 test.slice:rf:c1
+    bundle c1 test.slice:rf:c1 "$processors"
     up "$runtime --systemd-cgroup" c1
-    no_warnings c1
-    same "$(cgroup "$(proxy c1)")" "$scope" "the proxy's cgroup"
-    is_limited "$scope"
+    is_limited c1 "$scope"
+    same "$(cat "$scope/cpu.weight")" "$(cat "$cgroups/test.slice/rf-c1.scope/cpu.weight")" "its share, as the container's"
     same "$(systemctl show -P Before ringfence-c1.scope | grep -ow 'rf-c1.scope')" rf-c1.scope "what the scope outlives"
-    systemctl daemon-reload
-    is_limited "$scope"
-    same "$(cgroup "$(proxy c1)")" "$scope" "the proxy's cgroup after a reload"
+    for property in CPUQuotaPerSecUSec=500ms AllowedCPUs=1 AllowedMemoryNodes=0; do
+        same "$(systemctl show -P "${property%=*}" ringfence-c1.scope)" "${property#*=}" "the scope's ${property%=*}"
+    done
     $runtime exec c1 ibv_devinfo
     down "$runtime" c1
     eventually test ! -e "$scope"
@@ -22,13 +24,10 @@ scope() {
 sibling() {
     local runtime=$1 sibling=$cgroups/test/ringfence-c1
     limits
-    bundle c1 /test/c1
+    bundle c1 /test/c1 "$processors"
     up "$runtime" c1
-    no_warnings c1
-    same "$(cgroup "$(proxy c1)")" "$sibling" "the proxy's cgroup"
-    is_limited "$sibling"
-    systemctl daemon-reload
-    is_limited "$sibling"
+    is_limited c1 "$sibling"
+    same "$(cat "$sibling/cpu.weight")" "$(cat "$cgroups/test/c1/cpu.weight")" "its share, as the container's"
     down "$runtime" c1
     test ! -e "$sibling"
     # Runtimes leave what they made above their own.

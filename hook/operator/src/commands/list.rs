@@ -16,8 +16,9 @@ Examples:
   ringfence list --failures
   ringfence list --json | jq -r '.[].proxy.pid'
 
-STATE is \"running\"; \"ended\", if the container's clean-up is still to come (see ringfence gc); or \"no proxy\", if that has ended
-before its container. CODE is the hook's exit status, see ringfence-hook(8).")]
+STATE is \"running\"; \"ended\", if the container's clean-up is still to come (see ringfence gc); \"no proxy\", if that has ended
+before its container; or \"unknown\", if its record cannot be read or is not believed, as a warning says. CODE is the hook's exit
+status, see ringfence-hook(8).")]
 pub struct Args {
     /// The last failures of the hook instead, the oldest first
     #[arg(long)]

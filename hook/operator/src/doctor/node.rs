@@ -154,9 +154,15 @@ fn left_behind(report: &mut Report, config: &Config) {
     match ringfence_hook::containers(config) {
         Err(error) => report.warn("containers", format!("cannot be listed: {error}"), "sudo ringfence doctor"),
         Ok(containers) => {
-            let ended = containers.iter().filter(|container| container.init.is_none_or(|init| !init.alive)).count();
+            for container in containers.iter().filter(|container| container.init.is_none()) {
+                let message = format!("{}: {}", container.id, container.warnings.join("; "));
+                report.warn("containers", message, "ringfence gc");
+            }
+            let ended = containers.iter().filter(|container| container.init.is_some_and(|init| !init.alive)).count();
+            let known = containers.iter().filter(|container| container.init.is_some()).count();
             match ended {
-                0 => report.ok("containers", format!("{} have RDMA, nothing is left of others", containers.len())),
+                0 if known < containers.len() => {}
+                0 => report.ok("containers", format!("{known} have RDMA, nothing is left of others")),
                 _ => report.warn("containers", format!("something is left of {ended} that have ended"), "ringfence gc"),
             }
         }
@@ -167,6 +173,24 @@ fn left_behind(report: &mut Report, config: &Config) {
 mod tests {
     use super::super::Status;
     use super::*;
+
+    #[test]
+    fn a_record_that_is_not_believed_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("state")).unwrap();
+        let record =
+            r#"{"container":"c2","init":{"pid":1,"start":1},"proxy":null,"root":"/x","mount-points":[],"cgroups":[]}"#;
+        std::fs::write(directory.path().join("state/c1.json"), record).unwrap();
+        let mut report = Report::default();
+        left_behind(&mut report, &Config { run_dir: directory.path().into(), ..Config::default() });
+        let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
+        assert_eq!((check.status, check.fix.as_deref()), (Status::Warning, Some("ringfence gc")));
+        assert!(
+            check.message.starts_with("c1: its record is not believed: it is of container \"c2\""),
+            "{}",
+            check.message
+        );
+    }
 
     #[test]
     fn only_recent_failures_are_told() {

@@ -77,6 +77,27 @@ fn every_value_says_who_gave_it() {
 }
 
 #[test]
+fn what_is_allowed_is_said_of_every_value() {
+    let asked = facts(&[("ringfence.dev/enable", "true"), ("ringfence.dev/weight", "7")]);
+    let allowed = |text: &str, key: &str| {
+        let Verdict::Joined { settings, .. } = explain(&asked, text).verdict else { panic!("{text}") };
+        settings.into_iter().find(|setting| setting.key == key).unwrap().bound
+    };
+    const DEFAULTS: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"\nweight = 9\nclass = \"ops\"";
+    for (key, expected) in [
+        ("bandwidth", "at most 1Gbit (policy.defaults)"),
+        ("weight", "at most 9 (policy.defaults)"),
+        ("class", "ops (policy.defaults)"),
+    ] {
+        assert_eq!(allowed(DEFAULTS, key).as_deref(), Some(expected));
+        assert_eq!(allowed("", key), None, "{key} is free where the administrator says nothing");
+    }
+    let refused = facts(&[("ringfence.dev/enable", "true"), ("ringfence.dev/class", "latency")]);
+    let Verdict::Refused { code: 13, message } = explain(&refused, DEFAULTS).verdict else { panic!("not refused") };
+    assert!(message.contains("allowed is ops, as long as bounds.classes"), "{message}");
+}
+
+#[test]
 fn refusals_are_the_hooks() {
     for (pairs, code) in [
         (vec![("ringfence.dev/enable", "maybe")], 12),

@@ -1,0 +1,359 @@
+//! What is believed of the files that hooks left under the run-dir, and of the processes that they name.
+//!
+//! Hooks run as root and end processes, remove directories and files because a record says so. So a record speaks only for
+//! the container whose name it bears, only if nobody but us can have written it, and only of what a hook makes.
+
+use crate::config::Config;
+use crate::process::{self, Process};
+use crate::record::{MountPoint, Record, Records};
+use crate::session;
+use crate::systemd;
+use rustix::fs::{FileType, Mode, OFlags};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+/// The largest file that is read; hooks write a few KiB.
+const MAX_BYTES: u64 = 1 << 20;
+/// The magic numbers of cgroup hierarchies, versions 1 and 2 (`statfs(2)`).
+const CGROUPS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
+
+/// Why something is not believed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Doubt {
+    #[error("it is a symbolic link")]
+    Symlink,
+    #[error("it is not a {0}")]
+    Type(&'static str),
+    #[error("it belongs to uid {uid} and has mode {mode:o}; hooks leave what only their own user can write")]
+    Writable { uid: u32, mode: u32 },
+    #[error("it exceeds {MAX_BYTES} bytes")]
+    TooLong,
+    #[error("it is of container {0:?}")]
+    Container(String),
+    #[error("it names the cgroup {0:?}, which is none of its container's proxy")]
+    Cgroup(PathBuf),
+    #[error("it names the root file system {0:?}")]
+    Root(PathBuf),
+    #[error("it names the mount point {0:?}, which hooks do not make")]
+    MountPoint(String),
+    #[error("it names the unit {0:?}, which is none of its container's proxy")]
+    Unit(String),
+    #[error("it names process {pid} as its proxy, which is another program: {program}")]
+    Proxy { pid: i32, program: String },
+}
+
+impl From<Doubt> for io::Error {
+    fn from(doubt: Doubt) -> Self {
+        io::Error::new(io::ErrorKind::InvalidData, doubt)
+    }
+}
+
+/// Whether `error` is a [`Doubt`].
+pub fn is_doubt(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<Doubt>())
+}
+
+/// Opens the file `name` in `directory` and reads it, if only we can have written it. Waits for nobody.
+pub fn read(directory: impl AsFd, name: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(directory, name.as_ref(), flags, Mode::empty()) {
+        Err(rustix::io::Errno::LOOP) => return Err(Doubt::Symlink.into()),
+        result => result?,
+    };
+    ours(&file, FileType::RegularFile)?;
+    let mut bytes = Vec::new();
+    File::from(file).take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES { Err(Doubt::TooLong.into()) } else { Ok(bytes) }
+}
+
+/// Whether `fd` is of that type, and nobody but our own user can write it.
+pub fn ours(fd: &OwnedFd, expected: FileType) -> io::Result<()> {
+    let found = rustix::fs::fstat(fd)?;
+    if FileType::from_raw_mode(found.st_mode) != expected {
+        return Err(Doubt::Type(if expected == FileType::Directory { "directory" } else { "regular file" }).into());
+    }
+    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
+        return Err(Doubt::Writable { uid: found.st_uid, mode: found.st_mode & 0o7777 }.into());
+    }
+    Ok(())
+}
+
+/// Whether `record` is of `container`, and names nothing but what hooks make for it.
+pub fn check(record: &Record, container: &str) -> Result<(), Doubt> {
+    if record.container != container {
+        return Err(Doubt::Container(record.container.clone()));
+    }
+    if let Some(cgroup) = record.cgroups.iter().find(|path| !is_cgroup_of(path, container)) {
+        return Err(Doubt::Cgroup(cgroup.clone()));
+    }
+    // Bundles name it with detours of their own.
+    if !record.root.is_absolute() {
+        return Err(Doubt::Root(record.root.clone()));
+    }
+    if let Some(point) = record.mount_points.iter().find(|point| !is_made_by_hooks(point)) {
+        return Err(Doubt::MountPoint(point.path.clone()));
+    }
+    match &record.unit {
+        Some(unit) if *unit != systemd::unit(container) => Err(Doubt::Unit(unit.clone())),
+        _ => Ok(()),
+    }
+}
+
+/// The record of `container`, with all that can be said against it.
+pub fn load(config: &Config, records: &Records, container: &str) -> io::Result<Option<Record>> {
+    let Some(record) = records.load(container)? else { return Ok(None) };
+    match record.proxy.map(|proxy| what_is(config, container, proxy)) {
+        Some(Program::Other(program)) => {
+            Err(Doubt::Proxy { pid: record.proxy.map_or(0, |proxy| proxy.pid), program }.into())
+        }
+        _ => Ok(Some(record)),
+    }
+}
+
+/// A path without detours.
+fn is_plain(path: &Path, absolute: bool) -> bool {
+    let mut components = path.components();
+    if absolute && components.next() != Some(Component::RootDir) {
+        return false;
+    }
+    let is_normal = components.all(|component| matches!(component, Component::Normal(_)));
+    // `components` drops some dots and slashes, which would make another path of the same text.
+    is_normal && !path.as_os_str().is_empty() && path.components().collect::<PathBuf>().as_os_str() == path.as_os_str()
+}
+
+/// Below a hierarchy that is mounted, by the name that the hook gives. The kernel removes cgroups' parents meanwhile, and
+/// kubelet a pod's.
+fn is_cgroup_of(path: &Path, container: &str) -> bool {
+    let in_hierarchy = || {
+        let found = path.ancestors().skip(1).find_map(|ancestor| rustix::fs::statfs(ancestor).ok());
+        found.is_some_and(|found| CGROUPS.contains(&i64::from(found.f_type)))
+    };
+    is_plain(path, true) && path.file_name() == Some(OsStr::new(&format!("ringfence-{container}"))) && in_hierarchy()
+}
+
+/// See [`crate::inject`].
+fn is_made_by_hooks(point: &MountPoint) -> bool {
+    let path = point.path.as_str();
+    match (path, path.split_once('/')) {
+        ("etc" | "dev", _) => point.directory,
+        ("etc/ld.so.preload", _) => !point.directory,
+        (_, Some(("dev", _))) => is_plain(Path::new(path), false),
+        _ => false,
+    }
+}
+
+/// What a process is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The proxy of the container.
+    Proxy,
+    /// None: it has ended, or is about to.
+    Ended,
+    /// Another, which is shown.
+    Other(String),
+}
+
+/// What `process` is for `container`.
+pub fn what_is(config: &Config, container: &str, process: Process) -> Program {
+    let Some(pidfd) = process.reopen() else { return Program::Ended };
+    let program = program(config, container, process.pid);
+    // Only if it still lives was it the one that was looked at.
+    if process::has_ended(pidfd.as_fd()) { Program::Ended } else { program }
+}
+
+/// Ends the proxy `process` of `container`, and nothing else.
+pub fn end(config: &Config, container: &str, process: Process, patience: std::time::Duration) -> Program {
+    let Some(pidfd) = process.reopen() else { return Program::Ended };
+    let program = program(config, container, process.pid);
+    if program == Program::Proxy {
+        process::end(pidfd.as_fd(), patience);
+    }
+    program
+}
+
+/// What the process `pid` runs. Who holds a pidfd of it knows afterwards whether it was the same one all the time.
+pub fn program(config: &Config, container: &str, pid: i32) -> Program {
+    // It has none any more when its memory is gone, a moment before it has ended.
+    let found = match std::fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(found) if !found.is_empty() => found,
+        _ => return Program::Ended,
+    };
+    let launch = session::launch_path(&config.run_dir, container);
+    let expected = [b"ringfence-proxy\0--launch\0", launch.as_os_str().as_bytes(), b"\0"].concat();
+    if found != expected {
+        let shown: String = String::from_utf8_lossy(&found).trim_end_matches('\0').replace('\0', " ");
+        return Program::Other(shown.chars().take(80).collect());
+    }
+    match std::fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(exe) if !is_program(&exe, &config.proxy.path) => Program::Other(exe.display().to_string()),
+        _ => Program::Proxy,
+    }
+}
+
+/// Whether `exe`, as `/proc` shows it, may be the program that is configured: by its name only, for that of a proxy which has
+/// changed its root, or has been replaced by an upgrade, has another path.
+fn is_program(exe: &Path, configured: &Path) -> bool {
+    let name = exe.file_name().unwrap_or_default().as_bytes();
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    let resolved = configured.canonicalize().unwrap_or_default();
+    let names = [configured, &resolved].into_iter().filter_map(Path::file_name).map(OsStr::as_bytes);
+    names.chain([&b"ringfence-proxy"[..]]).any(|expected| expected == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn record() -> Record {
+        let point = |path: &str, directory| MountPoint { path: path.into(), directory };
+        Record {
+            container: "c1".into(),
+            policy: "default".into(),
+            init: Process { pid: 1, start: 1 },
+            proxy: None,
+            root: "/srv/rootfs".into(),
+            mount_points: vec![
+                point("etc", true),
+                point("etc/ld.so.preload", false),
+                point("dev", true),
+                point("dev/ringfence", true),
+                point("dev/infiniband/uverbs0", false),
+            ],
+            cgroups: Vec::new(),
+            unit: Some("ringfence-c1.scope".into()),
+            device: String::new(),
+            since: 0,
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_record_speaks_of_its_own_container_only() {
+        check(&record(), "c1").unwrap();
+        assert_eq!(check(&record(), "c2").unwrap_err().to_string(), "it is of container \"c1\"");
+        let wrong = |change: &dyn Fn(&mut Record)| {
+            let mut record = record();
+            change(&mut record);
+            check(&record, "c1").unwrap_err().to_string()
+        };
+        for path in [
+            "home",
+            "etc/passwd",
+            "etc/../home",
+            "/etc",
+            "/dev/x",
+            "dev/../home",
+            "dev//x",
+            "dev/./x",
+            "dev/x/",
+            "dev/",
+            "",
+            ".",
+        ] {
+            let message = wrong(&|record| record.mount_points.push(MountPoint { path: path.into(), directory: true }));
+            assert_eq!(message, format!("it names the mount point {path:?}, which hooks do not make"));
+        }
+        assert!(wrong(&|record| record.mount_points[1].directory = true).contains("etc/ld.so.preload"));
+        for root in ["rootfs", "../rootfs", ""] {
+            assert_eq!(wrong(&|record| record.root = root.into()), format!("it names the root file system {root:?}"));
+        }
+        for unit in ["ssh.service", "ringfence-c2.scope", "ringfence-c1.service"] {
+            assert!(wrong(&|record| record.unit = Some(unit.into())).contains(unit));
+        }
+        for cgroup in ["/tmp/ringfence-c1", "/nonexistent/ringfence-c1", "ringfence-c1", "/", "/proc/ringfence-c1"] {
+            assert!(wrong(&|record| record.cgroups = vec![cgroup.into()]).contains("names the cgroup"), "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn cgroups_are_in_a_hierarchy() {
+        let memberships = crate::cgroup::of(std::process::id() as i32).unwrap();
+        let Some(own) = memberships.first() else {
+            let _ = io::Write::write_all(&mut io::stderr(), b"SKIPPED cgroups: no hierarchy is mounted here\n");
+            return;
+        };
+        for (name, expected) in [
+            ("ringfence-c1", true),
+            ("gone/ringfence-c1", true),
+            ("c1", false),
+            ("ringfence-c2", false),
+            ("x/../ringfence-c1", false),
+            ("ringfence-c1/x", false),
+        ] {
+            assert_eq!(is_cgroup_of(&own.directory.join(name), "c1"), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_our_own_files_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let fd = rustix::fs::open(directory.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let refused = |name: &str| {
+            let error = read(&fd, name).unwrap_err();
+            assert!(is_doubt(&error), "{error}");
+            error.to_string()
+        };
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("good"), "x").unwrap();
+        assert_eq!(read(&fd, "good").unwrap(), b"x");
+        assert!(!is_doubt(&read(&fd, "missing").unwrap_err()));
+        symlink("good", path("link")).unwrap();
+        assert_eq!(refused("link"), "it is a symbolic link");
+        std::fs::create_dir(path("directory")).unwrap();
+        assert_eq!(refused("directory"), "it is not a regular file");
+        rustix::fs::mknodat(&fd, "pipe", FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert_eq!(refused("pipe"), "it is not a regular file");
+        for mode in [0o620, 0o602, 0o666] {
+            std::fs::set_permissions(path("good"), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert!(refused("good").contains(&format!("mode {mode:o}")), "{mode:o}");
+        }
+        std::fs::write(path("long"), vec![b' '; MAX_BYTES as usize + 1]).unwrap();
+        assert_eq!(refused("long"), "it exceeds 1048576 bytes");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(path("long"), Some(1), None).unwrap();
+            assert!(refused("long").starts_with("it belongs to uid 1 and has mode"));
+        } else {
+            let _ = io::Write::write_all(&mut io::stderr(), b"SKIPPED another owner's file: needs root to make it\n");
+        }
+    }
+
+    #[test]
+    fn another_program_is_no_proxy_and_is_not_ended() {
+        let config = Config::default();
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let (process, _) = Process::open(child.id() as i32).unwrap();
+        // A moment before it is executed it has our own command line.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let expected = Program::Other("/bin/sleep 60".into());
+        while what_is(&config, "c1", process) != expected {
+            assert!(std::time::Instant::now() < deadline, "{:?}", what_is(&config, "c1", process));
+        }
+        assert_eq!(end(&config, "c1", process, std::time::Duration::ZERO), expected);
+        assert!(process.is_alive());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(what_is(&config, "c1", process), Program::Ended);
+    }
+
+    #[test]
+    fn a_program_is_known_by_its_name() {
+        let configured = Path::new("/opt/rf/proxy");
+        for (exe, expected) in [
+            ("/opt/rf/proxy", true),
+            ("/proxy", true),
+            ("/opt/rf/proxy (deleted)", true),
+            ("/usr/libexec/ringfence/ringfence-proxy", true),
+            ("/bin/sleep", false),
+            ("/opt/rf/proxy2", false),
+            ("/", false),
+        ] {
+            assert_eq!(is_program(Path::new(exe), configured), expected, "{exe}");
+        }
+    }
+}
