@@ -3,10 +3,22 @@
 mod common;
 
 use common::{Lab, succeeded, with_lab};
+use ringfence_trials::tests;
 use serde_json::json;
+use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-#[test]
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        a_running_container_is_listed_and_not_collected,
+        what_a_container_left_is_listed_and_collected,
+        records_that_cannot_be_read_and_directories_without_any,
+        a_container_whose_record_is_lost_keeps_its_proxy,
+        an_orphaned_proxy_is_ended,
+        mount_points_under_a_living_container_wait,
+    ])
+}
+
 fn a_running_container_is_listed_and_not_collected() {
     with_lab(|lab| {
         lab.annotate(&[("enable", "true"), ("max-qp", "7")]);
@@ -38,7 +50,6 @@ fn abandoned(lab: &mut Lab) {
     lab.assert_proxy_ends();
 }
 
-#[test]
 fn what_a_container_left_is_listed_and_collected() {
     with_lab(|lab| {
         abandoned(lab);
@@ -54,7 +65,6 @@ fn what_a_container_left_is_listed_and_collected() {
     });
 }
 
-#[test]
 fn records_that_cannot_be_read_and_directories_without_any() {
     with_lab(|lab| {
         std::fs::create_dir_all(lab.path("run/containers/lost/mount")).unwrap();
@@ -67,7 +77,6 @@ fn records_that_cannot_be_read_and_directories_without_any() {
     });
 }
 
-#[test]
 fn a_container_whose_record_is_lost_keeps_its_proxy() {
     with_lab(|lab| {
         lab.script("sleep 60");
@@ -92,7 +101,6 @@ fn a_container_whose_record_is_lost_keeps_its_proxy() {
     });
 }
 
-#[test]
 fn an_orphaned_proxy_is_ended() {
     with_lab(|lab| {
         // One that does not look after its container.
@@ -111,7 +119,6 @@ fn an_orphaned_proxy_is_ended() {
     });
 }
 
-#[test]
 fn mount_points_under_a_living_container_wait() {
     with_lab(|lab| {
         lab.hooks(&["createRuntime"], false);
