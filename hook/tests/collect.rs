@@ -3,13 +3,29 @@
 mod common;
 
 use common::{Lab, succeeded, with_lab};
+use ringfence_trials::tests;
 use serde_json::json;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-#[test]
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        a_forged_record_makes_nobody_end_another_process,
+        a_forged_record_removes_nothing_elsewhere,
+        a_record_that_others_could_have_written_is_not_believed,
+        orders_that_others_could_have_written_are_not_shown,
+        a_running_container_is_listed_and_not_collected,
+        what_a_container_left_is_listed_and_collected,
+        records_that_cannot_be_read_and_directories_without_any,
+        a_container_whose_record_is_lost_keeps_its_proxy,
+        an_orphaned_proxy_is_ended,
+        mount_points_under_a_living_container_wait,
+    ])
+}
+
 fn a_running_container_is_listed_and_not_collected() {
     with_lab(|lab| {
         lab.annotate(&[("enable", "true"), ("max-qp", "7")]);
@@ -41,7 +57,6 @@ fn abandoned(lab: &mut Lab) {
     lab.assert_proxy_ends();
 }
 
-#[test]
 fn what_a_container_left_is_listed_and_collected() {
     with_lab(|lab| {
         abandoned(lab);
@@ -57,7 +72,6 @@ fn what_a_container_left_is_listed_and_collected() {
     });
 }
 
-#[test]
 fn records_that_cannot_be_read_and_directories_without_any() {
     with_lab(|lab| {
         std::fs::create_dir_all(lab.path("run/containers/lost/mount")).unwrap();
@@ -70,7 +84,6 @@ fn records_that_cannot_be_read_and_directories_without_any() {
     });
 }
 
-#[test]
 fn a_container_whose_record_is_lost_keeps_its_proxy() {
     with_lab(|lab| {
         lab.script("sleep 60");
@@ -95,7 +108,6 @@ fn a_container_whose_record_is_lost_keeps_its_proxy() {
     });
 }
 
-#[test]
 fn an_orphaned_proxy_is_ended() {
     with_lab(|lab| {
         // One that does not look after its container.
@@ -114,7 +126,6 @@ fn an_orphaned_proxy_is_ended() {
     });
 }
 
-#[test]
 fn mount_points_under_a_living_container_wait() {
     with_lab(|lab| {
         lab.hooks(&["createRuntime"], false);
@@ -164,7 +175,6 @@ fn is_not_believed(lab: &Lab, id: &str, why: &str) {
     assert!(lab.path("run/state").join(format!("{id}.json")).symlink_metadata().is_err());
 }
 
-#[test]
 fn a_forged_record_makes_nobody_end_another_process() {
     with_lab(|lab| {
         let mut child = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
@@ -192,7 +202,6 @@ fn a_forged_record_makes_nobody_end_another_process() {
     });
 }
 
-#[test]
 fn a_forged_record_removes_nothing_elsewhere() {
     with_lab(|lab| {
         let elsewhere = lab.path("elsewhere");
@@ -222,7 +231,6 @@ fn a_forged_record_removes_nothing_elsewhere() {
     });
 }
 
-#[test]
 fn a_record_that_others_could_have_written_is_not_believed() {
     with_lab(|lab| {
         let path = forge(lab, "forged", |_| ());
@@ -247,7 +255,6 @@ fn a_record_that_others_could_have_written_is_not_believed() {
     });
 }
 
-#[test]
 fn orders_that_others_could_have_written_are_not_shown() {
     with_lab(|lab| {
         lab.create();

@@ -2,18 +2,50 @@
 
 mod common;
 
-use common::{Lab, skip, succeeded, with_lab};
+use common::{Lab, succeeded, with_lab};
+use ringfence_trials::{skip, tests};
 use serde_json::json;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        a_container_is_joined,
+        two_stages_join_once,
+        containers_without_our_annotations_are_left_alone,
+        switched_off_or_a_pods_sandbox_is_left_alone,
+        the_engine_enables_a_container_without_annotations,
+        annotations_refine_what_the_engine_enables,
+        a_pods_annotation_speaks_to_one_of_its_containers,
+        the_images_own_preload_file_is_kept,
+        mounts_are_read_only_and_carry_nothing_else,
+        a_read_only_root_is_no_obstacle,
+        a_root_that_nobody_can_write_gets_an_overlay,
+        a_volume_at_etc_is_not_written_to,
+        user_namespaces,
+        an_unprivileged_user_has_it_too,
+        mounts_stay_within_a_container_that_shares_its_own,
+        the_runtime_does_not_wait_for_the_proxy,
+        the_proxy_ends_with_a_killed_container_and_without_poststop,
+        poststop_may_come_twice_or_for_nothing,
+        what_a_crash_left_under_the_same_id_is_replaced,
+        an_id_in_use_is_refused_and_its_container_lives_on,
+        containers_on_one_root_keep_their_mounts_when_another_ends,
+        many_at_once_on_one_root,
+        a_hook_killed_by_the_runtime_leaves_nothing_after_poststop,
+        crun_joins_too,
+        passthrough_grants_the_device_nodes,
+        device_nodes_of_the_runtime_are_left_to_it,
+        links_in_the_image_beside_our_places_do_not_matter,
+    ])
+}
 
 /// Says that the dynamic loader has our library, and what stands where.
 const LOOK: &str = "/bin/cat /proc/self/maps | grep -q /dev/ringfence/libibverbs.so.1 && echo loaded; \
     cat /etc/ld.so.preload; ls -A /dev/ringfence";
 const SEEN: &str = "loaded\n/dev/ringfence/libibverbs.so.1\nlibibverbs.so.1\nverbs.sock\n";
 
-#[test]
 fn a_container_is_joined() {
     for stage in ["createRuntime", "prestart"] {
         with_lab(|lab| {
@@ -24,7 +56,6 @@ fn a_container_is_joined() {
     }
 }
 
-#[test]
 fn two_stages_join_once() {
     with_lab(|lab| {
         lab.hooks(&["prestart", "createRuntime"], true);
@@ -34,7 +65,6 @@ fn two_stages_join_once() {
     });
 }
 
-#[test]
 fn containers_without_our_annotations_are_left_alone() {
     with_lab(|lab| {
         lab.edit(|config| config["annotations"] = json!({"io.kubernetes.cri.sandbox-id": "x"}));
@@ -46,7 +76,6 @@ fn containers_without_our_annotations_are_left_alone() {
     });
 }
 
-#[test]
 fn switched_off_or_a_pods_sandbox_is_left_alone() {
     for annotations in [
         json!({"ringfence.dev/enable": "no", "ringfence.dev/bandwidth": "x"}),
@@ -60,7 +89,6 @@ fn switched_off_or_a_pods_sandbox_is_left_alone() {
     }
 }
 
-#[test]
 fn the_engine_enables_a_container_without_annotations() {
     with_lab(|lab| {
         std::fs::create_dir(lab.path("conf.d")).unwrap();
@@ -84,7 +112,6 @@ fn the_engine_enables_a_container_without_annotations() {
 }
 
 /// podman calls its hooks.d for whoever has an annotation of ours, beside what a CDI device has it call.
-#[test]
 fn annotations_refine_what_the_engine_enables() {
     with_lab(|lab| {
         lab.annotate(&[("max-qp", "7")]);
@@ -101,7 +128,6 @@ fn annotations_refine_what_the_engine_enables() {
     });
 }
 
-#[test]
 fn a_pods_annotation_speaks_to_one_of_its_containers() {
     const NAME: &str = "io.kubernetes.cri.container-name";
     for (name, seen) in [("app", SEEN), ("db", "")] {
@@ -115,7 +141,6 @@ fn a_pods_annotation_speaks_to_one_of_its_containers() {
     }
 }
 
-#[test]
 fn the_images_own_preload_file_is_kept() {
     with_lab(|lab| {
         let etc = lab.path("rootfs/etc");
@@ -128,7 +153,6 @@ fn the_images_own_preload_file_is_kept() {
     });
 }
 
-#[test]
 fn mounts_are_read_only_and_carry_nothing_else() {
     with_lab(|lab| {
         lab.script("grep -E 'ringfence|preload' /proc/mounts; (: >/dev/ringfence/x); (: >/etc/ld.so.preload); true");
@@ -146,7 +170,6 @@ fn mounts_are_read_only_and_carry_nothing_else() {
     });
 }
 
-#[test]
 fn a_read_only_root_is_no_obstacle() {
     with_lab(|lab| {
         lab.edit(|config| config["root"]["readonly"] = json!(true));
@@ -160,7 +183,6 @@ fn output_on_read_only_mount(lab: &Lab) -> String {
     succeeded(&lab.run_after("mount --bind rootfs rootfs && mount -o remount,bind,ro rootfs"))
 }
 
-#[test]
 fn a_root_that_nobody_can_write_gets_an_overlay() {
     with_lab(|lab| {
         let etc = lab.path("rootfs/etc");
@@ -182,7 +204,6 @@ fn a_root_that_nobody_can_write_gets_an_overlay() {
     });
 }
 
-#[test]
 fn a_volume_at_etc_is_not_written_to() {
     with_lab(|lab| {
         let volume = lab.path("volume");
@@ -200,7 +221,6 @@ fn a_volume_at_etc_is_not_written_to() {
     });
 }
 
-#[test]
 fn user_namespaces() {
     for (owner, readonly) in [(0, false), (100_000, false), (100_000, true)] {
         with_lab(|lab| {
@@ -221,7 +241,6 @@ fn user_namespaces() {
     }
 }
 
-#[test]
 fn an_unprivileged_user_has_it_too() {
     with_lab(|lab| {
         lab.edit(|config| {
@@ -233,7 +252,6 @@ fn an_unprivileged_user_has_it_too() {
     });
 }
 
-#[test]
 fn mounts_stay_within_a_container_that_shares_its_own() {
     for propagation in ["shared", "rshared", "rslave"] {
         with_lab(|lab| {
@@ -254,7 +272,6 @@ fn mounts_stay_within_a_container_that_shares_its_own() {
     }
 }
 
-#[test]
 fn the_runtime_does_not_wait_for_the_proxy() {
     with_lab(|lab| {
         lab.script("sleep 60");
@@ -266,7 +283,6 @@ fn the_runtime_does_not_wait_for_the_proxy() {
     });
 }
 
-#[test]
 fn the_proxy_ends_with_a_killed_container_and_without_poststop() {
     with_lab(|lab| {
         lab.hooks(&["createRuntime"], false);
@@ -284,7 +300,6 @@ fn the_proxy_ends_with_a_killed_container_and_without_poststop() {
     });
 }
 
-#[test]
 fn poststop_may_come_twice_or_for_nothing() {
     with_lab(|lab| {
         lab.output();
@@ -295,7 +310,6 @@ fn poststop_may_come_twice_or_for_nothing() {
     });
 }
 
-#[test]
 fn what_a_crash_left_under_the_same_id_is_replaced() {
     with_lab(|lab| {
         let stale = lab.path("run/containers").join(&lab.id).join("mount");
@@ -308,7 +322,6 @@ fn what_a_crash_left_under_the_same_id_is_replaced() {
     });
 }
 
-#[test]
 fn an_id_in_use_is_refused_and_its_container_lives_on() {
     with_lab(|lab| {
         lab.script("sleep 60");
@@ -322,7 +335,6 @@ fn an_id_in_use_is_refused_and_its_container_lives_on() {
     });
 }
 
-#[test]
 fn containers_on_one_root_keep_their_mounts_when_another_ends() {
     with_lab(|lab| {
         lab.script(&format!("{LOOK}; sleep 1; {LOOK}"));
@@ -340,7 +352,6 @@ fn containers_on_one_root_keep_their_mounts_when_another_ends() {
     });
 }
 
-#[test]
 fn many_at_once_on_one_root() {
     with_lab(|lab| {
         lab.script(LOOK);
@@ -358,7 +369,6 @@ fn many_at_once_on_one_root() {
     });
 }
 
-#[test]
 fn a_hook_killed_by_the_runtime_leaves_nothing_after_poststop() {
     with_lab(|lab| {
         lab.configure("mute", "");
@@ -370,21 +380,18 @@ fn a_hook_killed_by_the_runtime_leaves_nothing_after_poststop() {
     });
 }
 
-#[test]
 fn crun_joins_too() {
     with_lab(|lab| {
         lab.script(LOOK);
-        let Some(output) = lab.crun(&["run", &lab.id]) else { return };
-        assert_eq!(succeeded(&output), SEEN);
+        assert_eq!(succeeded(&lab.crun(&["run", &lab.id])), SEEN);
     });
 }
 
-#[test]
 fn passthrough_grants_the_device_nodes() {
     const NODE: &str = "/dev/fuse";
     with_lab(|lab| {
         if !std::path::Path::new(NODE).exists() || !std::path::Path::new("/sys/fs/cgroup/devices").exists() {
-            return skip("needs /dev/fuse as a device node, and the devices controller of cgroup version 1");
+            skip("needs /dev/fuse as a device node, and the devices controller of cgroup version 1");
         }
         let more = format!(
             "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"{NODE}\"]\n[policy.bounds]\nmodes = [\"proxied\", \"passthrough\"]"
@@ -398,11 +405,10 @@ fn passthrough_grants_the_device_nodes() {
     });
 }
 
-#[test]
 fn device_nodes_of_the_runtime_are_left_to_it() {
     with_lab(|lab| {
         if !std::path::Path::new("/dev/fuse").exists() {
-            return skip("needs /dev/fuse as a device node");
+            skip("needs /dev/fuse as a device node");
         }
         lab.configure(
             "ready",
@@ -418,7 +424,6 @@ fn device_nodes_of_the_runtime_are_left_to_it() {
     });
 }
 
-#[test]
 fn links_in_the_image_beside_our_places_do_not_matter() {
     with_lab(|lab| {
         symlink("/nowhere", lab.path("rootfs/run")).unwrap();

@@ -3,7 +3,12 @@
 mod common;
 
 use common::{Lab, succeeded, with_lab};
-use std::process::{Child, Stdio};
+use ringfence_trials::tests;
+use std::process::{Child, ExitCode, Stdio};
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![five_hundred_in_a_row, sixty_four_at_once,])
+}
 
 const IN_A_ROW: usize = 500;
 const AT_ONCE: usize = 64;
@@ -18,7 +23,6 @@ fn mounts() -> usize {
     std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
 }
 
-#[test]
 fn five_hundred_in_a_row() {
     with_lab(|lab| {
         lab.script("cat /etc/ld.so.preload");
@@ -36,7 +40,6 @@ fn five_hundred_in_a_row() {
     });
 }
 
-#[test]
 fn sixty_four_at_once() {
     with_lab(|lab| {
         lab.script("cat /etc/ld.so.preload; sleep 1");

@@ -3,14 +3,48 @@
 mod common;
 
 use common::{Lab, with_lab};
+use ringfence_trials::tests;
 use serde_json::json;
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-#[test]
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        an_empty_state,
+        a_truncated_state,
+        a_state_of_a_dead_process,
+        an_id_that_cannot_be_ours_concerns_our_containers_only,
+        a_state_of_a_process_that_is_no_container,
+        a_state_of_a_sandbox,
+        a_bundle_without_config,
+        annotations_that_are_wrong,
+        more_than_the_administrator_allows,
+        policies_that_are_not_for_this_container,
+        two_policies_for_one_container,
+        failures_are_kept_for_the_operator,
+        usage,
+        a_device_that_is_not_there,
+        a_configuration_that_is_wrong,
+        a_proxy_that_is_missing,
+        a_proxy_that_says_why_not,
+        a_proxy_that_ends_without_a_word,
+        a_proxy_that_is_not_ready_in_time,
+        symbolic_links_where_we_mount,
+        other_things_than_files_where_we_mount,
+        an_endless_preload_file,
+        the_hosts_dev_in_the_container,
+        a_library_that_is_not_there,
+        a_volume_that_the_host_shares,
+        a_run_dir_that_others_can_write,
+        without_root_it_says_so,
+        a_run_dir_without_room,
+        want_of_descriptors,
+    ])
+}
+
 fn an_empty_state() {
     with_lab(|lab| {
         lab.hook_refuses(
@@ -21,7 +55,6 @@ fn an_empty_state() {
     });
 }
 
-#[test]
 fn a_truncated_state() {
     with_lab(|lab| {
         lab.hook_refuses(
@@ -32,7 +65,6 @@ fn a_truncated_state() {
     });
 }
 
-#[test]
 fn a_state_of_a_dead_process() {
     with_lab(|lab| {
         lab.write_config();
@@ -48,7 +80,6 @@ fn a_state_of_a_dead_process() {
 }
 
 /// runc and crun take ids that are no names for our files.
-#[test]
 fn an_id_that_cannot_be_ours_concerns_our_containers_only() {
     with_lab(|lab| {
         lab.id = "a,b".into();
@@ -61,7 +92,6 @@ fn an_id_that_cannot_be_ours_concerns_our_containers_only() {
     });
 }
 
-#[test]
 fn a_state_of_a_process_that_is_no_container() {
     with_lab(|lab| {
         lab.write_config();
@@ -76,7 +106,6 @@ fn a_state_of_a_process_that_is_no_container() {
 }
 
 /// As gVisor's: its first process, which serves the container's system calls, has a root file system of its own.
-#[test]
 fn a_state_of_a_sandbox() {
     with_lab(|lab| {
         lab.write_config();
@@ -102,7 +131,6 @@ fn a_state_of_a_sandbox() {
     });
 }
 
-#[test]
 fn a_bundle_without_config() {
     with_lab(|lab| {
         let _ = std::fs::remove_file(lab.path("config.json"));
@@ -114,7 +142,6 @@ fn a_bundle_without_config() {
     });
 }
 
-#[test]
 fn annotations_that_are_wrong() {
     for (key, value, message) in [
         (
@@ -140,7 +167,6 @@ fn annotations_that_are_wrong() {
     }
 }
 
-#[test]
 fn more_than_the_administrator_allows() {
     with_lab(|lab| {
         lab.configure("ready", "[policy.bounds]\nbandwidth = \"10Gbit\"");
@@ -154,7 +180,6 @@ fn more_than_the_administrator_allows() {
 
 const GOLD: &str = "[policy.profiles.gold]\nnamespaces = [\"team-*\"]\nbounds.max-qp = 1024";
 
-#[test]
 fn policies_that_are_not_for_this_container() {
     with_lab(|lab| {
         lab.configure("ready", GOLD);
@@ -179,7 +204,6 @@ fn policies_that_are_not_for_this_container() {
     });
 }
 
-#[test]
 fn two_policies_for_one_container() {
     with_lab(|lab| {
         lab.configure("ready", GOLD);
@@ -197,7 +221,6 @@ fn two_policies_for_one_container() {
     });
 }
 
-#[test]
 fn failures_are_kept_for_the_operator() {
     with_lab(|lab| {
         lab.annotate(&[("enable", "on")]);
@@ -217,7 +240,6 @@ fn failures_are_kept_for_the_operator() {
     });
 }
 
-#[test]
 fn usage() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("config.toml");
@@ -254,7 +276,6 @@ fn usage() {
     assert!(String::from_utf8_lossy(&bad.stderr).contains("E2 --policy \"a/b\" is no profile's name"), "{bad:?}");
 }
 
-#[test]
 fn a_device_that_is_not_there() {
     with_lab(|lab| {
         lab.annotate(&[("enable", "true"), ("device", "mlx5_9")]);
@@ -268,7 +289,6 @@ fn a_device_that_is_not_there() {
     });
 }
 
-#[test]
 fn a_configuration_that_is_wrong() {
     with_lab(|lab| {
         let path = lab.path("config.toml");
@@ -279,7 +299,6 @@ fn a_configuration_that_is_wrong() {
     });
 }
 
-#[test]
 fn a_proxy_that_is_missing() {
     with_lab(|lab| {
         lab.configure("missing", "");
@@ -289,7 +308,6 @@ fn a_proxy_that_is_missing() {
     });
 }
 
-#[test]
 fn a_proxy_that_says_why_not() {
     with_lab(|lab| {
         lab.configure("refusing", "");
@@ -298,7 +316,6 @@ fn a_proxy_that_says_why_not() {
     });
 }
 
-#[test]
 fn a_proxy_that_ends_without_a_word() {
     with_lab(|lab| {
         lab.configure("dying", "");
@@ -307,7 +324,6 @@ fn a_proxy_that_ends_without_a_word() {
     });
 }
 
-#[test]
 fn a_proxy_that_is_not_ready_in_time() {
     with_lab(|lab| {
         lab.configure("mute", "");
@@ -322,7 +338,6 @@ fn a_proxy_that_is_not_ready_in_time() {
     });
 }
 
-#[test]
 fn symbolic_links_where_we_mount() {
     fn case(path: &str, shown: &str, prepare: impl FnOnce(&Lab, &PathBuf)) {
         with_lab(|lab| {
@@ -346,7 +361,6 @@ fn symbolic_links_where_we_mount() {
     }
 }
 
-#[test]
 fn other_things_than_files_where_we_mount() {
     for kind in ["directory", "FIFO"] {
         with_lab(|lab| {
@@ -362,7 +376,6 @@ fn other_things_than_files_where_we_mount() {
     }
 }
 
-#[test]
 fn an_endless_preload_file() {
     with_lab(|lab| {
         std::fs::create_dir(lab.path("rootfs/etc")).unwrap();
@@ -372,7 +385,6 @@ fn an_endless_preload_file() {
     });
 }
 
-#[test]
 fn the_hosts_dev_in_the_container() {
     with_lab(|lab| {
         lab.edit(|config| {
@@ -385,7 +397,6 @@ fn the_hosts_dev_in_the_container() {
     });
 }
 
-#[test]
 fn a_library_that_is_not_there() {
     with_lab(|lab| {
         let path = lab.path("config.toml");
@@ -395,7 +406,6 @@ fn a_library_that_is_not_there() {
     });
 }
 
-#[test]
 fn a_volume_that_the_host_shares() {
     with_lab(|lab| {
         let volume = lab.path("volume");
@@ -414,7 +424,6 @@ fn a_volume_that_the_host_shares() {
     });
 }
 
-#[test]
 fn a_run_dir_that_others_can_write() {
     use std::os::unix::fs::PermissionsExt;
     with_lab(|lab| {
@@ -426,7 +435,6 @@ fn a_run_dir_that_others_can_write() {
     });
 }
 
-#[test]
 fn without_root_it_says_so() {
     use std::os::unix::process::CommandExt;
     with_lab(|lab| {
@@ -457,7 +465,6 @@ fn without_root_it_says_so() {
 }
 
 /// The run-dir on a file system that has less room each time: every step fails once.
-#[test]
 fn a_run_dir_without_room() {
     with_lab(|lab| {
         std::fs::create_dir(lab.path("run")).unwrap();
@@ -490,7 +497,6 @@ fn a_run_dir_without_room() {
 }
 
 /// One more descriptor each time: every step fails once, and undoes those before it.
-#[test]
 fn want_of_descriptors() {
     with_lab(|lab| {
         lab.script("cat /etc/ld.so.preload");

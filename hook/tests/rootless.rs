@@ -2,14 +2,25 @@
 
 mod common;
 
-use common::{HOOK, skip, succeeded};
+use common::{HOOK, succeeded};
+use ringfence_trials::{needs_root, skip, tests};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitCode, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        a_user_has_rdma_without_root,
+        containers_of_one_user_meet,
+        what_needs_root_is_refused,
+        without_a_directory_of_the_users_own_it_says_so,
+        where_run_is_ours_it_is_as_on_a_host,
+    ])
+}
 
 const IMAGE: &str = "localhost/ringfence-test:1";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -25,22 +36,20 @@ struct User {
     _alone: MutexGuard<'static, ()>,
 }
 
-/// Runs `test` as a user, or says that it cannot.
+/// Runs `test` as a user, if one can be made here.
 #[track_caller]
 fn with_user(test: impl FnOnce(&User)) {
     static ALONE: Mutex<()> = Mutex::new(());
-    if !rustix::process::geteuid().is_root() {
-        return skip("it makes a user and needs root");
-    }
+    needs_root("it makes a user");
     for program in ["podman", "newuidmap", "useradd", "setpriv", "runc"] {
         if !PATH.split(':').any(|directory| Path::new(directory).join(program).exists()) {
-            return skip(&format!("{program} is not installed"));
+            skip(format!("{program} is not installed"));
         }
     }
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     match User::make(alone) {
         Ok(user) => test(&user),
-        Err(reason) => skip(&reason),
+        Err(reason) => skip(reason),
     }
 }
 
@@ -256,7 +265,6 @@ fn connect(init: i32) {
     rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
 }
 
-#[test]
 fn a_user_has_rdma_without_root() {
     with_user(|user| {
         for more in [&[][..], &["--read-only"], &["--userns=keep-id"], &["--userns=auto"], &["--network=host"]] {
@@ -285,7 +293,6 @@ fn a_user_has_rdma_without_root() {
     });
 }
 
-#[test]
 fn containers_of_one_user_meet() {
     with_user(|user| {
         let ids = [user.start(&[]).0, user.start(&[]).0];
@@ -299,7 +306,6 @@ fn containers_of_one_user_meet() {
     });
 }
 
-#[test]
 fn what_needs_root_is_refused() {
     with_user(|user| {
         user.configure(
@@ -328,7 +334,6 @@ fn hook_after(user: &User, prepare: &str) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout))
 }
 
-#[test]
 fn without_a_directory_of_the_users_own_it_says_so() {
     with_user(|user| {
         // podman itself does not start without one, so it vanishes afterwards.
@@ -342,7 +347,6 @@ fn without_a_directory_of_the_users_own_it_says_so() {
     });
 }
 
-#[test]
 fn where_run_is_ours_it_is_as_on_a_host() {
     with_user(|user| {
         let text = hook_after(user, "mount -t tmpfs none /run");

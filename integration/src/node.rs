@@ -12,6 +12,7 @@ use crate::command::{Ended, Running, command, wait_until};
 use crate::{artifacts, sandbox};
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
+use ringfence_trials::surroundings;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,10 +52,17 @@ impl Suite {
 /// The version of control groups that a node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cgroups {
-    /// The machine's hierarchies of the first version, without the second beside them.
+    /// The hierarchies of the first version, without the second beside them, as the machine has them.
     V1,
     /// Only the second version, with the controllers that the machine's first version leaves to it (often none).
     V2,
+}
+
+impl Cgroups {
+    /// The version that the machine has its controllers in.
+    fn of_machine() -> Self {
+        if surroundings::is_version_2() { Self::V2 } else { Self::V1 }
+    }
 }
 
 /// A running node. All its processes, mounts and files are gone when it is dropped; its control groups go with the sandbox.
@@ -71,9 +79,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node of the first version of control groups with Ringfence and the image [`IMAGE`]'s archive on it.
+    /// Starts a node of the machine's version of control groups with Ringfence and the image [`IMAGE`]'s archive on it.
     pub fn start(suite: Suite) -> Result<Self> {
-        Self::start_with(suite, Cgroups::V1)
+        Self::start_with(suite, Cgroups::of_machine())
     }
 
     /// Starts a node.
@@ -136,7 +144,7 @@ impl Node {
         std::fs::write(&target, text).with_context(|| format!("cannot write {path} of the node"))
     }
 
-    /// Moves this process into the control groups of the node, which must be of the first version, until it ends.
+    /// Moves this process into the control groups of the node until it ends.
     ///
     /// Otherwise every program that is started here moves itself. That waits for all processors, and spares the wait to
     /// whoever moves a process within the next milliseconds, which spoils any measurement of what the program does.

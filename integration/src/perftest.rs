@@ -95,6 +95,12 @@ impl Pair {
         client
     }
 
+    /// What the client has said so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.client.output()
+    }
+
     /// Whether the client has ended.
     pub fn has_ended(&mut self) -> bool {
         self.client.has_ended()

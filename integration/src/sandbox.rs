@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+use ringfence_trials::surroundings;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,8 @@ impl Interruption {
 }
 
 fn outer(label: &str) -> Result<ExitCode> {
+    // Here rather than inside: what is made there in control groups is removed from here.
+    surroundings::arrange()?;
     let name = format!("{label}-{}", std::process::id());
     let interruption = Arc::new(Mutex::new(Interruption::default()));
     let shared = Arc::clone(&interruption);

@@ -3,7 +3,7 @@
 use crate::node::{Node, Suite};
 use crate::{artifacts, machine, sandbox};
 use anyhow::{Context, Result};
-use libtest_mimic::{Arguments, Failed, Trial};
+use ringfence_trials::{Arguments, Failed, Skipped, Trial};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -19,17 +19,15 @@ pub struct Needs {
 pub fn main(label: &str, needs: &Needs, list: impl FnOnce() -> Result<Vec<Trial>>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
+    // Tests that are ignored are so by what they find.
+    arguments.ignored = false;
     let missing = needs.built.iter().find_map(|built| built().err());
     let obstacle = machine::obstacle(needs.programs).or_else(|| missing.map(|error| format!("{error:#}")));
     if let Some(reason) = obstacle {
-        println!("SKIPPED: {label}: {reason}");
-        let trial = Trial::test(format!("{label} (all: {reason})"), || Ok(())).with_ignored_flag(true);
-        arguments.include_ignored = false;
-        arguments.ignored = false;
-        return libtest_mimic::run(&arguments, vec![trial]).exit_code();
+        return ringfence_trials::run(&arguments, vec![skipped(label, reason)]);
     }
     sandbox::run(label, || match list() {
-        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Ok(trials) => ringfence_trials::run(&arguments, trials),
         Err(error) => {
             eprintln!("{label}: {error:#}");
             ExitCode::FAILURE
@@ -37,9 +35,17 @@ pub fn main(label: &str, needs: &Needs, list: impl FnOnce() -> Result<Vec<Trial>
     })
 }
 
-/// A test that fails with the error that it returns.
+/// A test that fails with the error that it returns; one that is [`Skipped`] is counted as ignored.
 pub fn test(name: impl Into<String>, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:#}"))))
+    ringfence_trials::test_with(name, run, |error| match error.downcast_ref::<Skipped>() {
+        Some(skipped) => Ok(skipped.clone()),
+        None => Err(Failed::from(format!("{error:#}"))),
+    })
+}
+
+/// Stands for all tests that cannot run for `reason`.
+fn skipped(of: &str, reason: String) -> Trial {
+    ringfence_trials::test(format!("{of} (all)"), move || ringfence_trials::skip(reason))
 }
 
 /// What tests on a node get. The fields drop in order: the daemon before the node.
@@ -71,11 +77,10 @@ pub fn on_nodes<D: Send + 'static>(
     tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
 ) -> ExitCode {
     let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    main(label, &needs, || Ok(on_each_node(label, prepare, tests)))
+    main(label, &needs, || Ok(on_each_node(prepare, tests)))
 }
 
 fn on_each_node<D: Send + 'static>(
-    label: &str,
     prepare: fn(Node) -> Result<Scene<D>>,
     tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
 ) -> Vec<Trial> {
@@ -83,9 +88,7 @@ fn on_each_node<D: Send + 'static>(
     for suite in Suite::ALL {
         if let Some(reason) = Node::obstacle(suite) {
             let reason = reason.lines().last().unwrap_or_default().to_owned();
-            println!("SKIPPED: {label}: {}: {reason}", suite.name());
-            let skipped = Trial::test(format!("{} (all: {reason})", suite.name()), || Ok(()));
-            trials.push(skipped.with_ignored_flag(true));
+            trials.push(skipped(suite.name(), reason));
             continue;
         }
         // Gone with the last test that holds it.

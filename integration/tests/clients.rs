@@ -2,12 +2,12 @@
 //! registration, processes and quotas.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
 use ringfence_proxy::launch::Limits;
+use ringfence_trials::Trial;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;

@@ -1,7 +1,6 @@
 //! Unmodified Debian programs in containers under runc with our hook.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use ringfence_integration::command::{is_warden, wait_until};
 use ringfence_integration::config::Config;
 use ringfence_integration::container::{Builder, Container};
@@ -9,6 +8,7 @@ use ringfence_integration::netns::Netns;
 use ringfence_integration::rootfs::Image;
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, netns, perftest, suite};
+use ringfence_trials::Trial;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,8 +17,8 @@ type ImageTest = fn(&Image) -> Result<()>;
 
 fn main() -> ExitCode {
     let needs = Needs {
-        programs: &["runc", "ip", "mmdebstrap"],
-        built: &[artifacts::proxy, artifacts::hook, artifacts::library],
+        programs: &["runc", "ip"],
+        built: &[artifacts::proxy, artifacts::hook, artifacts::library, Image::source],
     };
     suite::main("ringfence-containers", &needs, trials)
 }

@@ -2,7 +2,6 @@
 //! other containers notice nothing.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS};
@@ -15,6 +14,7 @@ use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes};
 use ringfence_protocol::ring::SLOT_BYTES;
 use ringfence_protocol::verbs::Access;
 use ringfence_proxy::launch::Limits;
+use ringfence_trials::Trial;
 use rustix::net::SendFlags;
 use std::fs::File;
 use std::io::Write;

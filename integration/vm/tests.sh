@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/tests/lib.sh"
 
 [ -e /vm/command ] || { echo "${0##*/}: not in the virtual machine; use integration/vm/run.sh" >&2; exit 2; }
-[ $# -gt 0 ] || set -- runtimes podman containerd cri docker passthrough package
+[ $# -gt 0 ] || set -- runtimes podman containerd cri docker passthrough suite package
 
 mkdir -p "$rootfs"
 tar -xOf /var/lib/ringfence-verbs.tar layer.tar | tar -C "$rootfs" -x
@@ -22,8 +22,9 @@ for file in "$@"; do
 done
 check "the kernel found nothing wrong" same "$(dmesg | grep -E 'BUG:|kernel BUG|Oops:|WARNING:')" "" "its log"
 
+for program in $failed_programs; do echo "FAILED: $program"; done
 result=ok
 [ "$failed" -eq 0 ] || result=FAILED
 echo
 echo "test result: $result. $passed passed; $failed failed; 0 ignored; 0 measured; 0 filtered out; finished in $SECONDS.00s"
-[ "$failed" -eq 0 ]
+[ "$failed" -eq 0 ] && [ -z "$failed_programs" ]

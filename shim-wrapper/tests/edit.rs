@@ -2,18 +2,35 @@
 
 mod common;
 
-use common::{Lab, RUNTIME, is_root, succeeded};
+use common::{Lab, RUNTIME, succeeded};
+use ringfence_trials::tests;
 use serde_json::json;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::Instant;
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        the_bundle_is_found_in_every_form,
+        the_hook_is_called_with_an_environment_of_its_own,
+        the_rest_of_the_file_stays_as_it_was_written,
+        owner_mode_and_link_stay,
+        containers_that_are_not_ours,
+        a_policy_of_the_engine,
+        runtimes_are_found_by_the_name_that_the_engine_uses,
+        a_mistake_elsewhere_does_not_change_the_runtime,
+        the_file_is_whole_whenever_we_are_killed,
+        one_bundle_at_many_times,
+        depth_does_not_matter,
+        signals_and_descriptors_are_the_callers,
+    ])
+}
 
 /// The arguments that the real runtime got, without its name.
 fn arguments(record: &[String]) -> Vec<&str> {
     record.iter().filter_map(|line| line.strip_prefix("argument ")).skip(1).collect()
 }
 
-#[test]
 fn the_bundle_is_found_in_every_form() {
     let lab = Lab::new();
     let before = lab.text();
@@ -65,7 +82,6 @@ fn the_bundle_is_found_in_every_form() {
     }
 }
 
-#[test]
 fn the_hook_is_called_with_an_environment_of_its_own() {
     let lab = Lab::new();
     lab.recorded(&["create", "c1"]);
@@ -78,7 +94,6 @@ fn the_hook_is_called_with_an_environment_of_its_own() {
     assert_eq!(lab.value()["hooks"], json!({"createRuntime": entry("createRuntime"), "poststop": entry("poststop")}));
 }
 
-#[test]
 fn the_rest_of_the_file_stays_as_it_was_written() {
     let lab = Lab::new();
     let before = r#"{
@@ -101,14 +116,13 @@ fn the_rest_of_the_file_stays_as_it_was_written() {
     assert_eq!(String::from_utf8(lab.text()).unwrap(), after);
 }
 
-#[test]
 fn owner_mode_and_link_stay() {
     let lab = Lab::new();
     let (config, elsewhere) = (lab.path("bundle/config.json"), lab.path("elsewhere.json"));
     std::fs::rename(&config, &elsewhere).unwrap();
     symlink(&elsewhere, &config).unwrap();
     std::fs::set_permissions(&elsewhere, std::fs::Permissions::from_mode(0o640)).unwrap();
-    if is_root() {
+    if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(&elsewhere, Some(1234), Some(5678)).unwrap();
     }
     let before = elsewhere.metadata().unwrap();
@@ -130,7 +144,6 @@ fn untouched(lab: &Lab, line: &[&str]) {
     assert_eq!(std::fs::read_dir(lab.path("bundle")).unwrap().count(), 1 + usize::from(path.exists()));
 }
 
-#[test]
 fn containers_that_are_not_ours() {
     let lab = Lab::new();
     for line in
@@ -175,7 +188,6 @@ fn containers_that_are_not_ours() {
     untouched(&lab, &create);
 }
 
-#[test]
 fn a_policy_of_the_engine() {
     let lab = Lab::new();
     lab.edit(|config| config["annotations"] = json!(null));
@@ -195,7 +207,6 @@ fn a_policy_of_the_engine() {
     assert!(!lab.has_hook());
 }
 
-#[test]
 fn runtimes_are_found_by_the_name_that_the_engine_uses() {
     let lab = Lab::new();
     let (runc, crun) = (lab.fake("runc"), lab.fake("crun"));
@@ -214,7 +225,6 @@ fn runtimes_are_found_by_the_name_that_the_engine_uses() {
 }
 
 /// Who was made by one runtime cannot be stopped by another.
-#[test]
 fn a_mistake_elsewhere_does_not_change_the_runtime() {
     let lab = Lab::new();
     lab.fake("runc");
@@ -228,7 +238,6 @@ fn a_mistake_elsewhere_does_not_change_the_runtime() {
     }
 }
 
-#[test]
 fn the_file_is_whole_whenever_we_are_killed() {
     let lab = Lab::new();
     lab.script("runc", "#!/bin/sh\nexit 0\n");
@@ -255,7 +264,6 @@ fn the_file_is_whole_whenever_we_are_killed() {
     assert!(edited > 0 && not_yet > 0, "{edited} edited, {not_yet} not");
 }
 
-#[test]
 fn one_bundle_at_many_times() {
     let lab = Lab::new();
     lab.script("runc", "#!/bin/sh\nexit 0\n");
@@ -268,7 +276,6 @@ fn one_bundle_at_many_times() {
     lab.assert_tidy();
 }
 
-#[test]
 fn depth_does_not_matter() {
     let lab = Lab::new();
     let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
@@ -279,7 +286,6 @@ fn depth_does_not_matter() {
     assert!(after.contains(&deep) && after.contains("createRuntime"));
 }
 
-#[test]
 fn signals_and_descriptors_are_the_callers() {
     let lab = Lab::new();
     lab.script("runc", "#!/bin/sh\ngrep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | tr '\\n' ' '; cat\n");

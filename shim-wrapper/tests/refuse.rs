@@ -2,13 +2,29 @@
 
 mod common;
 
-use common::{Lab, RUNTIME, assert_failed, is_root};
+use common::{Lab, RUNTIME, assert_failed};
+use ringfence_trials::{needs_root, tests};
 use serde_json::{Value, json};
-use std::process::Command;
+use std::process::{Command, ExitCode};
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        annotations_and_bounds,
+        configurations_of_the_container,
+        configurations_of_the_administrator,
+        restoring_from_a_checkpoint,
+        configurations_that_do_not_end,
+        a_policy_without_a_name,
+        the_runtimes_log,
+        no_runtime,
+        a_copy_of_ourselves,
+        a_bundle_that_is_read_only,
+        a_bundle_without_room,
+    ])
+}
 
 const CREATE: [&str; 2] = ["create", "c1"];
 
-#[test]
 fn annotations_and_bounds() {
     let lab = Lab::new();
     for (annotations, message) in [
@@ -32,7 +48,6 @@ fn annotations_and_bounds() {
     }
 }
 
-#[test]
 fn configurations_of_the_container() {
     let lab = Lab::new();
     let path = lab.path("bundle/config.json");
@@ -88,7 +103,6 @@ fn configurations_of_the_container() {
     );
 }
 
-#[test]
 fn configurations_of_the_administrator() {
     let lab = Lab::new();
     let path = lab.path("config.toml");
@@ -104,7 +118,6 @@ fn configurations_of_the_administrator() {
     lab.refused(&CREATE, &format!("E11 configuration {}: No such file or directory (os error 2)", path.display()));
 }
 
-#[test]
 fn restoring_from_a_checkpoint() {
     Lab::new().refused(
         &["restore", "c1"],
@@ -114,7 +127,6 @@ fn restoring_from_a_checkpoint() {
 }
 
 /// Neither is waited for, nor read to its end; without a policy the real runtime may say what it thinks of them.
-#[test]
 fn configurations_that_do_not_end() {
     let lab = Lab::new();
     let path = lab.path("bundle/config.json");
@@ -140,7 +152,6 @@ fn configurations_that_do_not_end() {
     fails(&format!("{} exceeds 4194304 bytes; make it shorter", path.display()));
 }
 
-#[test]
 fn a_policy_without_a_name() {
     let lab = Lab::new();
     // What runs must be stoppable, whatever became of the engine's configuration.
@@ -154,7 +165,6 @@ fn a_policy_without_a_name() {
 }
 
 /// The engine reads the last line of the file to tell its user.
-#[test]
 fn the_runtimes_log() {
     let lab = Lab::new();
     lab.edit(|config| config["annotations"] = json!({"ringfence.dev/enable": "\"on\""}));
@@ -205,7 +215,6 @@ fn not_found(lab: &Lab, directories: &[&str], looked_for: &str) {
     assert_eq!(lab.text(), before);
 }
 
-#[test]
 fn no_runtime() {
     let lab = Lab::new();
     not_found(&lab, &[], "runc, crun");
@@ -218,7 +227,6 @@ fn no_runtime() {
     not_found(&lab, &["fakes"], &format!("{RUNTIME} (which is ringfence-runtime itself), youki"));
 }
 
-#[test]
 fn a_copy_of_ourselves() {
     let lab = Lab::new();
     std::fs::copy(RUNTIME, lab.path("fakes/runc")).unwrap();
@@ -237,9 +245,7 @@ fn a_copy_of_ourselves() {
 /// The bundle on a tmpfs that `options` make unusable.
 #[track_caller]
 fn unwritable(options: &str, fill: &str, problem: &str) {
-    if !is_root() {
-        return;
-    }
+    needs_root("it mounts");
     let lab = Lab::new();
     lab.fake("runc");
     let before = lab.text();
@@ -260,12 +266,10 @@ fn unwritable(options: &str, fill: &str, problem: &str) {
     assert!(left.lines().all(|name| name == "config.json" || name == "filling"), "{left}");
 }
 
-#[test]
 fn a_bundle_that_is_read_only() {
     unwritable("ro", "true", "Read-only file system (os error 30); the bundle must be writable");
 }
 
-#[test]
 fn a_bundle_without_room() {
     let fill = "{ head -c 1M /dev/zero >filling 2>/dev/null || true; }";
     unwritable("rw", fill, "No space left on device (os error 28); make room in its file system");

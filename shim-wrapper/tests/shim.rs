@@ -3,8 +3,22 @@
 mod common;
 
 use common::{Lab, RUNTIME, SHIM, assert_failed};
+use ringfence_trials::tests;
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        every_call_reaches_the_real_shim_as_it_is,
+        the_name_is_the_real_shims,
+        the_links_lead_to_the_runtime,
+        systemd_paths_mean_systemd_by_way_of_the_shim,
+        the_configured_shim_comes_first,
+        without_a_real_shim,
+        without_links_nothing_starts_but_all_can_be_deleted,
+        a_broken_configuration_does_not_stop_the_shim,
+    ])
+}
 
 const REAL: &str = "containerd-shim-runc-v2";
 /// Says what it was called with, and copies its input.
@@ -21,7 +35,6 @@ fn lab() -> (Lab, String) {
     (lab, containerd)
 }
 
-#[test]
 fn every_call_reaches_the_real_shim_as_it_is() {
     let (lab, containerd) = lab();
     let publish = format!("-publish-binary={containerd}");
@@ -63,7 +76,6 @@ fn every_call_reaches_the_real_shim_as_it_is() {
     }
 }
 
-#[test]
 fn the_name_is_the_real_shims() {
     let lab = Lab::new();
     // A script is called by its interpreter's name; busybox shows its own.
@@ -72,7 +84,6 @@ fn the_name_is_the_real_shims() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "containerd-shim-runc-v2: applet not found\n");
 }
 
-#[test]
 fn the_links_lead_to_the_runtime() {
     let (lab, containerd) = lab();
     // What the real shim does with its PATH.
@@ -90,7 +101,6 @@ fn the_links_lead_to_the_runtime() {
     }
 }
 
-#[test]
 fn systemd_paths_mean_systemd_by_way_of_the_shim() {
     let lab = Lab::new();
     let flags = |shim: bool, arguments: &[&str], path: &str| {
@@ -117,7 +127,6 @@ fn systemd_paths_mean_systemd_by_way_of_the_shim() {
     assert_eq!(flags(false, &["create", "c1"], path), "create c1");
 }
 
-#[test]
 fn the_configured_shim_comes_first() {
     let (lab, containerd) = lab();
     let other = lab.script("other-shim", RECORDER);
@@ -142,7 +151,6 @@ fn the_configured_shim_comes_first() {
     }
 }
 
-#[test]
 fn without_a_real_shim() {
     let lab = Lab::new();
     let arguments = ["-publish-binary", "/nowhere/containerd", "-id", "c1", "start"];
@@ -159,7 +167,6 @@ fn without_a_real_shim() {
     assert_failed(&command.output().unwrap(), &message);
 }
 
-#[test]
 fn without_links_nothing_starts_but_all_can_be_deleted() {
     let (lab, containerd) = lab();
     std::fs::remove_file(lab.path("links/runc")).unwrap();
@@ -176,7 +183,6 @@ fn without_links_nothing_starts_but_all_can_be_deleted() {
     }
 }
 
-#[test]
 fn a_broken_configuration_does_not_stop_the_shim() {
     let (lab, containerd) = lab();
     for broken in ["typo = 1\n".to_owned() + &lab.configuration(""), "[runtime\n".to_owned()] {

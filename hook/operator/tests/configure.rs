@@ -1,9 +1,27 @@
 //! `ringfence configure` and `unconfigure` on hosts of plain files.
 
+use ringfence_trials::{skip, tests};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        each_engine_is_registered_once_and_taken_out_again,
+        all_engines_that_are_there_are_registered,
+        programs_that_are_missing_are_not_registered,
+        broken_files_stay_as_they_are,
+        the_import_that_owns_the_cri_section_is_edited,
+        a_symbolic_link_stays_one_and_modes_stay,
+        k3s_gets_a_drop_in_or_advice,
+        docker_has_a_runtime_per_profile,
+        hooks_are_such_that_podman_and_crio_take_them,
+        an_administrator_s_hooks_dir_is_kept,
+        an_engine_that_is_not_there_is_told,
+        containerd_sees_the_runtime_and_everything_else,
+    ])
+}
 
 /// A host's root file system with Ringfence installed.
 struct Host(tempfile::TempDir);
@@ -87,7 +105,6 @@ const CONTAINERD: &str = "/etc/containerd/config.toml";
 const KUBERNETES: &str = include_str!("containerd/kubernetes-systemd.toml");
 const CREATE_RUNTIME: &str = "/usr/share/containers/oci/hooks.d/50-ringfence-createruntime.json";
 
-#[test]
 fn each_engine_is_registered_once_and_taken_out_again() {
     for engine in ["containerd", "docker", "podman", "crio"] {
         let host = Host::new();
@@ -115,7 +132,6 @@ fn each_engine_is_registered_once_and_taken_out_again() {
     }
 }
 
-#[test]
 fn all_engines_that_are_there_are_registered() {
     let host = Host::new();
     host.refuse("configure --engine all", "no engine is installed");
@@ -132,7 +148,6 @@ fn all_engines_that_are_there_are_registered() {
     assert_eq!(after, before);
 }
 
-#[test]
 fn programs_that_are_missing_are_not_registered() {
     let host = Host::new();
     std::fs::remove_file(host.path("/usr/bin/ringfence-hook")).unwrap();
@@ -143,7 +158,6 @@ fn programs_that_are_missing_are_not_registered() {
     host.refuse("configure --engine docker", "/usr/bin/ringfence-runtime is missing");
 }
 
-#[test]
 fn broken_files_stay_as_they_are() {
     let host = Host::new();
     host.write(CONTAINERD, "version = 2\n[plugins\n");
@@ -171,7 +185,6 @@ fn broken_files_stay_as_they_are() {
     host.refuse("configure --engine podman", "/etc/ringfence/config.toml: line 1");
 }
 
-#[test]
 fn the_import_that_owns_the_cri_section_is_edited() {
     let host = Host::new();
     host.write(CONTAINERD, &format!("imports = [\"conf.d/*.toml\", \"/etc/other.toml\"]\n{}", KUBERNETES));
@@ -186,7 +199,6 @@ fn the_import_that_owns_the_cri_section_is_edited() {
     assert_eq!(host.files(), before);
 }
 
-#[test]
 fn a_symbolic_link_stays_one_and_modes_stay() {
     let host = Host::new();
     host.write("/srv/containerd.toml", KUBERNETES);
@@ -200,7 +212,6 @@ fn a_symbolic_link_stays_one_and_modes_stay() {
     assert_eq!(mode & 0o777, 0o640);
 }
 
-#[test]
 fn k3s_gets_a_drop_in_or_advice() {
     let host = Host::new();
     let directory = "/var/lib/rancher/k3s/agent/etc/containerd";
@@ -217,7 +228,6 @@ fn k3s_gets_a_drop_in_or_advice() {
     assert!(!host.path(&format!("{directory}/config-v3.toml.d/ringfence.toml")).exists());
 }
 
-#[test]
 fn docker_has_a_runtime_per_profile() {
     let host = Host::new();
     let text = host.succeed("configure --engine docker --policy gold");
@@ -234,7 +244,6 @@ fn docker_has_a_runtime_per_profile() {
     host.refuse("configure --engine podman --policy gold", "--policy is for --engine docker");
 }
 
-#[test]
 fn hooks_are_such_that_podman_and_crio_take_them() {
     let host = Host::new();
     host.succeed("configure --engine podman");
@@ -258,7 +267,6 @@ fn hooks_are_such_that_podman_and_crio_take_them() {
     assert!(!host.path(CREATE_RUNTIME).exists());
 }
 
-#[test]
 fn an_administrator_s_hooks_dir_is_kept() {
     let host = Host::new();
     host.write("/etc/containers/containers.conf", "[engine]\nhooks_dir = [\"/srv/hooks\"]\n");
@@ -279,22 +287,18 @@ fn an_administrator_s_hooks_dir_is_kept() {
     assert!(!host.read("/etc/containers/containers.conf.d/50-ringfence.conf").contains("hooks_dir"));
 }
 
-#[test]
 fn an_engine_that_is_not_there_is_told() {
     let (code, text) = run(&["configure", "--engine", "crio"], &[]);
     if Path::new("/usr/bin/crio").exists() {
-        skip("an_engine_that_is_not_there_is_told: this machine has CRI-O");
-        return;
+        skip("this machine has CRI-O");
     }
     assert_eq!((code, text.as_str()), (1, "ringfence: crio is not installed here; nothing to configure\n"));
 }
 
 /// What containerd itself makes of our files; and that we ask it.
-#[test]
 fn containerd_sees_the_runtime_and_everything_else() {
     if !Path::new("/usr/bin/containerd").exists() {
-        skip("containerd_sees_the_runtime_and_everything_else: no /usr/bin/containerd");
-        return;
+        skip("no /usr/bin/containerd");
     }
     let host = Host::new();
     let own = host.path("/own.toml");
@@ -336,9 +340,4 @@ fn containerd_sees_the_runtime_and_everything_else() {
         assert!(said.contains("nothing was changed") || said.contains("refuses"), "{said}");
         assert_eq!(host.read("/main.toml"), "version = 3\n");
     }
-}
-
-/// Says why a test is not run, past the capture of the test runner: it must not look like one that passed.
-fn skip(reason: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED {reason}\n").as_bytes());
 }

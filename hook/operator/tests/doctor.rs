@@ -1,9 +1,19 @@
 //! `ringfence doctor` as its users see it.
 
+use ringfence_trials::{needs_root, skip, tests};
 use serde_json::Value;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitCode, Output};
+
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        a_whole_installation_is_fine,
+        what_is_missing_or_unsafe_is_told_with_its_remedy,
+        a_broken_configuration_does_not_end_the_examination,
+        engines_that_are_asked_for_must_be_there,
+    ])
+}
 
 /// Ringfence installed in a directory, by a configuration of its own.
 struct Node(tempfile::TempDir);
@@ -64,30 +74,18 @@ impl Node {
     }
 }
 
-fn is_root() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        skip("doctor: a node whose files belong to root can only be made by root");
-    }
-    is_root
-}
+const WHY: &str = "it makes a node whose files belong to root";
 
-#[test]
 fn a_whole_installation_is_fine() {
-    if !is_root() {
-        return;
-    }
+    needs_root(WHY);
     let node = Node::new();
     for subject in ["config", "programs", "run-dir", "devices", "containers", "failures"] {
         assert_eq!(node.complaints(subject), [], "{subject}");
     }
 }
 
-#[test]
 fn what_is_missing_or_unsafe_is_told_with_its_remedy() {
-    if !is_root() {
-        return;
-    }
+    needs_root(WHY);
     let node = Node::new();
     std::fs::remove_file(node.path("proxy")).unwrap();
     node.expect("programs", "problem", "/proxy: No such file", "apt-get install --reinstall ringfence");
@@ -105,7 +103,6 @@ fn what_is_missing_or_unsafe_is_told_with_its_remedy() {
     node.expect("run-dir", "problem", "written by others", "chmod go-w");
 }
 
-#[test]
 fn a_broken_configuration_does_not_end_the_examination() {
     let node = Node::new();
     std::fs::write(node.path("config.toml"), "run-dir = 1\n").unwrap();
@@ -118,20 +115,13 @@ fn a_broken_configuration_does_not_end_the_examination() {
     node.expect("devices", "problem", "/dev/infiniband/uverbs9 is no device node", "driver");
 }
 
-#[test]
 fn engines_that_are_asked_for_must_be_there() {
     if Path::new("/usr/bin/crio").exists() {
-        skip("engines_that_are_asked_for_must_be_there: this machine has CRI-O");
-        return;
+        skip("this machine has CRI-O");
     }
     let output = Node::new().doctor(&["--engine", "crio"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("PROBLEM  crio") && text.contains("it is not installed"), "{text}");
     assert!(!text.contains("podman"), "{text}");
     assert_eq!(output.status.code(), Some(1));
-}
-
-/// Says why a test is not run, past the capture of the test runner: it must not look like one that passed.
-fn skip(reason: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED {reason}\n").as_bytes());
 }

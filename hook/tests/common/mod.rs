@@ -3,6 +3,7 @@
 // Each test program uses some of this.
 #![allow(dead_code)]
 
+use ringfence_trials::{needs_root, skip};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -23,22 +24,13 @@ pub struct Lab {
     clean: Vec<String>,
 }
 
-/// Runs `test` in a lab, or says that it cannot.
+/// Runs `test` in a lab, if containers can be made here.
 #[track_caller]
 pub fn with_lab(test: impl FnOnce(&mut Lab)) {
-    if !rustix::process::geteuid().is_root() {
-        return skip("it makes containers and needs root");
-    }
+    needs_root("it makes containers");
     let mut lab = Lab::new();
     test(&mut lab);
     lab.assert_clean();
-}
-
-/// Says why a test is not run, past the capture of the test runner: it must not look like one that passed.
-#[track_caller]
-pub fn skip(reason: &str) {
-    let place = std::panic::Location::caller();
-    let _ = writeln!(std::io::stderr(), "SKIPPED {place}: {reason}");
 }
 
 impl Lab {
@@ -225,25 +217,15 @@ impl Lab {
         command.current_dir(self.path("")).output().unwrap()
     }
 
-    /// crun in the bundle, in a mount namespace of its own; `None`, and said so, if it is not installed.
-    ///
-    /// crun 1.8 takes a hierarchy of version 2 with a controller beside version 1 for a hybrid that it does not support: there
-    /// the controller is moved to version 1, without a trace on the host.
-    #[track_caller]
-    pub fn crun(&self, arguments: &[&str]) -> Option<Output> {
-        const MOVE: &str = "set -e; if test -s /sys/fs/cgroup/unified/cgroup.controllers; then \
-            mkdir -p old; mount --rbind /sys/fs/cgroup old; mount -t tmpfs cgroup /sys/fs/cgroup; \
-            for name in $(ls old); do mkdir /sys/fs/cgroup/$name; mount --bind old/$name /sys/fs/cgroup/$name; done; \
-            mkdir /sys/fs/cgroup/hugetlb; mount -t cgroup -o hugetlb cgroup /sys/fs/cgroup/hugetlb; fi; \
-            exec crun --root crun \"$@\"";
+    /// crun in the bundle; without it the test is skipped.
+    pub fn crun(&self, arguments: &[&str]) -> Output {
         if Command::new("crun").arg("--version").output().is_err() {
             skip("crun is not installed");
-            return None;
         }
         self.write_config();
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", MOVE, "sh"]).args(arguments);
-        Some(command.current_dir(self.path("")).stdin(Stdio::null()).output().unwrap())
+        let mut command = Command::new("crun");
+        command.args(["--root", "crun"]).args(arguments).current_dir(self.path("")).stdin(Stdio::null());
+        command.output().unwrap()
     }
 
     /// What the container wrote, which must have been all well.

@@ -10,10 +10,21 @@ root=$1
 group=$2
 version=$3
 
-# Hands the processors and memory of the cpuset group $1 on to the group $1/$2: a new one has none.
+# Hands the processors and memory of the cpuset group $1 on to the group $1/$2: a new one of version 1 has none.
 hand_on() {
+    [ ! -e "$1/cgroup.controllers" ] || return 0
     for file in cpuset.cpus cpuset.mems; do
         [ ! -e "$1/$file" ] || cat "$1/$file" >"$1/$2/$file"
+    done
+}
+
+# Gives the groups below the group $1 all controllers that it has itself, on a machine of version 2.
+grant() {
+    [ -e /sys/fs/cgroup/cgroup.controllers ] || return 0
+    # shellcheck disable=SC2013 # It is one line of words.
+    for controller in $(cat "$1/cgroup.controllers"); do
+        # Some cannot be had, such as cpu where processes have a real-time schedule.
+        echo "+$controller" 2>/dev/null >"$1/cgroup.subtree_control" || true
     done
 }
 
@@ -30,6 +41,7 @@ if [ "${4-}" != inside ]; then
         for part in $(echo "$group" | tr / ' '); do
             mkdir -p "$above/$part"
             hand_on "$above" "$part"
+            grant "$above"
             above=$above/$part
         done
         echo 0 >"$above/cgroup.procs"
@@ -39,7 +51,7 @@ fi
 
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
-# Without `unified` on a node of the first version: crun refuses it beside the others when it has controllers.
+# Each node has one version, as crun refuses the second beside the first when it has controllers.
 [ "$version" = v2 ] || mount -t tmpfs -o mode=755 cgroup "$root/sys/fs/cgroup"
 for point in $(hierarchies); do
     name=${point##*/}

@@ -5,7 +5,6 @@
 
 use serde_json::{Value, json};
 use std::ffi::OsStr;
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -22,23 +21,6 @@ const LIBRARY: &str = "/lib/x86_64-linux-gnu/libanl.so.1";
 const RECORDER: &str = r#"#!/bin/sh
 { for argument in "$0" "$@"; do echo "argument $argument"; done; env; } >"$RECORD"
 "#;
-
-/// Says why a test is not run, past the capture of the test runner: it must not look like one that passed.
-#[track_caller]
-pub fn skip(reason: &str) {
-    let place = std::panic::Location::caller();
-    let _ = writeln!(std::io::stderr(), "SKIPPED {place}: {reason}");
-}
-
-/// Whether containers can be made here; says so if not.
-#[track_caller]
-pub fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        skip("it makes containers and needs root");
-    }
-    root
-}
 
 pub struct Lab {
     directory: tempfile::TempDir,
@@ -208,18 +190,15 @@ impl Lab {
         std::fs::copy(proxy, self.path("ready")).unwrap();
     }
 
-    /// `ringfence-runtime` as the engines call it, with real runtimes: `name` in a mount namespace of its own, in which crun
-    /// 1.8 does not find the mix of cgroup versions that it refuses.
+    /// `ringfence-runtime` as the engines call it, with the real runtime `name`.
     pub fn real(&self, name: &str, arguments: &[&str]) -> Command {
         self.configure("");
         let mut text = std::fs::read_to_string(self.path("config.toml")).unwrap();
         text.push_str(&format!("[runtime]\nruntimes = [\"{name}\"]\n"));
         std::fs::write(self.path("config.toml"), text).unwrap();
-        let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"";
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script, RUNTIME, "--root"]);
-        command.arg(self.path("state")).args(arguments).env("RINGFENCE_CONFIG", self.path("config.toml"));
-        command.current_dir(self.path("bundle")).stdin(Stdio::null());
+        let mut command = Command::new(RUNTIME);
+        command.arg("--root").arg(self.path("state")).args(arguments);
+        command.env("RINGFENCE_CONFIG", self.path("config.toml")).current_dir(self.path("bundle")).stdin(Stdio::null());
         command
     }
 

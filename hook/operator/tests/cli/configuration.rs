@@ -3,8 +3,7 @@
 use crate::node::{Node, json};
 use serde_json::Value;
 
-#[test]
-fn cdi_devices_are_the_profiles_and_go_stale() {
+pub fn cdi_devices_are_the_profiles_and_go_stale() {
     let node = Node::new("[policy.profiles.gold]\n[policy.profiles.0zero]");
     let (directory, path) = (node.path("cdi"), node.path("cdi/ringfence.json"));
     let list = ["cdi", "list", "--json", "--directory", directory.to_str().unwrap()];
@@ -43,8 +42,7 @@ fn cdi_devices_are_the_profiles_and_go_stale() {
     assert_eq!(states(json(&node.succeed(&list)))[0], "ringfence.dev/rdma=default stale");
 }
 
-#[test]
-fn drop_ins_count() {
+pub fn drop_ins_count() {
     let node = Node::new("");
     std::fs::create_dir(node.path("conf.d")).unwrap();
     std::fs::write(node.path("conf.d/gold.toml"), "[policy.profiles.gold]\n").unwrap();
@@ -56,8 +54,7 @@ fn drop_ins_count() {
     assert!(node.succeed(&["config", "show"]).contains("[policy.profiles.gold"));
 }
 
-#[test]
-fn the_configuration_is_shown_and_checked() {
+pub fn the_configuration_is_shown_and_checked() {
     let node = Node::new("[policy.profiles.gold.bounds]\nbandwidth = \"40Gbit\"");
     std::fs::write(node.path("shown.toml"), node.succeed(&["config", "show"])).unwrap();
     let shown = node.path("shown.toml");
@@ -80,8 +77,7 @@ fn the_configuration_is_shown_and_checked() {
     assert!(missing.code == 1 && missing.err.contains("/nonexistent"), "{}", missing.err);
 }
 
-#[test]
-fn info_names_devices_and_policies() {
+pub fn info_names_devices_and_policies() {
     let node = Node::new("[[device]]\nname = \"soft1\"\nkind = \"soft\"\nlink = \"25Gbit\"\n[policy.profiles.gold]");
     let shown = json(&node.succeed(&["info", "--json"]));
     assert_eq!(shown["devices"][0], "soft1 (soft, 25Gbit)");

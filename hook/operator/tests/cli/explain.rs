@@ -1,15 +1,14 @@
 //! `ringfence explain`
 
 use crate::node::{Node, json};
+use ringfence_trials::skip;
 use serde_json::Value;
 use std::path::Path;
 
-#[test]
-fn explain_refuses_as_the_hook_does() {
+pub fn explain_refuses_as_the_hook_does() {
     // Both by the default configuration: the hook takes the test's own environment.
     if Path::new("/etc/ringfence/config.toml").exists() || std::env::var_os("RINGFENCE_CONFIG").is_some() {
-        skip("explain_refuses_as_the_hook_does: it needs a machine without a configuration");
-        return;
+        skip("it needs a machine without a configuration");
     }
     let node = Node::new("");
     for (annotation, code) in [
@@ -29,8 +28,7 @@ fn explain_refuses_as_the_hook_does() {
     }
 }
 
-#[test]
-fn explain_tells_all_values_as_json() {
+pub fn explain_tells_all_values_as_json() {
     let node =
         Node::new("[policy.profiles.gold]\nnamespaces = [\"team-*\"]\n[policy.profiles.gold.bounds]\nweight = 9");
     let wish = ["--annotation", "ringfence.dev/enable=1", "--annotation", "ringfence.dev/policy=gold"];
@@ -48,8 +46,7 @@ fn explain_tells_all_values_as_json() {
     assert!(!node.path("run").exists(), "explaining makes nothing");
 }
 
-#[test]
-fn explain_goes_by_the_hook_that_the_bundle_names() {
+pub fn explain_goes_by_the_hook_that_the_bundle_names() {
     let node = Node::new("[policy.profiles.gold.defaults]\nweight = 5");
     let entry = |arguments: Value| serde_json::json!({"createRuntime": [{"path": "/usr/bin/ringfence-hook", "args": arguments}]});
     let enabled = serde_json::json!({"ringfence.dev/enable": "true"});
@@ -65,8 +62,7 @@ fn explain_goes_by_the_hook_that_the_bundle_names() {
 }
 
 /// The manifests' annotations are what they say they are, by the configuration that they come with.
-#[test]
-fn the_examples_for_kubernetes_are_granted() {
+pub fn the_examples_for_kubernetes_are_granted() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/kubernetes");
     let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
     let install = read("install.yaml");
@@ -101,9 +97,4 @@ fn the_examples_for_kubernetes_are_granted() {
     let bandwidths: Vec<_> =
         pods.split("---").skip(1).map(|pod| value(&explain(pod, "ib-write-bw"), "bandwidth")).collect();
     assert_eq!(bandwidths, ["25Gbit", "10Gbit"]);
-}
-
-/// Says why a test is not run, past the capture of the test runner: it must not look like one that passed.
-fn skip(reason: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED {reason}\n").as_bytes());
 }

@@ -6,10 +6,30 @@ mod node;
 mod state;
 
 use node::{Node, json};
+use ringfence_trials::tests;
 use std::io::Read;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 
-#[test]
+fn main() -> ExitCode {
+    ringfence_trials::main(tests![
+        help_of_every_subcommand_shows_examples,
+        the_version_names_the_commit,
+        completions_and_pages_know_every_subcommand,
+        who_reads_the_output_may_stop,
+        who_reads_the_errors_may_have_stopped,
+        configuration::cdi_devices_are_the_profiles_and_go_stale,
+        configuration::drop_ins_count,
+        configuration::the_configuration_is_shown_and_checked,
+        configuration::info_names_devices_and_policies,
+        explain::explain_refuses_as_the_hook_does,
+        explain::explain_tells_all_values_as_json,
+        explain::explain_goes_by_the_hook_that_the_bundle_names,
+        explain::the_examples_for_kubernetes_are_granted,
+        state::what_is_left_behind_is_listed_and_removed,
+        state::failures_of_the_hook_are_listed,
+    ])
+}
+
 fn help_of_every_subcommand_shows_examples() {
     let node = Node::new("");
     let help = node.succeed(&["--help"]);
@@ -27,7 +47,6 @@ fn help_of_every_subcommand_shows_examples() {
     }
 }
 
-#[test]
 fn the_version_names_the_commit() {
     let node = Node::new("");
     let shown = json(&node.succeed(&["version", "--json"]));
@@ -36,7 +55,6 @@ fn the_version_names_the_commit() {
     assert!(line.contains(shown["commit"].as_str().unwrap()), "{line}");
 }
 
-#[test]
 fn completions_and_pages_know_every_subcommand() {
     let node = Node::new("");
     let pages = node.path("man");
@@ -69,7 +87,6 @@ fn completions_and_pages_know_every_subcommand() {
     }
 }
 
-#[test]
 fn who_reads_the_output_may_stop() {
     let node = Node::new("");
     let mut child =
@@ -80,7 +97,6 @@ fn who_reads_the_output_may_stop() {
     assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""));
 }
 
-#[test]
 fn who_reads_the_errors_may_have_stopped() {
     let node = Node::new("nonsense");
     let mut child = node.command(&["list"]).stderr(Stdio::piped()).spawn().unwrap();

@@ -2,8 +2,7 @@
 
 use crate::node::{Node, json};
 
-#[test]
-fn what_is_left_behind_is_listed_and_removed() {
+pub fn what_is_left_behind_is_listed_and_removed() {
     let node = Node::new("");
     assert_eq!(node.succeed(&["list"]).lines().count(), 1);
     assert_eq!(node.succeed(&["gc"]), "");
@@ -26,8 +25,7 @@ fn what_is_left_behind_is_listed_and_removed() {
     assert_eq!(json(&node.succeed(&["gc", "--json"])), serde_json::json!({"removed": [], "left": []}));
 }
 
-#[test]
-fn failures_of_the_hook_are_listed() {
+pub fn failures_of_the_hook_are_listed() {
     let node = Node::new("");
     assert_eq!(json(&node.succeed(&["list", "--failures", "--json"])), serde_json::json!([]));
     std::fs::create_dir(node.path("run")).unwrap();
