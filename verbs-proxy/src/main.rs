@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         [flag, path] if flag == "--launch" => PathBuf::from(path),
         [flag] if flag == "--version" => {
             println!("ringfence-proxy {}", env!("CARGO_PKG_VERSION"));
+            #[cfg(feature = "obedient")]
+            println!("{}", ringfence_proxy::control::obedient::MARK);
             return ExitCode::SUCCESS;
         }
         [flag] if flag == "--help" => {
@@ -137,6 +139,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     drop(netns);
     sandbox::enter_empty_root(&taken.sockets).context("cannot leave the host's file systems")?;
     taken.port.find_sockets_in(Path::new("/"));
+    taken.port.leave_lock();
     // From here on the proxy touches what a container or a neighbour says. The threads inherit this.
     sandbox::become_user(id)?;
     sandbox::give_up_files().context("Landlock")?;

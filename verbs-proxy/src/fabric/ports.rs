@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <run-dir>/fabric/
-//!   lids/<lid>             locked by the port's proxy and its warden, as long as either lives
+//!   lids/<lid>             locked by the port's warden, as long as it lives
 //!   identities             who each port is: written by root alone, mapped for reading by every proxy
 //!   gids                   a page for each port: mapped for writing by its own proxy, for reading by all others
 //!   <device>/sockets/<lid> where the port takes links; all that a proxy sees of any file system
@@ -121,8 +121,8 @@ pub struct Port {
     identities: Held<Identities>,
     /// Where the sockets are, as this process sees it now.
     sockets: PathBuf,
-    /// Keeps the LID.
-    _lock: OwnedFd,
+    /// Keeps the LID until the warden alone does.
+    lock: Option<OwnedFd>,
 }
 
 /// What it takes, besides the port itself, to be a port: for [`crate::warden`].
@@ -185,7 +185,7 @@ impl Taken {
         raw[..8].copy_from_slice(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0]);
         raw[8..].copy_from_slice(&guid.to_be_bytes());
         let gids = vec![Gid { raw, ifindex: 0 }];
-        let port = Port { lid, gids, own, pages, identities, sockets: sockets.clone(), _lock: lock };
+        let port = Port { lid, gids, own, pages, identities, sockets: sockets.clone(), lock: Some(lock) };
         port.own.write(&port.gids);
         tenure.identities.0[usize::from(lid)].store(std::process::id(), Ordering::Release);
         Ok(Self { port, listener, sockets, tenure })
@@ -219,6 +219,12 @@ impl Port {
     #[must_use]
     pub fn gids(&self) -> &[Gid] {
         &self.gids
+    }
+
+    /// Leaves the lock on the LID to the port's tenure: whoever holds the descriptor can let it go, and a proxy that was taken
+    /// over could hand it to its container.
+    pub fn leave_lock(&mut self) {
+        self.lock = None;
     }
 
     /// The sockets are in `directory` from now on: the process sees other mounts.

@@ -47,12 +47,16 @@ const FCNTL: &[u64] = &[
 ];
 /// `ioctl(2)`: without blocking, and what waits in a socket to be read.
 const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ];
+/// `setsockopt(2)`: how much may wait in a socket, and whether descriptors may (`SO_PASSRIGHTS`). Others would run filters.
+const SOCKET_OPTIONS: &[u64] = &[libc::SO_SNDBUF as u64, 83];
 const SOCK_SEQPACKET: &[u64] = &[
     libc::SOCK_SEQPACKET as u64,
     (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64,
     (libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK) as u64,
     (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64,
 ];
+/// Bells.
+const SOCK_DGRAM: &[u64] = &[(libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64];
 const UNIX: &[u64] = &[libc::AF_UNIX as u64];
 /// For `getifaddrs(3)`.
 const NETLINK: &[&[Argument]] = &[&[
@@ -72,8 +76,8 @@ pub fn confine_proxy() -> Result<()> {
     allow(&mut rules, libc::SYS_ioctl, &[&[(1, IOCTL)]])?;
     allow(&mut rules, libc::SYS_socket, &[&[(0, UNIX), (1, SOCK_SEQPACKET)]])?;
     allow(&mut rules, libc::SYS_socket, NETLINK)?;
-    allow(&mut rules, libc::SYS_socketpair, &[&[(0, UNIX), (1, SOCK_SEQPACKET)]])?;
-    allow(&mut rules, libc::SYS_setsockopt, &[&[(1, &[libc::SOL_SOCKET as u64])]])?;
+    allow(&mut rules, libc::SYS_socketpair, &[&[(0, UNIX), (1, SOCK_SEQPACKET)], &[(0, UNIX), (1, SOCK_DGRAM)]])?;
+    allow(&mut rules, libc::SYS_setsockopt, &[&[(1, &[libc::SOL_SOCKET as u64]), (2, SOCKET_OPTIONS)]])?;
     // Of a descriptor, not of a path.
     let empty = &[libc::AT_EMPTY_PATH as u64];
     allow(&mut rules, libc::SYS_newfstatat, &[&[(3, empty)]])?;
