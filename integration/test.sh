@@ -69,6 +69,7 @@ else
 fi
 
 build_release
+build_obedient
 build_package
 
 export CARGO_TERM_COLOR=never

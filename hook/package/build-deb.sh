@@ -42,6 +42,10 @@ if [ "$build" = yes ]; then
     verbs-proxy/preload/link.sh "$target/preload" >/dev/null
 fi
 
+if grep -q 'THIS TEST BUILD OBEYS ITS CONTAINER' "$release/ringfence-proxy"; then
+    echo "${0##*/}: $release/ringfence-proxy is a test build that obeys its container; build it without features" >&2; exit 1
+fi
+
 # The same commit gives the same package.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(date -d "$(sed -n 's/^ -- .*>  //p' "$package/debian/changelog" | head -1)" +%s)}
 export SOURCE_DATE_EPOCH

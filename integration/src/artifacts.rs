@@ -20,6 +20,12 @@ pub fn proxy() -> Result<PathBuf> {
     built("x86_64-unknown-linux-gnu/release/ringfence-proxy", "cargo build --release")
 }
 
+/// The test build of the verbs proxy that obeys its container. It is never built for release.
+pub fn obedient_proxy() -> Result<PathBuf> {
+    let how = "cargo build --package ringfence-proxy --features obedient --target-dir target/obedient";
+    built("obedient/x86_64-unknown-linux-gnu/debug/ringfence-proxy", how)
+}
+
 /// The OCI hook.
 pub fn hook() -> Result<PathBuf> {
     built("x86_64-unknown-linux-gnu/release/ringfence-hook", "cargo build --release")

@@ -47,6 +47,14 @@ impl Config {
         self.dir.join("config.toml")
     }
 
+    /// Containers that are started from now on get this proxy.
+    pub fn set_proxy(&self, proxy: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(self.path())?;
+        let built = format!("path = {:?}", artifacts::proxy()?);
+        std::fs::write(self.path(), text.replacen(&built, &format!("path = {proxy:?}"), 1))?;
+        Ok(())
+    }
+
     /// The node-wide run-time directory.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {

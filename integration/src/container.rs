@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::netns::{self, Netns};
 use crate::perftest::Peer;
 use crate::rootfs::{Image, Rootfs};
-use crate::spec::{Hook, Parts};
+use crate::spec::{Bind, Hook, Parts};
 use crate::{artifacts, sandbox};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub struct Builder {
     netns: Option<PathBuf>,
     address: Option<String>,
     annotations: Vec<(String, String)>,
-    mounts: Vec<(PathBuf, String)>,
+    mounts: Vec<Bind>,
     config: Option<PathBuf>,
     start_stage: &'static str,
     readonly: bool,
@@ -106,7 +106,16 @@ impl Builder {
     /// Shows a host's file or directory in the container, read-only.
     #[must_use]
     pub fn mount(mut self, source: &Path, destination: &str) -> Self {
-        self.mounts.push((source.to_owned(), destination.to_owned()));
+        let (source, destination) = (source.to_owned(), destination.to_owned());
+        self.mounts.push(Bind { source, destination, writable: false });
+        self
+    }
+
+    /// Shows a host's directory in the container, for reading and writing.
+    #[must_use]
+    pub fn share(mut self, source: &Path, destination: &str) -> Self {
+        let (source, destination) = (source.to_owned(), destination.to_owned());
+        self.mounts.push(Bind { source, destination, writable: true });
         self
     }
 
@@ -144,6 +153,13 @@ impl Builder {
         let dir = sandbox::work_dir().join(&id);
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let bundle = Bundle { id, dir, rootfs: image.instance()? };
+        if self.user_namespace {
+            // Its root may make nothing in a root file system that is the host's root's.
+            for bind in &self.mounts {
+                let point = bundle.rootfs.dir().join(bind.destination.trim_start_matches('/'));
+                if bind.source.is_dir() { std::fs::create_dir_all(point) } else { std::fs::write(point, "") }?;
+            }
+        }
         let program = artifacts::hook()?;
         let parts = Parts {
             rootfs: bundle.rootfs.dir(),

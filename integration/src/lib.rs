@@ -18,3 +18,4 @@ pub mod sandbox;
 
 mod spec;
 pub mod suite;
+pub mod takeover;

@@ -124,6 +124,12 @@ pub struct Objects {
     pub mr: MrReply,
     /// Where work requests find the region.
     pub iova: u64,
+    /// The context.
+    pub context: u32,
+    /// The protection domain.
+    pub pd: u32,
+    /// The completion queue.
+    pub cq_handle: u32,
 }
 
 /// Bytes of the region of [`Objects`].
@@ -156,23 +162,27 @@ impl Objects {
             qps: Vec::new(),
             mr,
             iova,
+            context: open.context,
+            pd: pd.handle,
+            cq_handle: cq.handle,
         };
         for _ in 0..2 {
-            objects.add_qp(pd.handle, cq.handle)?;
+            objects.add_qp()?;
         }
         let numbers = [objects.qps[0].1.qp_num, objects.qps[1].1.qp_num];
-        let gid = objects.gid(open.context)?;
+        let gid = objects.gid()?;
         for (index, peer) in [(0, numbers[1]), (1, numbers[0])] {
             objects.bring_up(objects.qps[index].1.handle, peer, gid, access)?;
         }
         Ok(objects)
     }
 
-    fn add_qp(&mut self, pd: u32, cq: u32) -> Result<()> {
+    /// Makes one more queue pair.
+    pub fn add_qp(&mut self) -> Result<()> {
         let create = CreateQp {
-            pd,
-            send_cq: cq,
-            recv_cq: cq,
+            pd: self.pd,
+            send_cq: self.cq_handle,
+            recv_cq: self.cq_handle,
             qp_type: QpType::RC,
             max_send_wr: 64,
             max_recv_wr: 64,
@@ -186,13 +196,15 @@ impl Objects {
         Ok(())
     }
 
-    fn gid(&mut self, context: u32) -> Result<[u8; 16]> {
+    /// The port's own GID.
+    pub fn gid(&mut self) -> Result<[u8; 16]> {
         use ringfence_protocol::control::{GidInfo, PortQuery};
-        let query = PortQuery { context, port: 1, ..PortQuery::default() };
+        let query = PortQuery { context: self.context, port: 1, ..PortQuery::default() };
         Ok(self.raw.call::<GidInfo>(Op::QUERY_GID, query.as_bytes())?.0.gid)
     }
 
-    fn bring_up(&mut self, handle: u32, peer: u32, gid: [u8; 16], access: Access) -> Result<()> {
+    /// Brings a queue pair to RTS, connected to the queue pair `peer` at `gid`.
+    pub fn bring_up(&mut self, handle: u32, peer: u32, gid: [u8; 16], access: Access) -> Result<()> {
         use QpAttrMask as M;
         let mut init = QpAttr { state: QpState::INIT, port: 1, access, ..QpAttr::default() };
         init.mask = (M::STATE | M::PKEY_INDEX | M::PORT | M::ACCESS_FLAGS).0;

@@ -30,13 +30,21 @@ pub(crate) struct Parts<'a> {
     pub(crate) args: &'a [String],
     pub(crate) netns: Option<&'a Path>,
     pub(crate) annotations: &'a [(String, String)],
-    pub(crate) mounts: &'a [(std::path::PathBuf, String)],
+    pub(crate) mounts: &'a [Bind],
     pub(crate) hook: Option<Hook<'a>>,
     pub(crate) readonly: bool,
     pub(crate) user_namespace: bool,
     pub(crate) cgroups_path: String,
     /// As `linux.resources.cpu`.
     pub(crate) processors: Option<&'a Value>,
+}
+
+/// A host's file or directory in the container.
+#[derive(Clone, Debug)]
+pub(crate) struct Bind {
+    pub(crate) source: std::path::PathBuf,
+    pub(crate) destination: String,
+    pub(crate) writable: bool,
 }
 
 pub(crate) struct Hook<'a> {
@@ -136,9 +144,10 @@ impl Parts<'_> {
             mounts.push(json!({"destination": "/sys", "type": "sysfs", "source": "sysfs",
                 "options": ["nosuid", "noexec", "nodev", "ro"]}));
         }
-        for (source, destination) in self.mounts {
-            mounts
-                .push(json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", "ro"]}));
+        for bind in self.mounts {
+            let options = ["bind", if bind.writable { "rw" } else { "ro" }];
+            let (source, destination) = (&bind.source, &bind.destination);
+            mounts.push(json!({"destination": destination, "type": "bind", "source": source, "options": options}));
         }
         mounts
     }

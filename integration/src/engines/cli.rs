@@ -79,10 +79,15 @@ impl<'a> Cli<'a> {
 
     /// `run --detach` in the node's network namespace. Without a program the container idles.
     pub fn start(&self, options: &[&str], program: &[&str]) -> Result<Container<'a>> {
+        self.start_in("host", options, program)
+    }
+
+    /// [`Self::start`] in another network.
+    pub fn start_in(&self, network: &str, options: &[&str], program: &[&str]) -> Result<Container<'a>> {
         // Not the beginning of any id: of a name that is gone, docker makes the container whose id begins with it.
         let name = format!("one-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let container = Container { cli: self.clone(), name };
-        let words = ["run", "--detach", "--network=host", "--name", &container.name];
+        let words = ["run", "--detach", "--network", network, "--name", &container.name];
         self.run(&[&words, options, &[IMAGE], program].concat())?;
         Ok(container)
     }

@@ -14,7 +14,7 @@ pub const IMAGE: &str = "localhost/ringfence-verbs:1";
 pub const ARCHIVE: &str = "/var/lib/ringfence-verbs.tar";
 
 /// What is on a node besides Debian's minimum.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 15] = [
     "aardvark-dns",
     "busybox-static",
     "catatonit",
@@ -29,6 +29,7 @@ const PACKAGES: [&str; 14] = [
     "perftest",
     "podman",
     "runc",
+    "uidmap",
 ];
 
 /// Where a node's root file system says which packages it was made with.

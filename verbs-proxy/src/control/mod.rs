@@ -6,6 +6,8 @@ pub mod device;
 pub mod handles;
 pub mod links;
 pub mod node;
+#[cfg(feature = "obedient")]
+pub mod obedient;
 pub mod quota;
 pub mod session;
 
@@ -230,6 +232,10 @@ fn serve(connection: &mut Connection, node: &mut Node) -> Served {
     };
     if received.bytes == 0 && received.fds.is_empty() {
         return Served::End;
+    }
+    #[cfg(feature = "obedient")]
+    if let Some(goes_on) = obedient::serve(&connection.socket, &buffer[..received.bytes]) {
+        return if goes_on { Served::On } else { Served::End };
     }
     let bare = received.fds.is_empty();
     node.closers.container.close_all(received.fds);
