@@ -5,7 +5,7 @@ use ringfence_integration::direct::DirectProxy;
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::datagram;
 use ringfence_proxy::fabric::ports::Port;
-use ringfence_proxy::plane::bell::Bell;
+use ringfence_proxy::plane::bell::{Bell, Foreign, Ringer};
 use ringfence_proxy::plane::link::{BYTES, End, Link as Rings};
 use ringfence_proxy::plane::wire::Request;
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
@@ -57,6 +57,9 @@ pub struct Link {
     socket: OwnedFd,
     rings: Option<Rings>,
     welcome: Option<bool>,
+    /// The end of the victim's bell that it gave.
+    bell: Option<Ringer>,
+    closer: Closer,
     to: u32,
     sequence: u32,
 }
@@ -110,7 +113,7 @@ impl Neighbour {
         let _ = datagram::send(&socket, hello.as_bytes(), &fds);
         let rings = Rings::new(self.lid(), self.victim_lid, End::Initiator, mapping, None, own);
         let to = u32::from(self.victim_lid) << 14 | 3;
-        Ok(Link { socket, rings: Some(rings), welcome: None, to, sequence: 0 })
+        Ok(Link { socket, rings: Some(rings), welcome: None, bell: None, closer: self.closer.clone(), to, sequence: 0 })
     }
 
     /// Where the victim makes its links to this port.
@@ -137,7 +140,10 @@ impl Link {
     pub fn is_welcome(&mut self) -> bool {
         if self.welcome.is_none() {
             let welcome = next(&self.socket, SOON).ok().flatten();
-            self.welcome = Some(welcome.is_some_and(|(message, _)| message.get("welcome").is_some()));
+            let (message, fds) = welcome.unwrap_or_default();
+            self.welcome = Some(message.get("welcome").is_some());
+            let bell = fds.into_iter().next().map(|fd| Foreign::new(fd, &self.closer));
+            self.bell = bell.and_then(|fd| Ringer::adopt(fd).ok());
         }
         self.welcome == Some(true)
     }
@@ -196,10 +202,11 @@ impl Link {
         self.sequence = self.sequence.wrapping_add(1);
         let request = Request { to: self.to, from, sequence: self.sequence, ..Request::default() };
         ensure!(rings.request(&request, &[])?, "there is no room for a request");
+        self.bell.as_ref().context("the victim gave no bell")?.ring();
         let end = Instant::now() + SOON;
         while rings.prepare_sleep() {
             ensure!(Instant::now() < end, "the victim's worker does not answer");
-            // This end has no bell of the victim's to ring: it sleeps for some time and then looks.
+            // What the victim rings may be of any kind, and is not waited for.
             std::thread::sleep(Duration::from_micros(100));
         }
         rings.advance(1);
