@@ -7,6 +7,7 @@
 //! Memory is shared one region at a time, when a work request first needs it, and read-only.
 
 use super::ports::Port;
+use crate::control::lent::Lent;
 use crate::datagram::{self, MAX_FDS};
 use crate::plane::link::{BYTES, End, Link, Share};
 use crate::shared::{Mapping, Run, SealedFile};
@@ -42,7 +43,7 @@ const MAX_RUNS: usize = 1 << 13;
 #[derive(Clone, Debug)]
 pub struct SharedRun {
     /// The file.
-    pub file: Arc<SealedFile>,
+    pub file: Arc<Lent>,
     /// Byte offset.
     pub offset: u64,
     /// Bytes.

@@ -4,7 +4,9 @@
 //! lock. A work request's way is: [`intake`] (claim → admit) → [`transmit`] (schedule → post) → [`respond`] (the
 //! responder's own checks) → completion in the [`cq`].
 
+pub mod channel;
 pub mod cq;
+pub mod events;
 pub mod intake;
 pub mod link;
 pub mod qp;
@@ -89,6 +91,7 @@ pub struct Plane {
     /// At most one alarm for each queue, its [`Qp::alarm`].
     timers: BTreeSet<(Nanos, u32)>,
     touched: Vec<usize>,
+    owed: events::Owed,
     notices: Vec<Notice>,
     /// The time of this turn.
     pub now: Nanos,
@@ -114,6 +117,7 @@ impl Plane {
             active: Vec::new(),
             timers: BTreeSet::new(),
             touched: Vec::new(),
+            owed: events::Owed::default(),
             notices: Vec::new(),
             now: 0,
             from: Vec::new(),
@@ -144,7 +148,7 @@ impl Plane {
         if !self.links.is_empty() {
             worked |= self.serve_links();
         }
-        if self.shaping.on_wire() || !self.timers.is_empty() || self.shaping.any_parked() {
+        if self.shaping.on_wire() || !self.timers.is_empty() || self.shaping.any_parked() || self.owed.any() {
             worked |= self.serve_time();
         }
         let mut index = 0;
@@ -251,14 +255,14 @@ impl Plane {
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        [timer, self.shaping.wake_at(self.now)].into_iter().flatten().min()
+        [timer, self.shaping.wake_at(self.now), self.owed.at()].into_iter().flatten().min()
     }
 
     /// Whether a turn must know the time.
     #[inline(always)]
     #[must_use]
     pub fn needs_time(&self) -> bool {
-        !self.shaping.is_open() || !self.timers.is_empty() || !self.links.is_empty()
+        !self.shaping.is_open() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
     }
 
     /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.
@@ -273,15 +277,6 @@ impl Plane {
         self.doorbells.awake();
         for link in self.links.iter().flatten() {
             link.awake();
-        }
-    }
-
-    fn notify(&mut self) {
-        // In the order of the completions: queues may share a channel.
-        for index in self.touched.drain(..) {
-            if let Some(entry) = &mut self.cqs[index] {
-                entry.cq.notify();
-            }
         }
     }
 
@@ -310,6 +305,7 @@ impl Plane {
                 self.on_alarm(queue);
             }
         }
+        worked |= self.settle_events();
         worked |= self.serve_wire();
         self.unpark();
         worked
