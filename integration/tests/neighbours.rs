@@ -140,17 +140,21 @@ fn processor_ticks(pid: i32) -> Result<u64> {
 fn strangers(scene: &mut Scene) -> Result<()> {
     let mut own = scene.client()?;
     let before = mappings(scene.victim.pid())?;
+    let mut attackers = Vec::new();
     for _ in 0..3 {
         let proxy = scene.node.proxy(Limits::default())?;
         let mut client = Client::new(&proxy.socket())?;
-        let qp = client.qp()?;
-        client.connect(qp, own.lid, u32::from(own.lid) << 14 | 5)?;
         let region = client.region(2 * RUNS_PER_MESSAGE)?;
-        let keys: Vec<_> = (0..16).map(|_| client.register_runs(region, RUNS_PER_MESSAGE)).collect::<Result<_>>()?;
-        for key in keys {
+        for _ in 0..16 {
+            let key = client.register_runs(region, RUNS_PER_MESSAGE)?;
+            let qp = client.qp()?;
+            client.connect(qp, own.lid, u32::from(own.lid) << 14 | 5)?;
             client.post(qp, &client.write(key))?;
         }
-        ensure!(client.completion(SOON)?.status == WcStatus::RETRY_EXC_ERR, "a WRITE to nobody has succeeded");
+        for _ in 0..16 {
+            ensure!(client.completion(SOON)?.status == WcStatus::RETRY_EXC_ERR, "a WRITE to nobody has succeeded");
+        }
+        attackers.push((proxy, client));
     }
     let now = mappings(scene.victim.pid())?;
     ensure!(now <= before + 64, "{before} mappings before, {now} now");

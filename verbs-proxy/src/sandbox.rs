@@ -41,10 +41,10 @@ pub fn confine() -> anyhow::Result<()> {
         libc::SYS_poll, libc::SYS_ppoll, libc::SYS_futex, libc::SYS_sched_yield, libc::SYS_clock_gettime,
         libc::SYS_clock_nanosleep, libc::SYS_restart_syscall, libc::SYS_eventfd2,
         libc::SYS_sched_getaffinity, libc::SYS_sched_setaffinity, libc::SYS_getcpu,
-        // Sockets and pipes that are open, and new Unix ones.
+        // Sockets that are open, and new Unix ones.
         libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_preadv2,
         libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_accept4, libc::SYS_connect, libc::SYS_bind,
-        libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_socketpair, libc::SYS_pipe2, libc::SYS_shutdown,
+        libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_socketpair, libc::SYS_shutdown,
         libc::SYS_close, libc::SYS_fcntl, libc::SYS_ioctl, libc::SYS_dup, libc::SYS_dup3,
         // Files below the run directory; memory files.
         libc::SYS_openat, libc::SYS_open, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_ftruncate, libc::SYS_flock,
@@ -52,7 +52,8 @@ pub fn confine() -> anyhow::Result<()> {
         libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_lstat, libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_lseek,
         libc::SYS_getdents64, libc::SYS_unlink, libc::SYS_unlinkat, libc::SYS_rmdir, libc::SYS_memfd_create,
         // Memory.
-        libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_brk,
+        libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_mincore,
+        libc::SYS_brk,
         libc::SYS_getrandom,
         // Ends.
         libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigaction, libc::SYS_rt_sigreturn,
@@ -65,6 +66,10 @@ pub fn confine() -> anyhow::Result<()> {
             .and_then(|only| SeccompRule::new(vec![only]))
     });
     rules.insert(libc::SYS_socket, families.into_iter().collect::<Result<_, _>>()?);
+    let send_buffer = [(1, libc::SOL_SOCKET), (2, libc::SO_SNDBUF)]
+        .map(|(argument, value)| SeccompCondition::new(argument, Length::Dword, Compare::Eq, value as u64));
+    let send_buffer = send_buffer.into_iter().collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_setsockopt, vec![SeccompRule::new(send_buffer)?]);
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
