@@ -158,7 +158,7 @@ impl Server {
         let closer = &self.node.closers.container;
         closer.close_all(self.leaving.extract_if(.., |socket| !datagram::has_unread(&*socket)));
         let crowded = self.connections.len() + self.leaving.len() >= MAX_CONNECTIONS;
-        if crowded || self.node.quota.admit(&socket).is_err() {
+        if crowded || !self.node.quota.admits_connection(&socket) {
             closer.close(socket);
             return true;
         }

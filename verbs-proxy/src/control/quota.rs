@@ -48,8 +48,8 @@ const RESERVED_DESCRIPTORS: u64 = 4096;
 pub struct Quota {
     used: Arc<[AtomicU64; KINDS]>,
     limits: [u64; KINDS],
-    /// Descriptors of objects have lower numbers.
-    ceiling: RawFd,
+    /// Descriptors of objects have lower numbers than the first, those of connections than the second.
+    ceilings: [RawFd; 2],
 }
 
 /// What was taken of a quota. Given back when it is dropped.
@@ -74,7 +74,7 @@ impl Quota {
         // Regions are whole pages: each may have one more page than its bytes at either end.
         let pages = limits.max_mr_bytes.saturating_add(u64::from(limits.max_mr) * 2 * crate::shared::PAGE as u64);
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-        let ceiling = descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2);
+        let below = |reserved: u64| RawFd::try_from(descriptors - reserved).unwrap_or(RawFd::MAX);
         Self {
             used: Arc::default(),
             limits: [
@@ -87,7 +87,10 @@ impl Quota {
                 (limits.max_mr_bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
                 MAX_OTHER,
             ],
-            ceiling: RawFd::try_from(ceiling).unwrap_or(RawFd::MAX),
+            ceilings: [
+                below(RESERVED_DESCRIPTORS.min(descriptors / 2)),
+                below((RESERVED_DESCRIPTORS / 2).min(descriptors / 4)),
+            ],
         }
     }
 
@@ -104,7 +107,13 @@ impl Quota {
     /// The kernel gives the lowest free number, so as long as objects keep only low ones, there is room above for all that
     /// one message can bring. Without room the kernel would close the rest in our name, however long that takes.
     pub fn admit<T: AsFd>(&self, fd: T) -> Result<T, Errno> {
-        if fd.as_fd().as_raw_fd() < self.ceiling { Ok(fd) } else { Err(Errno::MFILE) }
+        if fd.as_fd().as_raw_fd() < self.ceilings[0] { Ok(fd) } else { Err(Errno::MFILE) }
+    }
+
+    /// The same for a connection: objects must not keep other processes out.
+    #[must_use]
+    pub fn admits_connection(&self, socket: impl AsFd) -> bool {
+        socket.as_fd().as_raw_fd() < self.ceilings[1]
     }
 
     /// The limit.
@@ -139,7 +148,7 @@ mod tests {
 
     #[test]
     fn high_descriptors_are_not_for_objects() {
-        let quota = Quota { ceiling: 3, ..Quota::new(&Limits::default()) };
+        let quota = Quota { ceilings: [3, 3], ..Quota::new(&Limits::default()) };
         let (fd, _other) = rustix::pipe::pipe().unwrap();
         assert_eq!(quota.admit(fd).unwrap_err(), Errno::MFILE);
     }

@@ -85,3 +85,61 @@ fn share_channel(cqs: &[Option<Box<CqEntry>>], a: usize, b: usize) -> bool {
     let channel = |index: usize| cqs.get(index)?.as_ref()?.cq.channel();
     channel(a).zip(channel(b)).is_some_and(|(a, b)| Arc::ptr_eq(a, b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Class;
+    use crate::plane::channel::{Channel, event_sockets};
+    use crate::plane::cq::Cq;
+    use crate::plane::qp::Owner;
+    use crate::plane::shaping::Shaping;
+    use crate::shared::{Mapping, PAGE, SealedFile};
+    use ringfence_protocol::layout::{Arm, CqHeader, cq_bytes};
+    use rustix::net::{RecvFlags, recv};
+
+    #[test]
+    fn events_without_room_come_later_and_in_order() {
+        let mapping = |bytes| Arc::new(Mapping::of(&SealedFile::create("test", bytes).unwrap()).unwrap());
+        let mut plane = Plane::new(mapping(PAGE).header(0), 1, Shaping::new(None, None, Class::None, None, 0));
+        let (ours, theirs) = event_sockets().unwrap();
+        let channel = Arc::new(Channel::new(ours));
+        let owner = Owner { connection: 1, context: 1 };
+        let rings = [mapping(cq_bytes(64)), mapping(cq_bytes(64))];
+        for (ring, cookie) in rings.iter().zip([7, 8]) {
+            let cq = Cq::new(Arc::clone(ring), 64, Some(Arc::clone(&channel)), cookie);
+            plane.cqs.push(Some(Box::new(CqEntry { cq, owner })));
+        }
+        let due = |plane: &mut Plane, index: usize| {
+            rings[index].header::<CqHeader>(0).arm(Arm::Any);
+            plane.touched.push(index);
+            plane.notify();
+        };
+        let next = || {
+            let mut cookie = [0; 8];
+            recv(&theirs, &mut cookie, RecvFlags::DONTWAIT).ok().map(|_| u64::from_ne_bytes(cookie))
+        };
+        let mut sent = 0;
+        while !plane.owed.any() {
+            due(&mut plane, 0);
+            sent += 1;
+        }
+        due(&mut plane, 1);
+        // One more of a queue that owes one is the same event.
+        due(&mut plane, 0);
+        assert_eq!(plane.owed.queues, [0, 1]);
+        plane.now = plane.owed.at;
+        assert!(!plane.settle_events(), "there still is no room");
+        assert!(plane.owed.pause > FIRST_PAUSE);
+        for _ in 1..sent {
+            assert_eq!(next(), Some(7));
+        }
+        // There is room now, but not before what is owed.
+        due(&mut plane, 1);
+        assert_eq!(next(), None);
+        plane.now = plane.wake_at().unwrap();
+        assert!(plane.settle_events());
+        assert_eq!([next(), next(), next()], [Some(7), Some(8), None]);
+        assert!(!plane.owed.any());
+    }
+}
