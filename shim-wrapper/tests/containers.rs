@@ -8,8 +8,10 @@ use ringfence_trials::{needs_root, skip, tests};
 use serde_json::json;
 use std::process::{Command, ExitCode, Stdio};
 
+type RuntimeTest = fn(&Lab, &str);
+
 /// Each is run with each runtime.
-const TESTS: [(&str, fn(&Lab, &str)); 7] = [
+const TESTS: [(&str, RuntimeTest); 7] = [
     ("run", run),
     ("create_start_delete", create_start_delete),
     ("a_container_that_is_not_ours", a_container_that_is_not_ours),
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
 
 const SEEN: &str = "/dev/ringfence/libibverbs.so.1\nlibibverbs.so.1\nverbs.sock\n";
 
-fn with_runtime(runtime: &str, test: fn(&Lab, &str)) {
+fn with_runtime(runtime: &str, test: RuntimeTest) {
     needs_root("it makes containers");
     if Command::new(runtime).arg("--version").output().is_err() {
         skip(format!("{runtime} is not installed"));
