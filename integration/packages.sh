@@ -8,7 +8,7 @@ demo_packages=(gcc libc6-dev runc mmdebstrap iproute2 ca-certificates)
 # user without root, containerd to ask what it makes of its configuration. All engines are installed on the nodes, not here.
 # shellcheck disable=SC2034
 test_packages=("${demo_packages[@]}" binutils busybox-static containerd crun fuse-overlayfs ibverbs-utils kmod libibverbs-dev perftest
-    podman python3 qemu-system-x86 rdmacm-utils slirp4netns strace uidmap util-linux)
+    podman python3 qemu-system-x86 rdmacm-utils shellcheck slirp4netns strace uidmap util-linux)
 
 # Installs those of the packages that are missing.
 install_packages() {

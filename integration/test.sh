@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what it needs, builds everything and runs every test: unit, property, loom, end to end with runc, and under every
-# engine.
+# Installs what it needs, builds and lints everything, and runs every test: unit, property, loom, end to end with runc, and
+# under every engine.
 #
 #   integration/test.sh [--no-install]
 #
@@ -30,8 +30,43 @@ tests() {
     echo "took $((SECONDS - began)) s"
 }
 
-step "cargo fmt --check"
-cargo fmt --all --check || failed_commands+=("cargo fmt --all --check")
+skipped_steps=()
+
+# Runs a check that has no tests to count.
+checked() {
+    step "$*"
+    "$@" || failed_commands+=("$*")
+}
+
+# Says that a step cannot be run, and has it counted.
+skip_step() {
+    step "$1"
+    echo "SKIPPED: $1: $2" | tee -a "$log"
+    skipped_steps+=("$1")
+}
+
+# Those that git tracks, or, without git, that are here: by their names or their first lines.
+shell_scripts() {
+    { git ls-files 2>/dev/null || find . -path ./target -prune -o -path ./integration/.cache -prune -o -type f -print; } |
+        while read -r file; do
+            if [[ $file == *.sh ]] || { read -r line <"$file" && [[ $line =~ ^#!.*/(env\ )?(ba|da)?sh( |$) ]]; } 2>/dev/null; then
+                echo "$file"
+            fi
+        done
+}
+
+checked cargo fmt --all --check
+if cargo clippy --version >/dev/null 2>&1; then
+    checked cargo clippy --workspace --all-targets --locked -- -D warnings
+else
+    skip_step "cargo clippy" "it is not installed; rustup component add clippy"
+fi
+if command -v shellcheck >/dev/null; then
+    mapfile -t scripts < <(shell_scripts)
+    checked shellcheck "${scripts[@]}"
+else
+    skip_step shellcheck "it is not installed"
+fi
 
 build_release
 build_package
@@ -50,20 +85,19 @@ deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
 tests hook/package/test-deb.sh "$deb"
 tests examples/kubernetes/test.sh "$deb"
 
-# "test result: ok. 12 passed; 0 failed; 1 ignored; …", one line of each test program. What says "SKIPPED: " is among its
-# ignored; the test runner of Rust has no way to say so while a test runs, and counts those that say "SKIPPED " as passed.
+# "test result: ok. 12 passed; 0 failed; 1 ignored; …", one line of each test program. What says "SKIPPED: " is among its ignored.
 read -r passed failed skipped < <(awk '
     /^test result:/ { for (i = 2; i <= NF; i++) {
         if ($i ~ /^passed/) passed += $(i - 1)
         if ($i ~ /^failed/) failed += $(i - 1)
         if ($i ~ /^ignored/) skipped += $(i - 1) } }
-    /^SKIPPED [^:]/ { passed--; skipped++ }
     END { print passed + 0, failed + 0, skipped + 0 }' "$log")
 
 step "summary"
 # "Running tests/engine_cri.rs (…)", and later its sum with "finished in 93.21s".
 awk '/^ *Running / { name = $2 } /finished in / { seconds = $NF + 0; if (seconds >= 10) printf "%4d s %s\n", seconds, name }' "$log"
-grep -a '^SKIPPED[: ]' "$log" || true
+grep -a '^SKIPPED: ' "$log" || true
+skipped=$((skipped + ${#skipped_steps[@]}))
 for command in "${failed_commands[@]}"; do echo "FAILED: $command"; done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "${#failed_commands[@]}" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -19,8 +19,9 @@ hand_on() {
 }
 
 # Gives the groups below the group $1 all controllers that it has itself, on a machine of version 2.
-enable() {
+grant() {
     [ -e /sys/fs/cgroup/cgroup.controllers ] || return 0
+    # shellcheck disable=SC2013 # It is one line of words.
     for controller in $(cat "$1/cgroup.controllers"); do
         # Some cannot be had, such as cpu where processes have a real-time schedule.
         echo "+$controller" 2>/dev/null >"$1/cgroup.subtree_control" || true
@@ -40,7 +41,7 @@ if [ "${4-}" != inside ]; then
         for part in $(echo "$group" | tr / ' '); do
             mkdir -p "$above/$part"
             hand_on "$above" "$part"
-            enable "$above"
+            grant "$above"
             above=$above/$part
         done
         echo 0 >"$above/cgroup.procs"
