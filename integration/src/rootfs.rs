@@ -2,7 +2,7 @@
 
 use crate::command::{Running, command};
 use crate::{artifacts, machine, sandbox};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +12,9 @@ use std::time::Duration;
 const PACKAGES: [&str; 5] = ["ibverbs-utils", "perftest", "rdmacm-utils", "python3-pyverbs", "ibverbs-providers"];
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Names a directory whose file system is the image instead, such as `/` on a machine that has the packages and no network.
+const IMAGE: &str = "RINGFENCE_TEST_IMAGE";
 
 /// A root file system that containers share and none of them writes to.
 #[derive(Clone, Debug)]
@@ -29,6 +32,9 @@ pub struct Rootfs {
 impl Image {
     /// The host's own Debian release with the verbs tools; from the cache, or made (15 s and the network).
     pub fn debian() -> Result<Self> {
+        if let Some(dir) = std::env::var_os(IMAGE) {
+            return Ok(Self { dir: dir.into() });
+        }
         let Some(suite) = machine::debian_suite() else {
             bail!("/etc/os-release has no VERSION_CODENAME: this needs Debian 12 or 13");
         };
@@ -37,6 +43,13 @@ impl Image {
             make(&suite, &dir)?;
         }
         Ok(Self { dir })
+    }
+
+    /// Where [`Self::debian`] is or will be; an error if it is not there and cannot be made.
+    pub fn source() -> Result<PathBuf> {
+        let is_there = Self::is_cached() || std::env::var_os(IMAGE).is_some();
+        ensure!(is_there || machine::is_installed("mmdebstrap"), "mmdebstrap not installed: run integration/test.sh");
+        Ok(artifacts::cache())
     }
 
     /// Whether [`Self::debian`] would come from the cache.

@@ -17,8 +17,8 @@ type ImageTest = fn(&Image) -> Result<()>;
 
 fn main() -> ExitCode {
     let needs = Needs {
-        programs: &["runc", "ip", "mmdebstrap"],
-        built: &[artifacts::proxy, artifacts::hook, artifacts::library],
+        programs: &["runc", "ip"],
+        built: &[artifacts::proxy, artifacts::hook, artifacts::library, Image::source],
     };
     suite::main("ringfence-containers", &needs, trials)
 }

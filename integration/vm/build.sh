@@ -3,7 +3,8 @@
 #
 #   integration/vm/build.sh
 #
-# Does nothing if it is there already, with the same packages; remove the directory to renew it. Works as root; needs mmdebstrap and mke2fs.
+# Does nothing if it is there already, with the same packages; remove the directory to renew it. Works as root; needs mmdebstrap and
+# mke2fs.
 set -euo pipefail
 vm=$(cd "$(dirname "$0")" && pwd)
 cache=${vm%/*}/.cache
@@ -15,7 +16,7 @@ packages=(
     # The engines.
     runc crun podman conmon netavark containerd uidmap docker.io docker-cli
     # What is run, and what the tests use.
-    busybox-static ibverbs-providers ibverbs-utils perftest jq
+    busybox-static ibverbs-providers ibverbs-utils jq perftest python3-pyverbs rdmacm-utils
 )
 
 [ "$(cat "$target/packages" 2>/dev/null)" != "${packages[*]}" ] || exit 0

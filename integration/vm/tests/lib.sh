@@ -6,6 +6,8 @@ image=localhost/ringfence-verbs:1
 rootfs=/srv/rootfs
 cgroups=/sys/fs/cgroup
 passed=0 failed=0
+# Test programs of their own, which say themselves how many of their tests failed.
+failed_programs=
 
 # Runs a test: a function that stops at its first command that fails, and after two minutes. Afterwards nothing of ours may be
 # left.
