@@ -14,7 +14,6 @@ mod kinds;
 use anyhow::{Context, Result, ensure};
 use client::{Client, RUNS_PER_MESSAGE};
 use hostile::Neighbour;
-use libtest_mimic::Trial;
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
@@ -22,6 +21,7 @@ use ringfence_integration::{artifacts, client as programs, suite};
 use ringfence_protocol::verbs::{Opcode, WcStatus};
 use ringfence_protocol::work::SendFields;
 use ringfence_proxy::launch::Limits;
+use ringfence_trials::Trial;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -396,9 +396,8 @@ fn every_kind(program: &std::path::Path, place: hostile::Place) -> Result<()> {
             let (mut client, qp) = match place {
                 // The victim makes the link when its queue pair is connected.
                 hostile::Place::Welcome => {
-                    let listener = neighbour.listen()?;
                     let connected = scene.connected(&neighbour)?;
-                    neighbour.welcome(&listener, fd)?;
+                    neighbour.welcome(fd)?;
                     connected
                 }
                 hostile::Place::Rings => {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ringfence_integration::direct::DirectProxy;
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::datagram;
-use ringfence_proxy::fabric::ports::Port;
+use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::plane::bell::{Bell, Foreign, Ringer};
 use ringfence_proxy::plane::link::{BYTES, End, Link as Rings};
 use ringfence_proxy::plane::wire::Request;
@@ -12,7 +12,7 @@ use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, socket_with};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, connect, socket_with};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ impl Place {
 }
 
 pub struct Neighbour {
-    port: Port,
+    taken: Taken,
     victim: PathBuf,
     victim_lid: u16,
     closer: Closer,
@@ -71,17 +71,16 @@ impl Neighbour {
     pub fn new(victim: &DirectProxy) -> Result<Self> {
         let run_dir =
             victim.dir().parent().and_then(|dir| dir.parent()).context("a container's directory is deeper")?;
-        let fabric = run_dir.join("fabric/soft0");
         // The victim is the first of its node.
         let victim_lid = 1;
-        let port = Port::take(&fabric, 0x0200_0000_0000_0009, 4242).context("cannot take a port")?;
-        ensure!(port.lid() != victim_lid, "the victim's port is not the first");
-        let victim = port.socket_of(victim_lid);
-        Ok(Self { port, victim, victim_lid, closer: Closer::start("hostile", 1024)? })
+        let taken = Taken::take(run_dir, "soft0", 0x0200_0000_0000_0009, MAX_PORTS).context("cannot take a port")?;
+        ensure!(taken.port.lid() != victim_lid, "the victim's port is not the first");
+        let victim = taken.port.socket_of(victim_lid);
+        Ok(Self { taken, victim, victim_lid, closer: Closer::start("hostile", 1024)? })
     }
 
     pub fn lid(&self) -> u16 {
-        self.port.lid()
+        self.taken.port.lid()
     }
 
     /// Connects, and says nothing.
@@ -116,18 +115,10 @@ impl Neighbour {
         Ok(Link { socket, rings: Some(rings), welcome: None, bell: None, closer: self.closer.clone(), to, sequence: 0 })
     }
 
-    /// Where the victim makes its links to this port.
-    pub fn listen(&self) -> Result<OwnedFd> {
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        bind(&socket, &SocketAddrUnix::new(self.port.socket_path())?)?;
-        listen(&socket, 8)?;
-        Ok(socket)
-    }
-
     /// Awaits the victim's hello and welcomes it with this descriptor as the bell.
-    pub fn welcome(&self, listener: &OwnedFd, bell: OwnedFd) -> Result<()> {
-        ensure!(readable(listener, SOON), "the victim makes no link");
-        let socket = accept(listener)?;
+    pub fn welcome(&self, bell: OwnedFd) -> Result<()> {
+        ensure!(readable(&self.taken.listener, SOON), "the victim makes no link");
+        let socket = accept(&self.taken.listener)?;
         let (hello, fds) = next(&socket, SOON)?.context("no hello")?;
         ensure!(hello.get("hello").is_some() && fds.len() == 2, "{hello} with {} descriptors", fds.len());
         datagram::send(&socket, br#"{"welcome":{}}"#, &[bell.as_fd()])?;
