@@ -31,9 +31,12 @@ fn owned(fd: libc::c_long) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Named descriptors, and what must live beside them. Kinds that this kernel does not have are left out.
-pub fn every() -> Result<(Vec<(&'static str, OwnedFd)>, Vec<OwnedFd>)> {
-    let mut kinds: Vec<(&str, OwnedFd)> = Vec::new();
+/// What it is, and one of it.
+pub type Kind = (&'static str, OwnedFd);
+
+/// One of each kind, and what must live beside them. Kinds that this kernel does not have are left out.
+pub fn every() -> Result<(Vec<Kind>, Vec<OwnedFd>)> {
+    let mut kinds: Vec<Kind> = Vec::new();
     let mut beside: Vec<OwnedFd> = Vec::new();
     let (read, write) = rustix::pipe::pipe()?;
     kinds.extend([("an empty pipe to read", read), ("an empty pipe to write", write)]);
