@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what it needs, builds everything and runs every test: unit, property, loom, end to end with runc, and under every
-# engine.
+# Installs what it needs, builds and lints everything, and runs every test: unit, property, loom, end to end with runc, and
+# under every engine.
 #
 #   integration/test.sh [--no-install]
 #

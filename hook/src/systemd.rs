@@ -117,7 +117,7 @@ fn processors(cpu: &Cpu) -> Vec<(&'static str, Vec<String>)> {
     }
     properties.extend(cpu.weight.map(|weight| match weight {
         Weight::Shares(shares) => ("CPUShares", number(shares)),
-        Weight::Weight(weight) => ("CPUWeight", number(weight)),
+        Weight::Points(weight) => ("CPUWeight", number(weight)),
         Weight::Idle => ("CPUWeight", number(0)),
     }));
     for (name, list) in [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)] {
@@ -215,7 +215,7 @@ mod tests {
         };
         let cpu = Cpu {
             time: Some(Time { quota: 10_500, period: 100_000 }),
-            weight: Some(Weight::Weight(50)),
+            weight: Some(Weight::Points(50)),
             cpus: Some("1,8-9".into()),
             mems: Some("0".into()),
         };

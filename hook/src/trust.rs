@@ -131,7 +131,7 @@ fn is_plain(path: &Path, absolute: bool) -> bool {
 fn is_cgroup_of(path: &Path, container: &str) -> bool {
     let in_hierarchy = || {
         let found = path.ancestors().skip(1).find_map(|ancestor| rustix::fs::statfs(ancestor).ok());
-        found.is_some_and(|found| CGROUPS.contains(&i64::from(found.f_type)))
+        found.is_some_and(|found| CGROUPS.contains(&found.f_type))
     };
     is_plain(path, true) && path.file_name() == Some(OsStr::new(&format!("ringfence-{container}"))) && in_hierarchy()
 }

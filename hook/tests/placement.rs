@@ -83,23 +83,39 @@ fn of_cgroup(lab: &Lab, controller: &str, name: &str) -> String {
 }
 
 /// By runc and by crun, which make and fill cgroups in ways of their own.
-fn by_each_runtime(prepare: impl Fn(&mut Lab), test: impl Fn(&mut Lab)) {
+fn by_each_runtime(prepare: impl Fn(&mut Lab), test: impl Fn(&Lab)) {
     for runtime in ["runc", "crun"] {
         with_lab(|lab| {
             if !["cpu", "cpuset"].into_iter().all(version_1) {
                 skip("needs the cpu and cpuset controllers of cgroup version 1");
             }
             prepare(lab);
-            let id = lab.id.clone();
-            match runtime {
-                "runc" => lab.create(),
-                _ => _ = succeeded(&lab.crun(&["create", &id])),
+            lab.script("sleep 60");
+            let lab = &*lab;
+            if runtime == "runc" {
+                lab.create();
+                test(lab);
+                succeeded(&lab.runc(&["delete", "-f", &lab.id]));
+                return;
             }
-            test(lab);
-            match runtime {
-                "runc" => _ = succeeded(&lab.runc(&["delete", "-f", &id])),
-                _ => _ = succeeded(&lab.crun(&["delete", "-f", &id])),
-            }
+            std::thread::scope(|scope| {
+                // Its output is open as long as the container lives.
+                let run = scope.spawn(|| lab.crun(&["run", &lab.id]));
+                let is_running = || {
+                    let record = std::fs::read(lab.path("run/state").join(format!("{}.json", lab.id)));
+                    let record = serde_json::from_slice(&record.unwrap_or_default()).unwrap_or(serde_json::Value::Null);
+                    let program = std::fs::read(format!("/proc/{}/cmdline", record["init"]["pid"]));
+                    program.is_ok_and(|program| program.starts_with(b"/bin/sh\0") || program.starts_with(b"sleep\0"))
+                };
+                lab.wait_until("the container's start", || run.is_finished() || is_running());
+                if run.is_finished() {
+                    let output = run.join().unwrap_or_else(|skipped| std::panic::resume_unwind(skipped));
+                    panic!("{output:?}");
+                }
+                test(lab);
+                // The one that runs it deletes it.
+                succeeded(&lab.crun(&["kill", &lab.id, "KILL"]));
+            });
         });
     }
 }

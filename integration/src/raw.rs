@@ -14,7 +14,7 @@ use rustix::net::{
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -82,6 +82,15 @@ impl Raw {
         Ok((received.bytes > 0).then_some((bytes, fds)))
     }
 
+    /// Descriptors in what the proxy has sent and we have not received.
+    pub fn unread_descriptors(&self) -> Result<usize> {
+        let path = format!("/proc/self/fdinfo/{}", self.socket.as_raw_fd());
+        let info = std::fs::read_to_string(path)?;
+        let count =
+            info.lines().find_map(|line| line.strip_prefix("scm_fds:")).context("no scm_fds, since Linux 5.6")?;
+        Ok(count.trim().parse()?)
+    }
+
     /// A request as its bytes.
     #[must_use]
     pub fn request(op: Op, sequence: u32, body: &[u8]) -> Vec<u8> {
@@ -138,6 +147,16 @@ pub const REGION_BYTES: u64 = 1 << 16;
 impl Objects {
     /// Makes them and joins the queue pairs.
     pub fn make(path: &Path) -> Result<Self> {
+        Self::make_all(path, false).map(|(objects, _)| objects)
+    }
+
+    /// The same, and a completion channel for the queue's events.
+    pub fn with_channel(path: &Path) -> Result<(Self, OwnedFd)> {
+        let (objects, channel) = Self::make_all(path, true)?;
+        Ok((objects, channel.context("a channel was asked for")?))
+    }
+
+    fn make_all(path: &Path, with_channel: bool) -> Result<(Self, Option<OwnedFd>)> {
         let (mut raw, fds) = Raw::greet(path)?;
         let [doorbells, wake] =
             <[OwnedFd; 2]>::try_from(fds).map_err(|fds| anyhow::anyhow!("{} descriptors", fds.len()))?;
@@ -152,7 +171,13 @@ impl Objects {
             RegMr { pd: pd.handle, access, iova, length: REGION_BYTES, first_offset: 0, segments: 1, reserved: 0 };
         let segment = Segment { region: region.handle, reserved: 0, offset: 0, length: REGION_BYTES };
         let (mr, _) = raw.call(Op::REG_MR, &[register.as_bytes(), segment.as_bytes()].concat())?;
-        let create = CreateCq { context: open.context, cqe: 256, channel: NO_HANDLE, ..CreateCq::default() };
+        let (channel, events) = if with_channel {
+            let (channel, fds): (Handle, _) = raw.call(Op::CREATE_COMP_CHANNEL, context.as_bytes())?;
+            (channel.handle, Some(only(fds)?))
+        } else {
+            (NO_HANDLE, None)
+        };
+        let create = CreateCq { context: open.context, cqe: 256, channel, ..CreateCq::default() };
         let (cq, fds): (CqReply, _) = raw.call(Op::CREATE_CQ, create.as_bytes())?;
         let mut objects = Self {
             raw,
@@ -174,7 +199,7 @@ impl Objects {
         for (index, peer) in [(0, numbers[1]), (1, numbers[0])] {
             objects.bring_up(objects.qps[index].1.handle, peer, gid, access)?;
         }
-        Ok(objects)
+        Ok((objects, events))
     }
 
     /// Makes one more queue pair.

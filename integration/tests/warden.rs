@@ -17,10 +17,12 @@ use std::time::Duration;
 /// The warden gives a proxy a second; the machine may need more.
 const SOON: Duration = Duration::from_secs(10);
 
+type Test = fn() -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs { programs: &["sleep"], built: &[artifacts::proxy] };
     suite::main("ringfence-warden", &needs, || {
-        let tests: [(&str, fn() -> Result<()>); 7] = [
+        let tests: [(&str, Test); 7] = [
             ("a_proxy_has_given_up_what_it_can", given_up),
             ("a_warden_keeps_two_capabilities", warden_keeps),
             ("a_killed_proxy_leaves_nothing", killed_proxy),

@@ -28,16 +28,23 @@ printf '%s\n' "$1" >"$work/run/command"
 
 # Some machines have a /dev/kvm that starts guests and cannot run their kernel: here that panics at once, for want of a root.
 acceleration=(-accel 'tcg,thread=multi' -cpu max)
+# Emulated, the guest's time stamp counter is this machine's, and on a busy one the guest misjudges its rate by factors: its clock
+# and all time limits in it are then wrong. Under a hypervisor the rate is known; real processors change theirs.
+rate=
+if grep -qw hypervisor /proc/cpuinfo; then
+    rate=$(awk '/^cpu MHz/ { printf "tsc_early_khz=%d", $4 * 1000; exit }' /proc/cpuinfo)
+fi
 if [ -w /dev/kvm ] && timeout 4 qemu-system-x86_64 -accel kvm -cpu host -m 512 -nodefaults -display none -nic none -no-reboot \
     -kernel "$image/vmlinuz" -append 'panic=-1' </dev/null >/dev/null 2>&1; then
     acceleration=(-accel kvm -cpu host)
+    rate=
 fi
 
 status=0
 # By a pipe: a file that is opened again would have another place to write to.
 timeout --foreground --kill-after=5 "$timeout" qemu-system-x86_64 "${acceleration[@]}" -M q35,usb=off,smbus=off,hpet=off -smp 2 -m 2048 \
     -nodefaults -display none -no-reboot -nic none -kernel "$image/vmlinuz" -initrd "$image/initrd" \
-    -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check audit=0 apparmor=0 selinux=0 systemd.getty_auto=0 systemd.show_status=false" \
+    -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable $rate no_timer_check audit=0 apparmor=0 selinux=0 systemd.getty_auto=0 systemd.show_status=false" \
     -serial "file:$work/console" \
     -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
     -fsdev "local,id=run,path=$work/run,security_model=none" -device virtio-9p-pci,fsdev=run,mount_tag=run \

@@ -5,10 +5,14 @@
 //! waits for it. The same goes for the sockets that they may send on: messages that were never read hold descriptors.
 //!
 //! A proxy has one [`Closer`] for its container and another for its neighbours, so that neither holds the other up.
+//!
+//! Whatever else may have to wait for somebody when it ends goes the same way: see [`Closer::finish`].
 
 use rustix::fd::OwnedFd;
+use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Closes descriptors, in order, on a thread of its own.
 #[derive(Clone, Debug)]
@@ -21,13 +25,22 @@ pub struct Closer {
 struct Queue {
     state: Mutex<State>,
     filled: Condvar,
+    emptied: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: Vec<OwnedFd>,
+    waiting: Vec<Item>,
     /// Taken out by the thread, and not all of them closed yet.
     closing: usize,
+    /// Somebody waited in vain, and nothing has been closed since.
+    stuck: bool,
+}
+
+#[derive(Debug)]
+enum Item {
+    Descriptor(#[expect(dead_code, reason = "only to be dropped")] OwnedFd),
+    Other(#[expect(dead_code, reason = "only to be dropped")] Box<dyn Debug + Send>),
 }
 
 impl Queue {
@@ -42,13 +55,13 @@ impl Closer {
     pub fn start(name: &str, limit: usize) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let served = Arc::clone(&queue);
-        let (running, runs) = std::sync::mpsc::channel();
+        let (begins, begun) = std::sync::mpsc::channel();
         std::thread::Builder::new().name(name.into()).stack_size(64 << 10).spawn(move || {
-            let _ = running.send(());
+            let _ = begins.send(());
             serve(&served);
         })?;
-        // What a thread asks of the kernel as it starts may be forbidden afterwards.
-        let _ = runs.recv();
+        // When the thread runs, what it asked of the kernel for itself is done, and may be forbidden afterwards.
+        begun.recv().map_err(io::Error::other)?;
         Ok(Self { queue, limit })
     }
 
@@ -59,13 +72,38 @@ impl Closer {
 
     /// Has descriptors closed. Never waits for them.
     pub fn close_all(&self, fds: impl IntoIterator<Item = OwnedFd>) {
+        self.add(fds.into_iter().map(Item::Descriptor));
+    }
+
+    /// Has something dropped. Never waits for it.
+    pub fn finish(&self, thing: impl Debug + Send + 'static) {
+        self.add([Item::Other(Box::new(thing))]);
+    }
+
+    fn add(&self, items: impl IntoIterator<Item = Item>) {
         let mut state = self.queue.state();
-        state.waiting.extend(fds);
+        state.waiting.extend(items);
         let any = !state.waiting.is_empty();
         drop(state);
         if any {
             self.queue.filled.notify_one();
         }
+    }
+
+    /// Waits until nothing waits any more, but no longer than `limit`, and not again after that was in vain until something
+    /// has moved. False if there was nothing to wait for, or too much.
+    #[must_use]
+    pub fn settle(&self, limit: Duration) -> bool {
+        let mut state = self.queue.state();
+        if state.stuck || state.waiting.len() + state.closing == 0 {
+            return false;
+        }
+        let busy = |state: &mut State| state.waiting.len() + state.closing > 0;
+        let (waited, timeout) =
+            self.queue.emptied.wait_timeout_while(state, limit, busy).unwrap_or_else(PoisonError::into_inner);
+        state = waited;
+        state.stuck = timeout.timed_out();
+        !state.stuck
     }
 
     /// Descriptors that are not closed yet.
@@ -92,10 +130,13 @@ fn serve(queue: &Queue) {
         let batch = std::mem::take(&mut state.waiting);
         state.closing = batch.len();
         drop(state);
-        for fd in batch {
-            drop(fd);
-            queue.state().closing -= 1;
+        for item in batch {
+            drop(item);
+            let mut state = queue.state();
+            state.closing -= 1;
+            state.stuck = false;
         }
+        queue.emptied.notify_all();
     }
 }
 
@@ -141,8 +182,29 @@ mod tests {
         assert!(closer.is_full());
         other.close(read);
         wait_for("the other closer closes", || other.waiting() == 0);
+        assert!(!closer.settle(Duration::from_millis(1)));
+        // In vain once: nobody waits again.
+        let start = Instant::now();
+        assert!(!closer.settle(Duration::from_secs(3600)));
+        assert!(start.elapsed() < Duration::from_secs(5));
         // With its peer gone the connection is reset, and the close comes back.
         drop(peer);
         wait_for("the queue is closed to its end", || closer.waiting() == 0);
+    }
+
+    #[test]
+    fn who_settles_waits_for_what_takes_its_time() {
+        #[derive(Debug)]
+        struct Slow;
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        let closer = Closer::start("a", 3).unwrap();
+        closer.finish(Slow);
+        assert!(closer.settle(Duration::from_secs(60)));
+        assert_eq!(closer.waiting(), 0);
+        assert!(!closer.settle(Duration::from_secs(60)), "there is nothing to wait for");
     }
 }

@@ -1,6 +1,6 @@
 //! Datagrams with file descriptors on SEQPACKET sockets.
 
-// UNSAFETY: one socket option that rustix does not know.
+// UNSAFETY: a socket option and an ioctl that rustix does not know.
 #![allow(unsafe_code)]
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,6 +32,14 @@ pub fn refuse_descriptors(socket: impl AsFd) {
             size_of_val(&off) as libc::socklen_t,
         )
     };
+}
+
+/// Whether something that was sent on a Unix socket has not been received yet.
+pub fn has_unread(socket: impl AsFd) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: `SIOCOUTQ`, which is `TIOCOUTQ`, writes one integer, which lives across the call.
+    let asked = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    asked == 0 && bytes > 0
 }
 
 /// Sends one datagram without waiting.

@@ -41,7 +41,7 @@ pub enum Weight {
     /// `cpu.shares` of version 1.
     Shares(u64),
     /// `cpu.weight` of version 2.
-    Weight(u64),
+    Points(u64),
     /// What all others leave.
     Idle,
 }
@@ -70,7 +70,7 @@ impl Cpu {
                 // As systemd and the kernel convert them.
                 Some(match is_version_1 {
                     true => Weight::Shares((weight * USUAL_SHARES / USUAL_WEIGHT).max(2)),
-                    false => Weight::Weight(weight),
+                    false => Weight::Points(weight),
                 })
             }
         };
@@ -100,7 +100,7 @@ impl Cpu {
                 Weight::Shares(shares) => {
                     (format!("cpu.shares = {shares}"), ("cpu.shares", shares), ("cpu.weight", USUAL_WEIGHT))
                 }
-                Weight::Weight(weight) => {
+                Weight::Points(weight) => {
                     (format!("cpu-weight = {weight}"), ("cpu.shares", USUAL_SHARES), ("cpu.weight", weight))
                 }
                 Weight::Idle => ("cpu.idle = 1".to_owned(), ("cpu.idle", 1), ("cpu.idle", 1)),
@@ -170,7 +170,7 @@ impl Place {
         }
         let (file, usual) = if self.is_version_1 { ("cpu.shares", USUAL_SHARES) } else { ("cpu.weight", USUAL_WEIGHT) };
         let value = read(outermost, file).ok()?.parse().ok()?;
-        let weight = if self.is_version_1 { Weight::Shares(value) } else { Weight::Weight(value) };
+        let weight = if self.is_version_1 { Weight::Shares(value) } else { Weight::Points(value) };
         Some(Some(weight).filter(|_| value != usual))
     }
 
@@ -217,7 +217,7 @@ impl Weight {
             return Some(Self::Idle);
         }
         let shares = said.shares.filter(|shares| ![0, USUAL_SHARES].contains(shares))?.clamp(2, 262_144);
-        Some(Self::Weight(1 + (shares - 2) * 9999 / 262_142))
+        Some(Self::Points(1 + (shares - 2) * 9999 / 262_142))
     }
 }
 
@@ -301,7 +301,7 @@ mod tests {
         let found = Cpu::of(&Proxy::default(), &memberships, "c1", &said(1));
         let expected = Cpu {
             time: Some(Time { quota: 20_000, period: 100_000 }),
-            weight: Some(Weight::Weight(50)),
+            weight: Some(Weight::Points(50)),
             cpus: Some("0-1".into()),
             mems: None,
         };
@@ -319,7 +319,7 @@ mod tests {
             found(said(5000)),
             Cpu {
                 time: Some(Time { quota: 5000, period: 100_000 }),
-                weight: Some(Weight::Weight(1)),
+                weight: Some(Weight::Points(1)),
                 cpus: Some("7".into()),
                 mems: None,
             }
@@ -339,7 +339,7 @@ mod tests {
         };
         let expected = Cpu {
             time: Some(Time { quota: 250_000, period: 100_000 }),
-            weight: Some(Weight::Weight(50)),
+            weight: Some(Weight::Points(50)),
             cpus: Some("0-1".into()),
             mems: None,
         };
@@ -352,7 +352,7 @@ mod tests {
             cpu_weight: Limit::Own(config::Weight(100)),
             ..Proxy::default()
         };
-        let expected = Cpu { weight: Some(Weight::Weight(100)), ..Cpu::default() };
+        let expected = Cpu { weight: Some(Weight::Points(100)), ..Cpu::default() };
         assert_eq!(Cpu::of(&free, &nowhere(""), "c1", &mems), expected);
     }
 }

@@ -175,7 +175,7 @@ fn processors_are_limited_in_version_2() {
     let root = tempfile::tempdir().unwrap();
     let files: &[&str] = &["cpu.max", "cpu.weight", "cpuset.cpus", "cpuset.mems", "pids.max", "cgroup.procs"];
     let mut limits = limited();
-    limits.cpu.weight = Some(Weight::Weight(50));
+    limits.cpu.weight = Some(Weight::Points(50));
     let mut placement =
         Placement { directories: directories(root.path(), &[("", files)]), limits, ..Placement::default() };
     let path = placement.directories[0].path.clone();

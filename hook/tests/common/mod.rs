@@ -46,6 +46,8 @@ impl Lab {
         lab.config = serde_json::from_slice(&std::fs::read(lab.path("config.json")).unwrap()).unwrap();
         lab.config["process"]["terminal"] = json!(false);
         lab.config["root"]["readonly"] = json!(false);
+        // In no slice: under systemd the proxy would be in a scope, as integration/vm/tests/runtimes.sh has it.
+        lab.config["linux"]["cgroupsPath"] = json!(format!("/{}", lab.id));
         lab.annotate(&[("enable", "true")]);
         lab.hooks(&["createRuntime"], true);
         lab.script("true");

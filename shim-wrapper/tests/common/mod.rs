@@ -82,6 +82,8 @@ impl Lab {
             ],
             "annotations": {"ringfence.dev/enable": "true"},
             "linux": {
+                // In no slice: under systemd the proxy would be in a scope.
+                "cgroupsPath": format!("/{}", self.id),
                 "resources": {"devices": [{"allow": false, "access": "rwm"}]},
                 "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]
             }

@@ -1,4 +1,4 @@
-//! Completion channels: a pipe that carries the cookies of queues with news.
+//! Completion channels: a socket on which the proxy sends the cookies of queues with news, one in each message.
 
 // UNSAFETY: entry points of a C interface.
 #![allow(unsafe_code)]
@@ -57,9 +57,9 @@ pub unsafe extern "C" fn ibv_create_comp_channel(context: *mut ibv_context) -> *
     let mut fds: [Option<Fd>; 1] = [None];
     let reply: Result<Handle, Errno> =
         connection::call_with(generation, Op::CREATE_COMP_CHANNEL, request.as_bytes(), &[], &mut fds);
-    let [pipe] = fds;
+    let [socket] = fds;
     sys::pointer_or_errno(reply.and_then(|reply| {
-        let base = ibv_comp_channel { context, fd: pipe.ok_or(libc::EPROTO)?.into_raw(), refcnt: 0 };
+        let base = ibv_comp_channel { context, fd: socket.ok_or(libc::EPROTO)?.into_raw(), refcnt: 0 };
         Ok(Box::into_raw(Box::new(Channel { base, handle: reply.handle, generation })).cast())
     }))
 }
@@ -109,7 +109,7 @@ pub unsafe extern "C" fn ibv_get_cq_event(
                 *cq_context = (*queue).base.cq_context;
             }
         });
-        // What a destroyed queue left in the pipe means nothing.
+        // What a destroyed queue left in the socket means nothing.
         if found.is_some() {
             return 0;
         }

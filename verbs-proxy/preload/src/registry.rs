@@ -1,6 +1,6 @@
 //! Numbers for objects, which the proxy gives back with completions and events.
 //!
-//! A number is a place and a generation, so that what an object left behind in a ring or pipe is recognised after its
+//! A number is a place and a generation, so that what an object left behind in a ring or socket is recognised after its
 //! end, even when its place has been taken again.
 
 // UNSAFETY: entries are reached through raw pointers.

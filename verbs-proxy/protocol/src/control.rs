@@ -70,7 +70,7 @@ impl Op {
     pub const REG_MR: Self = Self(14);
     /// [`Handle`] → nothing. After the reply no one touches the memory through this region.
     pub const DEREG_MR: Self = Self(15);
-    /// [`Handle`] (context) → [`Handle`]; the pipe that carries the event's queue cookies, 8 bytes each.
+    /// [`Handle`] (context) → [`Handle`]; the socket that carries the event's queue cookies, a message of 8 bytes each.
     pub const CREATE_COMP_CHANNEL: Self = Self(20);
     /// [`Handle`] → nothing; `EBUSY` while a CQ uses it.
     pub const DESTROY_COMP_CHANNEL: Self = Self(21);

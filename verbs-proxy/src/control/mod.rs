@@ -2,8 +2,10 @@
 //!
 //! It may take milliseconds over a registration; the worker goes on meanwhile.
 
+mod connection;
 pub mod device;
 pub mod handles;
+pub mod lent;
 pub mod links;
 pub mod node;
 #[cfg(feature = "obedient")]
@@ -15,27 +17,20 @@ use crate::datagram;
 use crate::pacing::Nanos;
 use crate::plane::Notice;
 use crate::worker::{now, silence};
+use connection::{Connection, Served};
 use node::Node;
-use ringfence_protocol::control::{AsyncEvent, MAGIC, MAX_DATAGRAM, ReplyHeader, RequestHeader};
+use ringfence_protocol::control::AsyncEvent;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
-use session::{PeerFault, Session};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 /// Application processes of one container.
 const MAX_CONNECTIONS: usize = 1024;
 
 /// Descriptors of one party that wait to be closed before nothing more is taken in from it.
 pub const MAX_CLOSING: usize = 1024;
-
-#[derive(Debug)]
-struct Connection {
-    id: u64,
-    socket: OwnedFd,
-    session: Session,
-}
 
 /// How long nobody is let in after an attempt that failed, which it would again at once: for want of descriptors, say.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -49,6 +44,8 @@ pub struct Server {
     init: OwnedFd,
     signals: OwnedFd,
     connections: Vec<Connection>,
+    /// Connections that ended with answers that were not taken yet. They hold descriptors, so they count as connections.
+    leaving: Vec<OwnedFd>,
     next_id: u64,
 }
 
@@ -67,7 +64,7 @@ impl Server {
     /// A server on `listener` (the container's processes) and `fabric` (neighbours), until `init` or `signals` is readable.
     #[must_use]
     pub fn new(node: Node, listener: OwnedFd, fabric: OwnedFd, init: OwnedFd, signals: OwnedFd) -> Self {
-        Self { node, listener, fabric, init, signals, connections: Vec::new(), next_id: 1 }
+        Self { node, listener, fabric, init, signals, connections: Vec::new(), leaving: Vec::new(), next_id: 1 }
     }
 
     /// Serves until the container ends.
@@ -91,11 +88,13 @@ impl Server {
             const FIXED: usize = 6;
             // What polls without being asked, as a hang-up does, must not be asked at all while nothing is taken in.
             let connections = if full { 0 } else { self.connections.len() };
+            let leaving = if full { 0 } else { self.leaving.len() };
             let neighbours = if others_full { 0 } else { self.node.neighbours.list.len() };
+            fds.extend(self.connections[..connections].iter().map(|c| PollFd::from_borrowed_fd(c.as_fd(), c.awaits())));
             fds.extend(
-                self.connections[..connections]
+                self.leaving[..leaving]
                     .iter()
-                    .map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN)),
+                    .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::empty())),
             );
             fds.extend(
                 self.node.neighbours.list[..neighbours]
@@ -122,8 +121,13 @@ impl Server {
             }
             // From the back, so that those that end do not move those that are still to come.
             for index in (0..neighbours).rev() {
-                if ready[FIXED + connections + index] {
+                if ready[FIXED + connections + leaving + index] {
                     self.node.serve_neighbour(index);
+                }
+            }
+            for index in (0..leaving).rev() {
+                if ready[FIXED + connections + index] {
+                    self.node.closers.container.close(self.leaving.swap_remove(index));
                 }
             }
             for index in (0..connections).rev() {
@@ -153,13 +157,15 @@ impl Server {
             Ok(socket) => socket,
             Err(error) => return may_accept_after(error),
         };
-        if self.connections.len() < MAX_CONNECTIONS {
-            let id = self.next_id;
-            self.next_id += 1;
-            self.connections.push(Connection { id, socket, session: Session::new(id) });
-        } else {
-            self.node.closers.container.close(socket);
+        let closer = &self.node.closers.container;
+        closer.close_all(self.leaving.extract_if(.., |socket| !datagram::has_unread(&*socket)));
+        let crowded = self.connections.len() + self.leaving.len() >= MAX_CONNECTIONS;
+        if crowded || !self.node.quota.admits_connection(&socket) {
+            closer.close(socket);
+            return true;
         }
+        self.connections.push(Connection::new(self.next_id, socket));
+        self.next_id += 1;
         true
     }
 
@@ -176,13 +182,17 @@ impl Server {
 
     fn serve_connection(&mut self, index: usize) {
         // One request a look, so that all processes have their turn.
-        let served = serve(&mut self.connections[index], &mut self.node);
-        if served != Served::On {
-            let mut connection = self.connections.swap_remove(index);
-            connection.session.end(&mut self.node);
-            // Its process hears of the end now, also if the socket waits to be closed.
-            let _ = shutdown(&connection.socket, Shutdown::Both);
-            self.node.closers.container.close(connection.socket);
+        if self.connections[index].serve(&mut self.node) == Served::On {
+            return;
+        }
+        let socket = self.connections.swap_remove(index).end(&mut self.node);
+        // Its process hears of the end now, also if the socket waits to be closed.
+        if datagram::has_unread(&socket) {
+            let _ = shutdown(&socket, Shutdown::Write);
+            self.leaving.push(socket);
+        } else {
+            let _ = shutdown(&socket, Shutdown::Both);
+            self.node.closers.container.close(socket);
         }
     }
 
@@ -191,8 +201,8 @@ impl Server {
         while let Ok(notice) = self.node.worker.notices.try_recv() {
             match notice {
                 Notice::Event { owner, event, cookie } => {
-                    let connection = self.connections.iter_mut().find(|connection| connection.id == owner.connection);
-                    if let Some(events) = connection.and_then(|connection| connection.session.events(owner.context)) {
+                    let connection = self.connections.iter_mut().find(|connection| connection.id() == owner.connection);
+                    if let Some(events) = connection.and_then(|connection| connection.events(owner.context)) {
                         let event = AsyncEvent { event, port: 1, cookie };
                         // A container that does not read its events loses the newest, as with a full event queue.
                         let _ = datagram::send(events, event.as_bytes(), &[]);
@@ -214,55 +224,4 @@ fn until(at: Nanos) -> Timespec {
 /// Whether an attempt to accept that failed this way says nothing about the next.
 fn may_accept_after(error: Errno) -> bool {
     matches!(error, Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Served {
-    On,
-    /// The process closed its connection or broke the protocol.
-    End,
-}
-
-fn serve(connection: &mut Connection, node: &mut Node) -> Served {
-    let mut buffer = [0; MAX_DATAGRAM];
-    let received = match datagram::receive(&connection.socket, &mut buffer) {
-        Ok(received) => received,
-        Err(Errno::AGAIN | Errno::INTR) => return Served::On,
-        Err(_) => return Served::End,
-    };
-    if received.bytes == 0 && received.fds.is_empty() {
-        return Served::End;
-    }
-    #[cfg(feature = "obedient")]
-    if let Some(goes_on) = obedient::serve(&connection.socket, &buffer[..received.bytes]) {
-        return if goes_on { Served::On } else { Served::End };
-    }
-    let bare = received.fds.is_empty();
-    node.closers.container.close_all(received.fds);
-    // A container can end its connections as often as it likes: its faults are not worth a line of log each.
-    let answered = if received.truncated || !bare {
-        Err(PeerFault::Surplus)
-    } else {
-        answer(connection, &buffer[..received.bytes], node)
-    };
-    if answered.is_ok() { Served::On } else { Served::End }
-}
-
-fn answer(connection: &mut Connection, datagram: &[u8], node: &mut Node) -> Result<(), PeerFault> {
-    let (header, body) =
-        RequestHeader::read_from_prefix(datagram).map_err(|_| PeerFault::Size { op: 0, bytes: datagram.len() })?;
-    if header.magic != MAGIC {
-        return Err(PeerFault::Magic);
-    }
-    let answer = connection.session.serve(header.op, body, node)?;
-    let reply = |errno: u32| ReplyHeader { magic: MAGIC, sequence: header.sequence, errno, reserved: 0 };
-    let sent = match &answer {
-        Ok(answer) => {
-            let bytes = [reply(0).as_bytes(), &answer.body].concat();
-            let fds: Vec<_> = answer.fds.iter().map(|fd| fd.as_fd()).collect();
-            datagram::send(&connection.socket, &bytes, &fds)
-        }
-        Err(error) => datagram::send(&connection.socket, reply(error.raw_os_error() as u32).as_bytes(), &[]),
-    };
-    sent.map_err(|_| PeerFault::Deaf)
 }

@@ -2,7 +2,7 @@
 
 use super::device::SoftDevice;
 use super::links::Complaints;
-use super::quota::Quota;
+use super::quota::{Quota, Resource, Taken};
 use crate::closer::Closer;
 use crate::fabric::addresses;
 use crate::fabric::neighbours::{Backing, Neighbours};
@@ -19,6 +19,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Entries of the GID table that a port shows.
 pub const GID_TABLE: usize = crate::fabric::ports::MAX_GIDS;
@@ -98,7 +99,17 @@ pub struct Closers {
     pub neighbours: Closer,
 }
 
+/// How long a request waits for memory that the container gave back and that is not emptied yet.
+const EMPTYING: Duration = Duration::from_secs(1);
+
 impl Node {
+    /// Takes `amount` of the quota.
+    pub fn take(&self, resource: Resource, amount: u64) -> Result<Taken, Errno> {
+        self.quota.take(resource, amount).or_else(|error| {
+            if self.closers.container.settle(EMPTYING) { self.quota.take(resource, amount) } else { Err(error) }
+        })
+    }
+
     /// A protection domain that never was.
     pub fn next_pd(&mut self) -> crate::memory::PdId {
         self.last_pd = self.last_pd.wrapping_add(1);

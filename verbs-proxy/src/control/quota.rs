@@ -1,7 +1,10 @@
 //! What a container holds, against what its policy allows. Exhaustion is `ENOMEM`, as on a full device.
 
 use crate::launch::Limits;
+use rustix::fd::{AsFd, AsRawFd, RawFd};
 use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A countable thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +21,13 @@ pub enum Resource {
     RegionBytes,
     /// Files of such pages.
     Region,
+    /// Bytes of the rings of queue pairs and completion queues.
+    QueueBytes,
     /// Protection domains, contexts and channels together.
     Other,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// Contexts, protection domains and completion channels of one container: no device limit of this kind is smaller.
 const MAX_OTHER: u64 = 4096;
@@ -31,11 +36,35 @@ const MAX_OTHER: u64 = 4096;
 /// that pages of several registrations came from lives as long as the last of them.
 const REGIONS_PER_MR: u64 = 4;
 
+/// Bytes of queues for each byte of memory regions that the policy allows, and how many there are at least.
+const QUEUE_SHARE: u64 = 4;
+const LEAST_QUEUE_BYTES: u64 = 16 << 20;
+
+/// Descriptors that stay free of the container's objects: for what is received, and what waits to be closed.
+const RESERVED_DESCRIPTORS: u64 = 4096;
+
 /// Counters of one container.
 #[derive(Debug)]
 pub struct Quota {
-    used: [u64; KINDS],
+    used: Arc<[AtomicU64; KINDS]>,
     limits: [u64; KINDS],
+    /// Descriptors of objects have lower numbers than the first, those of connections than the second.
+    ceilings: [RawFd; 2],
+}
+
+/// What was taken of a quota. Given back when it is dropped.
+#[derive(Debug)]
+#[must_use = "it is given back at once"]
+pub struct Taken {
+    used: Arc<[AtomicU64; KINDS]>,
+    resource: Resource,
+    amount: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.used[self.resource as usize].fetch_sub(self.amount, Ordering::Relaxed);
+    }
 }
 
 impl Quota {
@@ -44,8 +73,10 @@ impl Quota {
     pub fn new(limits: &Limits) -> Self {
         // Regions are whole pages: each may have one more page than its bytes at either end.
         let pages = limits.max_mr_bytes.saturating_add(u64::from(limits.max_mr) * 2 * crate::shared::PAGE as u64);
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        let below = |reserved: u64| RawFd::try_from(descriptors - reserved).unwrap_or(RawFd::MAX);
         Self {
-            used: [0; KINDS],
+            used: Arc::default(),
             limits: [
                 u64::from(limits.max_qp),
                 u64::from(limits.max_cq),
@@ -53,26 +84,36 @@ impl Quota {
                 limits.max_mr_bytes,
                 pages,
                 u64::from(limits.max_mr) * REGIONS_PER_MR,
+                (limits.max_mr_bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
                 MAX_OTHER,
+            ],
+            ceilings: [
+                below(RESERVED_DESCRIPTORS.min(descriptors / 2)),
+                below((RESERVED_DESCRIPTORS / 2).min(descriptors / 4)),
             ],
         }
     }
 
     /// Takes `amount`.
-    pub fn take(&mut self, resource: Resource, amount: u64) -> Result<(), Errno> {
-        let used = self.used[resource as usize].checked_add(amount).ok_or(Errno::NOMEM)?;
-        if used > self.limits[resource as usize] {
-            return Err(Errno::NOMEM);
-        }
-        self.used[resource as usize] = used;
-        Ok(())
+    pub fn take(&self, resource: Resource, amount: u64) -> Result<Taken, Errno> {
+        let (used, limit) = (&self.used[resource as usize], self.limits[resource as usize]);
+        let within = |used: u64| used.checked_add(amount).filter(|used| *used <= limit);
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).map_err(|_| Errno::NOMEM)?;
+        Ok(Taken { used: Arc::clone(&self.used), resource, amount })
     }
 
-    /// Gives `amount` back.
-    pub fn give(&mut self, resource: Resource, amount: u64) {
-        let used = &mut self.used[resource as usize];
-        debug_assert!(*used >= amount, "{resource:?}: {amount} given back of {used}");
-        *used = used.saturating_sub(amount);
+    /// Whether an object of the container may keep this descriptor.
+    ///
+    /// The kernel gives the lowest free number, so as long as objects keep only low ones, there is room above for all that
+    /// one message can bring. Without room the kernel would close the rest in our name, however long that takes.
+    pub fn admit<T: AsFd>(&self, fd: T) -> Result<T, Errno> {
+        if fd.as_fd().as_raw_fd() < self.ceilings[0] { Ok(fd) } else { Err(Errno::MFILE) }
+    }
+
+    /// The same for a connection: objects must not keep other processes out.
+    #[must_use]
+    pub fn admits_connection(&self, socket: impl AsFd) -> bool {
+        socket.as_fd().as_raw_fd() < self.ceilings[1]
     }
 
     /// The limit.
@@ -88,12 +129,27 @@ mod tests {
 
     #[test]
     fn a_full_quota_is_enomem_until_something_is_given_back() {
-        let mut quota = Quota::new(&Limits { max_qp: 2, ..Limits::default() });
-        assert_eq!(quota.take(Resource::Qp, 1), Ok(()));
-        assert_eq!(quota.take(Resource::Qp, 1), Ok(()));
-        assert_eq!(quota.take(Resource::Qp, 1), Err(Errno::NOMEM));
-        quota.give(Resource::Qp, 1);
-        assert_eq!(quota.take(Resource::Qp, 1), Ok(()));
-        assert_eq!(quota.take(Resource::MrBytes, u64::MAX), Err(Errno::NOMEM));
+        let quota = Quota::new(&Limits { max_qp: 2, ..Limits::default() });
+        let first = quota.take(Resource::Qp, 1).unwrap();
+        let _second = quota.take(Resource::Qp, 1).unwrap();
+        assert_eq!(quota.take(Resource::Qp, 1).unwrap_err(), Errno::NOMEM);
+        drop(first);
+        let _third = quota.take(Resource::Qp, 1).unwrap();
+        assert_eq!(quota.take(Resource::MrBytes, u64::MAX).unwrap_err(), Errno::NOMEM);
+    }
+
+    #[test]
+    fn small_policies_have_usable_queues_and_large_ones_no_more_than_a_share() {
+        let bytes =
+            |max_mr_bytes| Quota::new(&Limits { max_mr_bytes, ..Limits::default() }).limit(Resource::QueueBytes);
+        assert_eq!(bytes(0), 16 << 20);
+        assert_eq!(bytes(1 << 30), 256 << 20);
+    }
+
+    #[test]
+    fn high_descriptors_are_not_for_objects() {
+        let quota = Quota { ceilings: [3, 3], ..Quota::new(&Limits::default()) };
+        let (fd, _other) = rustix::pipe::pipe().unwrap();
+        assert_eq!(quota.admit(fd).unwrap_err(), Errno::MFILE);
     }
 }

@@ -1,10 +1,10 @@
 //! A completion queue as its producer sees it.
 
+use super::channel::Channel;
 use crate::shared::{Held, Mapping};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::layout::CqHeader;
 use ringfence_protocol::ring::Producer;
-use rustix::fd::OwnedFd;
 use std::sync::Arc;
 
 /// A completion queue.
@@ -16,12 +16,14 @@ pub struct Cq {
     _mapping: Arc<Mapping>,
     /// What the container had polled when we last looked: a claim.
     consumed: u32,
-    channel: Option<Arc<OwnedFd>>,
+    channel: Option<Arc<Channel>>,
     /// What the channel calls this queue.
     pub cookie: u64,
     overrun: bool,
     /// In the plane's list of queues that may owe an event.
     pub touched: bool,
+    /// There was no room for an event in the channel; it is in the plane's list of those that owe one.
+    pub owes: bool,
     /// One of the completions since the last event was solicited or an error.
     pub solicited: bool,
 }
@@ -36,7 +38,7 @@ pub struct Overrun {
 impl Cq {
     /// A queue over the ring of `slots` slots in `mapping`.
     #[must_use]
-    pub fn new(mapping: Arc<Mapping>, slots: u32, channel: Option<Arc<OwnedFd>>, cookie: u64) -> Self {
+    pub fn new(mapping: Arc<Mapping>, slots: u32, channel: Option<Arc<Channel>>, cookie: u64) -> Self {
         let header = mapping.header(0);
         let ring =
             Producer::new(crate::shared::ring_slots(&mapping, ringfence_protocol::layout::RINGS_OFFSET, slots), 0);
@@ -49,6 +51,7 @@ impl Cq {
             cookie,
             overrun: false,
             touched: false,
+            owes: false,
             solicited: false,
         }
     }
@@ -84,22 +87,38 @@ impl Cq {
         Err(Overrun { first })
     }
 
-    /// Sends the event that is due, if one is.
-    pub fn notify(&mut self) {
+    /// The channel.
+    #[must_use]
+    pub fn channel(&self) -> Option<&Arc<Channel>> {
+        self.channel.as_ref()
+    }
+
+    /// Sends the event that is due, if one is. False if it must be tried again, by [`Self::settle`]. `wait`: do not try.
+    #[must_use]
+    pub fn notify(&mut self, wait: bool) -> bool {
         self.touched = false;
         let solicited = std::mem::replace(&mut self.solicited, false);
-        let Some(channel) = &self.channel else { return };
-        if self.header.disarm(solicited) {
-            // A full pipe is readable, which is all that the container waits for.
-            let _ = rustix::io::write(channel, &self.cookie.to_ne_bytes());
+        let Some(channel) = &self.channel else { return true };
+        // An event that is owed already will come after this, and be for both.
+        if !self.header.disarm(solicited) || self.owes {
+            return true;
         }
+        self.owes = wait || !channel.send(self.cookie);
+        !self.owes
+    }
+
+    /// Sends the event that it owes. False if there still is no room.
+    #[must_use]
+    pub fn settle(&mut self) -> bool {
+        self.owes = self.owes && self.channel.as_ref().is_some_and(|channel| !channel.send(self.cookie));
+        !self.owes
     }
 
     /// Goes on in another ring: what `ibv_resize_cq` asks for. Returns the old ring's last position.
     pub fn move_to(&mut self, mapping: Arc<Mapping>, slots: u32) -> u32 {
         let switch = self.ring.position();
         let mut next = Self::new(mapping, slots, self.channel.take(), self.cookie);
-        (next.touched, next.solicited) = (self.touched, self.solicited);
+        (next.touched, next.owes, next.solicited) = (self.touched, self.owes, self.solicited);
         *self = next;
         switch
     }

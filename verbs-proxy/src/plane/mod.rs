@@ -5,7 +5,9 @@
 //! responder's own checks) → completion in the [`cq`].
 
 pub mod bell;
+pub mod channel;
 pub mod cq;
+pub mod events;
 pub mod intake;
 pub mod link;
 pub mod links;
@@ -94,6 +96,7 @@ pub struct Plane {
     /// At most one alarm for each queue, its [`Qp::alarm`].
     timers: BTreeSet<(Nanos, u32)>,
     touched: Vec<usize>,
+    owed: events::Owed,
     notices: Vec<Notice>,
     /// The time of this turn.
     pub now: Nanos,
@@ -120,6 +123,7 @@ impl Plane {
             active: Vec::new(),
             timers: BTreeSet::new(),
             touched: Vec::new(),
+            owed: events::Owed::default(),
             notices: Vec::new(),
             now: 0,
             from: Vec::new(),
@@ -150,7 +154,7 @@ impl Plane {
         if !self.links.is_empty() {
             worked |= self.serve_links();
         }
-        if self.shaping.on_wire() || !self.timers.is_empty() || self.shaping.any_parked() {
+        if self.shaping.on_wire() || !self.timers.is_empty() || self.shaping.any_parked() || self.owed.any() {
             worked |= self.serve_time();
         }
         let mut index = 0;
@@ -257,14 +261,14 @@ impl Plane {
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        [timer, self.shaping.wake_at(self.now)].into_iter().flatten().min()
+        [timer, self.shaping.wake_at(self.now), self.owed.at()].into_iter().flatten().min()
     }
 
     /// Whether a turn must know the time.
     #[inline(always)]
     #[must_use]
     pub fn needs_time(&self) -> bool {
-        !self.shaping.is_open() || !self.timers.is_empty() || !self.links.is_empty()
+        !self.shaping.is_open() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
     }
 
     /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.
@@ -279,15 +283,6 @@ impl Plane {
         self.doorbells.awake();
         for link in self.links.iter() {
             link.awake();
-        }
-    }
-
-    fn notify(&mut self) {
-        // In the order of the completions: queues may share a channel.
-        for index in self.touched.drain(..) {
-            if let Some(entry) = &mut self.cqs[index] {
-                entry.cq.notify();
-            }
         }
     }
 
@@ -316,6 +311,7 @@ impl Plane {
                 self.on_alarm(queue);
             }
         }
+        worked |= self.settle_events();
         worked |= self.serve_wire();
         self.unpark();
         worked

@@ -29,7 +29,7 @@ const PROXY: &[i64] = &[
     libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_fchmod, libc::SYS_lseek,
     libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_pread64, libc::SYS_pwrite64,
     // Memory.
-    libc::SYS_munmap, libc::SYS_madvise, libc::SYS_brk, libc::SYS_getrandom,
+    libc::SYS_munmap, libc::SYS_madvise, libc::SYS_mincore, libc::SYS_brk, libc::SYS_getrandom,
     // Ends.
     libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigaction, libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack, libc::SYS_gettid, libc::SYS_getpid,
@@ -47,17 +47,11 @@ const FCNTL: &[u64] = &[
 ];
 /// `ioctl(2)`: without blocking, and what waits in a socket to be read.
 const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ];
-/// `setsockopt(2)`: how much may wait in a socket, and whether descriptors may (`SO_PASSRIGHTS`). Others would run filters.
+/// `setsockopt(2)` at `SOL_SOCKET`: how much may wait to be read, and whether descriptors may come along (`SO_PASSRIGHTS` of
+/// `asm-generic/socket.h`).
 const SOCKET_OPTIONS: &[u64] = &[libc::SO_SNDBUF as u64, 83];
-const SOCK_SEQPACKET: &[u64] = &[
-    libc::SOCK_SEQPACKET as u64,
-    (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64,
-    (libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK) as u64,
-    (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64,
-];
-/// Bells.
-const SOCK_DGRAM: &[u64] = &[(libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64];
-const UNIX: &[u64] = &[libc::AF_UNIX as u64];
+/// With any flags.
+const TYPES: u64 = 0xf;
 /// For `getifaddrs(3)`.
 const NETLINK: &[&[Argument]] = &[&[
     (0, &[libc::AF_NETLINK as u64]),
@@ -74,9 +68,16 @@ pub fn confine_proxy() -> Result<()> {
     let pid = u64::from(std::process::id());
     allow(&mut rules, libc::SYS_fcntl, &[&[(1, FCNTL)]])?;
     allow(&mut rules, libc::SYS_ioctl, &[&[(1, IOCTL)]])?;
-    allow(&mut rules, libc::SYS_socket, &[&[(0, UNIX), (1, SOCK_SEQPACKET)]])?;
+    for (call, kind) in [
+        (libc::SYS_socket, libc::SOCK_SEQPACKET),
+        (libc::SYS_socketpair, libc::SOCK_SEQPACKET),
+        (libc::SYS_socketpair, libc::SOCK_DGRAM),
+    ] {
+        let unix = SeccompCondition::new(0, Length::Dword, Compare::Eq, libc::AF_UNIX as u64)?;
+        let kind = SeccompCondition::new(1, Length::Dword, Compare::MaskedEq(TYPES), kind as u64)?;
+        rules.entry(call).or_default().push(SeccompRule::new(vec![unix, kind])?);
+    }
     allow(&mut rules, libc::SYS_socket, NETLINK)?;
-    allow(&mut rules, libc::SYS_socketpair, &[&[(0, UNIX), (1, SOCK_SEQPACKET)], &[(0, UNIX), (1, SOCK_DGRAM)]])?;
     allow(&mut rules, libc::SYS_setsockopt, &[&[(1, &[libc::SOL_SOCKET as u64]), (2, SOCKET_OPTIONS)]])?;
     // Of a descriptor, not of a path.
     let empty = &[libc::AT_EMPTY_PATH as u64];

@@ -151,7 +151,9 @@ impl Duties {
         if !is_ours {
             return Err(Errno::PERM);
         }
-        open(format!("/proc/self/fd/{}", fd.as_raw_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        // The container holds the file, too, and may hold a lease on it, which this would wait for otherwise.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty())
     }
 
     fn tidy(&self) {

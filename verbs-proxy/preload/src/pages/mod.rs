@@ -60,8 +60,12 @@ pub struct Acquired {
 pub trait Regions {
     /// A region of so many bytes and the file behind it, sealed against resizing, which the caller will own; or `errno`.
     fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), i32>;
-    /// Nothing refers to the region any more.
+    /// Nothing refers to the region any more; what it contains is lost.
     fn free(&mut self, region: u32);
+    /// Whether the mapping at this address is the source's own, which the application knows nothing of.
+    fn is_own(&self, _address: usize) -> bool {
+        false
+    }
 }
 
 /// Makes the pages of `length` bytes at `addr` reachable by the proxy, until as many calls of [`release`].

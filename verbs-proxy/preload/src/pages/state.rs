@@ -17,12 +17,33 @@ struct Backing {
     identity: Identity,
     /// Pages that runs of the table refer to.
     pages: usize,
+    /// Some that runs referred to may still show somewhere: they could not be made private, or were moved.
+    astray: bool,
 }
 
 impl Backing {
     /// The descriptor, unless the application closed it (as daemons do with all that they do not know).
     fn file(&self) -> Option<i32> {
         (sys::identify(self.file) == Ok(self.identity)).then_some(self.file)
+    }
+
+    /// Whether the application sees some of these bytes, at whatever address.
+    fn shows(&self, bytes: &Range<u64>, regions: &dyn Regions) -> bool {
+        let shows = |mapping: &Mapping| {
+            let end = mapping.offset + mapping.range.len() as u64;
+            let identity = Identity { device: mapping.device, inode: mapping.inode };
+            mapping.shared
+                && identity == self.identity
+                && mapping.offset < bytes.end
+                && bytes.start < end
+                && !regions.is_own(mapping.range.start)
+        };
+        maps::read(0..usize::MAX).map_or(true, |all| all.iter().any(shows))
+    }
+
+    /// Whether it must not be freed yet: the proxy empties what is.
+    fn is_in_use(&self, regions: &dyn Regions) -> bool {
+        self.pages > 0 || (self.astray && self.shows(&(0..u64::MAX), regions))
     }
 
     fn close(&self) {
@@ -64,7 +85,7 @@ impl State {
         // From here on the table tells the truth: what is not ours any more is a gap.
         for run in &outdated {
             for run in self.table.remove(run.range()) {
-                self.drop_pages(&run, true, regions);
+                self.drop_pages(&run, false, regions);
             }
         }
         let result = self.share(&areas, &outdated, regions);
@@ -183,7 +204,7 @@ impl State {
             }
         };
         sys::close_on_exec(file);
-        self.backings.push(Backing { region, file, identity, pages: 0 });
+        self.backings.push(Backing { region, file, identity, pages: 0, astray: false });
         areas.iter().filter(|area| area.is_stack).for_each(|area| extend_stack(area, file));
         let mut offset = 0;
         let mut result = Ok(());
@@ -221,30 +242,33 @@ impl State {
 
     /// Makes the pages of a run that left the table private again.
     fn give_back(&mut self, run: &Run, regions: &mut dyn Regions) {
-        let mut all_private = true;
-        if let Some(backing) = self.backings.iter().find(|backing| backing.region == run.region) {
-            match (backing.file(), maps::read(bytes(&run.range()))) {
-                (Some(file), Ok(mappings)) => {
-                    for mapping in mappings.iter().filter(|mapping| backing.is_mapped(run, mapping)) {
-                        let (range, protection) = (mapping.range.clone(), mapping.protection);
-                        let area = Area { range, protection, file_backed: true, is_stack: false };
-                        all_private &= swap::privatise(&area, file, mapping.offset).is_ok();
-                    }
+        let mut private = 0;
+        if let Some(backing) = self.backings.iter().find(|backing| backing.region == run.region)
+            && let (Some(file), Ok(mappings)) = (backing.file(), maps::read(bytes(&run.range())))
+        {
+            for mapping in mappings.iter().filter(|mapping| backing.is_mapped(run, mapping)) {
+                let (range, protection) = (mapping.range.clone(), mapping.protection);
+                let length = range.len();
+                let area = Area { range, protection, file_backed: true, is_stack: false };
+                if swap::privatise(&area, file, mapping.offset).is_ok() {
+                    private += length / PAGE;
                 }
-                _ => all_private = false,
             }
         }
-        self.drop_pages(run, all_private, regions);
+        self.drop_pages(run, private == run.pages, regions);
     }
 
-    /// The table does not refer to the run's pages any more. Without `empty` they still show at their address (there was
-    /// no memory for private ones): the mapping keeps the file alive, and the contents must stay.
+    /// The table does not refer to the run's pages any more. Without `empty` they may still show, at their address (there was
+    /// no memory for private ones) or where the application moved them: the contents must stay while they do.
     fn drop_pages(&mut self, run: &Run, empty: bool, regions: &mut dyn Regions) {
         let Some(backing) = self.backings.iter_mut().find(|backing| backing.region == run.region) else { return };
         backing.pages -= run.pages;
+        let (start, length) = ((run.offset * PAGE) as u64, (run.pages * PAGE) as u64);
+        let empty = empty || !backing.shows(&(start..start + length), regions);
+        backing.astray |= !empty;
         if backing.pages > 0 {
             if let (true, Some(file)) = (empty, backing.file()) {
-                sys::punch_hole(file, (run.offset * PAGE) as u64, (run.pages * PAGE) as u64);
+                sys::punch_hole(file, start, length);
             }
         } else {
             self.forget_unused(regions);
@@ -253,11 +277,12 @@ impl State {
 
     fn forget_unused(&mut self, regions: &mut dyn Regions) {
         self.backings.retain(|backing| {
-            if backing.pages == 0 {
+            let used = backing.is_in_use(regions);
+            if !used {
                 backing.close();
                 regions.free(backing.region);
             }
-            backing.pages > 0
+            used
         });
     }
 

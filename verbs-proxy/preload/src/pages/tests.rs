@@ -45,8 +45,15 @@ impl Regions for Files {
 
     fn free(&mut self, region: u32) {
         let (view, bytes) = self.views.remove(&region).expect("freed once");
+        // As the proxy does: nobody may rely on the contents any more.
+        // SAFETY: the view is the test's own.
+        assert_eq!(unsafe { libc::madvise(view as *mut _, bytes, libc::MADV_REMOVE) }, 0);
         // SAFETY: the view is not used after the region is free.
         unsafe { libc::munmap(view as *mut _, bytes) };
+    }
+
+    fn is_own(&self, address: usize) -> bool {
+        self.views.values().any(|(view, _)| *view == address)
     }
 }
 
@@ -175,6 +182,28 @@ fn freed_parts_of_a_region_return_to_the_system() {
     memory.assert_untouched();
     release(memory.address + PAGE, PAGE, &mut files);
     memory.assert_untouched();
+}
+
+#[test]
+fn memory_moved_while_registered_keeps_its_contents() {
+    let (mut files, memory) = (Files::new(), Memory::new(4));
+    acquire(memory.address, memory.length, true, &mut files).unwrap();
+    let elsewhere = sys::anonymous(2 * PAGE).unwrap();
+    // SAFETY: the test's own pages.
+    unsafe { sys::move_pages(memory.address, 2 * PAGE, elsewhere).unwrap() };
+    release(memory.address, memory.length, &mut files);
+    for at in 0..memory.length {
+        let address = if at < 2 * PAGE { elsewhere + at } else { memory.address + at };
+        // SAFETY: mapped by this test.
+        assert_eq!(unsafe { *(address as *const u8) }, (at / PAGE * 31 + at) as u8, "byte {at}");
+    }
+    // SAFETY: as above.
+    unsafe { sys::munmap(elsewhere, 2 * PAGE) };
+    // Whoever frees next finds that it is not needed any more.
+    let other = Memory::new(1);
+    acquire(other.address, PAGE, true, &mut files).unwrap();
+    release(other.address, PAGE, &mut files);
+    assert!(files.views.is_empty());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::hello::memory;
 use super::{Arc, Foreign, LinkId, Means, Message, Neighbour, NeighbourFault};
+use crate::control::lent::Lent;
 use crate::datagram::MAX_FDS;
 use crate::fabric::budget::{Amount, Lease};
 use crate::plane::link::Share;
@@ -17,7 +18,7 @@ use std::collections::{HashMap, VecDeque};
 #[derive(Clone, Debug)]
 pub struct SharedRun {
     /// The file.
-    pub file: Arc<SealedFile>,
+    pub file: Arc<Lent>,
     /// Byte offset.
     pub offset: u64,
     /// Bytes.

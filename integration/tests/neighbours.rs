@@ -1,0 +1,432 @@
+//! Hostile neighbours, and containers that are hostile to neighbours: a proxy takes nothing from a port that nothing of its
+//! own is connected to, keeps room for its own container and for other neighbours, and waits for nobody.
+
+// UNSAFETY: one system call that makes a kind of descriptor and touches no memory.
+#![allow(unsafe_code)]
+
+#[path = "neighbours/client.rs"]
+mod client;
+#[path = "neighbours/hostile.rs"]
+mod hostile;
+#[path = "neighbours/kinds.rs"]
+mod kinds;
+
+use anyhow::{Context, Result, ensure};
+use client::{Client, RUNS_PER_MESSAGE};
+use hostile::Neighbour;
+use ringfence_integration::command::{Running, wait_until};
+use ringfence_integration::direct::{DirectProxy, Node};
+use ringfence_integration::suite::{Needs, test};
+use ringfence_integration::{artifacts, client as programs, suite};
+use ringfence_protocol::verbs::{Opcode, WcStatus};
+use ringfence_protocol::work::SendFields;
+use ringfence_proxy::launch::Limits;
+use ringfence_trials::Trial;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// For what takes milliseconds on a machine that is not busy.
+const SOON: Duration = Duration::from_secs(10);
+
+type Attack = fn(&mut Scene) -> Result<()>;
+
+fn main() -> ExitCode {
+    let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
+    suite::main("ringfence-neighbours", &needs, trials)
+}
+
+fn trials() -> Result<Vec<Trial>> {
+    let program = programs::compile("process", &["loop.c", "check.c"])?;
+    let tests: [(&str, Attack); 11] = [
+        ("strangers_share_nothing", strangers),
+        ("a_neighbour_that_shares_all_it_may", greedy),
+        ("a_neighbour_that_does_not_read", deaf),
+        ("links_that_nothing_is_connected_to", uninvited),
+        ("more_links_than_two", many_links),
+        ("connections_that_say_nothing", silent),
+        ("bells_that_are_full_and_block", full_bells),
+        ("memory_that_is_never_confirmed", unconfirmed),
+        ("receivers_that_are_never_ready", never_ready),
+        ("links_come_up_in_every_order", orders),
+        ("a_link_that_ended_is_made_again", again),
+    ];
+    let mut trials: Vec<Trial> = tests
+        .map(|(name, run)| {
+            let program = program.clone();
+            test(name, move || Scene::open(program)?.play(run))
+        })
+        .into();
+    for place in hostile::Place::ALL {
+        let program = program.clone();
+        let name = format!("descriptors_of_every_kind_{}", place.name());
+        trials.push(test(name, move || every_kind(&program, place)));
+    }
+    Ok(trials)
+}
+
+/// The victim's proxy, and a neighbour that obeys the test.
+struct Scene {
+    victim: DirectProxy,
+    program: PathBuf,
+    node: Node,
+}
+
+impl Scene {
+    fn open(program: PathBuf) -> Result<Self> {
+        let node = Node::new(None)?;
+        let victim = node.proxy(Limits::default())?;
+        Ok(Self { victim, program, node })
+    }
+
+    fn play(mut self, run: Attack) -> Result<()> {
+        self.works()?;
+        let before = descriptors(self.victim.pid())?;
+        run(&mut self)?;
+        self.works()?;
+        wait_until("the victim to close what it was sent", SOON, || {
+            descriptors(self.victim.pid()).is_ok_and(|now| now <= before)
+        })
+        .with_context(|| format!("{before} descriptors before, {:?} now", descriptors(self.victim.pid())))?;
+        self.ends()
+    }
+
+    /// A well-behaved program of the victim's container is served.
+    fn works(&mut self) -> Result<()> {
+        ensure!(!self.victim.has_ended(), "the victim's proxy has ended");
+        let mut command = self.victim.command(&self.program)?;
+        command.arg("once");
+        Running::start(command)?.wait(Duration::from_secs(30))?.success().context("the victim's own program").map(drop)
+    }
+
+    fn ends(&mut self) -> Result<()> {
+        self.victim.end_init()?;
+        wait_until("the victim's proxy to end with its container", SOON, || self.victim.has_ended())
+    }
+
+    fn client(&self) -> Result<Client> {
+        Client::new(&self.victim.socket())
+    }
+
+    /// A neighbour with a port of its own.
+    fn neighbour(&self) -> Result<Neighbour> {
+        Neighbour::new(&self.victim)
+    }
+
+    /// A client of the victim's with a queue pair that is connected to the neighbour's port, and its number there.
+    fn connected(&self, neighbour: &Neighbour) -> Result<(Client, usize)> {
+        let mut client = self.client()?;
+        let qp = client.qp()?;
+        client.connect(qp, neighbour.lid(), 5)?;
+        Ok((client, qp))
+    }
+}
+
+fn descriptors(pid: i32) -> Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+fn mappings(pid: i32) -> Result<usize> {
+    Ok(std::fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().count())
+}
+
+fn processor_ticks(pid: i32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+/// Containers that write to a queue pair which does not exist: their regions must not become the stranger's mappings.
+fn strangers(scene: &mut Scene) -> Result<()> {
+    let mut own = scene.client()?;
+    let before = mappings(scene.victim.pid())?;
+    let mut attackers = Vec::new();
+    for _ in 0..3 {
+        let proxy = scene.node.proxy(Limits::default())?;
+        let mut client = Client::new(&proxy.socket())?;
+        let region = client.region(2 * RUNS_PER_MESSAGE)?;
+        for _ in 0..16 {
+            let key = client.register_runs(region, RUNS_PER_MESSAGE)?;
+            let qp = client.qp()?;
+            client.connect(qp, own.lid, u32::from(own.lid) << 14 | 5)?;
+            client.post(qp, &client.write(key))?;
+        }
+        for _ in 0..16 {
+            ensure!(client.completion(SOON)?.status == WcStatus::RETRY_EXC_ERR, "a WRITE to nobody has succeeded");
+        }
+        attackers.push((proxy, client));
+    }
+    let now = mappings(scene.victim.pid())?;
+    ensure!(now <= before + 64, "{before} mappings before, {now} now");
+    let region = own.region(2)?;
+    own.register_runs(region, 2).context("the victim's own region")?;
+    own.qp().map(drop)
+}
+
+/// One that the victim is connected to gets its part of the mappings, and is told when it asks for more.
+fn greedy(scene: &mut Scene) -> Result<()> {
+    let mut neighbour = scene.neighbour()?;
+    let (mut client, _) = scene.connected(&neighbour)?;
+    let before = mappings(scene.victim.pid())?;
+    let mut link = neighbour.hello()?;
+    ensure!(link.is_welcome(), "a link is not taken though a queue pair is connected");
+    let mut shared = 0;
+    while link.share(shared, 200)? {
+        shared += 1;
+        ensure!(shared < 100, "{} mappings are no limit", 200 * shared);
+    }
+    ensure!(shared > 5, "only {} mappings", 200 * shared);
+    let now = mappings(scene.victim.pid())?;
+    ensure!(now < before + 5000, "{before} mappings before, {now} now");
+    let region = client.region(2 * RUNS_PER_MESSAGE)?;
+    for _ in 0..50 {
+        client.register_runs(region, RUNS_PER_MESSAGE).context("the victim's own region")?;
+        client.qp().context("the victim's own queue pair")?;
+    }
+    // What is given back can be taken again; what is not connected any more takes nothing.
+    link.unshare(0)?;
+    ensure!(link.share(shared, 200)?, "no room after a region was given back");
+    link.unshare(1)?;
+    client.reset(0)?;
+    ensure!(!link.share(shared + 1, 200)?, "a region was taken for nothing that is connected");
+    Ok(())
+}
+
+/// Answers pile up only as far as they are read.
+fn deaf(scene: &mut Scene) -> Result<()> {
+    let mut neighbour = scene.neighbour()?;
+    let (_client, _) = scene.connected(&neighbour)?;
+    let mut link = neighbour.hello()?;
+    ensure!(link.is_welcome());
+    let end = Instant::now() + SOON;
+    while link.offer(1, 1).is_ok() {
+        ensure!(Instant::now() < end, "answers that nobody reads are no reason to end a link");
+    }
+    Ok(())
+}
+
+fn uninvited(scene: &mut Scene) -> Result<()> {
+    let mut neighbour = scene.neighbour()?;
+    for round in 0..100 {
+        let mut link = neighbour.hello()?;
+        ensure!(!link.is_welcome(), "hello {round} of a port that nothing is connected to is welcome");
+    }
+    Ok(())
+}
+
+fn many_links(scene: &mut Scene) -> Result<()> {
+    let mut neighbour = scene.neighbour()?;
+    let (_client, _) = scene.connected(&neighbour)?;
+    let before = descriptors(scene.victim.pid())?;
+    let mut links: Vec<_> = (0..20).filter_map(|_| neighbour.hello().ok()).collect();
+    let welcome = links.iter_mut().filter_map(|link| link.is_welcome().then_some(())).count();
+    ensure!((1..=2).contains(&welcome), "{welcome} links of one neighbour");
+    let now = descriptors(scene.victim.pid())?;
+    ensure!(now <= before + 10, "{before} descriptors before, {now} now");
+    Ok(())
+}
+
+/// They are ended, and keep no honest neighbour out meanwhile.
+fn silent(scene: &mut Scene) -> Result<()> {
+    let neighbour = scene.neighbour()?;
+    let mut crowd: Vec<_> = (0..100).filter_map(|_| neighbour.dial().ok()).collect();
+    let other = scene.node.proxy(Limits::default())?;
+    write_across(&mut scene.client()?, &mut Client::new(&other.socket())?)?;
+    let end = Instant::now() + SOON;
+    for socket in &mut crowd {
+        ensure!(
+            hostile::has_ended(socket, end.saturating_duration_since(Instant::now())),
+            "a connection that says nothing stays"
+        );
+    }
+    Ok(())
+}
+
+/// The neighbour fills the bell that it gave, takes its O_NONBLOCK away, and asks for answers.
+fn full_bells(scene: &mut Scene) -> Result<()> {
+    let mut neighbour = scene.neighbour()?;
+    let (_client, _) = scene.connected(&neighbour)?;
+    let (end, _listening) = kinds::full_datagrams()?;
+    let mut link = neighbour.hello_with(None, Some(end))?;
+    ensure!(link.is_welcome());
+    for round in 0..2000 {
+        link.ask(5).with_context(|| format!("request {round}"))?;
+    }
+    scene.works()
+}
+
+/// Whatever a neighbour does about memory that is offered to it, a request that needs it ends in time.
+fn unconfirmed(scene: &mut Scene) -> Result<()> {
+    type Answer = fn(&mut hostile::Link, u32) -> Result<bool>;
+    let answers: [(&str, Answer); 3] = [
+        ("nothing", |_, _| Ok(true)),
+        ("no", |link, share| link.say(&format!(r#"{{"refused":{{"share":{share}}}}}"#)).map(|()| true)),
+        ("good-bye", |_, _| Ok(false)),
+    ];
+    for (name, answer) in answers {
+        let mut neighbour = scene.neighbour()?;
+        let (mut client, qp) = scene.connected(&neighbour)?;
+        let mut link = Some(neighbour.hello()?);
+        ensure!(link.as_mut().is_some_and(hostile::Link::is_welcome));
+        let region = client.region(2)?;
+        let key = client.register_runs(region, 2)?;
+        client.post(qp, &client.write(key))?;
+        let end = Instant::now() + SOON;
+        let mut offers = 0;
+        let completion = loop {
+            if let Ok(completion) = client.completion(Duration::from_millis(1)) {
+                break completion;
+            }
+            ensure!(Instant::now() < end, "{name}: a request waits for ever after {offers} offers");
+            let Some(open) = &mut link else { continue };
+            if let Some(share) = open.offered()? {
+                offers += 1;
+                if !answer(open, share)? {
+                    link = None;
+                }
+            }
+        };
+        ensure!(completion.status == WcStatus::RETRY_EXC_ERR, "{name}: {:?}", completion.status);
+        ensure!(offers > 0, "{name}: nothing was offered");
+    }
+    Ok(())
+}
+
+/// 250 SENDs of a container to itself, without receives, tried again without end.
+fn never_ready(scene: &mut Scene) -> Result<()> {
+    let mut client = scene.client()?;
+    for _ in 0..250 {
+        let qp = client.qp()?;
+        client.connect(qp, client.lid, client.number(qp))?;
+        client.post(qp, &SendFields { opcode: Opcode::SEND, ..SendFields::default() })?;
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let before = processor_ticks(scene.victim.pid())?;
+    std::thread::sleep(Duration::from_secs(2));
+    let used = processor_ticks(scene.victim.pid())? - before;
+    // A tenth of that is seen on a machine that is not busy; it was 190 without a floor.
+    ensure!(used < 60, "{used} ticks of 10 ms in 2 s");
+    Ok(())
+}
+
+/// Bytes from one proxy's client to the other's and back.
+fn write_across(a: &mut Client, b: &mut Client) -> Result<()> {
+    let (qa, qb) = (a.qp()?, b.qp()?);
+    a.connect(qa, b.lid, b.number(qb))?;
+    b.connect(qb, a.lid, a.number(qa))?;
+    exchange(a, qa, b, qb)
+}
+
+fn exchange(a: &mut Client, qa: usize, b: &mut Client, qb: usize) -> Result<()> {
+    let (ra, rb) = (a.region(2)?, b.region(2)?);
+    let (ka, kb) = (a.register_runs(ra, 2)?, b.register_runs(rb, 2)?);
+    for (from, qp, local, remote) in [(a, qa, ka, kb), (b, qb, kb, ka)] {
+        let write = SendFields { rkey: remote.rkey, remote_addr: remote.iova, ..from.write(local) };
+        from.post(qp, &write)?;
+        let status = from.completion(SOON)?.status;
+        ensure!(status == WcStatus::SUCCESS, "{status:?}");
+    }
+    Ok(())
+}
+
+/// Whoever connects first, and if both do at once, the two reach each other, and no packet need be lost for that.
+fn orders(scene: &mut Scene) -> Result<()> {
+    for round in 0..6 {
+        let proxies = [scene.node.proxy(Limits::default())?, scene.node.proxy(Limits::default())?];
+        let mut clients = [Client::new(&proxies[0].socket())?, Client::new(&proxies[1].socket())?];
+        let [a, b] = &mut clients;
+        let (qa, qb) = (a.qp()?, b.qp()?);
+        let (na, nb) = (a.number(qa), b.number(qb));
+        let (la, lb) = (a.lid, b.lid);
+        // Without a timeout: what gets lost stays lost.
+        match round % 3 {
+            0 => {
+                a.connect_for_ever(qa, lb, nb)?;
+                b.connect_for_ever(qb, la, na)?;
+            }
+            1 => {
+                b.connect_for_ever(qb, la, na)?;
+                std::thread::sleep(Duration::from_millis(20));
+                a.connect_for_ever(qa, lb, nb)?;
+            }
+            _ => std::thread::scope(|scope| {
+                let other = scope.spawn(|| b.connect_for_ever(qb, la, na));
+                a.connect_for_ever(qa, lb, nb)?;
+                other.join().expect("does not panic")
+            })?,
+        }
+        exchange(a, qa, b, qb).with_context(|| format!("round {round}"))?;
+        // Over and over, with the first turned away each time.
+        for _ in 0..3 {
+            let (qa, qb) = (a.qp()?, b.qp()?);
+            a.connect_for_ever(qa, lb, b.number(qb))?;
+            a.reset(qa)?;
+            a.connect_for_ever(qa, lb, b.number(qb))?;
+            b.connect_for_ever(qb, la, a.number(qa))?;
+            exchange(a, qa, b, qb).with_context(|| format!("round {round}, again"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A neighbour ends its link; the next queue pair makes another.
+fn again(scene: &mut Scene) -> Result<()> {
+    let mut neighbour = scene.neighbour()?;
+    let (mut client, qp) = scene.connected(&neighbour)?;
+    for round in 0..50 {
+        let mut link = neighbour.hello()?;
+        ensure!(link.is_welcome(), "round {round}");
+        link.ask(5)?;
+        client.reset(qp)?;
+        client.connect(qp, neighbour.lid(), 5)?;
+    }
+    Ok(())
+}
+
+/// A victim for each descriptor, since it listens no more to who sent it one of no use.
+fn every_kind(program: &std::path::Path, place: hostile::Place) -> Result<()> {
+    for kind in kinds::ALL {
+        let Some((fd, _kept)) = (kind.make)().with_context(|| format!("cannot make: {}", kind.name))? else {
+            println!("SKIPPED kind: this machine has no {}", kind.name);
+            continue;
+        };
+        let mut scene = Scene::open(program.to_owned())?;
+        let tried = (|| {
+            let mut neighbour = scene.neighbour()?;
+            let (mut client, qp) = match place {
+                // The victim makes the link when its queue pair is connected.
+                hostile::Place::Welcome => {
+                    let connected = scene.connected(&neighbour)?;
+                    neighbour.welcome(fd)?;
+                    connected
+                }
+                hostile::Place::Rings => {
+                    let connected = scene.connected(&neighbour)?;
+                    let _ = neighbour.hello_with(Some(fd), None)?.is_welcome();
+                    connected
+                }
+                hostile::Place::Bell => {
+                    let connected = scene.connected(&neighbour)?;
+                    let mut link = neighbour.hello_with(None, Some(fd))?;
+                    if link.is_welcome() {
+                        // Answered, and rung for.
+                        (0..100).try_for_each(|_| link.ask(5))?;
+                    }
+                    connected
+                }
+                hostile::Place::Share => {
+                    let connected = scene.connected(&neighbour)?;
+                    let mut link = neighbour.hello()?;
+                    ensure!(link.is_welcome(), "the link is not taken");
+                    let _ = link.offer_fd(1, fd);
+                    connected
+                }
+            };
+            client.reset(qp)?;
+            scene.works()?;
+            scene.ends()
+        })();
+        tried.with_context(|| format!("{} {}", kind.name, place.name()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! A neighbour that obeys the test: it has a port, and says to the victim's proxy whatever it is told to.
+
+use anyhow::{Context, Result, bail, ensure};
+use ringfence_integration::direct::DirectProxy;
+use ringfence_proxy::closer::Closer;
+use ringfence_proxy::datagram;
+use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
+use ringfence_proxy::plane::bell::{Bell, Foreign, Ringer};
+use ringfence_proxy::plane::link::{BYTES, End, Link as Rings};
+use ringfence_proxy::plane::wire::Request;
+use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, connect, socket_with};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Where a descriptor is sent to the victim.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// As the memory of a link's rings, with a hello.
+    Rings,
+    /// As a bell, with a hello.
+    Bell,
+    /// As a bell, with a welcome.
+    Welcome,
+    /// As the pages of a region.
+    Share,
+}
+
+impl Place {
+    pub const ALL: [Self; 4] = [Self::Rings, Self::Bell, Self::Welcome, Self::Share];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rings => "as_the_rings_of_a_hello",
+            Self::Bell => "as_the_bell_of_a_hello",
+            Self::Welcome => "as_the_bell_of_a_welcome",
+            Self::Share => "as_a_share",
+        }
+    }
+}
+
+pub struct Neighbour {
+    taken: Taken,
+    victim: PathBuf,
+    victim_lid: u16,
+    closer: Closer,
+}
+
+/// A link, or an attempt at one.
+pub struct Link {
+    socket: OwnedFd,
+    rings: Option<Rings>,
+    welcome: Option<bool>,
+    /// The end of the victim's bell that it gave.
+    bell: Option<Ringer>,
+    closer: Closer,
+    to: u32,
+    sequence: u32,
+}
+
+/// What came from the victim.
+type Message = (serde_json::Value, Vec<OwnedFd>);
+
+impl Neighbour {
+    pub fn new(victim: &DirectProxy) -> Result<Self> {
+        let run_dir =
+            victim.dir().parent().and_then(|dir| dir.parent()).context("a container's directory is deeper")?;
+        // The victim is the first of its node.
+        let victim_lid = 1;
+        let taken = Taken::take(run_dir, "soft0", 0x0200_0000_0000_0009, MAX_PORTS).context("cannot take a port")?;
+        ensure!(taken.port.lid() != victim_lid, "the victim's port is not the first");
+        let victim = taken.port.socket_of(victim_lid);
+        Ok(Self { taken, victim, victim_lid, closer: Closer::start("hostile", 1024)? })
+    }
+
+    pub fn lid(&self) -> u16 {
+        self.taken.port.lid()
+    }
+
+    /// Connects, and says nothing.
+    pub fn dial(&self) -> Result<OwnedFd> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let end = Instant::now() + SOON;
+        loop {
+            match connect(&socket, &SocketAddrUnix::new(&self.victim)?) {
+                Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+                result => return Ok(result.map(|()| socket)?),
+            }
+        }
+    }
+
+    /// Says hello as an honest proxy would.
+    pub fn hello(&mut self) -> Result<Link> {
+        self.hello_with(None, None)
+    }
+
+    /// Says hello with other descriptors than an honest proxy's.
+    pub fn hello_with(&mut self, rings: Option<OwnedFd>, bell: Option<OwnedFd>) -> Result<Link> {
+        let socket = self.dial()?;
+        let file = SealedFile::create("hostile", BYTES)?;
+        let (own, theirs) = Bell::new(&self.closer)?;
+        let mapping = Arc::new(Mapping::of(&file)?);
+        let hello = format!(r#"{{"hello":{{"lid":{}}}}}"#, self.lid());
+        let fds = [rings.as_ref().map_or(file.as_fd(), AsFd::as_fd), bell.as_ref().map_or(theirs.as_fd(), AsFd::as_fd)];
+        // It may have been ended already.
+        let _ = datagram::send(&socket, hello.as_bytes(), &fds);
+        let rings = Rings::new(self.lid(), self.victim_lid, End::Initiator, mapping, None, own);
+        let to = u32::from(self.victim_lid) << 14 | 3;
+        Ok(Link { socket, rings: Some(rings), welcome: None, bell: None, closer: self.closer.clone(), to, sequence: 0 })
+    }
+
+    /// Awaits the victim's hello and welcomes it with this descriptor as the bell.
+    pub fn welcome(&self, bell: OwnedFd) -> Result<()> {
+        ensure!(readable(&self.taken.listener, SOON), "the victim makes no link");
+        let socket = accept(&self.taken.listener)?;
+        let (hello, fds) = next(&socket, SOON)?.context("no hello")?;
+        ensure!(hello.get("hello").is_some() && fds.len() == 2, "{hello} with {} descriptors", fds.len());
+        datagram::send(&socket, br#"{"welcome":{}}"#, &[bell.as_fd()])?;
+        Ok(())
+    }
+}
+
+impl Link {
+    /// Whether the victim has taken the link, as opposed to ended it.
+    pub fn is_welcome(&mut self) -> bool {
+        if self.welcome.is_none() {
+            let welcome = next(&self.socket, SOON).ok().flatten();
+            let (message, fds) = welcome.unwrap_or_default();
+            self.welcome = Some(message.get("welcome").is_some());
+            let bell = fds.into_iter().next().map(|fd| Foreign::new(fd, &self.closer));
+            self.bell = bell.and_then(|fd| Ringer::adopt(fd).ok());
+        }
+        self.welcome == Some(true)
+    }
+
+    pub fn say(&self, message: &str) -> Result<()> {
+        Ok(datagram::send(&self.socket, message.as_bytes(), &[])?)
+    }
+
+    /// Offers a region of `runs` pages; an error if the link has ended.
+    pub fn offer(&self, share: u32, runs: usize) -> Result<()> {
+        let file = SealedFile::create("share", runs * PAGE)?;
+        let list: Vec<String> = (0..runs).map(|run| format!("[{},{PAGE}]", run * PAGE)).collect();
+        let message = format!(r#"{{"share":{{"share":{share},"runs":[{}]}}}}"#, list.join(","));
+        let end = Instant::now() + SOON;
+        loop {
+            match datagram::send(&self.socket, message.as_bytes(), &vec![file.as_fd(); runs]) {
+                Err(Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_micros(100)),
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Offers a page of whatever this is.
+    pub fn offer_fd(&self, share: u32, fd: OwnedFd) -> Result<()> {
+        let message = format!(r#"{{"share":{{"share":{share},"runs":[[0,{PAGE}]]}}}}"#);
+        Ok(datagram::send(&self.socket, message.as_bytes(), &[fd.as_fd()])?)
+    }
+
+    /// Shares a region of `runs` pages. False if the victim refuses.
+    pub fn share(&mut self, share: u32, runs: usize) -> Result<bool> {
+        self.offer(share, runs)?;
+        let (answer, _) = next(&self.socket, SOON)?.context("the victim has ended the link")?;
+        match (answer["shared"]["share"].as_u64(), answer["refused"]["share"].as_u64()) {
+            (Some(name), _) if name == u64::from(share) => Ok(true),
+            (_, Some(name)) if name == u64::from(share) => Ok(false),
+            _ => bail!("the answer to share {share} is {answer}"),
+        }
+    }
+
+    pub fn unshare(&self, share: u32) -> Result<()> {
+        self.say(&format!(r#"{{"unshare":{{"share":{share}}}}}"#))
+    }
+
+    /// The name of a region that the victim offers, if there is one now.
+    pub fn offered(&self) -> Result<Option<u32>> {
+        if !readable(&self.socket, Duration::ZERO) {
+            return Ok(None);
+        }
+        let (message, _) = next(&self.socket, SOON)?.context("the victim has ended the link")?;
+        Ok(message["share"]["share"].as_u64().map(u32::try_from).transpose()?)
+    }
+
+    /// Sends the victim a request and awaits its answer, asleep as far as the victim can see, so that it rings.
+    pub fn ask(&mut self, from: u32) -> Result<()> {
+        let rings = self.rings.as_mut().context("a link without rings")?;
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = Request { to: self.to, from, sequence: self.sequence, ..Request::default() };
+        ensure!(rings.request(&request, &[])?, "there is no room for a request");
+        self.bell.as_ref().context("the victim gave no bell")?.ring();
+        let end = Instant::now() + SOON;
+        while rings.prepare_sleep() {
+            ensure!(Instant::now() < end, "the victim's worker does not answer");
+            // What the victim rings may be of any kind, and is not waited for.
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        rings.advance(1);
+        rings.outstanding = 0;
+        Ok(())
+    }
+}
+
+fn readable(fd: &OwnedFd, within: Duration) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    Timespec::try_from(within).is_ok_and(|limit| poll(&mut fds, Some(&limit)) == Ok(1))
+}
+
+/// Whether the other end closes this connection in time.
+pub fn has_ended(socket: &OwnedFd, within: Duration) -> bool {
+    readable(socket, within) && matches!(next(socket, Duration::ZERO), Ok(None))
+}
+
+/// The next message; `None` if the other end has closed.
+fn next(socket: &OwnedFd, within: Duration) -> Result<Option<Message>> {
+    ensure!(readable(socket, within), "the victim says nothing within {within:?}");
+    let mut buffer = vec![0; 16 << 10];
+    match datagram::receive(socket, &mut buffer) {
+        Ok(received) if received.bytes > 0 => {
+            Ok(Some((serde_json::from_slice(&buffer[..received.bytes])?, received.fds)))
+        }
+        Ok(_) | Err(Errno::CONNRESET) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

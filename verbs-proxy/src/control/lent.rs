@@ -1,0 +1,91 @@
+//! Memory files that the container holds too.
+//!
+//! It may keep its descriptor as long as it likes, and with it the pages. So a file is emptied when the proxy has no use for
+//! it any more, and only then its bytes are given back to the quota. Emptying takes the file's lock, which a process of the
+//! container can hold for as long as it likes (a write into the file, from memory whose page fault nobody answers). That is
+//! why it happens on the closer's thread, and why nothing here takes that lock otherwise: no `lseek` for data, say.
+
+use super::quota::Taken;
+use crate::closer::Closer;
+use crate::shared::SealedFile;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use std::ops::Deref;
+
+/// A file that the container holds too, with what it takes of the quota.
+#[derive(Debug)]
+pub struct Lent {
+    /// Always there but while it is dropped.
+    contents: Option<Contents>,
+    closer: Closer,
+}
+
+#[derive(Debug)]
+struct Contents {
+    file: SealedFile,
+    // After the file is emptied, which is when fields are dropped.
+    _taken: Vec<Taken>,
+}
+
+impl Drop for Contents {
+    fn drop(&mut self) {
+        // It cannot fail for a memory file that is not sealed against writing, and further seals were ruled out.
+        let _ =
+            fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, self.file.bytes() as u64);
+    }
+}
+
+impl Lent {
+    /// A new file of zeros that takes `taken` until it is emptied, and a descriptor for the container.
+    pub fn create(name: &str, bytes: usize, taken: Vec<Taken>, closer: &Closer) -> Result<(Self, OwnedFd), Errno> {
+        let file = SealedFile::create(name, bytes)?;
+        let theirs = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
+        let contents = Contents { file, _taken: taken };
+        Ok((Self { contents: Some(contents), closer: closer.clone() }, theirs))
+    }
+}
+
+impl Deref for Lent {
+    type Target = SealedFile;
+
+    fn deref(&self) -> &SealedFile {
+        &self.contents.as_ref().expect("only Drop takes the contents").file
+    }
+}
+
+impl AsFd for Lent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (**self).as_fd()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(contents) = self.contents.take() {
+            self.closer.finish(contents);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::quota::{Quota, Resource};
+    use crate::launch::Limits;
+    use std::time::Duration;
+
+    #[test]
+    fn a_file_that_somebody_keeps_is_empty_before_its_bytes_are_given_back() {
+        let quota = Quota::new(&Limits { max_mr_bytes: 1 << 20, ..Limits::default() });
+        let closer = Closer::start("a", 1).unwrap();
+        let taken = vec![quota.take(Resource::MrBytes, 1 << 20).unwrap()];
+        let (file, kept) = Lent::create("test", 1 << 20, taken, &closer).unwrap();
+        rustix::io::pwrite(&kept, &[1; 1 << 20], 0).unwrap();
+        assert_eq!(quota.take(Resource::MrBytes, 1).unwrap_err(), Errno::NOMEM);
+        drop(file);
+        let _ = closer.settle(Duration::from_secs(60));
+        let _all = quota.take(Resource::MrBytes, 1 << 20).unwrap();
+        assert_eq!(rustix::fs::fstat(&kept).unwrap().st_blocks, 0);
+    }
+}

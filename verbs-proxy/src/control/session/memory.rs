@@ -1,0 +1,120 @@
+//! Memory: the files behind it, and the regions registered from them.
+
+use super::{Answer, Session, random};
+use crate::control::lent::Lent;
+use crate::control::node::Node;
+use crate::control::quota::{Resource, Taken};
+use crate::fabric::neighbours::{Backing, SharedRun, amount};
+use crate::memory::{MemoryRegion, PdId};
+use crate::shared::{Mapping, PAGE, Run};
+use ringfence_protocol::control::{AllocRegion, Handle, MrReply, RegMr, Segment};
+use ringfence_protocol::verbs::Access;
+use rustix::io::Errno;
+use rustix::mm::ProtFlags;
+use std::sync::Arc;
+
+/// Mappings up to this size have their page tables filled when they are made; larger ones as they are used.
+const POPULATE: u64 = 256 << 20;
+
+#[derive(Debug)]
+pub(super) struct Region {
+    file: Arc<Lent>,
+}
+
+#[derive(Debug)]
+pub(super) struct Mr {
+    key: u32,
+    share: u32,
+    pub(super) pd: u32,
+    _taken: [Taken; 2],
+}
+
+impl Session {
+    pub(super) fn alloc_region(&mut self, request: &AllocRegion, node: &mut Node) -> Result<Answer, Errno> {
+        self.contexts.get(request.context)?;
+        if request.bytes == 0 || !request.bytes.is_multiple_of(PAGE as u64) {
+            return Err(Errno::INVAL);
+        }
+        let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
+        let taken = vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?];
+        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container)?;
+        let handle = self.regions.insert(Region { file: Arc::new(node.quota.admit(file)?) });
+        Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
+    }
+
+    /// Memory regions made from it keep its pages.
+    pub(super) fn free_region(&mut self, handle: u32) -> Result<Answer, Errno> {
+        self.regions.remove(handle).map(|_| Answer::default())
+    }
+
+    pub(super) fn reg_mr(&mut self, request: &RegMr, segments: &[Segment], node: &mut Node) -> Result<Answer, Errno> {
+        let known = Access::LOCAL_WRITE
+            | Access::REMOTE_WRITE
+            | Access::REMOTE_READ
+            | Access::REMOTE_ATOMIC
+            | Access::RELAXED_ORDERING;
+        let access = request.access;
+        // Remote rights to write need the local right (InfiniBand Architecture Specification, 11.2.8.2).
+        let writes = access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0 != 0;
+        if access.0 & !known.0 != 0 || (writes && !access.contains(Access::LOCAL_WRITE)) {
+            return Err(if access.0 & !known.0 & 0x0fff != 0 { Errno::OPNOTSUPP } else { Errno::INVAL });
+        }
+        if request.length == 0 || request.first_offset >= PAGE as u64 || segments.is_empty() {
+            return Err(Errno::INVAL);
+        }
+        let pd = self.pds.get(request.pd)?;
+        let pd_id = pd.id;
+        let mut runs = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let file = Arc::clone(&self.regions.get(segment.region)?.file);
+            let end = segment.offset.checked_add(segment.length).ok_or(Errno::INVAL)?;
+            if !(segment.offset | segment.length).is_multiple_of(PAGE as u64)
+                || segment.length == 0
+                || end > file.bytes() as u64
+            {
+                return Err(Errno::INVAL);
+            }
+            runs.push(SharedRun { file, offset: segment.offset, bytes: segment.length });
+        }
+        // No page more than the region needs: mapping costs memory that only its length is charged for.
+        let needed =
+            request.first_offset.checked_add(request.length).and_then(|end| end.checked_next_multiple_of(PAGE as u64));
+        if runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.bytes)) != needed || needed.is_none() {
+            return Err(Errno::INVAL);
+        }
+        let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
+        let (key, share) = register(request, pd_id, runs, node)?;
+        self.pds.get(request.pd)?.users += 1;
+        let handle = self.mrs.insert(Mr { key, share, pd: request.pd, _taken: taken });
+        Ok(Answer::of(MrReply { handle, lkey: key, rkey: key, reserved: 0 }))
+    }
+
+    pub(super) fn dereg_mr(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
+        let mr = self.mrs.remove(handle)?;
+        if let Ok(pd) = self.pds.get(mr.pd) {
+            pd.users -= 1;
+        }
+        let key = mr.key;
+        // Unmapped here: taking page tables down may take milliseconds, which the worker does not have.
+        drop(node.worker.call(move |plane| plane.regions.remove(key)));
+        node.forget_share(key, mr.share);
+        Ok(Answer::default())
+    }
+}
+
+/// Maps the runs side by side and hands the region to the worker: its key and its name for neighbours.
+fn register(request: &RegMr, pd: PdId, runs: Vec<SharedRun>, node: &mut Node) -> Result<(u32, u32), Errno> {
+    let total: u64 = runs.iter().map(|run| run.bytes).sum();
+    let mapped: Vec<_> = runs
+        .iter()
+        .map(|run| Run { file: &run.file, offset: run.offset as usize, bytes: run.bytes as usize })
+        .collect();
+    let lease = node.neighbours.budget.take_own(amount(runs.iter().map(|run| run.bytes)))?;
+    let mapping = Arc::new(Mapping::of_runs(&mapped, ProtFlags::READ | ProtFlags::WRITE, total <= POPULATE)?);
+    let share = node.next_share();
+    let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
+    let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
+    let key = node.worker.call(move |plane| plane.regions.insert(region, random)).ok_or(Errno::NOMEM)?;
+    node.shares.insert(key, Backing { share, runs, lease });
+    Ok((key, share))
+}

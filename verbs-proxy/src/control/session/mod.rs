@@ -1,0 +1,270 @@
+//! One connection of an application process: its objects, and the control verbs on them.
+
+mod memory;
+mod queues;
+
+use super::handles::Handles;
+use super::node::Node;
+use super::quota::{Resource, Taken};
+use crate::memory::PdId;
+use crate::plane::channel::event_sockets;
+use memory::{Mr, Region};
+use queues::{Channel, CqObject, QpObject};
+use ringfence_protocol::VERSION;
+use ringfence_protocol::control::*;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::sync::Arc;
+use zerocopy::{FromBytes, IntoBytes};
+
+#[derive(Debug)]
+struct Context {
+    events: OwnedFd,
+    _taken: Taken,
+}
+
+#[derive(Debug)]
+struct Pd {
+    id: PdId,
+    context: u32,
+    users: u32,
+    _taken: Taken,
+}
+
+/// An answer: the reply's body, and the descriptors beside it.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// Body.
+    pub body: Vec<u8>,
+    /// Descriptors, which the reply takes along.
+    pub fds: Vec<Arc<OwnedFd>>,
+}
+
+impl Answer {
+    fn of(body: impl IntoBytes + zerocopy::Immutable) -> Self {
+        Self { body: body.as_bytes().to_vec(), fds: Vec::new() }
+    }
+
+    fn with(mut self, fd: impl Into<Arc<OwnedFd>>) -> Self {
+        self.fds.push(fd.into());
+        self
+    }
+}
+
+/// Why a request gets no answer: the client broke the protocol, and its connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerFault {
+    /// The first word is not ours.
+    #[error("no request of this protocol")]
+    Magic,
+    /// Not the size that its op demands.
+    #[error("op {op} with {bytes} bytes")]
+    Size {
+        /// `RequestHeader::op`.
+        op: u32,
+        /// Bytes of the datagram.
+        bytes: usize,
+    },
+    /// Longer than any request, or descriptors where none are expected.
+    #[error("an oversized datagram or unexpected descriptors")]
+    Surplus,
+    /// There is no such op.
+    #[error("unknown op {0}")]
+    Op(u32),
+    /// Something before HELLO, or HELLO twice.
+    #[error("op {0} out of order")]
+    Order(u32),
+    /// It does not read its replies.
+    #[error("it does not read its replies")]
+    Deaf,
+}
+
+/// The objects of one connection.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    greeted: bool,
+    contexts: Handles<Context>,
+    pds: Handles<Pd>,
+    /// They belong to the connection, not to the context that they were made in: the process has them in place of its own
+    /// pages, and must not lose those with the context.
+    regions: Handles<Region>,
+    mrs: Handles<Mr>,
+    channels: Handles<Channel>,
+    cqs: Handles<CqObject>,
+    qps: Handles<QpObject>,
+}
+
+fn parse<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(op: Op, body: &[u8]) -> Result<T, PeerFault> {
+    T::read_from_bytes(body).map_err(|_| PeerFault::Size { op: op.0, bytes: body.len() })
+}
+
+impl Session {
+    /// A connection without objects.
+    #[must_use]
+    pub fn new(id: u64) -> Self {
+        Self {
+            id,
+            greeted: false,
+            contexts: Handles::default(),
+            pds: Handles::default(),
+            regions: Handles::default(),
+            mrs: Handles::default(),
+            channels: Handles::default(),
+            cqs: Handles::default(),
+            qps: Handles::default(),
+        }
+    }
+
+    /// Serves one request.
+    pub fn serve(&mut self, op: Op, body: &[u8], node: &mut Node) -> Result<Result<Answer, Errno>, PeerFault> {
+        if self.greeted == (op == Op::HELLO) {
+            return Err(PeerFault::Order(op.0));
+        }
+        let handle = |body| parse::<Handle>(op, body).map(|handle| handle.handle);
+        Ok(match op {
+            Op::HELLO => self.hello(&parse(op, body)?, node),
+            Op::DEVICE => {
+                let index: Index = parse(op, body)?;
+                if index.index == 0 { Ok(Answer::of(node.device.info())) } else { Err(Errno::NODEV) }
+            }
+            Op::OPEN => self.open(&parse(op, body)?, node),
+            Op::CLOSE => self.close(handle(body)?, node),
+            Op::QUERY_PORT => {
+                let query: PortQuery = parse(op, body)?;
+                self.port(&query).map(|()| Answer::of(node.device.port(node.port.lid())))
+            }
+            Op::QUERY_GID => {
+                let query: PortQuery = parse(op, body)?;
+                self.port(&query).and_then(|()| node.gid(query.index)).map(Answer::of)
+            }
+            Op::ALLOC_PD => self.alloc_pd(handle(body)?, node),
+            Op::DEALLOC_PD => self.dealloc_pd(handle(body)?),
+            Op::ALLOC_REGION => self.alloc_region(&parse(op, body)?, node),
+            Op::FREE_REGION => self.free_region(handle(body)?),
+            Op::REG_MR => {
+                let head = size_of::<RegMr>().min(body.len());
+                let request: RegMr = parse(op, &body[..head])?;
+                if request.segments > MAX_SEGMENTS
+                    || body.len() - head != request.segments as usize * size_of::<Segment>()
+                {
+                    return Err(PeerFault::Size { op: op.0, bytes: body.len() });
+                }
+                let segments: Vec<Segment> = body[head..]
+                    .chunks_exact(size_of::<Segment>())
+                    .filter_map(|bytes| Segment::read_from_bytes(bytes).ok())
+                    .collect();
+                self.reg_mr(&request, &segments, node)
+            }
+            Op::DEREG_MR => self.dereg_mr(handle(body)?, node),
+            Op::CREATE_COMP_CHANNEL => self.create_channel(handle(body)?, node),
+            Op::DESTROY_COMP_CHANNEL => self.destroy_channel(handle(body)?),
+            Op::CREATE_CQ => self.create_cq(&parse(op, body)?, node),
+            Op::DESTROY_CQ => self.destroy_cq(handle(body)?, node),
+            Op::RESIZE_CQ => self.resize_cq(&parse(op, body)?, node),
+            Op::CREATE_QP => self.create_qp(&parse(op, body)?, node),
+            Op::MODIFY_QP => self.modify_qp(&parse(op, body)?, node),
+            Op::QUERY_QP => self.query_qp(handle(body)?, node),
+            Op::DESTROY_QP => self.destroy_qp(handle(body)?, node),
+            _ => return Err(PeerFault::Op(op.0)),
+        })
+    }
+
+    fn hello(&mut self, hello: &Hello, node: &Node) -> Result<Answer, Errno> {
+        if hello.version != VERSION {
+            return Err(Errno::PROTO);
+        }
+        self.greeted = true;
+        let reply = HelloReply { version: VERSION, devices: 1, processors: node.processors, reserved: 0 };
+        Ok(Answer::of(reply).with(Arc::clone(&node.doorbell_file)).with(Arc::clone(&node.bell)))
+    }
+
+    fn open(&mut self, index: &Index, node: &mut Node) -> Result<Answer, Errno> {
+        if index.index != 0 {
+            return Err(Errno::NODEV);
+        }
+        let taken = node.take(Resource::Other, 1)?;
+        let (ours, theirs) = event_sockets()?;
+        let context = self.contexts.insert(Context { events: node.quota.admit(ours)?, _taken: taken });
+        let reply = OpenReply { context, ..node.device.attributes(&node.quota) };
+        Ok(Answer::of(reply).with(Arc::new(theirs)))
+    }
+
+    fn close(&mut self, context: u32, node: &mut Node) -> Result<Answer, Errno> {
+        self.contexts.remove(context)?;
+        self.destroy_where(|of| of == context, node);
+        Ok(Answer::default())
+    }
+
+    fn port(&mut self, query: &PortQuery) -> Result<(), Errno> {
+        self.contexts.get(query.context)?;
+        if query.port == 1 { Ok(()) } else { Err(Errno::INVAL) }
+    }
+
+    fn alloc_pd(&mut self, context: u32, node: &mut Node) -> Result<Answer, Errno> {
+        self.contexts.get(context)?;
+        let taken = node.take(Resource::Other, 1)?;
+        let handle = self.pds.insert(Pd { id: node.next_pd(), context, users: 0, _taken: taken });
+        Ok(Answer::of(Handle { handle, reserved: 0 }))
+    }
+
+    fn dealloc_pd(&mut self, handle: u32) -> Result<Answer, Errno> {
+        if self.pds.get(handle)?.users > 0 {
+            return Err(Errno::BUSY);
+        }
+        self.pds.remove(handle)?;
+        Ok(Answer::default())
+    }
+
+    /// Where asynchronous events of a context go.
+    pub fn events(&mut self, context: u32) -> Option<&OwnedFd> {
+        self.contexts.get(context).ok().map(|context| &context.events)
+    }
+
+    /// Destroys everything: the connection is gone.
+    pub fn end(&mut self, node: &mut Node) {
+        let contexts: Vec<u32> = self.contexts.iter().map(|(handle, _)| handle).collect();
+        for context in contexts {
+            let _ = self.contexts.remove(context);
+        }
+        self.destroy_where(|_| true, node);
+        self.regions = Handles::default();
+    }
+
+    /// Destroys the objects of some contexts, users before what they use.
+    fn destroy_where(&mut self, of: impl Fn(u32) -> bool, node: &mut Node) {
+        let pds: Vec<u32> = self.pds.iter().filter(|(_, pd)| of(pd.context)).map(|(handle, _)| handle).collect();
+        let in_pd = |pd: u32| pds.contains(&pd);
+        let qps: Vec<u32> = self.qps.iter().filter(|(_, qp)| in_pd(qp.pd)).map(|(handle, _)| handle).collect();
+        let mrs: Vec<u32> = self.mrs.iter().filter(|(_, mr)| in_pd(mr.pd)).map(|(handle, _)| handle).collect();
+        let cqs: Vec<u32> = self.cqs.iter().filter(|(_, cq)| of(cq.context)).map(|(handle, _)| handle).collect();
+        let channels: Vec<u32> =
+            self.channels.iter().filter(|(_, c)| of(c.context)).map(|(handle, _)| handle).collect();
+        // Nothing of this can fail but for objects of another context that still use them; those keep them.
+        for handle in qps {
+            let _ = self.destroy_qp(handle, node);
+        }
+        for handle in mrs {
+            let _ = self.dereg_mr(handle, node);
+        }
+        for handle in pds {
+            let _ = self.dealloc_pd(handle);
+        }
+        for handle in cqs {
+            let _ = self.destroy_cq(handle, node);
+        }
+        for handle in channels {
+            let _ = self.destroy_channel(handle);
+        }
+    }
+}
+
+/// 32 bits that nobody can guess.
+///
+/// # Panics
+/// If the kernel has no random numbers, which ends with early boot.
+pub fn random() -> u32 {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("getrandom works after boot");
+    u32::from_ne_bytes(bytes)
+}
