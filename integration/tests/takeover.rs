@@ -46,6 +46,9 @@ const SUITE: Suite = Suite::Trixie;
 const NODE_PROXY: &str = "/opt/obedient/ringfence-proxy";
 const NODE_CONFIG: &str = "/etc/ringfence/conf.d/takeover.toml";
 
+/// A test on a node.
+type OnNode = fn(&Node) -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs {
         programs: &["runc", "mmdebstrap", "ip", "unshare", "nsenter"],
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
             test("runc", || under_runc(false)),
             test("runc, with a user namespace", || under_runc(true)),
         ];
-        let on_nodes: [(&str, fn(&Node) -> Result<()>); 3] = [
+        let on_nodes: [(&str, OnNode); 3] = [
             ("podman", under_podman),
             ("podman without root", without_root),
             ("docker with userns-remap", under_docker),
