@@ -1,45 +1,61 @@
 //! The warden: a second process of the proxy, which keeps what the proxy gives up.
 //!
-//! The proxy serves under a user id of its own, in a file system without files. Two things still take more than that, and
-//! both are done by a process that no container and no neighbour can talk to:
+//! The proxy serves under a user id of its own, in a file system without files. Some things still take more than that, and
+//! are done by a process that no container and no neighbour can talk to:
 //!
 //! - A neighbour reads a region through a descriptor that cannot be written to, and to get one the file must be opened once
-//!   more. The proxy sends the file, the warden sends it back, open for reading. It believes nothing: what is no memory file
-//!   of its own proxy ends both.
+//!   more. The proxy sends the file, the warden sends it back, open for reading. It also makes the file immutable, which says
+//!   that nobody, root in a container included, can open it for writing again; who has it open for writing goes on.
+//! - An immutable file cannot be emptied, so the warden does that, too.
 //! - When the proxy has ended, however that came about, its directory, its socket and its LID are given back. And when the
 //!   container has ended, the proxy has to, even one that was taken over.
+//!
+//! The warden believes nothing: what is no memory file of its own proxy ends both. The container holds those files as well and
+//! can keep their locks, so each of the two services has a thread of its own, and the proxy waits for neither for long.
 //!
 //! ```text
 //! hook ── starts ──► proxy (root) ── forks ──► warden (root; few capabilities, few system calls)
 //!                      │ gives root up           │ watches: proxy, container's init, SIGTERM
 //!                      ▼                         │
-//!                    proxy (serves) ◄── socket ──┘
+//!                    proxy (serves) ◄─ sockets ──┘
 //! ```
 
 // UNSAFETY: forks, and takes the descriptors over that the child is to keep.
 #![allow(unsafe_code)]
 
 mod duty;
+mod service;
 
 use crate::datagram;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{PidfdFlags, pidfd_open};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use duty::Duties;
 
-/// What the proxy says: please open this memory file for reading.
-const REQUEST: &[u8] = b"read";
-/// What the warden says to it, with the descriptor.
-const GRANTED: &[u8] = b"done";
+/// What the proxy says, with a memory file: please.
+const REQUEST: &[u8] = b"file";
+/// What the warden says: done.
+const DONE: &[u8] = b"done";
+/// How long the control thread waits for a file to be opened. The warden takes some microseconds, unless the container keeps
+/// the file's lock.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// The proxy's hold on its warden.
 #[derive(Debug)]
 pub struct Warden {
     socket: OwnedFd,
+    /// An answer is due that was not waited for.
+    owes: bool,
+    emptier: Emptier,
 }
+
+/// Has the warden empty files. For threads that may wait.
+#[derive(Clone, Debug)]
+pub struct Emptier(Arc<Mutex<OwnedFd>>);
 
 impl Warden {
     /// Starts the warden. The caller is root, and has one thread.
@@ -47,43 +63,86 @@ impl Warden {
     /// # Errors
     /// What the kernel says of a fork.
     pub fn start(duties: Duties) -> Result<Self, Errno> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let pair = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let ((socket, opens), (emptier, empties)) = (pair()?, pair()?);
         let proxy = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         // SAFETY: no other thread exists whose locks the child could inherit.
         match unsafe { libc::fork() } {
             0 => {
-                drop(ours);
-                duties.fulfil(&theirs, &proxy)
+                drop((socket, emptier));
+                duties.fulfil(opens, empties, &proxy)
             }
             -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)),
-            _ => Ok(Self { socket: ours }),
+            _ => Ok(Self { socket, owes: false, emptier: Emptier(Arc::new(Mutex::new(emptier))) }),
         }
     }
 
-    /// The memory file `file` once more, open for reading only.
+    /// The memory file `file` once more, open for reading only, and never again for writing.
     ///
     /// # Errors
-    /// `EPIPE` if the warden has ended: the proxy is about to.
-    pub fn read_only(&self, file: impl AsFd) -> Result<OwnedFd, Errno> {
-        datagram::send(&self.socket, REQUEST, &[file.as_fd()])?;
-        let mut readable = [PollFd::new(&self.socket, PollFlags::IN)];
-        while let Err(error) = poll(&mut readable, None) {
-            if error != Errno::INTR {
-                return Err(error);
-            }
+    /// `EAGAIN` if somebody keeps the file's lock: that one is our own container. `EPIPE` if the warden has ended: the proxy is
+    /// about to.
+    pub fn read_only(&mut self, file: impl AsFd) -> Result<OwnedFd, Errno> {
+        if self.owes {
+            // It comes too late for whoever wanted it.
+            drop(answer(&self.socket, Some(&Timespec::default()))?);
+            self.owes = false;
         }
-        let mut buffer = [0; GRANTED.len()];
-        let received = datagram::receive(&self.socket, &mut buffer)?;
-        match <[OwnedFd; 1]>::try_from(received.fds) {
-            Ok([fd]) if buffer == *GRANTED => Ok(fd),
-            _ => Err(Errno::PIPE),
+        datagram::send(&self.socket, REQUEST, &[file.as_fd()])?;
+        let fds = answer(&self.socket, Some(&PATIENCE)).inspect_err(|error| self.owes = *error == Errno::AGAIN)?;
+        let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| Errno::PIPE)?;
+        Ok(fd)
+    }
+
+    /// For files that have been shared.
+    #[must_use]
+    pub fn emptier(&self) -> Emptier {
+        self.emptier.clone()
+    }
+}
+
+impl Emptier {
+    /// Empties the memory file `file`, though it may be immutable; it is no more. If the warden has ended, nothing is done.
+    pub fn empty(&self, file: impl AsFd) {
+        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if datagram::send(&*socket, REQUEST, &[file.as_fd()]).is_ok() {
+            let _ = answer(&socket, None);
         }
     }
 }
 
+/// The descriptors of the warden's next answer.
+fn answer(socket: &OwnedFd, patience: Option<&Timespec>) -> Result<Vec<OwnedFd>, Errno> {
+    let mut readable = [PollFd::new(socket, PollFlags::IN)];
+    loop {
+        match poll(&mut readable, patience) {
+            Ok(0) => return Err(Errno::AGAIN),
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut buffer = [0; DONE.len()];
+    let received = datagram::receive(socket, &mut buffer)?;
+    if received.bytes == DONE.len() && buffer == *DONE { Ok(received.fds) } else { Err(Errno::PIPE) }
+}
+
 impl AsFd for Warden {
-    /// Readable once the warden has ended.
+    /// Readable once the warden has ended, or has an answer that was not waited for.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl Warden {
+    /// Whether the warden has ended, given that its descriptor is readable.
+    pub fn has_ended(&mut self) -> bool {
+        if !self.owes {
+            // It says nothing unasked.
+            return true;
+        }
+        let answer = answer(&self.socket, Some(&Timespec::default()));
+        self.owes = answer.as_ref().is_err_and(|error| *error == Errno::AGAIN);
+        answer.is_err_and(|error| error != Errno::AGAIN)
     }
 }

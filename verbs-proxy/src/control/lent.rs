@@ -8,6 +8,7 @@
 use super::quota::Taken;
 use crate::closer::Closer;
 use crate::shared::SealedFile;
+use crate::warden::Emptier;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -24,24 +25,36 @@ pub struct Lent {
 #[derive(Debug)]
 struct Contents {
     file: SealedFile,
+    emptier: Option<Emptier>,
     // After the file is emptied, which is when fields are dropped.
     _taken: Vec<Taken>,
 }
 
 impl Drop for Contents {
     fn drop(&mut self) {
-        // It cannot fail for a memory file that is not sealed against writing, and further seals were ruled out.
-        let _ =
-            fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, self.file.bytes() as u64);
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // It can only fail for a file that is immutable, since neighbours read it: seals against writing were ruled out.
+        if fallocate(&self.file, flags, 0, self.file.bytes() as u64).is_err()
+            && let Some(emptier) = &self.emptier
+        {
+            emptier.empty(&self.file);
+        }
     }
 }
 
 impl Lent {
-    /// A new file of zeros that takes `taken` until it is emptied, and a descriptor for the container.
-    pub fn create(name: &str, bytes: usize, taken: Vec<Taken>, closer: &Closer) -> Result<(Self, OwnedFd), Errno> {
+    /// A new file of zeros that takes `taken` until it is emptied, and a descriptor for the container. `emptier`: for a file
+    /// that neighbours may read.
+    pub fn create(
+        name: &str,
+        bytes: usize,
+        taken: Vec<Taken>,
+        closer: &Closer,
+        emptier: Option<Emptier>,
+    ) -> Result<(Self, OwnedFd), Errno> {
         let file = SealedFile::create(name, bytes)?;
         let theirs = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
-        let contents = Contents { file, _taken: taken };
+        let contents = Contents { file, emptier, _taken: taken };
         Ok((Self { contents: Some(contents), closer: closer.clone() }, theirs))
     }
 }
@@ -80,7 +93,7 @@ mod tests {
         let quota = Quota::new(&Limits { max_mr_bytes: 1 << 20, ..Limits::default() });
         let closer = Closer::start("a", 1).unwrap();
         let taken = vec![quota.take(Resource::MrBytes, 1 << 20).unwrap()];
-        let (file, kept) = Lent::create("test", 1 << 20, taken, &closer).unwrap();
+        let (file, kept) = Lent::create("test", 1 << 20, taken, &closer, None).unwrap();
         rustix::io::pwrite(&kept, &[1; 1 << 20], 0).unwrap();
         assert_eq!(quota.take(Resource::MrBytes, 1).unwrap_err(), Errno::NOMEM);
         drop(file);

@@ -138,8 +138,17 @@ impl Node {
         while let Some(key) = self.neighbours.list[position].next_owed() {
             // Deregistered meanwhile.
             let Some(backing) = self.shares.get(&key) else { continue };
-            if let Err(fault) = self.neighbours.list[position].share(backing.share, &backing.runs, &self.warden) {
-                return self.end_neighbour(position, &fault);
+            let (name, neighbour) = (backing.share, &mut self.neighbours.list[position]);
+            match neighbour.share(name, &backing.runs, &mut self.warden) {
+                Ok(()) => {}
+                Err(NeighbourFault::Unshared(_)) => {
+                    // Whoever needs it asks again when its timers say so.
+                    if let Some(link) = neighbour.link() {
+                        self.worker
+                            .call(move |plane| plane.links.get_mut(link).and_then(|link| link.shared.remove(&name)));
+                    }
+                }
+                Err(fault) => return self.end_neighbour(position, &fault),
             }
         }
     }

@@ -115,8 +115,7 @@ impl Server {
             if ready[1] {
                 return Ok(End::Signal);
             }
-            // It says nothing unasked.
-            if ready[2] {
+            if ready[2] && self.node.warden.has_ended() {
                 return Ok(End::Warden);
             }
             // From the back, so that those that end do not move those that are still to come.

@@ -128,6 +128,9 @@ pub enum NeighbourFault {
     /// A system call failed.
     #[error("{0}")]
     System(#[from] Errno),
+    /// A region of ours could not be opened for it, which is no fault of its own.
+    #[error("a region cannot be shared with it: {0}")]
+    Unshared(Errno),
     /// It does not read what it is sent.
     #[error("it does not read its messages")]
     Deaf,

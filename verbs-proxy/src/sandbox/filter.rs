@@ -45,6 +45,8 @@ const FCNTL: &[u64] = &[
     libc::F_ADD_SEALS as u64,
     libc::F_GET_SEALS as u64,
 ];
+/// `linux/fs.h`, `_IOW('f', 2, long)`.
+const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
 /// `ioctl(2)`: without blocking, and what waits in a socket to be read.
 const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ];
 /// `setsockopt(2)` at `SOL_SOCKET`: how much may wait to be read, and whether descriptors may come along (`SO_PASSRIGHTS` of
@@ -101,23 +103,24 @@ pub fn confine_proxy() -> Result<()> {
 #[rustfmt::skip]
 const WARDEN: &[i64] = &[
     libc::SYS_poll, libc::SYS_ppoll, libc::SYS_restart_syscall, libc::SYS_clock_gettime, libc::SYS_futex,
-    libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_pidfd_send_signal, libc::SYS_getppid,
+    libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_pidfd_send_signal, libc::SYS_getppid, libc::SYS_fallocate,
     libc::SYS_open, libc::SYS_openat, libc::SYS_close, libc::SYS_read, libc::SYS_write, libc::SYS_lseek, libc::SYS_fstat,
     libc::SYS_lstat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_getdents64, libc::SYS_unlink, libc::SYS_unlinkat,
     libc::SYS_rmdir,
     libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_brk, libc::SYS_madvise, libc::SYS_getrandom,
     libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigaction, libc::SYS_rt_sigreturn,
-    libc::SYS_gettid, libc::SYS_getpid,
+    libc::SYS_sigaltstack, libc::SYS_gettid, libc::SYS_getpid,
 ];
 
-/// Confines the warden, which has one thread.
+/// Confines all threads of the warden.
 ///
 /// # Errors
 /// As [`confine_proxy`].
 pub fn confine_warden() -> Result<()> {
     let mut rules = free(WARDEN);
     allow(&mut rules, libc::SYS_fcntl, &[&[(1, FCNTL)]])?;
-    seccompiler::apply_filter(&program(rules)?)?;
+    allow(&mut rules, libc::SYS_ioctl, &[&[(1, &[FS_IOC_SETFLAGS])]])?;
+    seccompiler::apply_filter_all_threads(&program(rules)?)?;
     Ok(())
 }
 

@@ -3,15 +3,14 @@
 // UNSAFETY: closes the descriptors that were the proxy's, and leaves without running the proxy's destructors.
 #![allow(unsafe_code)]
 
-use super::{GRANTED, REQUEST};
-use crate::datagram;
+use super::service::{Kind, Service};
 use crate::fabric::ports::Tenure;
 use crate::sandbox::filter;
 use crate::{cgroup, rdma_cgroup};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat, open};
-use rustix::io::Errno;
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,8 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// When to see whether the proxy has been moved to another control group, as systemd does, and to follow it.
 const FOLLOW: [Duration; 4] =
     [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(2), Duration::from_secs(20)];
-/// What it may do besides what root's files are open to: open the proxy's memory files, and signal the proxy.
-const CAPABILITIES: [caps::Capability; 2] = [caps::Capability::CAP_DAC_OVERRIDE, caps::Capability::CAP_KILL];
+/// What it may do besides what root's files are open to: open the proxy's memory files and set their flags, and signal the proxy.
+const CAPABILITIES: [caps::Capability; 4] = [
+    caps::Capability::CAP_DAC_OVERRIDE,
+    caps::Capability::CAP_FOWNER,
+    caps::Capability::CAP_KILL,
+    caps::Capability::CAP_LINUX_IMMUTABLE,
+];
 
 /// What a warden is given.
 #[derive(Debug)]
@@ -41,69 +45,81 @@ pub struct Duties {
 
 impl Duties {
     /// Does them, and ends the process.
-    pub(super) fn fulfil(self, socket: &OwnedFd, proxy: &OwnedFd) -> ! {
-        self.become_warden(socket, proxy);
-        self.watch(socket, proxy);
+    pub(super) fn fulfil(self, opens: OwnedFd, empties: OwnedFd, proxy: &OwnedFd) -> ! {
+        let ended = self.become_warden(opens, empties, proxy);
+        let Ok(ended) = ended else {
+            // The proxy finds its warden gone, and says so.
+            // SAFETY: `_exit` has no preconditions.
+            unsafe { libc::_exit(1) }
+        };
+        self.watch(&ended, proxy);
         // The proxy has ended.
         self.tidy();
         // SAFETY: `_exit` has no preconditions; what else this process inherited is the proxy's to clean up.
         unsafe { libc::_exit(0) }
     }
 
-    fn become_warden(&self, socket: &OwnedFd, proxy: &OwnedFd) {
+    /// Gives up what a warden does not need, and starts its services. What it returns becomes readable when one of them ends.
+    fn become_warden(&self, opens: OwnedFd, empties: OwnedFd, proxy: &OwnedFd) -> anyhow::Result<OwnedFd> {
         // Sixteen bytes at most, the zero included.
         let _ = rustix::thread::set_name(c"ringfence-ward");
-        close_all_but(&[self.init.as_fd(), self.signals.as_fd(), self.tenure.as_fd(), socket.as_fd(), proxy.as_fd()]);
-        let keep: caps::CapsHashSet = CAPABILITIES.into_iter().collect();
+        close_all_but(&[
+            self.init.as_fd(),
+            self.signals.as_fd(),
+            self.tenure.as_fd(),
+            opens.as_fd(),
+            empties.as_fd(),
+            proxy.as_fd(),
+        ]);
+        // A container that is a whole system has not all of them to give.
+        let has = caps::read(None, caps::CapSet::Permitted)?;
+        let keep: caps::CapsHashSet = CAPABILITIES.into_iter().filter(|capability| has.contains(capability)).collect();
         let _ = rustix::thread::set_no_new_privs(true);
-        let dropped = caps::set(None, caps::CapSet::Effective, &keep)
-            .and_then(|()| caps::set(None, caps::CapSet::Permitted, &keep))
-            .and_then(|()| caps::clear(None, caps::CapSet::Inheritable))
-            .and_then(|()| caps::clear(None, caps::CapSet::Ambient));
-        if dropped.is_err() || filter::confine_warden().is_err() {
-            // The proxy finds its warden gone, and says so.
-            // SAFETY: as in `fulfil`.
-            unsafe { libc::_exit(1) }
+        caps::set(None, caps::CapSet::Effective, &keep)?;
+        caps::set(None, caps::CapSet::Permitted, &keep)?;
+        caps::clear(None, caps::CapSet::Inheritable)?;
+        caps::clear(None, caps::CapSet::Ambient)?;
+        let (ended, end) = pipe_with(PipeFlags::CLOEXEC)?;
+        for (kind, socket) in [(Kind::Open, opens), (Kind::Empty, empties)] {
+            let service = Service { proxy_uid: self.proxy_uid, kind };
+            let end = fcntl_dupfd_cloexec(&end, 3)?;
+            let (begins, begun) = std::sync::mpsc::channel();
+            std::thread::Builder::new().name("service".into()).stack_size(64 << 10).spawn(move || {
+                let _ = begins.send(());
+                service.run(&socket);
+                let _ = rustix::io::write(&end, b"e");
+            })?;
+            // When the thread runs, what it asked of the kernel for itself is done, and may be forbidden afterwards.
+            begun.recv()?;
         }
+        filter::confine_warden()?;
+        Ok(ended)
     }
 
-    /// Serves the proxy until it has ended.
-    fn watch(&self, socket: &OwnedFd, proxy: &OwnedFd) {
+    /// Waits until the proxy has ended, and sees that it does when it must.
+    fn watch(&self, ended: &OwnedFd, proxy: &OwnedFd) {
         let began = Instant::now();
         let mut follow = FOLLOW.iter().map(|after| began + *after).peekable();
-        let (mut ending, mut serving) = (None::<Instant>, true);
+        let mut ending = None::<Instant>;
         loop {
             let next = ending.into_iter().chain(follow.peek().copied()).min();
             let timeout = next.map(|at| timespec(at.saturating_duration_since(Instant::now())));
-            let wanted = |is: bool| if is { PollFlags::IN } else { PollFlags::empty() };
-            let mut fds = [
-                PollFd::new(proxy, PollFlags::IN),
-                PollFd::new(&self.signals, wanted(ending.is_none())),
-                PollFd::new(&self.init, wanted(ending.is_none())),
-            ]
-            .to_vec();
-            if serving {
-                fds.push(PollFd::new(socket, PollFlags::IN));
-            }
-            if poll(&mut fds, timeout.as_ref()).is_err() {
+            // A service ends when the proxy has closed its socket and ends, or says what no proxy says.
+            let mut fds = [proxy, &self.signals, &self.init, ended].map(|fd| PollFd::new(fd, PollFlags::IN));
+            // What made it end is readable from then on.
+            let awaited = if ending.is_none() { &mut fds[..] } else { &mut fds[..1] };
+            if poll(awaited, timeout.as_ref()).is_err() {
                 continue;
             }
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let ready = fds.each_ref().map(|fd| !fd.revents().is_empty());
             if ready[0] {
                 return;
             }
-            if ready[1] && ending.is_none() {
-                let _ = pidfd_send_signal(proxy, Signal::TERM);
-            }
-            if ready[1] || ready[2] {
-                ending.get_or_insert_with(|| Instant::now() + PATIENCE);
-            }
-            if ready.get(3) == Some(&true) {
-                serving = self.serve(socket) == Served::On;
-                if !serving && ending.is_none() {
-                    // It has closed the socket and ends, or it says what no proxy says.
-                    ending = Some(Instant::now() + PATIENCE);
+            if ending.is_none() && ready.contains(&true) {
+                if ready[1] {
+                    let _ = pidfd_send_signal(proxy, Signal::TERM);
                 }
+                ending = Some(Instant::now() + PATIENCE);
             }
             let now = Instant::now();
             if ending.is_some_and(|at| at <= now) {
@@ -118,44 +134,6 @@ impl Duties {
         }
     }
 
-    /// Answers one request.
-    fn serve(&self, socket: &OwnedFd) -> Served {
-        let mut buffer = [0; REQUEST.len() + 1];
-        let received = match datagram::receive(socket, &mut buffer) {
-            Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Served::On,
-            Err(_) => return Served::End,
-        };
-        let mut fds = received.fds;
-        let opened = match fds.as_slice() {
-            [fd] if buffer[..received.bytes] == *REQUEST => self.open(fd.as_fd()),
-            _ => Err(Errno::INVAL),
-        };
-        match opened.and_then(|opened| datagram::send(socket, GRANTED, &[opened.as_fd()])) {
-            Ok(()) => Served::On,
-            Err(_) => {
-                // Of a proxy that was taken over, or of nobody. To close what it sent could take as long as it likes.
-                fds.drain(..).for_each(std::mem::forget);
-                Served::End
-            }
-        }
-    }
-
-    /// The memory file `fd` for reading, if the proxy made it.
-    fn open(&self, fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-        // First, because everything but a memory file is refused here by the kernel, without a word to a file system.
-        let sealed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        let is_ours = fcntl_get_seals(fd)?.contains(sealed)
-            && fstat(fd)?.st_uid == self.proxy_uid
-            && fcntl_getfl(fd)?.contains(OFlags::RDWR);
-        if !is_ours {
-            return Err(Errno::PERM);
-        }
-        // The container holds the file, too, and may hold a lease on it, which this would wait for otherwise.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty())
-    }
-
     fn tidy(&self) {
         // Nobody is there to be told; the hook does the same for the cgroups that it removes.
         let _ = rdma_cgroup::lift_own_limits();
@@ -163,12 +141,6 @@ impl Duties {
         let _ = std::fs::remove_dir_all(&self.container_dir);
         self.tenure.end();
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Served {
-    On,
-    End,
 }
 
 fn timespec(duration: Duration) -> Timespec {

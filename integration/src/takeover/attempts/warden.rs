@@ -8,8 +8,8 @@ use nix::libc;
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 
-/// What a proxy says when it wants a memory file to be opened once more.
-const REQUEST: &[u8] = b"read";
+/// What a proxy says when its warden is to do something with a memory file.
+const REQUEST: &[u8] = b"file";
 
 /// The last of all: a warden that is asked for what it does not do ends its proxy.
 pub(in crate::takeover) fn requests() -> Vec<Attempt> {

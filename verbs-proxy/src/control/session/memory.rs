@@ -37,7 +37,8 @@ impl Session {
         }
         let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
         let taken = vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?];
-        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container)?;
+        let emptier = Some(node.warden.emptier());
+        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier)?;
         let handle = self.regions.insert(Region { file: Arc::new(node.quota.admit(file)?) });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
     }

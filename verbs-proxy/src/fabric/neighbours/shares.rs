@@ -76,12 +76,13 @@ impl Neighbour {
         if self.given.in_flight > MAX_IN_FLIGHT - MAX_FDS { None } else { self.given.owed.pop_front() }
     }
 
-    /// Shares one of our regions with it.
-    pub fn share(&mut self, share: u32, runs: &[SharedRun], warden: &Warden) -> Result<(), NeighbourFault> {
+    /// Shares one of our regions with it. After [`NeighbourFault::Unshared`] nothing has been said.
+    pub fn share(&mut self, share: u32, runs: &[SharedRun], warden: &mut Warden) -> Result<(), NeighbourFault> {
         if runs.len() > MAX_FDS {
             return Err(Errno::TOOBIG.into());
         }
-        let read_only = runs.iter().map(|run| warden.read_only(&*run.file)).collect::<Result<Vec<_>, _>>()?;
+        let read_only = runs.iter().map(|run| warden.read_only(&*run.file)).collect::<Result<Vec<_>, _>>();
+        let read_only = read_only.map_err(NeighbourFault::Unshared)?;
         let message = Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect() };
         self.send(&message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
         self.given.unanswered.insert(share, runs.len());

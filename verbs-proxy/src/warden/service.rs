@@ -1,0 +1,83 @@
+//! What the warden does for its proxy: two services, each on a thread of its own.
+
+use super::{DONE, REQUEST};
+use crate::datagram;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    FallocateFlags, IFlags, Mode, OFlags, SealFlags, fallocate, fcntl_get_seals, fcntl_getfl, fstat, ioctl_setflags,
+    open,
+};
+use rustix::io::Errno;
+
+/// A service for the proxy whose user id is `proxy_uid`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Service {
+    pub proxy_uid: u32,
+    pub kind: Kind,
+}
+
+/// Which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Makes files immutable, and opens them for reading.
+    Open,
+    /// Empties them.
+    Empty,
+}
+
+impl Service {
+    /// Serves until the proxy closes its end, or says what no proxy says.
+    pub(super) fn run(self, socket: &OwnedFd) {
+        loop {
+            let mut readable = [PollFd::new(socket, PollFlags::IN)];
+            let mut buffer = [0; REQUEST.len() + 1];
+            let received = match poll(&mut readable, None).and_then(|_| datagram::receive(socket, &mut buffer)) {
+                Ok(received) => received,
+                Err(Errno::AGAIN | Errno::INTR) => continue,
+                Err(_) => return,
+            };
+            let mut fds = received.fds;
+            let done = match fds.as_slice() {
+                [fd] if buffer[..received.bytes] == *REQUEST && self.is_ours(fd.as_fd()) == Ok(true) => {
+                    self.serve(fd.as_fd())
+                }
+                _ => Err(Errno::INVAL),
+            };
+            let answered = done
+                .and_then(|opened| datagram::send(socket, DONE, &opened.iter().map(AsFd::as_fd).collect::<Vec<_>>()));
+            if answered.is_err() {
+                // Of a proxy that was taken over, or of nobody. To close what it sent could take as long as it likes.
+                fds.drain(..).for_each(std::mem::forget);
+                return;
+            }
+        }
+    }
+
+    /// Whether `fd` is a memory file that the proxy made.
+    fn is_ours(self, fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+        // First, because everything but a memory file is refused here by the kernel, without a word to a file system.
+        let sealed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        Ok(fcntl_get_seals(fd)?.contains(sealed)
+            && fstat(fd)?.st_uid == self.proxy_uid
+            && fcntl_getfl(fd)?.contains(OFlags::RDWR))
+    }
+
+    fn serve(self, fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
+        match self.kind {
+            Kind::Open => {
+                // Not for root of a user namespace, nor before Linux 6.0. Then whoever may override modes, such as root in the
+                // container of a neighbour that was taken over and without a user namespace of its own, can write to it.
+                let _ = ioctl_setflags(fd, IFlags::IMMUTABLE);
+                // The container may hold a lease on it, which this would wait for otherwise.
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty()).map(Some)
+            }
+            Kind::Empty => {
+                let _ = ioctl_setflags(fd, IFlags::empty());
+                let bytes = fstat(fd)?.st_size as u64;
+                fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, bytes).map(|()| None)
+            }
+        }
+    }
+}
