@@ -127,6 +127,8 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
             Some((WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
         }
     };
+    // While there still is a /proc to ask.
+    let budget = Budget::of_this_process();
     let warden = Warden::start(Duties {
         init: fcntl_dupfd_cloexec(&init, 3)?,
         signals: fcntl_dupfd_cloexec(&signals, 3)?,
@@ -164,7 +166,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         port: taken.port,
         warden,
         gids_fresh_until: 0,
-        neighbours: Neighbours::new(Budget::of_this_process()),
+        neighbours: Neighbours::new(budget),
         complaints: Complaints::default(),
         shares: HashMap::new(),
         last_pd: 0,
