@@ -184,7 +184,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
 fn take_port(launch: &Launch, guid: u64) -> Result<Taken> {
     let most = launch.uids.map_or(u32::from(MAX_PORTS), |uids| uids.count.min(u32::from(MAX_PORTS)));
     match Taken::take(&launch.run_dir, &launch.device.name, guid, most as u16) {
-        Err(Errno::NOSPC) => {
+        Err(Errno::USERS) => {
             bail!(
                 "{most} proxies run on this node already, as many as there are LIDs and user ids (proxy.uids) for them"
             )
