@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 11] = [
+    let tests: [(&str, Attack); 12] = [
         ("strangers_share_nothing", strangers),
         ("a_neighbour_that_shares_all_it_may", greedy),
         ("a_neighbour_that_does_not_read", deaf),
@@ -50,6 +50,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("receivers_that_are_never_ready", never_ready),
         ("links_come_up_in_every_order", orders),
         ("a_link_that_ended_is_made_again", again),
+        ("an_answer_to_no_offer_ends_a_link", unasked),
     ];
     let mut trials: Vec<Trial> = tests
         .map(|(name, run)| {
@@ -383,6 +384,24 @@ fn again(scene: &mut Scene) -> Result<()> {
         client.connect(qp, neighbour.lid(), 5)?;
     }
     Ok(())
+}
+
+/// Answers that nothing was asked for could make the victim offer the same memory again and again.
+fn unasked(scene: &mut Scene) -> Result<()> {
+    for answer in ["shared", "refused"] {
+        // It takes no link from us afterwards, so each needs another victim.
+        let node = Node::new(None)?;
+        let victim = node.proxy(Limits::default())?;
+        let mut neighbour = Neighbour::new(&victim)?;
+        let mut client = Client::new(&victim.socket())?;
+        let qp = client.qp()?;
+        client.connect(qp, neighbour.lid(), 5)?;
+        let mut link = neighbour.hello()?;
+        ensure!(link.is_welcome());
+        link.say(&format!(r#"{{"{answer}":{{"share":1}}}}"#))?;
+        ensure!(link.has_ended(SOON), "{answer} without an offer is no reason to end a link");
+    }
+    scene.works()
 }
 
 /// A victim for each descriptor, since it listens no more to who sent it one of no use.

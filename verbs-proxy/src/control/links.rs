@@ -159,6 +159,7 @@ impl Node {
         if self.neighbours.list.is_empty() {
             return;
         }
+        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(key));
         let links = self.neighbours.list.iter().filter_map(Neighbour::link).collect::<Vec<LinkId>>();
         let links = self.worker.call(move |plane| {
             let had =
