@@ -167,6 +167,12 @@ impl Neighbour {
         }
     }
 
+    /// The process at the other end.
+    #[must_use]
+    pub fn process(&self) -> Pid {
+        self.process
+    }
+
     /// The link in the plane.
     #[must_use]
     pub fn link(&self) -> Option<LinkId> {
