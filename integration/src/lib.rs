@@ -17,5 +17,6 @@ pub mod rootfs;
 pub mod sandbox;
 
 mod spec;
+pub mod stalled;
 pub mod suite;
 pub mod takeover;

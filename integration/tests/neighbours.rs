@@ -16,6 +16,7 @@ use client::{Client, RUNS_PER_MESSAGE};
 use hostile::Neighbour;
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
+use ringfence_integration::stalled::StalledPage;
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client as programs, suite};
 use ringfence_protocol::verbs::{Opcode, WcStatus};
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 11] = [
+    let tests: [(&str, Attack); 13] = [
         ("strangers_share_nothing", strangers),
         ("a_neighbour_that_shares_all_it_may", greedy),
         ("a_neighbour_that_does_not_read", deaf),
@@ -50,6 +51,8 @@ fn trials() -> Result<Vec<Trial>> {
         ("receivers_that_are_never_ready", never_ready),
         ("links_come_up_in_every_order", orders),
         ("a_link_that_ended_is_made_again", again),
+        ("an_answer_to_no_offer_ends_a_link", unasked),
+        ("a_proxy_that_cannot_end_gives_its_port_back", stuck),
     ];
     let mut trials: Vec<Trial> = tests
         .map(|(name, run)| {
@@ -128,6 +131,13 @@ fn descriptors(pid: i32) -> Result<usize> {
 
 fn mappings(pid: i32) -> Result<usize> {
     Ok(std::fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().count())
+}
+
+/// Whether a thread of this process is in an uninterruptible sleep.
+fn waits_in_kernel(pid: i32) -> Result<bool> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    Ok(states.any(|stat| stat.rsplit(") ").next().is_some_and(|fields| fields.starts_with('D'))))
 }
 
 fn processor_ticks(pid: i32) -> Result<u64> {
@@ -383,6 +393,49 @@ fn again(scene: &mut Scene) -> Result<()> {
         client.connect(qp, neighbour.lid(), 5)?;
     }
     Ok(())
+}
+
+/// Answers that nothing was asked for could make the victim offer the same memory again and again.
+fn unasked(scene: &mut Scene) -> Result<()> {
+    for answer in ["shared", "refused"] {
+        // It takes no link from us afterwards, so each needs another victim.
+        let node = Node::new(None)?;
+        let victim = node.proxy(Limits::default())?;
+        let mut neighbour = Neighbour::new(&victim)?;
+        let mut client = Client::new(&victim.socket())?;
+        let qp = client.qp()?;
+        client.connect(qp, neighbour.lid(), 5)?;
+        let mut link = neighbour.hello()?;
+        ensure!(link.is_welcome());
+        link.say(&format!(r#"{{"{answer}":{{"share":1}}}}"#))?;
+        ensure!(link.has_ended(SOON), "{answer} without an offer is no reason to end a link");
+    }
+    scene.works()
+}
+
+/// Somebody outside keeps the lock of a file that the proxy empties, and the container has ended. The LID goes to the next proxy,
+/// and those that were linked to the last one reach that.
+fn stuck(scene: &mut Scene) -> Result<()> {
+    let mut own = scene.client()?;
+    let mut ending = scene.node.proxy(Limits::default())?;
+    let mut client = Client::new(&ending.socket())?;
+    let lid = client.lid;
+    write_across(&mut own, &mut client)?;
+    let file = client.file(1)?;
+    let page = StalledPage::new()?;
+    let writer = page.write_from(file)?;
+    drop(client);
+    wait_until("the proxy to wait for the lock", SOON, || waits_in_kernel(ending.pid()).is_ok_and(|waits| waits))?;
+    ending.end_init()?;
+    wait_until("the port to be given back", SOON, || !ending.dir().exists())?;
+    ensure!(!ending.has_ended(), "the proxy has ended, and this shows nothing");
+    let next = scene.node.proxy(Limits::default())?;
+    let mut client = Client::new(&next.socket())?;
+    ensure!(client.lid == lid, "LID {} instead of {lid}", client.lid);
+    write_across(&mut own, &mut client)?;
+    page.answer();
+    writer.join().ok();
+    wait_until("the last proxy to end", SOON, || ending.has_ended())
 }
 
 /// A victim for each descriptor, since it listens no more to who sent it one of no use.

@@ -8,7 +8,9 @@ use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::raw::Raw;
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, suite};
+use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::Limits;
+use rustix::io::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +24,7 @@ type Test = fn() -> Result<()>;
 fn main() -> ExitCode {
     let needs = Needs { programs: &["sleep"], built: &[artifacts::proxy] };
     suite::main("ringfence-warden", &needs, || {
-        let tests: [(&str, Test); 7] = [
+        let tests: [(&str, Test); 8] = [
             ("a_proxy_has_given_up_what_it_can", given_up),
             ("a_warden_keeps_four_capabilities", warden_keeps),
             ("a_killed_proxy_leaves_nothing", killed_proxy),
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
             ("a_proxy_ends_with_its_warden", killed_warden),
             ("a_warden_that_is_told_to_ends_both", told_warden),
             ("a_port_ends_with_its_proxy_and_another_takes_its_lid", lid_again),
+            ("a_full_run_dir_is_an_error_and_no_signal", full_run_dir),
         ];
         Ok(tests.map(|(name, run)| test(name, run)).into())
     })
@@ -183,4 +186,24 @@ fn lid_again() -> Result<()> {
     let three = node.proxy(Limits::default())?;
     ensure!(lid_of(&three)? == 1, "LID {}", lid_of(&three)?);
     Raw::greet(&three.socket()).map(drop)
+}
+
+/// The ports' tables are written through mappings, where a file system without room is a SIGBUS.
+fn full_run_dir() -> Result<()> {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    let node = Node::new(None)?;
+    let take = || -> Result<()> {
+        // Of this thread alone.
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        mount(Some("tmpfs"), node.dir(), Some("tmpfs"), MsFlags::empty(), Some("size=64k"))?;
+        for (filler, expected) in [(64 << 10, Err(Errno::NOSPC)), (0, Ok(()))] {
+            std::fs::write(node.dir().join("filler"), vec![0; filler])?;
+            let taken = Taken::take(node.dir(), "soft0", 1, MAX_PORTS).map(|taken| taken.tenure.end());
+            ensure!(taken == expected, "{taken:?} beside {filler} bytes of 65536");
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(take).join().expect("does not panic"))
 }

@@ -127,6 +127,8 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
             Some((WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
         }
     };
+    // While there still is a /proc to ask.
+    let budget = Budget::of_this_process();
     let warden = Warden::start(Duties {
         init: fcntl_dupfd_cloexec(&init, 3)?,
         signals: fcntl_dupfd_cloexec(&signals, 3)?,
@@ -164,7 +166,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         port: taken.port,
         warden,
         gids_fresh_until: 0,
-        neighbours: Neighbours::new(Budget::of_this_process()),
+        neighbours: Neighbours::new(budget),
         complaints: Complaints::default(),
         shares: HashMap::new(),
         last_pd: 0,
@@ -182,7 +184,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
 fn take_port(launch: &Launch, guid: u64) -> Result<Taken> {
     let most = launch.uids.map_or(u32::from(MAX_PORTS), |uids| uids.count.min(u32::from(MAX_PORTS)));
     match Taken::take(&launch.run_dir, &launch.device.name, guid, most as u16) {
-        Err(Errno::NOSPC) => {
+        Err(Errno::USERS) => {
             bail!(
                 "{most} proxies run on this node already, as many as there are LIDs and user ids (proxy.uids) for them"
             )

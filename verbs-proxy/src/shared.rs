@@ -8,7 +8,8 @@
 use ringfence_protocol::ring::{SLOT_BYTES, Slot};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs, ftruncate, memfd_create,
+    FallocateFlags, MemfdFlags, Mode, SealFlags, fallocate, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs,
+    ftruncate, memfd_create,
 };
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -82,6 +83,15 @@ impl SealedFile {
 impl AsFd for SealedFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Makes sure that these bytes of a file with a name can be written through a mapping: where the file system is full, that would
+/// be a SIGBUS. A file system that cannot tell is believed to have room.
+pub fn allocate(file: impl AsFd, offset: usize, bytes: usize) -> Result<(), Errno> {
+    match fallocate(file, FallocateFlags::empty(), offset as u64, bytes as u64) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        result => result,
     }
 }
 

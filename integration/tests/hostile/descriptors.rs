@@ -1,10 +1,11 @@
 //! Descriptors: of every kind, in flight, and those that others hold.
 
-use crate::kinds::{StalledPage, every, lingering as lingering_socket};
+use crate::kinds::{every, lingering as lingering_socket};
 use crate::{Scene, post_writes};
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::wait_until;
 use ringfence_integration::raw::{Objects, Raw};
+use ringfence_integration::stalled::StalledPage;
 use ringfence_protocol::control::{Hello, Op};
 use ringfence_proxy::launch::Limits;
 use rustix::net::SendFlags;

@@ -1,6 +1,6 @@
-//! Descriptors of every kind that a container can make, and memory that stops whoever touches it.
+//! Descriptors of every kind that a container can make.
 
-// UNSAFETY: system calls that no crate of the workspace offers, and a page that the kernel is told not to fill.
+// UNSAFETY: system calls that no crate of the workspace offers.
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
@@ -8,9 +8,8 @@ use nix::libc;
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// A connection with unsent data whose last close waits for so many seconds, and its other end.
@@ -91,69 +90,4 @@ pub fn every() -> Result<(Vec<Kind>, Vec<OwnedFd>)> {
     kinds.extend(made.into_iter().filter_map(|(name, fd)| Some((name, owned(fd).ok()?))));
     ensure!(kinds.len() >= 20, "only {} kinds of descriptors", kinds.len());
     Ok((kinds, beside))
-}
-
-/// A page that stops whoever touches it, until [`Self::answer`].
-pub struct StalledPage {
-    faults: OwnedFd,
-    address: usize,
-}
-
-const PAGE: usize = 4096;
-
-impl StalledPage {
-    pub fn new() -> Result<Self> {
-        // `linux/userfaultfd.h`.
-        const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-        const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-        const UFFD_API: u64 = 0xaa;
-        const MISSING: u64 = 1;
-        // SAFETY: a system call without pointers.
-        let faults = owned(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) }).context("userfaultfd")?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a fresh mapping anywhere.
-        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-        ensure!(page != libc::MAP_FAILED, "no page: {}", std::io::Error::last_os_error());
-        let mut api = [UFFD_API, 0, 0];
-        let mut register = [page as u64, PAGE as u64, MISSING, 0];
-        // SAFETY: the structures are as long as the requests' numbers say, and live across the calls.
-        let done = unsafe {
-            libc::ioctl(faults.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) == 0
-                && libc::ioctl(faults.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr()) == 0
-        };
-        ensure!(done, "userfaultfd: {}", std::io::Error::last_os_error());
-        Ok(Self { faults, address: page as usize })
-    }
-
-    /// A thread that writes the page into the file, and stands still in it.
-    pub fn write_from(&self, file: File) -> Result<JoinHandle<()>> {
-        let address = self.address;
-        let thread = std::thread::spawn(move || {
-            // SAFETY: the page is never unmapped. What the call answers does not matter.
-            unsafe { libc::pwrite(file.as_raw_fd(), address as *const _, PAGE, 0) };
-        });
-        self.wait_for_fault().map(|()| thread)
-    }
-
-    /// A thread that will receive into the page, and stand still in it.
-    pub fn read_into(&self, from: OwnedFd) -> Result<JoinHandle<()>> {
-        let address = self.address;
-        Ok(std::thread::spawn(move || {
-            // SAFETY: the page is never unmapped. What the call answers does not matter.
-            unsafe { libc::read(from.as_raw_fd(), address as *mut _, 8) };
-        }))
-    }
-
-    fn wait_for_fault(&self) -> Result<()> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(&self.faults, PollFlags::IN)];
-        let ready = poll(&mut fds, Some(&Timespec { tv_sec: 10, tv_nsec: 0 }))?;
-        ensure!(ready == 1, "nobody touches the page");
-        Ok(())
-    }
-
-    /// Lets everybody go on.
-    pub fn answer(self) {
-        drop(self.faults);
-    }
 }

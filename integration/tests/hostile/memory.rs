@@ -1,10 +1,10 @@
 //! Memory beyond what the policy allows.
 
-use crate::kinds::StalledPage;
 use crate::{Scene, descriptors, domain};
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::wait_until;
 use ringfence_integration::raw::Raw;
+use ringfence_integration::stalled::StalledPage;
 use ringfence_protocol::control::{
     AllocRegion, CqReply, CreateCq, Handle, MrReply, NO_HANDLE, Op, RegMr, ResizeCq, Segment,
 };

@@ -161,6 +161,12 @@ impl Client {
         Ok(region.handle)
     }
 
+    /// The file of a region of pages, which the proxy keeps until this client ends.
+    pub fn file(&mut self, pages: u64) -> Result<File> {
+        self.region(pages)?;
+        Ok(File::from(self.regions.last().context("no region")?.try_clone()?))
+    }
+
     /// Every other page of a region (of twice as many), each of which is a run of its own; two for all of a region of two.
     pub fn register_runs(&mut self, region: u32, runs: u64) -> Result<Key> {
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;

@@ -139,6 +139,11 @@ impl Link {
         self.welcome == Some(true)
     }
 
+    /// Whether the victim ends the link in time.
+    pub fn has_ended(&self, within: Duration) -> bool {
+        has_ended(&self.socket, within)
+    }
+
     pub fn say(&self, message: &str) -> Result<()> {
         Ok(datagram::send(&self.socket, message.as_bytes(), &[])?)
     }

@@ -55,6 +55,13 @@ impl Node {
                 self.serve_neighbour(position);
             }
         }
+        // Nor would that with a proxy that was killed and cannot end, which its warden does not wait for.
+        for position in (0..self.neighbours.list.len()).rev() {
+            let neighbour = &self.neighbours.list[position];
+            if neighbour.lid() == Some(lid) && !self.port.belongs_to(lid, neighbour.process()) {
+                self.end_neighbour(position, &NeighbourFault::Gone);
+            }
+        }
         if self.neighbours.list.iter().any(|neighbour| neighbour.lid() == Some(lid)) {
             return;
         }
@@ -159,6 +166,7 @@ impl Node {
         if self.neighbours.list.is_empty() {
             return;
         }
+        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(key));
         let links = self.neighbours.list.iter().filter_map(Neighbour::link).collect::<Vec<LinkId>>();
         let links = self.worker.call(move |plane| {
             let had =

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::pacing::Nanos;
-use crate::shared::{Header, Held, Mapping, PAGE, SealedFile};
+use crate::shared::{Header, Held, Mapping, PAGE, SealedFile, allocate};
 use ringfence_protocol::doorbell::Line;
 use rustix::fs::{Mode, OFlags, ftruncate, open};
 use rustix::io::Errno;
@@ -40,6 +40,7 @@ impl WireClock {
         let fd =
             open(path, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::RUSR | Mode::WUSR)?;
         ftruncate(&fd, PAGE as u64)?;
+        allocate(&fd, 0, PAGE)?;
         // The file lies in a directory of the administrator's; only proxies reach it.
         let mapping = Arc::new(Mapping::of(&SealedFile::trusted(fd)?)?);
         Ok(Self { shared: mapping.header(0) })

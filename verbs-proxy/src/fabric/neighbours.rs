@@ -167,6 +167,12 @@ impl Neighbour {
         }
     }
 
+    /// The process at the other end.
+    #[must_use]
+    pub fn process(&self) -> Pid {
+        self.process
+    }
+
     /// The link in the plane.
     #[must_use]
     pub fn link(&self) -> Option<LinkId> {
@@ -217,8 +223,8 @@ impl Neighbour {
             (Message::Share { share, runs }, Stage::Linked(lid, link)) => {
                 self.take_share(lid, link, share, &runs, fds, means)?;
             }
-            (Message::Shared { share }, Stage::Linked(_, link)) if bare => self.confirmed(link, share, means.worker),
-            (Message::Refused { share }, Stage::Linked(_, link)) if bare => self.refused(link, share, means.worker),
+            (Message::Shared { share }, Stage::Linked(_, link)) if bare => self.confirmed(link, share, means.worker)?,
+            (Message::Refused { share }, Stage::Linked(_, link)) if bare => self.refused(link, share, means.worker)?,
             (Message::Unshare { share }, Stage::Linked(_, link)) if bare => {
                 drop(means.worker.call(move |plane| plane.links.get_mut(link)?.shares.remove(&share)));
             }

@@ -14,7 +14,7 @@
 // UNSAFETY: declares what may be overlaid on shared memory.
 #![allow(unsafe_code)]
 
-use crate::shared::{Header, Held, Mapping, PAGE, Run, SealedFile};
+use crate::shared::{Header, Held, Mapping, PAGE, Run, SealedFile, allocate};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, ftruncate, open};
 use rustix::io::Errno;
@@ -153,7 +153,7 @@ impl Taken {
     /// Takes the lowest free LID of the node for a port on `device`. `most`: the highest LID that may be taken.
     ///
     /// # Errors
-    /// `ENOSPC` if all are taken; otherwise what the kernel says of the files in `run_dir`.
+    /// `EUSERS` if all are taken; otherwise what the kernel says of the files in `run_dir`.
     pub fn take(run_dir: &Path, device: &str, guid: u64, most: u16) -> Result<Self, Errno> {
         let fabric = run_dir.join("fabric");
         let (lids, sockets) = (fabric.join("lids"), fabric.join(device).join("sockets"));
@@ -168,6 +168,8 @@ impl Taken {
             Mapping::of_runs(&[run], protection, false).map(Arc::new)
         };
         let own = Run { file: &gids.writable, offset: usize::from(lid) * PAGE, bytes: PAGE };
+        allocate(own.file, own.offset, own.bytes)?;
+        allocate(&identities.writable, 0, size_of::<Identities>())?;
         let own = Arc::new(Mapping::of_runs(&[own], ProtFlags::READ | ProtFlags::WRITE, false)?).header(0);
         let tenure = Tenure {
             lid,
@@ -318,7 +320,7 @@ fn lock_lowest(directory: &Path, most: u16) -> Result<(u16, OwnedFd), Errno> {
             Err(error) => return Err(error),
         }
     }
-    Err(Errno::NOSPC)
+    Err(Errno::USERS)
 }
 
 fn is_at(file: &OwnedFd, path: &Path) -> bool {
@@ -426,7 +428,7 @@ mod tests {
     fn lids_end_where_user_ids_do() {
         let directory = tempfile::tempdir().unwrap();
         let taken = [1, 2].map(|guid| Taken::take(directory.path(), "soft0", guid, 2).unwrap());
-        assert_eq!(Taken::take(directory.path(), "soft0", 3, 2).unwrap_err(), Errno::NOSPC);
+        assert_eq!(Taken::take(directory.path(), "soft0", 3, 2).unwrap_err(), Errno::USERS);
         drop(taken);
     }
 

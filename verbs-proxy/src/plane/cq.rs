@@ -19,6 +19,7 @@ pub struct Cq {
     channel: Option<Arc<Channel>>,
     /// What the channel calls this queue.
     pub cookie: u64,
+    /// Was full once. That is said once, however often the container makes room again: what it says of that is a claim.
     overrun: bool,
     /// In the plane's list of queues that may owe an event.
     pub touched: bool,
@@ -78,12 +79,11 @@ impl Cq {
         // A claim outside what was produced leaves the queue full, which harms its container only.
         let consumed = self.header.consumed();
         let produced = self.ring.position();
-        let first = !std::mem::replace(&mut self.overrun, false);
         if produced.wrapping_sub(consumed) < self.ring.capacity() {
             self.consumed = consumed;
             return Ok(());
         }
-        self.overrun = true;
+        let first = !std::mem::replace(&mut self.overrun, true);
         Err(Overrun { first })
     }
 
@@ -121,5 +121,29 @@ impl Cq {
         (next.touched, next.owes, next.solicited) = (self.touched, self.owes, self.solicited);
         *self = next;
         switch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::SealedFile;
+    use ringfence_protocol::layout::cq_bytes;
+
+    #[test]
+    fn an_overrun_is_said_once_whatever_the_container_says_it_has_read() {
+        const SLOTS: u32 = 64;
+        let mapping = Arc::new(Mapping::of(&SealedFile::create("test", cq_bytes(SLOTS)).unwrap()).unwrap());
+        let mut cq = Cq::new(Arc::clone(&mapping), SLOTS, None, 7);
+        for round in 0..10 {
+            for _ in 0..SLOTS {
+                cq.push(&Completion::default()).unwrap();
+            }
+            for again in 0..2 {
+                let first = (round, again) == (0, 0);
+                assert_eq!(cq.push(&Completion::default()), Err(Overrun { first }), "round {round}");
+            }
+            mapping.header::<CqHeader>(0).set_consumed(cq.ring.position());
+        }
     }
 }

@@ -53,7 +53,6 @@ impl Duties {
             unsafe { libc::_exit(1) }
         };
         self.watch(&ended, proxy);
-        // The proxy has ended.
         self.tidy();
         // SAFETY: `_exit` has no preconditions; what else this process inherited is the proxy's to clean up.
         unsafe { libc::_exit(0) }
@@ -97,10 +96,15 @@ impl Duties {
     }
 
     /// Waits until the proxy has ended, and sees that it does when it must.
+    ///
+    /// One that was killed does nothing more of its own, but it is there until the kernel has done what it was asked for last.
+    /// That can be to take a memory file's lock, which somebody keeps who got the file from the container and outlives it. He
+    /// is not waited for: otherwise he could keep one LID after another.
     fn watch(&self, ended: &OwnedFd, proxy: &OwnedFd) {
         let began = Instant::now();
         let mut follow = FOLLOW.iter().map(|after| began + *after).peekable();
         let mut ending = None::<Instant>;
+        let mut killed = false;
         loop {
             let next = ending.into_iter().chain(follow.peek().copied()).min();
             let timeout = next.map(|at| timespec(at.saturating_duration_since(Instant::now())));
@@ -123,7 +127,10 @@ impl Duties {
             }
             let now = Instant::now();
             if ending.is_some_and(|at| at <= now) {
-                let _ = pidfd_send_signal(proxy, Signal::KILL);
+                if killed {
+                    return;
+                }
+                killed = pidfd_send_signal(proxy, Signal::KILL).is_ok();
                 ending = Some(now + PATIENCE);
             }
             if follow.next_if(|at| *at <= now).is_some()

@@ -60,8 +60,11 @@ pub(super) struct Given {
 }
 
 impl Given {
-    fn answered(&mut self, share: u32) {
-        self.in_flight -= self.unanswered.remove(&share).unwrap_or(0);
+    /// There is one answer to each offer. A neighbour that could refuse what waits for its turn could make the queue grow.
+    fn answered(&mut self, share: u32) -> Result<(), NeighbourFault> {
+        let fds = self.unanswered.remove(&share).ok_or(NeighbourFault::Malformed("an answer to no offer"))?;
+        self.in_flight -= fds;
+        Ok(())
     }
 }
 
@@ -69,6 +72,11 @@ impl Neighbour {
     /// A region must be shared with it.
     pub fn owe(&mut self, key: u32) {
         self.given.owed.push_back(key);
+    }
+
+    /// The region with this key is gone.
+    pub fn owe_no_more(&mut self, key: u32) {
+        self.given.owed.retain(|owed| *owed != key);
     }
 
     /// The key of the next region to be shared with it, if it has taken enough of those before.
@@ -96,8 +104,8 @@ impl Neighbour {
     }
 
     /// It has mapped a region of ours.
-    pub(super) fn confirmed(&mut self, link: LinkId, share: u32, worker: &Worker) {
-        self.given.answered(share);
+    pub(super) fn confirmed(&mut self, link: LinkId, share: u32, worker: &Worker) -> Result<(), NeighbourFault> {
+        self.given.answered(share)?;
         worker.call(move |plane| {
             if let Some(entry) = plane.links.get_mut(link)
                 // Only what was asked for and not taken back since.
@@ -107,11 +115,12 @@ impl Neighbour {
                 plane.share_arrived(link);
             }
         });
+        Ok(())
     }
 
     /// It has not. Requests that need the region go on waiting, and ask again when their retry timers have run out.
-    pub(super) fn refused(&mut self, link: LinkId, share: u32, worker: &Worker) {
-        self.given.answered(share);
+    pub(super) fn refused(&mut self, link: LinkId, share: u32, worker: &Worker) -> Result<(), NeighbourFault> {
+        self.given.answered(share)?;
         worker.call(move |plane| {
             if let Some(entry) = plane.links.get_mut(link)
                 && entry.shared.get(&share) == Some(&false)
@@ -119,6 +128,7 @@ impl Neighbour {
                 entry.shared.remove(&share);
             }
         });
+        Ok(())
     }
 
     /// Maps a region of the neighbour's, if there is a use and room for it.
