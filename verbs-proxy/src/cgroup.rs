@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 const MOUNTS: &str = "/sys/fs/cgroup";
 
 /// Moves this process into the control groups of `leader` where it is in others: systemd moves the processes that it is told
-/// of, one by one. What cannot be done is left.
-pub fn follow(leader: Pid) {
+/// of, one by one. What cannot be done is left, and nothing is if the leader `has_ended`: another process may have its pid.
+pub fn follow(leader: Pid, has_ended: impl Fn() -> bool) {
     let (Ok(theirs), Ok(ours)) = (read(&leader.as_raw_nonzero().to_string()), read("self")) else { return };
+    if has_ended() {
+        return;
+    }
     for line in theirs.lines().filter(|line| !ours.lines().any(|own| own == *line)) {
         if let Some(directory) = directory_of(line) {
             let _ = std::fs::write(directory.join("cgroup.procs"), "0");

@@ -134,6 +134,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         signals: fcntl_dupfd_cloexec(&signals, 3)?,
         tenure: taken.tenure,
         container_dir: launch.container_dir.clone(),
+        proxy: rustix::process::getpid(),
         proxy_uid: id.unwrap_or(rustix::process::geteuid().as_raw()),
     })
     .context("cannot start the warden")?;

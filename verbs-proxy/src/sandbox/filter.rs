@@ -103,7 +103,7 @@ pub fn confine_proxy() -> Result<()> {
 #[rustfmt::skip]
 const WARDEN: &[i64] = &[
     libc::SYS_poll, libc::SYS_ppoll, libc::SYS_restart_syscall, libc::SYS_clock_gettime, libc::SYS_futex,
-    libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_pidfd_send_signal, libc::SYS_getppid, libc::SYS_fallocate,
+    libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_pidfd_send_signal, libc::SYS_fallocate,
     libc::SYS_open, libc::SYS_openat, libc::SYS_close, libc::SYS_read, libc::SYS_write, libc::SYS_lseek, libc::SYS_fstat,
     libc::SYS_lstat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_getdents64, libc::SYS_unlink, libc::SYS_unlinkat,
     libc::SYS_rmdir,

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ pub struct Duties {
     pub tenure: Tenure,
     /// The container's directory.
     pub container_dir: PathBuf,
+    /// The proxy itself: whoever makes the warden.
+    pub proxy: Pid,
     /// The user id that the proxy is going to have.
     pub proxy_uid: u32,
 }
@@ -133,10 +135,8 @@ impl Duties {
                 killed = pidfd_send_signal(proxy, Signal::KILL).is_ok();
                 ending = Some(now + PATIENCE);
             }
-            if follow.next_if(|at| *at <= now).is_some()
-                && let Some(proxy) = rustix::process::getppid()
-            {
-                cgroup::follow(proxy);
+            if follow.next_if(|at| *at <= now).is_some() {
+                cgroup::follow(self.proxy, || has_ended(proxy));
             }
         }
     }
@@ -148,6 +148,12 @@ impl Duties {
         let _ = std::fs::remove_dir_all(&self.container_dir);
         self.tenure.end();
     }
+}
+
+/// Whether the process of a pidfd has ended.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut ended, Some(&Timespec::default())) != Ok(0)
 }
 
 fn timespec(duration: Duration) -> Timespec {
