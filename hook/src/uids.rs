@@ -63,20 +63,35 @@ impl Serialize for Range {
     }
 }
 
-/// The ids for proxies that this process starts; `None` if its user namespace has none to spare, so that they stay who we are.
+/// The ids for proxies that this process starts; `None` if its user namespace has none to spare, or does not let anybody drop
+/// groups, so that they stay who we are.
 ///
 /// # Errors
-/// If `configured` has ids that do not exist here.
+/// If `configured` has ids that do not exist here, or cannot be taken.
 pub fn for_proxies(configured: Option<Range>) -> Result<Option<Uids>, Failure> {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}"));
     let maps = read("uid_map").and_then(|uids| Ok([uids, read("gid_map")?]));
-    choose(configured, maps)
+    // Where that file is missing it cannot be forbidden.
+    let keeps_groups = read("setgroups").is_ok_and(|text| text.trim() == "deny");
+    choose(configured, maps, keeps_groups)
 }
 
-fn choose(configured: Option<Range>, maps: io::Result<[String; 2]>) -> Result<Option<Uids>, Failure> {
+fn choose(
+    configured: Option<Range>,
+    maps: io::Result<[String; 2]>,
+    keeps_groups: bool,
+) -> Result<Option<Uids>, Failure> {
     let maps = maps.map_err(|error| Failure::new(Code::Internal, format!("/proc/self/uid_map: {error}")))?;
     let exists = |range: &Range| maps.iter().all(|map| range.is_in(map));
     match configured {
+        Some(range) if keeps_groups => {
+            let message = format!(
+                "proxy.uids = \"{range}\" cannot be had: the engine's user namespace lets nobody drop groups \
+                 (/proc/self/setgroups there says deny); map it with newgidmap, or remove the key"
+            );
+            Err(Failure::new(Code::Config, message))
+        }
+        None if keeps_groups => Ok(None),
         Some(range) if exists(&range) => Ok(Some(range.uids())),
         Some(range) => {
             let message = format!(
@@ -97,8 +112,12 @@ mod tests {
     const ROOTLESS: &str = "         0       1000          1\n         1     100000      65536\n";
 
     fn chosen(configured: Option<&str>, uids: &str, gids: &str) -> Result<Option<u32>, String> {
+        chosen_in(configured, uids, gids, false)
+    }
+
+    fn chosen_in(configured: Option<&str>, uids: &str, gids: &str, denied: bool) -> Result<Option<u32>, String> {
         let configured = configured.map(|text| Range::parse(text).unwrap());
-        choose(configured, Ok([uids.into(), gids.into()]))
+        choose(configured, Ok([uids.into(), gids.into()]), denied)
             .map(|uids| uids.map(|uids| uids.first))
             .map_err(|f| f.message)
     }
@@ -112,6 +131,16 @@ mod tests {
         assert_eq!(chosen(Some("5000-5099"), HOST, HOST), Ok(Some(5000)));
         let refused = chosen(Some("70000-70010"), ROOTLESS, ROOTLESS).unwrap_err();
         assert!(refused.starts_with("proxy.uids = \"70000-70010\" does not exist"), "{refused}");
+    }
+
+    #[test]
+    fn who_cannot_drop_groups_stays_who_he_is() {
+        assert_eq!(chosen_in(None, ROOTLESS, ROOTLESS, true), Ok(None));
+        let refused = chosen_in(Some("5000-5099"), ROOTLESS, ROOTLESS, true).unwrap_err();
+        assert!(
+            refused.contains("\"5000-5099\" cannot be had") && refused.contains("/proc/self/setgroups"),
+            "{refused}"
+        );
     }
 
     #[test]
