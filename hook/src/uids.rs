@@ -35,13 +35,22 @@ impl Range {
         Uids { first: self.first, count: self.last - self.first + 1 }
     }
 
-    /// Whether all of it is in one line of a `uid_map` or `gid_map`.
+    /// Whether a `uid_map` or `gid_map` has all of it.
     fn is_in(self, map: &str) -> bool {
-        map.lines().any(|line| {
-            let fields: Vec<u64> = line.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
-            matches!(fields[..], [inside, _, count]
-                if u64::from(self.first) >= inside && u64::from(self.last) < inside.saturating_add(count))
-        })
+        let ranges = map.lines().filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
+            let (inside, _, count) = (fields.next()??, fields.next()??, fields.next()??);
+            Some(inside..inside.saturating_add(count))
+        });
+        let ranges: Vec<_> = ranges.collect();
+        let mut next = u64::from(self.first);
+        while next <= u64::from(self.last) {
+            match ranges.iter().find(|range| range.contains(&next)) {
+                Some(range) => next = range.end,
+                None => return false,
+            }
+        }
+        true
     }
 }
 
@@ -95,8 +104,8 @@ fn choose(
         Some(range) if exists(&range) => Ok(Some(range.uids())),
         Some(range) => {
             let message = format!(
-                "proxy.uids = \"{range}\" does not exist in the engine's user namespace (see /proc/self/uid_map there); \
-                 give a range that does, or remove the key"
+                "proxy.uids = \"{range}\" does not exist in the engine's user namespace (see /proc/self/uid_map and gid_map \
+                 there); give a range that does, or remove the key"
             );
             Err(Failure::new(Code::Config, message))
         }
@@ -129,6 +138,9 @@ mod tests {
         assert_eq!(chosen(None, ROOTLESS, "0 1000 1"), Ok(None));
         assert_eq!(chosen(None, "0 1000 1", "0 1000 1"), Ok(None));
         assert_eq!(chosen(Some("5000-5099"), HOST, HOST), Ok(Some(5000)));
+        let pieces = "0 1000 1\n1000 300000 4050\n1 100000 999\n";
+        assert_eq!(chosen(Some("500-5049"), pieces, ROOTLESS), Ok(Some(500)));
+        assert!(chosen(Some("500-5050"), pieces, ROOTLESS).is_err());
         let refused = chosen(Some("70000-70010"), ROOTLESS, ROOTLESS).unwrap_err();
         assert!(refused.starts_with("proxy.uids = \"70000-70010\" does not exist"), "{refused}");
     }
