@@ -239,12 +239,16 @@ impl Config {
     }
 }
 
-/// Parses `text`; errors begin with the line.
+/// Parses `text`; errors begin with the line, and with the key whose value is wrong.
 fn parse_unchecked<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
-        let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
-        format!("{place}{}", error.message())
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let place = before.map(|before| {
+            let (line, begun) = (before.matches('\n').count() + 1, before.rsplit('\n').next().unwrap_or_default());
+            let key = begun.split_once('=').map(|(key, _)| format!("{}: ", key.trim())).unwrap_or_default();
+            format!("line {line}: {key}")
+        });
+        format!("{}{}", place.unwrap_or_default(), error.message())
     })
 }
 

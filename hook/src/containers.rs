@@ -10,7 +10,6 @@ use ringfence_proxy::launch::Limits;
 use serde::Serialize;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// A container, as far as its record and the processes tell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -76,24 +75,13 @@ pub fn containers(config: &Config) -> Result<Vec<Container>, Failure> {
     };
     let mut ids = records.containers().during(Code::Internal, what)?;
     ids.sort();
-    let found = ids.into_iter().filter_map(|id| match load(config, &records, &id) {
+    let found = ids.into_iter().filter_map(|id| match trust::load(config, &records, &id) {
         // Gone since it was listed.
         Ok(None) => None,
         Ok(Some(record)) => Some(describe(config, record)),
         Err(error) => Some(unreadable(id, &error)),
     });
     Ok(found.collect())
-}
-
-/// The record of container `id`. A proxy that is being started has the hook's own command line for a moment.
-fn load(config: &Config, records: &Records, id: &str) -> io::Result<Option<Record>> {
-    match trust::load(config, records, id) {
-        Err(error) if trust::is_doubt(&error) => {
-            std::thread::sleep(Duration::from_millis(20));
-            trust::load(config, records, id)
-        }
-        result => result,
-    }
 }
 
 fn describe(config: &Config, record: Record) -> Container {

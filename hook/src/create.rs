@@ -8,7 +8,7 @@ use crate::identity::Namespace;
 use crate::init::Init;
 use crate::inject::{self, Container, Sources};
 use crate::placement::Placement;
-use crate::policy::{self, Grant};
+use crate::policy::{self, Grant, Resolution};
 use crate::process::Process;
 use crate::proxy::{self, Handles, Proxy};
 use crate::record::{self, MountPoint, Record, Records};
@@ -16,6 +16,7 @@ use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{Annotations, Bundle, State};
 use crate::stop;
+use crate::trust::{self, Program};
 use crate::uids;
 use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
 use std::io::Read;
@@ -48,7 +49,7 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
     let what = || format!("records in {}", config.run_dir.display());
     let records = Records::open(&run_dir).during(Code::Internal, what)?;
     let claim = record::claim_ids(&run_dir).during(Code::Internal, what)?;
-    let mount_points = match clear(&config, &records, id, init.process, &root)? {
+    let mount_points = match clear(&config, &records, id, init.process, &root, &resolution)? {
         Found::Joined { record } => return agree(&config, &records, &record, &wish.request),
         Found::Nothing { mount_points } => mount_points,
     };
@@ -131,12 +132,27 @@ enum Found {
     Nothing { mount_points: Vec<MountPoint> },
 }
 
-/// Removes what a crash left under the id of the container of `init`, whose root file system is `root`.
-fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Path) -> Result<Found, Failure> {
+/// Removes what a crash left under the id of the container of `init`, whose root file system is `root`, and which is to get
+/// what `resolution` says.
+fn clear(
+    config: &Config,
+    records: &Records,
+    id: &str,
+    init: Process,
+    root: &Path,
+    resolution: &Resolution<'_>,
+) -> Result<Found, Failure> {
     let mut mount_points = Vec::new();
-    // A record that cannot be read is of no use to anybody.
-    if let Some(mut record) = records.load(id).unwrap_or(None) {
-        if record.init == init && record.proxy.is_none_or(Process::is_alive) {
+    let record = match records.load(id) {
+        Ok(record) => record,
+        // It is of no use to anybody. It may be that of a container which runs all the same.
+        Err(error) => match proxy::running(config, id) {
+            Some(proxy) => return Err(in_use_without_record(id, proxy, &error)),
+            None => None,
+        },
+    };
+    if let Some(mut record) = record {
+        if record.init == init && is_joined(config, &record, resolution) {
             return Ok(Found::Joined { record: Box::new(record) });
         }
         if record.init != init && record.init.is_alive() {
@@ -162,9 +178,28 @@ fn clear(config: &Config, records: &Records, id: &str, init: Process, root: &Pat
     Ok(Found::Nothing { mount_points })
 }
 
+/// Whether the container of `record` has got what there is on record: nobody else finds out that it has no proxy.
+fn is_joined(config: &Config, record: &Record, resolution: &Resolution<'_>) -> bool {
+    match (record.proxy, &resolution.grant) {
+        (Some(proxy), _) => trust::what_is(config, &record.container, proxy) == Program::Proxy,
+        (None, Grant::Passthrough(_)) => true,
+        // That of a hook which came no further; or of another policy's passthrough, about which there is no agreement.
+        (None, Grant::Proxied(..)) => record.policy != resolution.policy,
+    }
+}
+
+fn in_use_without_record(id: &str, proxy: Process, error: &std::io::Error) -> Failure {
+    let message = format!(
+        "container id {id} has a proxy already (pid {}), and its record is of no use: {error}; stop the container of that \
+         id, then ringfence gc",
+        proxy.pid
+    );
+    Failure::new(Code::State, message)
+}
+
 /// What an operator is told of a proxy that has no user id of its own.
 const SHARED_USER: &str = "its proxy is the same user as all others: the engine's user namespace has no ids for them \
-     (60578-61183, or proxy.uids); give the user more in /etc/subuid and /etc/subgid";
+     (60578-61183, or proxy.uids), or denies setgroups; give the user more in /etc/subuid and /etc/subgid";
 
 /// A container while it is being joined.
 struct Making<'a> {

@@ -155,6 +155,8 @@ fn become_proxy(path: &CStr, launch: &CStr, handles: &Handles<'_>, ready: Borrow
 fn raise_limits() {
     let unlimited = Rlimit { current: None, maximum: None };
     let _ = rustix::process::setrlimit(Resource::Memlock, unlimited);
+    // It counts all processes of the user that the proxy becomes, and a container's root can start some under any id.
+    let _ = rustix::process::setrlimit(Resource::Nproc, unlimited);
     let most = Some(MAX_DESCRIPTORS);
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
     for resource in [

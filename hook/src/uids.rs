@@ -35,13 +35,22 @@ impl Range {
         Uids { first: self.first, count: self.last - self.first + 1 }
     }
 
-    /// Whether all of it is in one line of a `uid_map` or `gid_map`.
+    /// Whether a `uid_map` or `gid_map` has all of it.
     fn is_in(self, map: &str) -> bool {
-        map.lines().any(|line| {
-            let fields: Vec<u64> = line.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
-            matches!(fields[..], [inside, _, count]
-                if u64::from(self.first) >= inside && u64::from(self.last) < inside.saturating_add(count))
-        })
+        let ranges = map.lines().filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
+            let (inside, _, count) = (fields.next()??, fields.next()??, fields.next()??);
+            Some(inside..inside.saturating_add(count))
+        });
+        let ranges: Vec<_> = ranges.collect();
+        let mut next = u64::from(self.first);
+        while next <= u64::from(self.last) {
+            match ranges.iter().find(|range| range.contains(&next)) {
+                Some(range) => next = range.end,
+                None => return false,
+            }
+        }
+        true
     }
 }
 
@@ -63,25 +72,40 @@ impl Serialize for Range {
     }
 }
 
-/// The ids for proxies that this process starts; `None` if its user namespace has none to spare, so that they stay who we are.
+/// The ids for proxies that this process starts; `None` if its user namespace has none to spare, or does not let anybody drop
+/// groups, so that they stay who we are.
 ///
 /// # Errors
-/// If `configured` has ids that do not exist here.
+/// If `configured` has ids that do not exist here, or cannot be taken.
 pub fn for_proxies(configured: Option<Range>) -> Result<Option<Uids>, Failure> {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}"));
     let maps = read("uid_map").and_then(|uids| Ok([uids, read("gid_map")?]));
-    choose(configured, maps)
+    // Where that file is missing it cannot be forbidden.
+    let keeps_groups = read("setgroups").is_ok_and(|text| text.trim() == "deny");
+    choose(configured, maps, keeps_groups)
 }
 
-fn choose(configured: Option<Range>, maps: io::Result<[String; 2]>) -> Result<Option<Uids>, Failure> {
+fn choose(
+    configured: Option<Range>,
+    maps: io::Result<[String; 2]>,
+    keeps_groups: bool,
+) -> Result<Option<Uids>, Failure> {
     let maps = maps.map_err(|error| Failure::new(Code::Internal, format!("/proc/self/uid_map: {error}")))?;
     let exists = |range: &Range| maps.iter().all(|map| range.is_in(map));
     match configured {
+        Some(range) if keeps_groups => {
+            let message = format!(
+                "proxy.uids = \"{range}\" cannot be had: the engine's user namespace lets nobody drop groups \
+                 (/proc/self/setgroups there says deny); map it with newgidmap, or remove the key"
+            );
+            Err(Failure::new(Code::Config, message))
+        }
+        None if keeps_groups => Ok(None),
         Some(range) if exists(&range) => Ok(Some(range.uids())),
         Some(range) => {
             let message = format!(
-                "proxy.uids = \"{range}\" does not exist in the engine's user namespace (see /proc/self/uid_map there); \
-                 give a range that does, or remove the key"
+                "proxy.uids = \"{range}\" does not exist in the engine's user namespace (see /proc/self/uid_map and gid_map \
+                 there); give a range that does, or remove the key"
             );
             Err(Failure::new(Code::Config, message))
         }
@@ -97,8 +121,12 @@ mod tests {
     const ROOTLESS: &str = "         0       1000          1\n         1     100000      65536\n";
 
     fn chosen(configured: Option<&str>, uids: &str, gids: &str) -> Result<Option<u32>, String> {
+        chosen_in(configured, uids, gids, false)
+    }
+
+    fn chosen_in(configured: Option<&str>, uids: &str, gids: &str, denied: bool) -> Result<Option<u32>, String> {
         let configured = configured.map(|text| Range::parse(text).unwrap());
-        choose(configured, Ok([uids.into(), gids.into()]))
+        choose(configured, Ok([uids.into(), gids.into()]), denied)
             .map(|uids| uids.map(|uids| uids.first))
             .map_err(|f| f.message)
     }
@@ -110,8 +138,21 @@ mod tests {
         assert_eq!(chosen(None, ROOTLESS, "0 1000 1"), Ok(None));
         assert_eq!(chosen(None, "0 1000 1", "0 1000 1"), Ok(None));
         assert_eq!(chosen(Some("5000-5099"), HOST, HOST), Ok(Some(5000)));
+        let pieces = "0 1000 1\n1000 300000 4050\n1 100000 999\n";
+        assert_eq!(chosen(Some("500-5049"), pieces, ROOTLESS), Ok(Some(500)));
+        assert!(chosen(Some("500-5050"), pieces, ROOTLESS).is_err());
         let refused = chosen(Some("70000-70010"), ROOTLESS, ROOTLESS).unwrap_err();
         assert!(refused.starts_with("proxy.uids = \"70000-70010\" does not exist"), "{refused}");
+    }
+
+    #[test]
+    fn who_cannot_drop_groups_stays_who_he_is() {
+        assert_eq!(chosen_in(None, ROOTLESS, ROOTLESS, true), Ok(None));
+        let refused = chosen_in(Some("5000-5099"), ROOTLESS, ROOTLESS, true).unwrap_err();
+        assert!(
+            refused.contains("\"5000-5099\" cannot be had") && refused.contains("/proc/self/setgroups"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -13,6 +13,8 @@ fn main() -> ExitCode {
     ringfence_trials::main(tests![
         the_hook_twice_for_one_container_changes_nothing,
         one_id_for_two_containers_at_once_is_given_to_one,
+        a_record_makes_no_container_joined_that_has_no_proxy,
+        a_damaged_record_gives_nobody_the_id_of_a_running_container,
         a_lock_that_is_never_released_is_told,
         poststop_before_the_end_changes_nothing,
         a_hook_killed_at_any_moment_leaves_nothing_after_collection,
@@ -88,6 +90,57 @@ fn one_id_for_two_containers_at_once_is_given_to_one() {
             }
             hook_ok(lab, "poststop", &lab.state(0));
         }
+    });
+}
+
+/// As a hook that did not finish would leave it, and as only root could forge it.
+fn a_record_makes_no_container_joined_that_has_no_proxy() {
+    with_lab(|lab| {
+        lab.write_config();
+        let mut other = Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        lab.wait_until("the program's start", || {
+            std::fs::read(format!("/proc/{}/cmdline", other.id())).unwrap().starts_with(b"/bin/sleep")
+        });
+        for named in [None, Some(other.id())] {
+            let mut init = init_alone(lab);
+            let process = |pid: u32| {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+                let start = stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse::<u64>();
+                json!({"pid": pid, "start": start.unwrap()})
+            };
+            let record = json!({"container": lab.id, "init": process(init.id()), "proxy": named.map(process),
+                "root": lab.path("rootfs"), "mount-points": [], "cgroups": []});
+            std::fs::create_dir_all(lab.path("run/state")).unwrap();
+            std::fs::write(lab.path("run/state").join(format!("{}.json", lab.id)), record.to_string()).unwrap();
+            hook_ok(lab, "createRuntime", &lab.state(init.id().into()));
+            assert_eq!(lab.greet().unwrap(), "hello from the host", "{named:?}");
+            assert!(other.try_wait().unwrap().is_none(), "it was ended");
+            init.kill().unwrap();
+            init.wait().unwrap();
+            hook_ok(lab, "poststop", &lab.state(0));
+        }
+        other.kill().unwrap();
+        other.wait().unwrap();
+    });
+}
+
+fn a_damaged_record_gives_nobody_the_id_of_a_running_container() {
+    with_lab(|lab| {
+        lab.script("sleep 60");
+        start(lab);
+        let path = lab.path("run/state").join(format!("{}.json", lab.id));
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, "{").unwrap();
+        let mut another = init_alone(lab);
+        let output = lab.hook("createRuntime", lab.state(another.id().into()).to_string().as_bytes());
+        let said = String::from_utf8_lossy(&output.stderr);
+        let expected = format!("ringfence-hook: E10 container id {} has a proxy already (pid ", lab.id);
+        assert!(output.status.code() == Some(10) && said.starts_with(&expected), "{said}");
+        assert_eq!(lab.greet().unwrap(), "hello from the host");
+        another.kill().unwrap();
+        another.wait().unwrap();
+        std::fs::write(&path, text).unwrap();
+        delete(lab);
     });
 }
 

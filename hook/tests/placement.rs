@@ -291,6 +291,9 @@ impl Greeting for std::io::Result<String> {
 }
 
 fn the_score_is_the_containers_and_limits_are_no_engines() {
+    // With CAP_SYS_RESOURCE, that is.
+    let mut shell = std::process::Command::new("bash");
+    let lifts = shell.args(["-c", "ulimit -H -u unlimited 2>/dev/null"]).status().unwrap().success();
     for (said, expected) in [(None, "0"), (Some(500), "500")] {
         with_lab(|lab| {
             if let Some(said) = said {
@@ -298,7 +301,7 @@ fn the_score_is_the_containers_and_limits_are_no_engines() {
             }
             lab.write_config();
             // As an engine's service may have them.
-            let script = "ulimit -S -n 64; ulimit -S -f 1000; ulimit -S -l 16; ulimit -S -c 1000; \
+            let script = "ulimit -S -n 64; ulimit -S -f 1000; ulimit -S -l 16; ulimit -S -c 1000; ulimit -S -u 999; \
                 echo 300 >/proc/self/oom_score_adj; exec runc --root runc create \"$0\" >/dev/null 2>&1 </dev/null";
             let mut command = std::process::Command::new("bash");
             assert!(command.args(["-c", script, &lab.id]).current_dir(lab.path("")).status().unwrap().success());
@@ -309,12 +312,15 @@ fn the_score_is_the_containers_and_limits_are_no_engines() {
                 ("Max open files", true),
                 ("Max file size", true),
                 ("Max locked memory", true),
+                ("Max processes", true),
                 ("Max core file size", false),
             ] {
                 let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
                 let mut words = line.split_whitespace();
                 let (soft, hard) = (words.next().unwrap(), words.next().unwrap());
                 assert_eq!((soft, soft == "0"), (hard, !file), "{name}: {line}");
+                // Others may count as the proxy's user.
+                assert!(name != "Max processes" || hard == "unlimited" || !lifts, "{line}");
             }
             succeeded(&lab.runc(&["delete", "-f", &lab.id]));
         });

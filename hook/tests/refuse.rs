@@ -110,11 +110,11 @@ fn a_state_of_a_sandbox() {
     with_lab(|lab| {
         lab.write_config();
         let lab_path = lab.path("");
-        let script = "mount -t tmpfs sandbox \"$1\" && touch \"$1/ready\" && exec sleep 60";
+        let script = "mount -t tmpfs sandbox \"$1\" && touch \"$1/mounted\" && exec sleep 60";
         let mut command = std::process::Command::new("unshare");
         command.args(["--mount", "sh", "-c", script, "sh"]).arg(&lab_path);
         let mut child = command.spawn().unwrap();
-        let seen = PathBuf::from(format!("/proc/{}/root{}/ready", child.id(), lab_path.display()));
+        let seen = PathBuf::from(format!("/proc/{}/root{}/mounted", child.id(), lab_path.display()));
         lab.wait_until("the mount", || seen.exists());
         lab.hook_refuses(
             lab.state(child.id().into()).to_string().as_bytes(),

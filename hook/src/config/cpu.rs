@@ -54,7 +54,7 @@ const MIN_THOUSANDTHS: u32 = 10;
 const MAX_CPUS: u32 = 8192;
 
 impl Own for Cpus {
-    const EXPECTED: &'static str = "\"unlimited\" or a number of CPUs from 0.01 to 8192";
+    const EXPECTED: &'static str = "\"container\", \"unlimited\" or a number of CPUs from 0.01 to 8192";
 
     fn read(value: &Value) -> Option<Self> {
         let number = match value {
@@ -78,7 +78,7 @@ impl Own for Cpus {
 }
 
 impl Own for Cpuset {
-    const EXPECTED: &'static str = "\"unlimited\" or a list of CPUs, such as \"0-3,8\"";
+    const EXPECTED: &'static str = "\"container\", \"unlimited\" or a list of CPUs, such as \"0-3,8\"";
 
     fn read(value: &Value) -> Option<Self> {
         match value.as_str()? {
@@ -96,7 +96,7 @@ impl Own for Cpuset {
 }
 
 impl Own for Weight {
-    const EXPECTED: &'static str = "a whole number from 1 to 10000";
+    const EXPECTED: &'static str = "\"container\" or a whole number from 1 to 10000";
 
     fn read(value: &Value) -> Option<Self> {
         let weight = value.as_integer().filter(|weight| (1..=10_000).contains(weight))?;
@@ -114,7 +114,7 @@ impl<'de, T: Own> Deserialize<'de> for Limit<T> {
         if value.as_str() == Some(CONTAINER) {
             return Ok(Self::Container);
         }
-        let wrong = || de::Error::custom(format!("{value} is not \"container\", {}", T::EXPECTED));
+        let wrong = || de::Error::custom(format!("{value} is not {}", T::EXPECTED));
         T::read(&value).map(Self::Own).ok_or_else(wrong)
     }
 }

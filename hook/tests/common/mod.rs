@@ -206,8 +206,12 @@ impl Lab {
         command
     }
 
+    /// Leaves a file alone that is as it should be: a runtime or a hook may be reading it.
     pub fn write_config(&self) {
-        std::fs::write(self.path("config.json"), serde_json::to_vec_pretty(&self.config).unwrap()).unwrap();
+        let text = serde_json::to_vec_pretty(&self.config).unwrap();
+        if std::fs::read(self.path("config.json")).ok().as_ref() != Some(&text) {
+            std::fs::write(self.path("config.json"), text).unwrap();
+        }
     }
 
     /// The container by runc, in a mount namespace that `prepare` has changed.

@@ -63,7 +63,7 @@ fn uids(report: &mut Report, config: &Config) {
     let ids = match uids::for_proxies(config.proxy.uids) {
         Ok(Some(ids)) => ids,
         Ok(None) => {
-            let message = "all proxies here are one user: this user namespace has no ids for them";
+            let message = "all proxies here are one user: this user namespace has no ids for them, or denies setgroups";
             return report.warn("uids", message, "give the user 65536 ids in /etc/subuid and /etc/subgid");
         }
         Err(failure) => return report.fail("uids", failure.message, "set proxy.uids"),
