@@ -20,7 +20,7 @@ use ringfence_proxy::plane::Plane;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
-use ringfence_proxy::warden::{Duties, Warden};
+use ringfence_proxy::warden::{Directory, Duties, Warden};
 use ringfence_proxy::worker::{Worker, bell, now};
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -133,7 +133,8 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         init: fcntl_dupfd_cloexec(&init, 3)?,
         signals: fcntl_dupfd_cloexec(&signals, 3)?,
         tenure: taken.tenure,
-        container_dir: launch.container_dir.clone(),
+        container_dir: Directory::at(&launch.container_dir)
+            .with_context(|| format!("no directory {}", launch.container_dir.display()))?,
         proxy: rustix::process::getpid(),
         proxy_uid: id.unwrap_or(rustix::process::geteuid().as_raw()),
     })
@@ -178,6 +179,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
             neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
         },
     };
+    node.warden.await_up().context("the warden did not come up")?;
     sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;
     Ok(Server::new(node, listener, taken.listener, init, signals))
 }

@@ -34,7 +34,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{PidfdFlags, pidfd_open};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use duty::Duties;
+pub use duty::{Directory, Duties};
 
 /// What the proxy says, with a memory file: please.
 const REQUEST: &[u8] = b"file";
@@ -43,6 +43,9 @@ const DONE: &[u8] = b"done";
 /// How long the control thread waits for a file to be opened. The warden takes some microseconds, unless the container keeps
 /// the file's lock.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// How long a warden may take to come up: the hook gives its proxy five seconds by default, and this is the better message.
+const START: Timespec = Timespec { tv_sec: 4, tv_nsec: 0 };
 
 /// The proxy's hold on its warden.
 #[derive(Debug)]
@@ -75,6 +78,14 @@ impl Warden {
             -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)),
             _ => Ok(Self { socket, owes: false, emptier: Emptier(Arc::new(Mutex::new(emptier))) }),
         }
+    }
+
+    /// Waits until the warden has given up what it does not need. It comes up while the proxy does.
+    ///
+    /// # Errors
+    /// `EPIPE` if it did not succeed, `EAGAIN` if it takes too long.
+    pub fn await_up(&self) -> Result<(), Errno> {
+        answer(&self.socket, Some(&START)).map(drop)
     }
 
     /// The memory file `file` once more, open for reading only, and never again for writing.

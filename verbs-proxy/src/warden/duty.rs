@@ -3,7 +3,9 @@
 // UNSAFETY: closes the descriptors that were the proxy's, and leaves without running the proxy's destructors.
 #![allow(unsafe_code)]
 
+use super::DONE;
 use super::service::{Kind, Service};
+use crate::datagram;
 use crate::fabric::ports::Tenure;
 use crate::sandbox::filter;
 use crate::{cgroup, rdma_cgroup};
@@ -12,7 +14,8 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a proxy may take to end by itself once its container has, or once it is told to.
@@ -38,7 +41,7 @@ pub struct Duties {
     /// The proxy's port.
     pub tenure: Tenure,
     /// The container's directory.
-    pub container_dir: PathBuf,
+    pub container_dir: Directory,
     /// The proxy itself: whoever makes the warden.
     pub proxy: Pid,
     /// The user id that the proxy is going to have.
@@ -81,6 +84,7 @@ impl Duties {
         caps::clear(None, caps::CapSet::Inheritable)?;
         caps::clear(None, caps::CapSet::Ambient)?;
         let (ended, end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let up = fcntl_dupfd_cloexec(&opens, 3)?;
         for (kind, socket) in [(Kind::Open, opens), (Kind::Empty, empties)] {
             let service = Service { proxy_uid: self.proxy_uid, kind };
             let end = fcntl_dupfd_cloexec(&end, 3)?;
@@ -94,6 +98,7 @@ impl Duties {
             begun.recv()?;
         }
         filter::confine_warden()?;
+        datagram::send(&up, DONE, &[])?;
         Ok(ended)
     }
 
@@ -145,8 +150,37 @@ impl Duties {
         // Nobody is there to be told; the hook does the same for the cgroups that it removes.
         let _ = rdma_cgroup::lift_own_limits();
         // If that is not possible, poststop or the next start of the same id does it.
-        let _ = std::fs::remove_dir_all(&self.container_dir);
+        self.container_dir.remove();
         self.tenure.end();
+    }
+}
+
+/// A directory, and not a later one of the same name: the next container of this id may be made before we clear up.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Directory {
+    /// The directory that is there now.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn at(path: &Path) -> std::io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: Self::identity(path)? })
+    }
+
+    fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+        let found = std::fs::symlink_metadata(path)?;
+        Ok((found.dev(), found.ino()))
+    }
+
+    fn remove(&self) {
+        if Self::identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
     }
 }
 
