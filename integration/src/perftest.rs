@@ -71,7 +71,7 @@ pub fn start_by(starter: &[&str], server: &impl Peer, client: &impl Peer, tool: 
     words.extend(args);
     let mut server_run = server.spawn(&words)?;
     let what = format!("{tool} to listen on port {port}");
-    wait_until(&what, Duration::from_secs(20), || server_run.has_ended() || server.listens(port))
+    wait_until(&what, Duration::from_secs(60), || server_run.has_ended() || server.listens(port))
         .with_context(|| format!("the server said:\n{}", server_run.output()))?;
     ensure!(!server_run.has_ended(), "{tool} as a server ended at once:\n{}", server_run.output());
     words.push(server.address());
@@ -81,7 +81,7 @@ pub fn start_by(starter: &[&str], server: &impl Peer, client: &impl Peer, tool: 
 
 /// Runs `tool` to its end and returns what the client said.
 pub fn run(server: &impl Peer, client: &impl Peer, tool: &str, args: &[&str]) -> Result<String> {
-    start(server, client, tool, args)?.wait(Duration::from_secs(60))
+    start(server, client, tool, args)?.wait(Duration::from_secs(120))
 }
 
 impl Pair {
@@ -91,7 +91,7 @@ impl Pair {
         if let Err(error) = client {
             return Err(error.context(format!("the server said:\n{}", self.server.kill())));
         }
-        self.server.wait(Duration::from_secs(10))?.success().context("the client ended well, the server did not")?;
+        self.server.wait(Duration::from_secs(30))?.success().context("the client ended well, the server did not")?;
         client
     }
 
