@@ -1,0 +1,366 @@
+//! All decisions for one container together: its rates, the turns of its queue pairs, its window on the link.
+
+use crate::HEADERS;
+use crate::caps::{Allowance, Caps, Cost};
+use crate::turns::{Lane, Quantum, Turns};
+use crate::units::{BitRate, Bytes, Nanos, OpRate, Ops, Weight};
+use crate::window::Window;
+
+/// What a class changes. None of them is faster in itself: a class says what a container wants of its share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Class {
+    /// Small requests first: up to [`URGENT`], undivided, before the container's own larger requests and under a cap and a
+    /// window of their own, so that they never wait for what the larger ones have taken. Other containers keep their
+    /// windows short meanwhile.
+    Latency,
+    /// Queue pairs take turns by operations: each has as many, whatever their sizes.
+    Ops,
+    /// Queue pairs take turns by bytes: each has as many, whatever the number of operations.
+    Bulk,
+    /// By both, whichever is spent first. Without a weight, queue pairs compete on the link singly, as on an RNIC.
+    #[default]
+    None,
+}
+
+/// What a container may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Rate at which bytes leave its memory.
+    pub bandwidth: Option<BitRate>,
+    /// Rate at which it fetches bytes.
+    pub fetching: Option<BitRate>,
+    /// Rate of its operations.
+    pub ops: Option<OpRate>,
+    /// Its part of a contended link; `None` to compete by queue pair.
+    pub weight: Option<Weight>,
+    /// What it wants of its share.
+    pub class: Class,
+}
+
+/// The longest request that is urgent in class latency.
+pub const URGENT: Bytes = Bytes(16 << 10);
+/// A piece as an RNIC arbitrates between queue pairs.
+pub const DEVICE_PIECE: Bytes = Bytes(16 << 10);
+/// The longest piece on a device without a modelled link: large enough that the bookkeeping does not show, small enough that no
+/// request holds up the others for longer than some 20 µs.
+pub const LONGEST_PIECE: Bytes = Bytes(256 << 10);
+/// The shortest piece that a low rate makes.
+const SHORTEST_PIECE: Bytes = Bytes(4 << 10);
+/// Operations of one turn.
+const TURN: Ops = Ops(32);
+
+/// A piece of a work request that would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The queue pair.
+    pub queue: u32,
+    /// Its data.
+    pub bytes: Bytes,
+    /// The data of the whole request.
+    pub total: Bytes,
+    /// It is the first of its request, which then counts as an operation.
+    pub first: bool,
+    /// A READ or an atomic.
+    pub fetches: bool,
+    /// The responder is the same container.
+    pub own: bool,
+    /// Pieces of this queue pair that are on the link.
+    pub on_link: u32,
+}
+
+/// The link at this moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Road {
+    /// When all that is on it has left it.
+    pub free_at: Nanos,
+    /// A latency-class container sent lately.
+    pub about: bool,
+}
+
+/// Why a piece must wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// For the container's share: the queue pair waits for its turn, which [`Scheduler::next`] names.
+    Share,
+    /// For the queue pair's own piece on the link.
+    Queue,
+}
+
+/// The scheduler of one container.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    class: Class,
+    caps: Caps,
+    /// Class latency: the caps of urgent pieces, which are charged to the others as well.
+    urgent_caps: Caps,
+    capped: bool,
+    turns: Turns,
+    shut_until: [Nanos; Lane::COUNT],
+    link: Option<Link>,
+    clock: Nanos,
+    fresh: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Link {
+    /// One piece of each queue pair.
+    ByQueue,
+    /// As much as the container's weight gives it.
+    Shared(Window),
+}
+
+impl Scheduler {
+    /// Nothing waits and all buckets are full. `link`: the rate of the link that containers share.
+    #[must_use]
+    pub fn new(policy: &Policy, link: Option<BitRate>, now: Nanos) -> Self {
+        let Policy { bandwidth, fetching, ops, weight, class } = *policy;
+        let caps = Caps::new(bandwidth, fetching, ops, now);
+        let urgent_caps = if class == Class::Latency { caps.clone() } else { Caps::default() };
+        let by_queue = class == Class::None && weight.is_none();
+        let link = link.map(|rate| match by_queue {
+            true => Link::ByQueue,
+            false => Link::Shared(Window::new(rate, weight.unwrap_or_default(), now)),
+        });
+        // A turn is one full piece: queue pairs alternate as often as they can at no more than a piece's debt.
+        let turn = longest(&link, &caps, false).max(URGENT).plus(HEADERS);
+        let quantum =
+            Quantum { bytes: (class != Class::Ops).then_some(turn), ops: (class != Class::Bulk).then_some(TURN) };
+        Self {
+            class,
+            capped: !caps.is_empty(),
+            caps,
+            urgent_caps,
+            turns: Turns::new(quantum),
+            shut_until: [Nanos(0); Lane::COUNT],
+            link,
+            clock: now,
+            fresh: true,
+        }
+    }
+
+    /// Whether nothing is ever held back.
+    #[inline]
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.capped && self.link.is_none()
+    }
+
+    /// Whether queue pairs wait for their turn.
+    #[inline]
+    #[must_use]
+    pub fn any_waits(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    /// Whether the next turn of the worker must know the time.
+    #[inline]
+    #[must_use]
+    pub fn wants_clock(&self) -> bool {
+        self.link.is_some()
+            || (self.capped && (self.caps.wants_clock() || self.urgent_caps.wants_clock() || self.any_waits()))
+    }
+
+    /// What may go by the short way, without a clock and unasked; it must be charged by [`Self::spend`] afterwards. `None`
+    /// if every piece must ask.
+    #[inline]
+    #[must_use]
+    pub fn in_hand(&self) -> Option<Allowance> {
+        if self.link.is_some() || self.class == Class::Latency || self.any_waits() {
+            return None;
+        }
+        Some(self.caps.in_hand())
+    }
+
+    /// Charges what went by the short way.
+    #[inline]
+    pub fn spend(&mut self, out: Bytes, ops: Ops) {
+        if self.capped {
+            self.caps.charge(Cost { out, fetched: Bytes(0), ops });
+        }
+    }
+
+    /// A turn of the worker begins. If `now` is no later than in the last one the clock may not have been read, and nothing
+    /// is earned.
+    #[inline]
+    pub fn begin(&mut self, now: Nanos) {
+        self.fresh = now > self.clock;
+        if self.fresh {
+            self.clock = now;
+            if self.capped && (self.caps.wants_clock() || self.urgent_caps.wants_clock()) {
+                self.caps.refill(now);
+                self.urgent_caps.refill(now);
+            }
+        }
+    }
+
+    /// Data of the next piece of a request of `total`, of which `left` has not gone. An urgent request is not divided.
+    #[must_use]
+    pub fn piece(&self, total: Bytes, left: Bytes, road: Road) -> Bytes {
+        if self.is_urgent(total) { left } else { left.min(longest(&self.link, &self.caps, road.about)) }
+    }
+
+    /// Whether a request of `total` comes before the container's others.
+    #[inline]
+    #[must_use]
+    pub fn is_urgent(&self, total: Bytes) -> bool {
+        self.class == Class::Latency && total <= URGENT
+    }
+
+    /// Lets a piece go and charges it, or has its queue pair wait.
+    pub fn ask(&mut self, piece: &Piece, road: Road, now: Nanos) -> Result<(), Closed> {
+        let urgent = self.is_urgent(piece.total);
+        let lane = Lane::of(urgent, piece.fetches);
+        let own_turn = match self.turns.any_in(lane) {
+            true => self.turns.front(lane) == Some(piece.queue),
+            false => true,
+        };
+        if !own_turn {
+            self.turns.join(piece.queue, lane);
+            return Err(Closed::Share);
+        }
+        match &mut self.link {
+            None => {}
+            Some(Link::ByQueue) if piece.on_link > 0 => {
+                self.turns.leave(piece.queue);
+                return Err(Closed::Queue);
+            }
+            Some(Link::ByQueue) => {}
+            Some(Link::Shared(window)) => {
+                let open = window.open(urgent, road.about, road.free_at <= now, now);
+                if !open {
+                    self.turns.join(piece.queue, lane);
+                    return Err(Closed::Share);
+                }
+            }
+        }
+        let cost = cost(piece);
+        if self.capped {
+            if let Err(until) = self.affords(cost, urgent, now) {
+                self.shut_until[lane as usize] = until;
+                self.turns.join(piece.queue, lane);
+                return Err(Closed::Share);
+            }
+            self.caps.charge(cost);
+            if urgent {
+                self.urgent_caps.charge(cost);
+            }
+        }
+        if let Some(Link::Shared(window)) = &mut self.link {
+            window.sent(piece.bytes.plus(HEADERS), urgent, now);
+        }
+        self.turns.charge(piece.queue, piece.bytes.plus(HEADERS), Ops(u64::from(piece.first)));
+        Ok(())
+    }
+
+    fn affords(&mut self, cost: Cost, urgent: bool, now: Nanos) -> Result<(), Nanos> {
+        let fresh = self.fresh;
+        let caps = if urgent { &mut self.urgent_caps } else { &mut self.caps };
+        if caps.covers(cost) {
+            return Ok(());
+        }
+        // What is not in hand needs a clock that is right.
+        if fresh { caps.open(cost, now) } else { Err(now.after(Nanos(1))) }
+    }
+
+    /// The queue pair whose turn it is, if it may send something. It stays in front until [`Self::ask`] ends its turn, has it
+    /// wait in another lane, or [`Self::leave`] says that it has nothing more to send.
+    pub fn next(&mut self, road: Road, now: Nanos) -> Option<u32> {
+        for level in Lane::LEVELS {
+            if !level.iter().any(|lane| self.turns.any_in(*lane)) {
+                continue;
+            }
+            if let Some(Link::Shared(window)) = &mut self.link
+                && !window.open(level[0].is_urgent(), road.about, road.free_at <= now, now)
+            {
+                continue;
+            }
+            let shut = &self.shut_until;
+            if let Some(lane) = self.turns.choose(level, |lane| shut[lane as usize] <= now) {
+                return self.turns.front(lane);
+            }
+        }
+        None
+    }
+
+    /// A queue pair waits for nothing here any more.
+    pub fn leave(&mut self, queue: u32, now: Nanos) {
+        self.turns.leave(queue);
+        if self.turns.is_empty()
+            && let Some(Link::Shared(window)) = &mut self.link
+        {
+            window.content(now);
+        }
+    }
+
+    /// A queue pair is gone.
+    pub fn forget(&mut self, queue: u32) {
+        self.turns.forget(queue);
+    }
+
+    /// A piece of a request of `total` has left the link at this time.
+    pub fn arrived(&mut self, bytes: Bytes, total: Bytes, at: Nanos) {
+        let urgent = self.is_urgent(total);
+        if let Some(Link::Shared(window)) = &mut self.link {
+            window.arrived(bytes.plus(HEADERS), urgent, at);
+        }
+    }
+
+    /// Whether bytes may leave because another container READs them; else when. Charged by [`Self::was_read`].
+    pub fn may_be_read(&mut self, bytes: Bytes, now: Nanos) -> Result<(), Nanos> {
+        if !self.capped {
+            return Ok(());
+        }
+        let cost = Cost { out: charged(bytes), ..Cost::default() };
+        if self.caps.covers(cost) { Ok(()) } else { self.caps.open(cost, now) }
+    }
+
+    /// Another container READ this.
+    pub fn was_read(&mut self, bytes: Bytes) {
+        if self.capped {
+            self.caps.charge(Cost { out: charged(bytes), ..Cost::default() });
+        }
+    }
+
+    /// When somebody who waits may go, if nothing arrives before.
+    #[must_use]
+    pub fn opens_at(&self, road: Road, now: Nanos) -> Option<Nanos> {
+        let lanes = Lane::LEVELS.into_iter().flatten().filter(|lane| self.turns.any_in(*lane));
+        let shut = lanes.map(|lane| self.shut_until[lane as usize]).min()?;
+        if shut > now {
+            return Some(shut);
+        }
+        match &self.link {
+            Some(Link::Shared(window)) => {
+                let idle = (window.on_link() == Bytes(0)).then_some(road.free_at);
+                [idle, window.opens_at()].into_iter().flatten().min().map(|at| at.max(now))
+            }
+            _ => Some(now),
+        }
+    }
+}
+
+fn longest(link: &Option<Link>, caps: &Caps, about: bool) -> Bytes {
+    let by_link = match link {
+        None => LONGEST_PIECE,
+        Some(Link::ByQueue) => DEVICE_PIECE,
+        Some(Link::Shared(window)) => window.piece(about),
+    };
+    // A burst is a millisecond: a piece that takes longer makes the others wait, and the rate uneven.
+    caps.burst().map_or(by_link, |burst| by_link.min(burst.max(SHORTEST_PIECE)))
+}
+
+/// A cap is about the application's bytes, as users measure it; a flood of empty requests still costs.
+#[must_use]
+pub fn charged(bytes: Bytes) -> Bytes {
+    bytes.max(HEADERS)
+}
+
+fn cost(piece: &Piece) -> Cost {
+    let bytes = charged(piece.bytes);
+    let leaves = !piece.fetches || piece.own;
+    Cost {
+        out: if leaves { bytes } else { Bytes(0) },
+        fetched: if piece.fetches { bytes } else { Bytes(0) },
+        ops: Ops(u64::from(piece.first)),
+    }
+}

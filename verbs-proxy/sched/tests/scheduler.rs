@@ -1,0 +1,234 @@
+//! Rates, turns and windows together, as the data plane drives them.
+
+use proptest::prelude::*;
+use ringfence_sched::{BitRate, Bytes, Class, Closed, HEADERS, Nanos, OpRate, Piece, Policy, Road, Scheduler, Weight};
+
+const ROAD: Road = Road { free_at: Nanos::NEVER, about: false };
+
+fn piece(queue: u32, bytes: u64) -> Piece {
+    let bytes = Bytes(bytes);
+    Piece { queue, bytes, total: bytes, first: true, fetches: false, own: false, on_link: 0 }
+}
+
+fn rate(bits: u64) -> Option<BitRate> {
+    BitRate::new(bits)
+}
+
+/// Asks until refused; how often it went.
+fn drain(scheduler: &mut Scheduler, piece: &Piece, now: Nanos) -> u32 {
+    let mut count = 0;
+    while scheduler.ask(piece, ROAD, now).is_ok() {
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn fetching_waits_for_its_own_rate_and_holds_nobody_up() {
+    let policy = Policy { bandwidth: rate(8_000_000_000), fetching: rate(8_000), ..Policy::default() };
+    let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+    scheduler.begin(Nanos(1));
+    let read = Piece { fetches: true, ..piece(1, 20_000) };
+    assert_eq!(scheduler.ask(&read, ROAD, Nanos(1)), Ok(()));
+    assert_eq!(scheduler.ask(&read, ROAD, Nanos(1)), Err(Closed::Share));
+    assert_eq!(scheduler.ask(&piece(2, 1000), ROAD, Nanos(1)), Ok(()));
+    assert_eq!(scheduler.next(ROAD, Nanos(1)), None);
+    let at = scheduler.opens_at(ROAD, Nanos(1)).unwrap();
+    scheduler.begin(at);
+    assert_eq!(scheduler.next(ROAD, at), Some(1));
+}
+
+#[test]
+fn an_own_read_leaves_and_is_fetched() {
+    let policy = Policy { bandwidth: rate(8_000), ..Policy::default() };
+    let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+    scheduler.begin(Nanos(1));
+    let read = Piece { fetches: true, own: true, ..piece(1, 1 << 20) };
+    assert_eq!(scheduler.ask(&read, ROAD, Nanos(1)), Ok(()));
+    assert!(scheduler.may_be_read(Bytes(1), Nanos(2)).is_err());
+}
+
+#[test]
+fn what_others_read_counts() {
+    let policy = Policy { bandwidth: rate(8_000_000), ..Policy::default() };
+    let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+    assert_eq!(scheduler.may_be_read(Bytes(1 << 20), Nanos(1)), Ok(()));
+    scheduler.was_read(Bytes(1 << 20));
+    // A MiB at a megabyte per second, less the burst of 16 KiB.
+    let at = scheduler.may_be_read(Bytes(1), Nanos(1)).unwrap_err();
+    assert!((1_030_000_000..1_034_000_000).contains(&at.0), "{at:?}");
+    scheduler.begin(Nanos(2));
+    assert_eq!(scheduler.ask(&piece(0, 8), ROAD, Nanos(2)), Err(Closed::Share));
+}
+
+#[test]
+fn urgent_requests_go_before_own_bulk_that_has_used_the_cap_up() {
+    let policy = Policy { bandwidth: rate(8_000_000), class: Class::Latency, ..Policy::default() };
+    let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+    scheduler.begin(Nanos(1));
+    assert_eq!(drain(&mut scheduler, &piece(1, 64 << 10), Nanos(1)), 1);
+    // Bulk owes 48 KiB, which is 48 ms; small requests have the cap's burst for themselves, and no more than that.
+    let small = drain(&mut scheduler, &piece(2, 1024), Nanos(1));
+    assert!((16..=17).contains(&small), "{small}");
+    // Together they have no more than the cap: a second later 1 MB has gone in all, and the burst twice.
+    let (mut total, mut now) = (0, Nanos(1));
+    while now < Nanos::millis(1000) {
+        now = scheduler.opens_at(ROAD, now).unwrap().max(Nanos(now.0 + 1));
+        scheduler.begin(now);
+        while let Some(queue) = scheduler.next(ROAD, now) {
+            let bytes = if queue == 1 { 4096 } else { 64 };
+            let of = if queue == 1 { 64 << 10 } else { 64 };
+            if scheduler.ask(&Piece { total: Bytes(of), ..piece(queue, bytes) }, ROAD, now).is_ok() {
+                total += bytes;
+            }
+        }
+    }
+    assert!(total <= 1_000_000 + 2 * (16 << 10), "{total}");
+}
+
+#[test]
+fn an_urgent_request_is_not_divided() {
+    let policy = Policy { bandwidth: rate(8_000_000), class: Class::Latency, ..Policy::default() };
+    let scheduler = Scheduler::new(&policy, rate(1_000_000_000), Nanos(0));
+    assert_eq!(scheduler.piece(Bytes(16 << 10), Bytes(16 << 10), ROAD), Bytes(16 << 10));
+    assert_eq!(scheduler.piece(Bytes(17 << 10), Bytes(17 << 10), ROAD), Bytes(1 << 10));
+}
+
+#[test]
+fn without_weight_and_class_the_link_is_shared_by_queue_pair() {
+    let mut scheduler = Scheduler::new(&Policy::default(), rate(1_000_000_000), Nanos(0));
+    let on_link = Piece { on_link: 1, ..piece(1, 100) };
+    assert_eq!(scheduler.ask(&on_link, ROAD, Nanos(0)), Err(Closed::Queue));
+    assert_eq!(scheduler.ask(&piece(2, 100), ROAD, Nanos(0)), Ok(()));
+    assert!(!scheduler.any_waits());
+}
+
+#[test]
+fn classes_say_what_a_turn_is() {
+    // Queue pair 1 has requests of 16 KiB, queue pair 2 of 64 bytes, and both always have some.
+    let served = |class| {
+        let policy = Policy { bandwidth: rate(1_000_000_000), ops: OpRate::new(100_000), class, ..Policy::default() };
+        let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+        let (mut now, mut counts) = (Nanos(0), [0u64; 2]);
+        let sizes = [16 << 10, 64];
+        for queue in [1, 2] {
+            scheduler.begin(now);
+            drain(&mut scheduler, &piece(queue, sizes[queue as usize - 1]), now);
+        }
+        while now < Nanos::millis(2000) {
+            now = scheduler.opens_at(ROAD, now).unwrap().max(Nanos(now.0 + 1));
+            scheduler.begin(now);
+            while let Some(queue) = scheduler.next(ROAD, now) {
+                if scheduler.ask(&piece(queue, sizes[queue as usize - 1]), ROAD, now).is_ok() {
+                    counts[queue as usize - 1] += 1;
+                }
+            }
+        }
+        counts
+    };
+    let [large, small] = served(Class::Ops);
+    assert!(large.abs_diff(small) <= 64, "{large} and {small} operations");
+    let [large, small] = served(Class::Bulk);
+    let (large, small) = (large * (16 * 1024 + 64), small * 128);
+    assert!(large.abs_diff(small) <= 4 * (128 << 10), "{large} and {small} bytes");
+}
+
+#[test]
+fn a_clock_that_was_not_read_earns_and_spends_no_more_than_is_in_hand() {
+    let policy = Policy { ops: OpRate::new(1_000_000), ..Policy::default() };
+    let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+    // The burst is a thousand, of which a quarter may go unseen.
+    scheduler.begin(Nanos(0));
+    assert_eq!(drain(&mut scheduler, &piece(1, 8), Nanos(0)), 250);
+    assert!(scheduler.wants_clock());
+    scheduler.begin(Nanos(1));
+    assert_eq!(scheduler.next(ROAD, Nanos(1)), Some(1));
+    // Turns of 32 operations; alone, the queue pair has them all.
+    assert_eq!(drain(&mut scheduler, &piece(1, 8), Nanos(1)), 751);
+}
+
+#[test]
+fn an_idle_container_that_was_capped_wants_no_clock_for_ever() {
+    let policy = Policy { ops: OpRate::new(1_000_000), ..Policy::default() };
+    let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+    scheduler.spend(Bytes(8), ringfence_sched::Ops(240));
+    assert!(scheduler.wants_clock());
+    scheduler.begin(Nanos::millis(1));
+    assert!(!scheduler.wants_clock());
+    assert_eq!(scheduler.in_hand().unwrap().ops.0, 250);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Whatever the policy and whoever asks in whatever order: no rate is exceeded, everybody who waits gets something, and
+    /// when all have gone nobody waits.
+    #[test]
+    fn rates_hold_and_nobody_starves(
+        bandwidth in prop::option::of(1_000_000u64..100_000_000_000),
+        fetching in prop::option::of(1_000_000u64..100_000_000_000),
+        ops in prop::option::of(1_000u64..10_000_000),
+        weight in prop::option::of(1u32..=1000),
+        class in prop_oneof![Just(Class::None), Just(Class::Ops), Just(Class::Bulk), Just(Class::Latency)],
+        queues in prop::collection::vec((0u64..40_000, any::<bool>(), 1u32..20), 1..30),
+    ) {
+        let policy = Policy {
+            bandwidth: bandwidth.and_then(BitRate::new),
+            fetching: fetching.and_then(BitRate::new),
+            ops: ops.and_then(OpRate::new),
+            weight: weight.and_then(Weight::new),
+            class,
+        };
+        let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
+        // The requests that each has left, and the bytes that have not gone of the first of them.
+        let mut left: Vec<(u32, u64)> = queues.iter().map(|(bytes, _, count)| (*count, *bytes)).collect();
+        let (mut now, mut spent, mut largest) = (Nanos(1), [0u128; 3], 0u128);
+        let mut waits = vec![false; queues.len()];
+        let mut advance = |scheduler: &mut Scheduler, queue: usize, now| -> bool {
+            let (total, fetches, _) = queues[queue];
+            loop {
+                let (count, rest) = left[queue];
+                if count == 0 {
+                    return false;
+                }
+                let bytes = scheduler.piece(Bytes(total), Bytes(rest), ROAD);
+                let first = rest == total;
+                let piece = Piece { bytes, total: Bytes(total), first, fetches, ..piece(queue as u32, 0) };
+                if scheduler.ask(&piece, ROAD, now).is_err() {
+                    return true;
+                }
+                let charged = u128::from(bytes.max(HEADERS).0) * 8;
+                spent[usize::from(fetches)] += charged;
+                spent[2] += u128::from(first);
+                largest = largest.max(charged);
+                left[queue] = if rest == bytes.0 { (count - 1, total) } else { (count, rest - bytes.0) };
+            }
+        };
+        scheduler.begin(now);
+        for (queue, waits) in waits.iter_mut().enumerate() {
+            *waits = advance(&mut scheduler, queue, now);
+        }
+        let mut steps = 0;
+        while let Some(at) = scheduler.opens_at(ROAD, now) {
+            steps += 1;
+            prop_assert!(steps < 100_000, "no end");
+            now = at.max(Nanos(now.0 + 1));
+            scheduler.begin(now);
+            while let Some(queue) = scheduler.next(ROAD, now) {
+                prop_assert!(waits[queue as usize]);
+                if !advance(&mut scheduler, queue as usize, now) {
+                    waits[queue as usize] = false;
+                    scheduler.leave(queue, now);
+                }
+            }
+        }
+        prop_assert!(!scheduler.any_waits() && waits.iter().all(|waits| !waits));
+        for (spent, rate) in spent.into_iter().zip([bandwidth, fetching, ops]) {
+            let Some(rate) = rate else { continue };
+            // Twice the burst, once for urgent requests; what one piece takes beyond; a quarter without a clock.
+            let burst = u128::from((rate / 1000).max(16 << 13)) * 9 / 4;
+            let earned = u128::from(rate) * u128::from(now.0) / 1_000_000_000;
+            prop_assert!(spent <= earned + burst + 2 * largest + 1, "{spent} at {rate} in {now:?}");
+        }
+    }
+}
