@@ -4,6 +4,7 @@
 //! on [`FD_READY`]: `ready`, or the reason why not, after which the proxy has ended. Everything here has already been
 //! checked against the administrator's bounds.
 
+use ringfence_sched::{BitRate, OpRate, Policy, Weight};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -79,27 +80,45 @@ pub enum DeviceKind {
     Soft,
 }
 
-/// Scheduling class.
+/// Scheduling class: [`ringfence_sched::Class`] says what each changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// Strict priority, never split, under its own cap.
+    /// Small requests first, undivided, under a cap of their own.
     Latency,
-    /// Many small requests.
+    /// Queue pairs take turns by operations.
     Ops,
-    /// Throughput.
+    /// Queue pairs take turns by bytes.
     Bulk,
     /// No policy: the device arbitrates by queue pair, as an RNIC would.
     #[default]
     None,
 }
 
+impl From<Class> for ringfence_sched::Class {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Latency => Self::Latency,
+            Class::Ops => Self::Ops,
+            Class::Bulk => Self::Bulk,
+            Class::None => Self::None,
+        }
+    }
+}
+
 /// The resolved policy of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Bits per second over all queue pairs; `None` for no cap.
+    /// Bits per second over all queue pairs that leave the container's memory: its SENDs and WRITEs, and what is READ out
+    /// of it, by whomever; `None` for no cap.
     pub bandwidth: Option<u64>,
+    /// Bits per second that its READs and atomics bring in; `None` for no cap.
+    #[serde(default)]
+    pub bandwidth_rx: Option<u64>,
+    /// Work requests per second over all queue pairs, of any opcode; `None` for no cap.
+    #[serde(default)]
+    pub ops: Option<u64>,
     /// Share of a contended link, 1 to 1000; `None` to compete by queue pair instead of by container.
     pub weight: Option<u32>,
     /// Scheduling class.
@@ -120,6 +139,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             bandwidth: None,
+            bandwidth_rx: None,
+            ops: None,
             weight: None,
             class: Class::None,
             max_qp: 256,
@@ -128,6 +149,23 @@ impl Default for Limits {
             max_cq: 256,
             max_qp_depth: 16384,
         }
+    }
+}
+
+impl Limits {
+    /// What the scheduler enforces of it. The hook refuses rates of nothing and weights beyond 1 to 1000; here the error says
+    /// which.
+    pub fn policy(&self) -> Result<Policy, String> {
+        let zero = |name: &str| format!("limits.{name} is 0; leave it out for no cap");
+        let rate = |name, rate: Option<u64>| rate.map(|rate| BitRate::new(rate).ok_or_else(|| zero(name))).transpose();
+        let weight = |weight| Weight::new(weight).ok_or_else(|| format!("limits.weight is {weight}; 1 to 1000"));
+        Ok(Policy {
+            bandwidth: rate("bandwidth", self.bandwidth)?,
+            fetching: rate("bandwidth_rx", self.bandwidth_rx)?,
+            ops: self.ops.map(|rate| OpRate::new(rate).ok_or_else(|| zero("ops"))).transpose()?,
+            weight: self.weight.map(weight).transpose()?,
+            class: self.class.into(),
+        })
     }
 }
 

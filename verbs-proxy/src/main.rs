@@ -22,6 +22,7 @@ use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
 use ringfence_proxy::warden::{Directory, Duties, Warden};
 use ringfence_proxy::worker::{Worker, bell, now};
+use ringfence_sched::BitRate;
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::collections::HashMap;
@@ -108,6 +109,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let launch = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let launch: Launch = serde_json::from_slice(&launch)
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
+    let policy = launch.limits.policy().map_err(anyhow::Error::msg)?;
     let signals = block_signals()?;
     sandbox::raise_file_limit();
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
@@ -124,6 +126,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         Some(rate) => {
             ensure!(rate >= 1_000_000, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", launch.device.name);
             let path = launch.run_dir.join("fabric").join(&launch.device.name).join("wire");
+            let rate = BitRate::new(rate).context("a link of 0 bit/s")?;
             Some((WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
         }
     };
@@ -151,7 +154,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let doorbell_file = SealedFile::create("ringfence-bells", PAGE)?;
     let doorbells = Arc::new(Mapping::of(&doorbell_file)?).header(0);
     let limits = &launch.limits;
-    let shaping = Shaping::new(limits.bandwidth, limits.weight, limits.class, link, now());
+    let shaping = Shaping::new(&policy, link, now());
     let plane = Plane::new(doorbells, limits.max_mr, shaping);
     let bell = Arc::new(bell()?);
     let worker = Worker::start(plane, Arc::clone(&bell), u64::from(launch.worker.spin_us) * 1000)

@@ -29,6 +29,17 @@ pub struct Allowance {
     pub out: Bytes,
     /// Operations.
     pub ops: Ops,
+    /// Requests that are longer must ask.
+    pub longest: Bytes,
+}
+
+impl Allowance {
+    /// What may go by either.
+    #[inline]
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self { out: self.out.min(other.out), ops: self.ops.min(other.ops), longest: self.longest.min(other.longest) }
+    }
 }
 
 impl Caps {
@@ -96,6 +107,7 @@ impl Caps {
         Allowance {
             out: Bytes(self.out.as_ref().map_or(u64::MAX, |bucket| bucket.in_hand() / 8)),
             ops: Ops(self.ops.as_ref().map_or(u64::MAX, Bucket::in_hand)),
+            longest: Bytes(u64::MAX),
         }
     }
 
@@ -103,7 +115,7 @@ impl Caps {
     #[inline]
     #[must_use]
     pub fn covers(&self, cost: Cost) -> bool {
-        let Allowance { out, ops } = self.in_hand();
+        let Allowance { out, ops, .. } = self.in_hand();
         cost.out <= out
             && cost.ops <= ops
             && self.fetched.as_ref().is_none_or(|bucket| cost.fetched.0 <= bucket.in_hand() / 8)
@@ -148,7 +160,8 @@ mod tests {
     #[test]
     fn what_is_not_limited_is_always_in_hand() {
         let caps = Caps::new(None, None, OpRate::new(1_000_000), Nanos(0));
-        assert_eq!(caps.in_hand(), Allowance { out: Bytes(u64::MAX), ops: Ops(250) });
+        let longest = Bytes(u64::MAX);
+        assert_eq!(caps.in_hand(), Allowance { out: Bytes(u64::MAX), ops: Ops(250), longest });
         assert!(caps.covers(Cost { out: Bytes(u64::MAX), fetched: Bytes(u64::MAX), ops: Ops(250) }));
         assert!(!caps.covers(Cost { ops: Ops(251), ..Cost::default() }));
     }

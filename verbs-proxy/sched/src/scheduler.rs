@@ -165,17 +165,24 @@ impl Scheduler {
     #[inline]
     #[must_use]
     pub fn in_hand(&self) -> Option<Allowance> {
-        if self.link.is_some() || self.class == Class::Latency || self.any_waits() {
+        if self.link.is_some() || self.any_waits() {
             return None;
         }
-        Some(self.caps.in_hand())
+        let allowance = self.caps.in_hand();
+        if self.class == Class::Latency {
+            // What is not urgent must not use up what is kept for urgent requests.
+            return Some(Allowance { longest: URGENT, ..allowance.min(self.urgent_caps.in_hand()) });
+        }
+        Some(allowance)
     }
 
     /// Charges what went by the short way.
     #[inline]
     pub fn spend(&mut self, out: Bytes, ops: Ops) {
         if self.capped {
-            self.caps.charge(Cost { out, fetched: Bytes(0), ops });
+            let cost = Cost { out, fetched: Bytes(0), ops };
+            self.caps.charge(cost);
+            self.urgent_caps.charge(cost);
         }
     }
 

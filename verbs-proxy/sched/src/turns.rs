@@ -60,6 +60,8 @@ pub struct Turns {
     quantum: Quantum,
     slots: Vec<Slot>,
     lanes: [Ring; Lane::COUNT],
+    /// Over all lanes.
+    members: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -87,14 +89,14 @@ impl Turns {
     /// Nobody waits.
     #[must_use]
     pub fn new(quantum: Quantum) -> Self {
-        Self { quantum, slots: Vec::new(), lanes: Default::default() }
+        Self { quantum, slots: Vec::new(), lanes: Default::default(), members: 0 }
     }
 
     /// Whether nobody waits.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.members == 0)
+        self.members == 0
     }
 
     /// Whether somebody waits in this lane.
@@ -123,6 +125,7 @@ impl Turns {
         let ring = &mut self.lanes[lane as usize];
         ring.entries.push_back((queue, slot.stamp));
         ring.members += 1;
+        self.members += 1;
         // Whoever joins and leaves all the time leaves entries behind; they never outnumber those that count.
         if ring.entries.len() > 2 * ring.members as usize + 16 {
             let slots = &self.slots;
@@ -138,6 +141,7 @@ impl Turns {
         slot.begun = false;
         (slot.bytes, slot.ops) = (slot.bytes.min(0), slot.ops.min(0));
         self.lanes[lane as usize].members -= 1;
+        self.members -= 1;
     }
 
     /// A queue pair is gone; another may get its number and owes nothing.

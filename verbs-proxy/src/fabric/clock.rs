@@ -54,11 +54,17 @@ impl WireClock {
 
     /// Takes the link: `finish` says until when, given until when it is taken.
     pub fn reserve(&self, finish: impl Fn(Nanos) -> Nanos, now: Nanos) -> Nanos {
-        let believed = |free_at: Nanos| if free_at > now + MAX_BACKLOG { now } else { free_at };
+        let believed = |free_at| believed(free_at, now);
         let free_at = &self.shared.free_at.0;
         match free_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(finish(believed(old)))) {
             Ok(old) | Err(old) => finish(believed(old)),
         }
+    }
+
+    /// Until when the link is taken.
+    #[must_use]
+    pub fn free_at(&self, now: Nanos) -> Nanos {
+        believed(self.shared.free_at.0.load(Ordering::Relaxed), now)
     }
 
     /// Notes that a latency-class container sends.
@@ -72,6 +78,10 @@ impl WireClock {
         now.saturating_sub(self.shared.latency_at.0.load(Ordering::Relaxed)) < LATENCY_ABOUT
             && self.shared.latency_at.0.load(Ordering::Relaxed) != 0
     }
+}
+
+fn believed(free_at: Nanos, now: Nanos) -> Nanos {
+    if free_at > now.saturating_add(MAX_BACKLOG) { now } else { free_at }
 }
 
 #[cfg(test)]

@@ -147,6 +147,7 @@ impl Plane {
     #[inline]
     pub fn turn(&mut self) -> bool {
         let mut worked = false;
+        self.shaping.begin(self.now);
         if self.doorbells.any() {
             worked = true;
             self.answer_bells();
@@ -223,6 +224,11 @@ impl Plane {
     pub fn activate(&mut self, queue: u32) {
         if let Some(qp) = &mut self.qps[queue as usize] {
             qp.idle = 0;
+            if qp.parked && !matches!(qp.state, QpState::RTS | QpState::SQD) {
+                // What it holds is flushed, for which no share is needed.
+                qp.parked = false;
+                self.shaping.leave(queue, self.now);
+            }
             if !qp.active && !qp.parked {
                 qp.active = true;
                 qp.header.send_bell.start_polling();
@@ -268,7 +274,7 @@ impl Plane {
     #[inline(always)]
     #[must_use]
     pub fn needs_time(&self) -> bool {
-        !self.shaping.is_open() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
+        self.shaping.wants_clock() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
     }
 
     /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.

@@ -2,13 +2,14 @@
 
 use super::links::LinkId;
 use crate::memory::PdId;
-use crate::pacing::{self, Nanos};
+use crate::pacing::Nanos;
 use crate::shared::{Held, Mapping, ring_slots};
 use ringfence_protocol::control::QpAttr;
 use ringfence_protocol::layout::{QpHeader, RINGS_OFFSET};
 use ringfence_protocol::ring::{Consumer, Position, SLOT_BYTES};
 use ringfence_protocol::verbs::{Opcode, QpState};
 use ringfence_protocol::work::Sge;
+use ringfence_sched::{Nanos as Time, retry};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -333,9 +334,9 @@ impl Qp {
         self.waits = Waits::default();
     }
 
-    /// When the oldest request is tried again, which was put off once more: [`pacing::again`].
+    /// When the oldest request is tried again, which was put off once more: [`retry::again`].
     pub fn put_off(&mut self, now: Nanos, first: Nanos, longest: Nanos) -> Nanos {
-        let at = pacing::again(now, first, longest, self.put_off);
+        let Time(at) = retry::again(Time(now), Time(first), Time(longest), self.put_off);
         self.put_off = self.put_off.saturating_add(1);
         at
     }

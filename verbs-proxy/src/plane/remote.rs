@@ -3,7 +3,7 @@
 use super::intake::vendor;
 use super::link::{Link, LinkFault};
 use super::links::LinkId;
-use super::qp::{Data, Peer, Qp, Wqe};
+use super::qp::{Data, Peer, Qp, Waits, Wqe};
 use super::respond::Verdict;
 use super::shaping::OnWire;
 use super::transmit::{self, Handed, sges};
@@ -25,6 +25,8 @@ const SHARE_POLL: Nanos = 100_000;
 /// ... and for room on the link; this long at most, for it is no one's fault.
 const ROOM_POLL: Nanos = 25_000;
 const LONGEST_ROOM_POLL: Nanos = 2_000_000;
+/// A neighbour whose rate is used up is asked again after this long at most.
+const LONGEST_RATE_WAIT: Nanos = 100_000_000;
 
 impl Plane {
     /// The link for a piece of a queue pair that uses link `at`: another from now on, if that has been superseded and nothing is
@@ -139,9 +141,14 @@ impl Plane {
                 self.notices.push(Notice::Share { link: at, key });
             }
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, 0).map(|()| true);
+        } else if let Err(wait) = self.may_be_read(at, &request) {
+            return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, wait.max(1)).map(|()| true);
         } else {
             self.respond(port, &request)
         };
+        if let Verdict::Data(..) = verdict {
+            self.shaping.was_read(request.bytes);
+        }
         let (kind, status, share, value) = match verdict {
             Verdict::Ack => (Kind::ACK, WcStatus::SUCCESS, 0, 0),
             Verdict::Silent => (Kind::DROPPED, WcStatus::SUCCESS, 0, 0),
@@ -179,20 +186,34 @@ impl Plane {
         })
     }
 
-    /// Whether a READ asks for memory that its proxy cannot reach yet: the region's name and key.
-    fn must_share(&self, at: LinkId, request: &Request) -> Option<(u32, u32)> {
+    /// The queue pair of ours that a READ is for, if it may make any.
+    fn read_from(&self, link: &Link, request: &Request) -> Option<&Qp> {
         if request.opcode != Opcode::RDMA_READ || request.total == 0 {
             return None;
         }
-        let link = self.links.get(at)?;
-        let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_ref()?;
+        let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
         let allowed = qp.responds()
             && qp.attr.dest_qp_num == request.from
             && qp.port == link.port
             && qp.attr.access.contains(Access::REMOTE_READ);
+        allowed.then_some(qp)
+    }
+
+    /// Whether the container's rate lets out what a READ asks for; else how long its requester should wait.
+    fn may_be_read(&mut self, at: LinkId, request: &Request) -> Result<(), Nanos> {
+        let Some(link) = self.links.get(at) else { return Ok(()) };
+        if self.read_from(link, request).is_none() {
+            return Ok(());
+        }
+        self.shaping.may_be_read(request.bytes, self.now)
+    }
+
+    /// Whether a READ asks for memory that its proxy cannot reach yet: the region's name and key.
+    fn must_share(&self, at: LinkId, request: &Request) -> Option<(u32, u32)> {
+        let link = self.links.get(at)?;
+        let qp = self.read_from(link, request)?;
         let total = u64::from(request.total);
-        if !allowed || self.regions.admit(request.rkey, qp.pd, request.remote_addr, total, Access::REMOTE_READ).is_err()
-        {
+        if self.regions.admit(request.rkey, qp.pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
             return None;
         }
         let region = self.regions.get(request.rkey)?;
@@ -220,6 +241,7 @@ impl Plane {
             sequence: response.sequence,
             offset: response.offset,
             bytes: response.bytes,
+            total,
         };
         let atomic = matches!(opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
         let verdict = match response.kind {
@@ -237,6 +259,14 @@ impl Plane {
                 WcStatus::REM_ACCESS_ERR | WcStatus::REM_INV_REQ_ERR => response.status,
                 _ => WcStatus::REM_OP_ERR,
             }),
+            Kind::LATER if response.value > 0 => {
+                // Its container's rate is used up. It has answered, and says for how long; that is believed up to a point.
+                qp.rewind(0, response.offset);
+                let at = self.now + response.value.min(LONGEST_RATE_WAIT);
+                qp.waits = Waits { until: at, ..Waits::default() };
+                self.alarm(at, queue);
+                return;
+            }
             Kind::LATER => {
                 // The share comes by another way, and may have come already.
                 qp.rewind(0, response.offset);

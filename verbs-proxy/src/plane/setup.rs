@@ -38,6 +38,7 @@ impl Plane {
         let qp = self.qps.get_mut(queue as usize)?.take()?;
         self.by_number.remove(&qp.number);
         self.timers.remove(&(qp.alarm, queue));
+        self.shaping.forget(queue);
         Some(qp)
     }
 

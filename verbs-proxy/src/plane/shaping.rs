@@ -1,8 +1,9 @@
-//! When a piece of a work request may go: the container's bandwidth cap and its place on the modelled link.
+//! When a piece of a work request may go: the container's scheduler, and the modelled link's clock.
 
 use crate::fabric::clock::WireClock;
-use crate::launch::Class;
-use crate::pacing::{Bucket, Nanos, Window, finish, window};
+use crate::pacing::Nanos;
+use ringfence_sched::link::{Airtime, finish};
+use ringfence_sched::{Allowance, BitRate, Bytes, Closed, HEADERS, Nanos as Time, Ops, Piece, Policy, Road, Scheduler};
 use std::collections::VecDeque;
 
 /// A piece on the modelled link.
@@ -22,67 +23,70 @@ pub struct OnWire {
     pub offset: u32,
     /// Bytes.
     pub bytes: u32,
+    /// Bytes of the whole work request.
+    pub total: u32,
 }
 
 #[derive(Debug)]
 struct Wire {
     clock: WireClock,
-    link: u64,
+    airtime: Airtime,
     pieces: VecDeque<OnWire>,
-    bytes: u64,
 }
-
-/// Bytes that a request costs besides its data: headers on the wire, and work for the device.
-const OVERHEAD: u64 = 64;
-
-/// How far back a piece may start on the link; longer than a worker oversleeps, shorter than a person notices.
-const SLACK: Nanos = 200_000;
 
 /// The policy's grip on the data path.
 #[derive(Debug)]
 pub struct Shaping {
-    bucket: Option<Bucket>,
-    bucket_closed_until: Nanos,
+    scheduler: Scheduler,
     wire: Option<Wire>,
-    weight: Option<u32>,
-    class: Class,
-    parked: VecDeque<u32>,
 }
 
-/// Why a piece must wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
-    /// For the container's share: the queue parks.
-    Container,
-    /// For the queue pair's own piece on the link.
-    Queue,
+/// What the scheduler must know of a piece besides [`OnWire`].
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// A READ or an atomic.
+    pub fetches: bool,
+    /// The responder is this container.
+    pub own: bool,
+    /// Pieces of the queue pair that are on the link.
+    pub on_wire: u32,
 }
 
 impl Shaping {
     /// Without a cap and a modelled link everything goes at once.
     #[must_use]
-    pub fn new(
-        bandwidth: Option<u64>,
-        weight: Option<u32>,
-        class: Class,
-        link: Option<(WireClock, u64)>,
-        now: Nanos,
-    ) -> Self {
-        Self {
-            bucket: bandwidth.map(|rate| Bucket::new(rate, now)),
-            bucket_closed_until: 0,
-            wire: link.map(|(clock, link)| Wire { clock, link, pieces: VecDeque::new(), bytes: 0 }),
-            weight,
-            class,
-            parked: VecDeque::new(),
+    pub fn new(policy: &Policy, link: Option<(WireClock, BitRate)>, now: Nanos) -> Self {
+        let scheduler = Scheduler::new(policy, link.as_ref().map(|(_, rate)| *rate), Time(now));
+        let wire = link.map(|(clock, rate)| Wire { clock, airtime: Airtime::new(rate), pieces: VecDeque::new() });
+        Self { scheduler, wire }
+    }
+
+    /// Whether the next turn must know the time.
+    #[inline(always)]
+    #[must_use]
+    pub fn wants_clock(&self) -> bool {
+        self.scheduler.wants_clock()
+    }
+
+    /// A turn begins; the time is as in the last one if nobody wanted to know it.
+    #[inline(always)]
+    pub fn begin(&mut self, now: Nanos) {
+        if !self.scheduler.is_open() {
+            self.scheduler.begin(Time(now));
         }
     }
 
-    /// Whether nothing is shaped.
+    /// What may go by the short way unasked; [`Self::spend`] follows.
     #[inline(always)]
     #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.bucket.is_none() && self.wire.is_none()
+    pub fn in_hand(&self) -> Option<Allowance> {
+        self.scheduler.in_hand()
+    }
+
+    /// Charges what went by the short way.
+    #[inline(always)]
+    pub fn spend(&mut self, bytes: Bytes, ops: Ops) {
+        self.scheduler.spend(bytes, ops);
     }
 
     /// Whether pieces are on the modelled link.
@@ -96,55 +100,44 @@ impl Shaping {
     #[inline(always)]
     #[must_use]
     pub fn any_parked(&self) -> bool {
-        !self.parked.is_empty()
+        self.scheduler.any_waits()
     }
 
-    /// Bytes of one piece of a split request, now.
+    /// Bytes of the next piece of a request of `total`, of which `left` has not been handed over.
     #[must_use]
-    pub fn chunk(&self, now: Nanos) -> u32 {
-        match &self.wire {
-            // Large enough that the bookkeeping does not show, small enough that no request holds up the others for
-            // longer than some 20 µs.
-            None => 256 << 10,
-            Some(wire) => self.window(wire, now).chunk,
-        }
+    pub fn piece(&self, total: u32, left: u32, now: Nanos) -> u32 {
+        let piece = self.scheduler.piece(Bytes(total.into()), Bytes(left.into()), self.road(now));
+        // No more than `left`, so that the conversion is exact.
+        piece.0 as u32
     }
 
-    fn window(&self, wire: &Wire, now: Nanos) -> Window {
-        window(wire.link, self.weight, self.class, wire.clock.latency_about(now))
+    fn road(&self, now: Nanos) -> Road {
+        self.wire.as_ref().map_or_else(Road::default, |wire| Road {
+            free_at: Time(wire.clock.free_at(now)),
+            about: wire.clock.latency_about(now),
+        })
     }
 
-    /// Asks for `bytes` of queue pair `piece.queue`, which has `own` pieces on the link. Without a modelled link, the
-    /// piece may be delivered at once (`Ok(true)`); else it is on the link now (`Ok(false)`).
-    pub fn admit(&mut self, piece: OnWire, own: u32, now: Nanos) -> Result<bool, Closed> {
-        if self.bucket_closed_until > now {
-            return Err(Closed::Container);
-        }
-        if let Some(wire) = &self.wire {
-            match self.window(wire, now).bytes {
-                // The queue pair's turn comes again when its piece has arrived.
-                None if own > 0 => return Err(Closed::Queue),
-                Some(bytes) if wire.bytes > 0 && wire.bytes + u64::from(piece.bytes) > u64::from(bytes) => {
-                    return Err(Closed::Container);
-                }
-                _ => {}
-            }
-        }
-        let cost = u64::from(piece.bytes) + OVERHEAD;
-        if let Some(bucket) = &mut self.bucket {
-            // The cap is about the application's bytes, as users measure it; a flood of empty requests still costs.
-            let charged = u64::from(piece.bytes).max(OVERHEAD);
-            if let Err(until) = bucket.take(charged, now) {
-                self.bucket_closed_until = until;
-                return Err(Closed::Container);
-            }
-        }
+    /// Asks for a piece. Without a modelled link, it may be delivered at once (`Ok(true)`); else it is on the link now
+    /// (`Ok(false)`). With [`Closed::Share`] its queue is parked.
+    pub fn admit(&mut self, piece: OnWire, kind: Kind, now: Nanos) -> Result<bool, Closed> {
+        let road = self.road(now);
+        let asked = Piece {
+            queue: piece.queue,
+            bytes: Bytes(piece.bytes.into()),
+            total: Bytes(piece.total.into()),
+            first: piece.offset == 0,
+            fetches: kind.fetches,
+            own: kind.own,
+            on_link: kind.on_wire,
+        };
+        self.scheduler.ask(&asked, road, Time(now))?;
         let Some(wire) = &mut self.wire else { return Ok(true) };
-        if self.class == Class::Latency {
+        if self.scheduler.is_urgent(asked.total) {
             wire.clock.note_latency(now);
         }
-        let at = wire.clock.reserve(|free_at| finish(free_at, now, SLACK, cost, wire.link), now);
-        wire.bytes += u64::from(piece.bytes);
+        let airtime = wire.airtime.of(asked.bytes.plus(HEADERS));
+        let at = wire.clock.reserve(|free_at| finish(Time(free_at), Time(now), airtime).0, now);
         wire.pieces.push_back(OnWire { finish: at, ..piece });
         Ok(false)
     }
@@ -153,40 +146,41 @@ impl Shaping {
     pub fn arrived(&mut self, now: Nanos) -> Option<OnWire> {
         let wire = self.wire.as_mut()?;
         let piece = wire.pieces.pop_front_if(|piece| piece.finish <= now)?;
-        wire.bytes -= u64::from(piece.bytes);
+        self.scheduler.arrived(Bytes(piece.bytes.into()), Bytes(piece.total.into()), Time(piece.finish));
         Some(piece)
     }
 
-    /// Puts a queue behind those that already wait for the container's share.
-    pub fn park(&mut self, queue: u32) {
-        self.parked.push_back(queue);
+    /// The parked queue whose turn it is, if the container may send now. It stays parked until [`Self::leave`].
+    pub fn next_parked(&mut self, now: Nanos) -> Option<u32> {
+        let road = self.road(now);
+        self.scheduler.next(road, Time(now))
     }
 
-    /// The queue that has waited longest, if the container may send now.
-    pub fn next_parked(&mut self, now: Nanos) -> Option<u32> {
-        if self.bucket_closed_until > now {
-            return None;
-        }
-        if let Some(wire) = &self.wire {
-            let window = self.window(wire, now).bytes.map_or(u64::MAX, u64::from);
-            if wire.bytes > 0 && wire.bytes >= window {
-                return None;
-            }
-        }
-        self.parked.pop_front()
+    /// A queue is not parked any more.
+    pub fn leave(&mut self, queue: u32, now: Nanos) {
+        self.scheduler.leave(queue, Time(now));
+    }
+
+    /// A queue pair is gone; another may get its bell number.
+    pub fn forget(&mut self, queue: u32) {
+        self.scheduler.forget(queue);
+    }
+
+    /// Whether bytes may leave because another container READs them; else how long it should wait.
+    pub fn may_be_read(&mut self, bytes: u32, now: Nanos) -> Result<(), Nanos> {
+        self.scheduler.may_be_read(Bytes(bytes.into()), Time(now)).map_err(|at| at.since(Time(now)).0)
+    }
+
+    /// Another container READ this.
+    pub fn was_read(&mut self, bytes: u32) {
+        self.scheduler.was_read(Bytes(bytes.into()));
     }
 
     /// When something here needs the worker.
     #[must_use]
     pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
-        let piece = self.wire.as_ref().and_then(|wire| wire.pieces.front()).map(|piece| piece.finish);
-        if self.parked.is_empty() {
-            return piece;
-        }
-        if self.bucket_closed_until > now {
-            return Some(piece.map_or(self.bucket_closed_until, |piece| piece.min(self.bucket_closed_until)));
-        }
-        // Parked for the window: the piece's arrival opens it.
-        Some(piece.unwrap_or(now))
+        let arrives = self.wire.as_ref().and_then(|wire| wire.pieces.front()).map(|piece| piece.finish);
+        let opens = self.scheduler.opens_at(self.road(now), Time(now)).map(|at| at.0);
+        [arrives, opens].into_iter().flatten().min()
     }
 }

@@ -10,7 +10,6 @@ use super::shaping::Shaping;
 use super::{CqEntry, Notice, Plane};
 use crate::closer::Closer;
 use crate::fabric::budget::{Amount, Budget};
-use crate::launch::Class;
 use crate::memory::{MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, SealedFile};
 use ringfence_protocol::completion::Completion;
@@ -21,6 +20,7 @@ use ringfence_protocol::verbs::{
     Access, EventType, Opcode, QpAttrMask as Mask, QpState, SendFlags, WcOpcode, WcStatus,
 };
 use ringfence_protocol::work::{ReceiveBase, SendBase, SendFields, Sge};
+use ringfence_sched::{BitRate, Class, OpRate, Policy};
 use std::sync::Arc;
 
 const PD: PdId = PdId(1);
@@ -28,6 +28,7 @@ const SLOTS: u32 = 64;
 const MEMORY: usize = 64 * PAGE;
 const IOVA: u64 = 0x10_0000;
 const ALL: Access = Access(15);
+const BULK: Policy = Policy { bandwidth: None, fetching: None, ops: None, weight: None, class: Class::Bulk };
 
 struct RigQp {
     queue: u32,
@@ -50,7 +51,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        Self::shaped(Shaping::new(None, None, Class::None, None, 0))
+        Self::shaped(Shaping::new(&Policy::default(), None, 0))
     }
 
     fn shaped(shaping: Shaping) -> Self {
@@ -425,7 +426,8 @@ fn a_reset_queue_pair_forgets_and_works_again() {
 #[test]
 fn large_requests_of_every_kind_are_split_and_arrive_whole_through_a_shaped_plane() {
     let clock = crate::fabric::clock::WireClock::private().unwrap();
-    let shaping = Shaping::new(Some(8_000_000_000), Some(100), Class::Bulk, Some((clock, 10_000_000_000)), 0);
+    let policy = Policy { bandwidth: BitRate::new(8_000_000_000), ..BULK };
+    let shaping = Shaping::new(&policy, BitRate::new(10_000_000_000).map(|rate| (clock, rate)), 0);
     let mut rig = Rig::shaped(shaping);
     let (mut a, mut b) = rig.pair();
     let pattern: Vec<u8> = (0..100_000u32).map(|i| (i * 7 / 3) as u8).collect();
@@ -446,13 +448,13 @@ fn large_requests_of_every_kind_are_split_and_arrive_whole_through_a_shaped_plan
 #[test]
 fn a_piece_larger_than_what_is_left_of_the_share_waits_for_its_turn() {
     let clock = crate::fabric::clock::WireClock::private().unwrap();
-    // 12,500 bytes may be on this link at once, in pieces of 6,250.
-    let mut rig = Rig::shaped(Shaping::new(None, Some(100), Class::Bulk, Some((clock, 1_000_000_000)), 0));
+    // 12,500 bytes may be on this link at once, in pieces of 1,024 and headers.
+    let mut rig = Rig::shaped(Shaping::new(&BULK, BitRate::new(1_000_000_000).map(|rate| (clock, rate)), 0));
     let (mut a, _b) = rig.pair();
     for length in [6_000, 6_250, 6_250] {
         post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 100_000, length));
     }
-    // The third finds 250 bytes left; looking again before the first has arrived changes nothing.
+    // The second finds less left than it has; looking again before anything has arrived changes nothing.
     for _ in 0..3 {
         rig.plane.now += 1_000;
         rig.plane.turn();
@@ -590,7 +592,7 @@ fn a_violation_of_another_proxys_memory_ends_both_ends() {
 #[test]
 fn a_queue_pair_made_anew_under_the_same_numbers_gets_nothing_of_the_old_one() {
     let clock = crate::fabric::clock::WireClock::private().unwrap();
-    let rig = Rig::shaped(Shaping::new(None, None, Class::None, Some((clock, 1_000_000)), 0));
+    let rig = Rig::shaped(Shaping::new(&Policy::default(), BitRate::new(1_000_000).map(|rate| (clock, rate)), 0));
     let (mut two, mut a, _b) = TwoRigs::with(rig);
     let inline = |rig: &Rig, inline_bytes| SendFields {
         flags: SendFlags(SendFlags::SIGNALED.0 | SendFlags::INLINE.0),
@@ -720,4 +722,91 @@ fn senders_whose_receiver_is_never_ready_cost_little() {
     }
     // All of them together, every eight milliseconds.
     assert!(wakes < 300, "{wakes} wakes in a second");
+}
+
+#[test]
+fn operations_are_capped_whatever_way_they_go() {
+    // 1,000 a second, with a burst of 8.
+    let mut rig = Rig::shaped(Shaping::new(&Policy { ops: OpRate::new(1_000), ..Policy::default() }, None, 0));
+    let (mut a, _b) = rig.pair();
+    for _ in 0..30 {
+        post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 4096, 8));
+    }
+    rig.plane.activate(a.queue);
+    let mut done = 0;
+    for millisecond in 1..=10 {
+        rig.plane.now = millisecond * 1_000_000;
+        for _ in 0..5 {
+            rig.plane.turn();
+        }
+        done += rig.completions().len();
+        assert!(done <= 8 + millisecond as usize, "{done} after {millisecond} ms");
+    }
+    assert!(done >= 17, "{done}");
+    assert!(rig.plane.wake_at().is_some_and(|at| at <= 11_000_000));
+}
+
+#[test]
+fn what_the_rates_have_in_hand_goes_without_a_clock() {
+    let policy =
+        Policy { bandwidth: BitRate::new(1_000_000_000_000), ops: OpRate::new(1_000_000_000), ..Policy::default() };
+    let mut rig = Rig::shaped(Shaping::new(&policy, None, 0));
+    let (mut a, _b) = rig.pair();
+    post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 4096, 8));
+    assert!(!rig.plane.needs_time());
+    rig.plane.activate(a.queue);
+    rig.plane.turn();
+    assert_eq!(rig.completions().len(), 1);
+    assert!(!rig.plane.needs_time());
+}
+
+#[test]
+fn a_queue_pair_in_error_is_flushed_though_its_share_is_closed() {
+    let mut rig = Rig::shaped(Shaping::new(&Policy { bandwidth: BitRate::new(1), ..Policy::default() }, None, 0));
+    let (mut a, _b) = rig.pair();
+    for wr_id in 1..=3 {
+        post(&mut a, &SendFields { wr_id, ..rig.fields(Opcode::RDMA_WRITE, 0, 40_000, 20_000) });
+    }
+    rig.plane.activate(a.queue);
+    rig.plane.now = 1;
+    rig.plane.turn();
+    // The first had the burst; what comes after waits for days.
+    assert!(rig.plane.shaping.any_parked());
+    rig.plane.to_error(a.queue);
+    let statuses = rig.statuses();
+    assert!(statuses.iter().any(|(_, status)| *status == WcStatus::WR_FLUSH_ERR), "{statuses:?}");
+    assert_eq!(statuses.last().map(|(wr_id, _)| *wr_id), Some(3));
+    assert!(!rig.plane.shaping.any_parked());
+}
+
+#[test]
+fn a_read_waits_for_the_rate_of_the_container_that_it_reads_from() {
+    // 8 Mbit/s: 16 KiB at once, and a MB per second afterwards.
+    let (mut two, mut a, _b) = TwoRigs::new();
+    two.rigs[1].plane.shaping =
+        Shaping::new(&Policy { bandwidth: BitRate::new(8_000_000), ..Policy::default() }, None, 0);
+    let remote = two.rigs[1].key;
+    let pattern: Vec<u8> = (0..20_000u32).map(|i| (i * 5 / 3) as u8).collect();
+    two.rigs[1].put(0, &pattern);
+    for wr_id in 1..=3 {
+        let read = two.rigs[0].fields(Opcode::RDMA_READ, 40_000, 0, 20_000);
+        post(&mut a, &SendFields { wr_id, rkey: remote, ..read });
+    }
+    two.rigs[0].plane.activate(a.queue);
+    two.turns();
+    // A millisecond has passed. The second owes 3.6 ms first, and the third 20 ms more.
+    let mut done = two.rigs[0].completions().len();
+    assert_eq!(done, 1);
+    let mut needed = Vec::new();
+    while done < 3 {
+        two.turns();
+        let now = two.rigs[0].plane.now;
+        assert!(now < 60_000_000, "{done} after {now} ns");
+        let more = two.rigs[0].completions();
+        assert!(more.iter().all(|completion| completion.status == WcStatus::SUCCESS));
+        needed.extend(more.iter().map(|_| now));
+        done += more.len();
+    }
+    assert!(needed[0] >= 3_000_000 && needed[1] >= 23_000_000, "{needed:?}");
+    assert!(two.rigs[0].take(40_000, 20_000) == pattern);
 }

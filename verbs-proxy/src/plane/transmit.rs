@@ -4,7 +4,7 @@ use super::intake::{self, vendor, wc_opcode};
 use super::qp::{Data, Peer, Qp, Waits, Wqe};
 use super::remote::MIN_REMOTE_TIMEOUT;
 use super::respond::{OWN_PORT, Verdict};
-use super::shaping::{Closed, OnWire};
+use super::shaping::{Kind, OnWire};
 use super::wire::Request;
 use super::{Notice, Outcome, Plane};
 use crate::memory::{Piece, RegionTable, copy, copy_list};
@@ -13,11 +13,15 @@ use crate::state;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
 use ringfence_protocol::work::{self, SendBase, Sge};
+use ringfence_sched::scheduler::charged;
+use ringfence_sched::{Allowance, Bytes, Closed, Ops};
 
 /// Work requests of one queue before the others have their turn ...
 const BATCH: usize = 32;
 /// ... or bytes: some 30 µs of copying.
 const BATCH_BYTES: u32 = 256 << 10;
+/// Turns of parked queues before everything else is looked at again.
+const UNPARKED: usize = 64;
 /// Requests of one queue pair under way to another proxy.
 const PIPELINE: usize = 128;
 /// The shortest timeout of a request to nobody: a fraction of that would keep the worker busy with nothing else.
@@ -36,25 +40,24 @@ impl Plane {
     /// Moves a queue pair's requests on.
     #[inline]
     pub(super) fn transmit(&mut self, queue: u32) -> Outcome {
-        if self.shaping.is_open() && self.express(queue) > 0 {
+        if let Some(allowance) = self.shaping.in_hand()
+            && self.express(queue, allowance) > 0
+        {
             return Outcome::Worked;
         }
         let Some(qp) = &self.qps[queue as usize] else { return Outcome::Blocked };
         if qp.pending.is_empty() && qp.send.peek().is_none() {
             return Outcome::Idle;
         }
-        if self.shaping.any_parked() {
-            return self.park(queue);
-        }
         self.advance(queue)
     }
 
     /// The short way for the commonest request, a small WRITE to a queue pair of the same proxy with nothing before it.
-    /// Returns how many went it. Whatever is unusual is left in the ring for [`Self::advance`], which finds out again
+    /// Returns how many went it, no more than the policy allows without a look at the clock. Whatever is unusual is left in the ring for [`Self::advance`], which finds out again
     /// what is wrong with it.
     #[inline]
-    fn express(&mut self, queue: u32) -> usize {
-        let Self { qps, regions, cqs, touched, .. } = self;
+    fn express(&mut self, queue: u32, allowance: Allowance) -> usize {
+        let Self { qps, regions, cqs, touched, shaping, .. } = self;
         let Some(peer) = qps[queue as usize].as_ref().filter(|qp| qp.peer == Peer::Local).map(|qp| qp.peer_queue)
         else {
             return 0;
@@ -73,8 +76,10 @@ impl Plane {
             return 0;
         }
         let Some(Some(entry)) = cqs.get_mut(qp.send_cq) else { return 0 };
-        let (mut count, mut moved) = (0, 0);
-        while count < BATCH && moved < BATCH_BYTES {
+        let most = allowance.ops.0.min(BATCH as u64) as usize;
+        let longest = allowance.longest.0.min(EXPRESS_BYTES.into()) as u32;
+        let (mut count, mut moved, mut paid) = (0, 0, Bytes(0));
+        while count < most && moved < BATCH_BYTES {
             let Some(words) = qp.send.peek() else { break };
             let base = SendBase(words);
             let fields = base.fields();
@@ -90,7 +95,7 @@ impl Plane {
                 (Piece::of_own(zerocopy::IntoBytes::as_bytes(&head)).slice(0, bytes as usize), bytes)
             } else {
                 let bytes = fields.sge.length;
-                if fields.sges != 1 || bytes == 0 || bytes > EXPRESS_BYTES || qp.caps.max_send_sge == 0 {
+                if fields.sges != 1 || bytes == 0 || bytes > longest || qp.caps.max_send_sge == 0 {
                     break;
                 }
                 match regions.admit(fields.sge.lkey, qp.pd, fields.sge.addr, u64::from(bytes), Access(0)) {
@@ -101,6 +106,11 @@ impl Plane {
             let target =
                 regions.admit(fields.rkey, other.pd, fields.remote_addr, u64::from(bytes), Access::REMOTE_WRITE);
             let Ok(target) = target else { break };
+            let due = paid.plus(charged(Bytes(bytes.into())));
+            if due > allowance.out {
+                break;
+            }
+            paid = due;
             copy(target, source);
             qp.send.advance(1);
             count += 1;
@@ -126,32 +136,31 @@ impl Plane {
                 }
             }
         }
+        shaping.spend(paid, Ops(count as u64));
         qp.sequence = qp.sequence.wrapping_add(count as u32);
         other.responder.sequence = qp.sequence;
         count
     }
 
-    fn park(&mut self, queue: u32) -> Outcome {
-        if let Some(qp) = &mut self.qps[queue as usize] {
-            qp.parked = true;
-            self.shaping.park(queue);
-        }
-        Outcome::Blocked
-    }
-
-    /// Lets parked queues go on, the longest waiting first, as far as the container's share goes.
+    /// Lets parked queues go on, each in its turn, as far as the container's share goes.
     pub(super) fn unpark(&mut self) {
-        while let Some(queue) = self.shaping.next_parked(self.now) {
-            let Some(qp) = &mut self.qps[queue as usize] else { continue };
-            if !std::mem::take(&mut qp.parked) {
+        for _ in 0..UNPARKED {
+            let Some(queue) = self.shaping.next_parked(self.now) else { return };
+            let parked = match &mut self.qps[queue as usize] {
+                Some(qp) => std::mem::take(&mut qp.parked) && matches!(qp.state, QpState::RTS | QpState::SQD),
+                None => false,
+            };
+            let outcome = if parked { self.advance(queue) } else { Outcome::Idle };
+            if let Some(qp) = &mut self.qps[queue as usize]
+                && (qp.parked || (parked && outcome == Outcome::Worked))
+            {
+                // It waits for its next turn, or goes on with this one.
+                qp.parked = true;
                 continue;
             }
-            let outcome = if qp.state == QpState::RTS { self.advance(queue) } else { Outcome::Worked };
+            self.shaping.leave(queue, self.now);
             if outcome != Outcome::Blocked {
                 self.activate(queue);
-            } else if self.qps[queue as usize].as_ref().is_some_and(|qp| qp.parked) {
-                // Its next piece does not fit what is left of the share, and this turn's clock will not change that.
-                break;
             }
         }
     }
@@ -177,7 +186,7 @@ impl Plane {
                 worked = true;
                 continue;
             }
-            let (index, chunk) = (qp.next, self.shaping.chunk(self.now));
+            let index = qp.next;
             let wqe = &qp.pending[index];
             if !wqe.admitted {
                 if let Err((status, vendor_err)) = intake::admit(qp, wqe, &self.regions) {
@@ -202,11 +211,16 @@ impl Plane {
                 epoch: qp.epoch,
                 sequence: wqe.sequence,
                 offset: wqe.sent,
-                bytes: (wqe.total - wqe.sent).min(chunk),
+                bytes: self.shaping.piece(wqe.total, wqe.total - wqe.sent, self.now),
+                total: wqe.total,
             };
-            let at_once = match self.shaping.admit(piece, qp.on_wire, self.now) {
+            let kind = Kind { fetches: wqe.fetches(), own: qp.peer == Peer::Local, on_wire: qp.on_wire };
+            let at_once = match self.shaping.admit(piece, kind, self.now) {
                 Ok(at_once) => at_once,
-                Err(Closed::Container) => return self.park(queue),
+                Err(Closed::Share) => {
+                    qp.parked = true;
+                    return Outcome::Blocked;
+                }
                 Err(Closed::Queue) => return Outcome::Blocked,
             };
             qp.hand_over(index, piece.bytes);

@@ -25,7 +25,8 @@ impl Kind {
     pub const GRANT: Self = Self(6);
     /// The former value of an atomic is `value`.
     pub const ATOMIC: Self = Self(7);
-    /// The memory is not shared with the requester yet; ask again.
+    /// Ask again: if `value` is zero the memory is not shared with the requester yet, else in so many nanoseconds, when the
+    /// responder's rate lets it out.
     pub const LATER: Self = Self(8);
 }
 
