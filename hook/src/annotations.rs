@@ -21,12 +21,14 @@ pub const PREFIX: &str = "ringfence.dev/";
 pub const DEFAULT_POLICY: &str = "default";
 
 /// The keys, without [`PREFIX`].
-pub const KEYS: [&str; 12] = [
+pub const KEYS: [&str; 14] = [
     "enable",
     "policy",
     "mode",
     "device",
     "bandwidth",
+    "bandwidth-rx",
+    "ops",
     "weight",
     "class",
     "max-qp",

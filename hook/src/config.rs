@@ -276,6 +276,18 @@ pub(crate) fn show_optional_rate<S: Serializer>(rate: &Option<u64>, serializer: 
     rate.map(units::show_rate).serialize(serializer)
 }
 
+/// Operations per second, `"10k"`.
+pub(crate) fn optional_ops<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = || de::Error::custom(format!("{text:?} is not a rate of operations; expected {}", units::OPS_EXPECTED));
+    units::ops(&text).map(Some).ok_or_else(wrong)
+}
+
+/// As [`optional_ops`] reads it.
+pub(crate) fn show_optional_ops<S: Serializer>(ops: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    ops.map(units::show_ops).serialize(serializer)
+}
+
 /// A size, `"4GiB"`.
 pub(crate) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;

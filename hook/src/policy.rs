@@ -43,6 +43,8 @@ pub enum Refusal {
     NoNodes { device: String, known: String },
     #[error("device {device} serves {PREFIX}mode=passthrough only; mode=proxied needs a device of kind soft: {known}")]
     NotProxied { device: String, known: String },
+    #[error("{name}={value} would do nothing: device {device} has no modelled link that containers share; {instead}")]
+    NoEffect { name: String, value: String, device: String, instead: &'static str },
     #[error("{name} cannot be enforced with {PREFIX}mode=passthrough; remove it or use mode=proxied")]
     Unenforceable { name: String },
 }
@@ -77,7 +79,9 @@ pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config)
         Mode::Proxied => {
             let device = device(request, config, Kind::Soft)?;
             settings.push(device.1);
-            Grant::Proxied(device.0, settings::limits(request, effective, &mut settings)?)
+            let limits = settings::limits(request, effective, &mut settings)?;
+            refuse_idle_words(request, device.0, &limits)?;
+            Grant::Proxied(device.0, limits)
         }
         Mode::Passthrough => {
             if let Some(key) = request.limits_asked().next() {
@@ -90,6 +94,27 @@ pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config)
         Mode::Exclusive => return Err(Refusal::NotOffered),
     };
     Ok(Resolution { grant, policy: settings[0].value.clone(), settings })
+}
+
+/// Refuses what the container asks for and what would change nothing. The administrator's defaults are for all devices.
+fn refuse_idle_words(request: &Request, device: &Device, limits: &Limits) -> Result<(), Refusal> {
+    if device.link.is_some() {
+        return Ok(());
+    }
+    let refusal = |key, value, instead| {
+        Err(Refusal::NoEffect { name: source(request, key), value, device: device.name.clone(), instead })
+    };
+    if let Some(weight) = request.weight {
+        return refusal("weight", weight.to_string(), "remove it, or use a device with a link");
+    }
+    let capped = limits.bandwidth.or(limits.bandwidth_rx).or(limits.ops).is_some();
+    match request.class {
+        Some(class) if !capped => {
+            let instead = "remove it, or set bandwidth, bandwidth-rx or ops, under which it orders what waits";
+            refusal("class", class_name(class).into(), instead)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The policy that `request` names, if the container may.
@@ -190,6 +215,8 @@ impl Request {
     fn limits_asked(&self) -> impl Iterator<Item = &'static str> {
         [
             ("bandwidth", self.bandwidth.is_some()),
+            ("bandwidth-rx", self.bandwidth_rx.is_some()),
+            ("ops", self.ops.is_some()),
             ("weight", self.weight.is_some()),
             ("class", self.class.is_some()),
             ("max-qp", self.max_qp.is_some()),

@@ -1,4 +1,4 @@
-//! Quantities as users write them: `10Gbit`, `4GiB`.
+//! Quantities as users write them: `10Gbit`, `4GiB`, `10k`.
 
 use std::ops::RangeInclusive;
 
@@ -8,6 +8,9 @@ const MAX_CPU: u32 = 8191;
 /// Bit rates and their factor; decimal, as everywhere in networking.
 const RATES: [(&str, u64); 5] =
     [("tbit", 1_000_000_000_000), ("gbit", 1_000_000_000), ("mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
+
+/// Operations per second and their factor; decimal, as rates are.
+const OPS: [(&str, u64); 3] = [("G", 1_000_000_000), ("M", 1_000_000), ("k", 1_000)];
 
 /// Sizes and their factor: IEC units, their Kubernetes short forms, and SI units with their `B`. A bare `G` is missing on
 /// purpose: Kubernetes reads it as decimal and docker as binary.
@@ -30,6 +33,9 @@ const SIZES: [(&str, u64); 13] = [
 /// What [`rate`] takes, for messages.
 pub const RATE_EXPECTED: &str =
     "a number and one of bit, kbit, mbit, gbit, tbit (powers of 1000, bits per second), such as 10Gbit or 2.5gbit";
+/// What [`ops`] takes, for messages.
+pub const OPS_EXPECTED: &str =
+    "operations per second, or a number and one of k, M, G (powers of 1000), such as 10k or 2.5M";
 /// What [`size`] takes, for messages.
 pub const SIZE_EXPECTED: &str = "bytes, or a number and one of kB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 4GiB";
 /// What [`count`] takes, for messages.
@@ -39,6 +45,14 @@ pub const COUNT_EXPECTED: &str = "a whole number from 1 to 4294967295";
 pub fn rate(text: &str) -> Option<u64> {
     let (unit, factor) = RATES.iter().find(|(unit, _)| ends_with_ignoring_case(text, unit))?;
     scaled(&text[..text.len() - unit.len()], *factor)
+}
+
+/// Operations per second, more than zero.
+pub fn ops(text: &str) -> Option<u64> {
+    match OPS.iter().find(|(unit, _)| text.ends_with(unit)) {
+        Some((unit, factor)) => scaled(&text[..text.len() - unit.len()], *factor),
+        None => scaled(text, 1),
+    }
 }
 
 /// Bytes, more than zero.
@@ -74,6 +88,14 @@ pub fn show_rate(bits: u64) -> String {
     let (i, (_, factor)) =
         RATES.iter().enumerate().find(|(_, (_, factor))| bits.is_multiple_of(*factor)).expect("1 divides all");
     format!("{}{}", bits / factor, NAMES[i])
+}
+
+/// `ops` per second in the largest unit that shows it exactly.
+pub fn show_ops(ops: u64) -> String {
+    match OPS.iter().find(|(_, factor)| ops.is_multiple_of(*factor)) {
+        Some((unit, factor)) => format!("{}{unit}", ops / factor),
+        None => ops.to_string(),
+    }
 }
 
 /// `bytes` in the largest binary unit that shows it exactly.
@@ -143,6 +165,27 @@ mod tests {
     }
 
     #[test]
+    fn operations() {
+        for (text, expected) in [
+            ("10k", Some(10_000)),
+            ("2.5M", Some(2_500_000)),
+            ("1G", Some(1_000_000_000)),
+            ("1", Some(1)),
+            ("7.5", None),
+            ("0k", None),
+            ("10K", None),
+            ("10m", None),
+            ("10k/s", None),
+            ("10 k", None),
+            ("k", None),
+            ("", None),
+            ("99999999999999999G", None),
+        ] {
+            assert_eq!(ops(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
     fn sizes() {
         for (text, expected) in [
             ("4GiB", Some(4 << 30)),
@@ -205,11 +248,12 @@ mod tests {
         fn what_is_shown_reads_back(value in 1..u64::MAX) {
             prop_assert_eq!(rate(&show_rate(value)), Some(value));
             prop_assert_eq!(size(&show_size(value)), Some(value));
+            prop_assert_eq!(ops(&show_ops(value)), Some(value));
         }
 
         #[test]
         fn no_text_panics(text in ".*") {
-            let _ = (rate(&text), size(&text), count(&text), cpu_list(&text));
+            let _ = (rate(&text), ops(&text), size(&text), count(&text), cpu_list(&text));
         }
     }
 }

@@ -56,6 +56,8 @@ pub struct Request {
     pub mode: Option<Mode>,
     pub device: Option<String>,
     pub bandwidth: Option<u64>,
+    pub bandwidth_rx: Option<u64>,
+    pub ops: Option<u64>,
     pub weight: Option<u32>,
     pub class: Option<Class>,
     pub max_qp: Option<u32>,
@@ -73,6 +75,7 @@ impl Request {
         let value = entry.value;
         let wrong = |expected| malformed(entry.name, value, expected);
         let count = || units::count(value).ok_or_else(|| wrong(units::COUNT_EXPECTED));
+        let rate = || units::rate(value).ok_or_else(|| wrong(units::RATE_EXPECTED));
         match entry.key {
             "policy" => {
                 if !is_device_name(value) {
@@ -94,9 +97,9 @@ impl Request {
                 }
                 self.device = Some(value.to_owned());
             }
-            "bandwidth" => {
-                self.bandwidth = Some(units::rate(value).ok_or_else(|| wrong(units::RATE_EXPECTED))?);
-            }
+            "bandwidth" => self.bandwidth = Some(rate()?),
+            "bandwidth-rx" => self.bandwidth_rx = Some(rate()?),
+            "ops" => self.ops = Some(units::ops(value).ok_or_else(|| wrong(units::OPS_EXPECTED))?),
             "weight" => {
                 let weight = units::count(value).filter(|weight| WEIGHTS.contains(weight));
                 self.weight = Some(weight.ok_or_else(|| wrong("a whole number from 1 to 1000"))?);

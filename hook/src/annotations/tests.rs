@@ -58,6 +58,8 @@ fn all_keys_are_read() {
         ("mode", "passthrough"),
         ("device", "mlx5_0"),
         ("bandwidth", "10Gbit"),
+        ("bandwidth-rx", "5Gbit"),
+        ("ops", "10k"),
         ("weight", "1000"),
         ("class", "latency"),
         ("max-qp", "1"),
@@ -71,6 +73,8 @@ fn all_keys_are_read() {
         mode: Some(Mode::Passthrough),
         device: Some("mlx5_0".into()),
         bandwidth: Some(10_000_000_000),
+        bandwidth_rx: Some(5_000_000_000),
+        ops: Some(10_000),
         weight: Some(1000),
         class: Some(Class::Latency),
         max_qp: Some(1),
@@ -171,8 +175,8 @@ fn the_engine_chooses_the_policy() {
 
 #[test]
 fn mistakes_name_key_value_and_what_is_allowed() {
-    let all =
-        "enable, policy, mode, device, bandwidth, weight, class, max-qp, max-mr, max-mr-bytes, max-cq, max-qp-depth";
+    let all = "enable, policy, mode, device, bandwidth, bandwidth-rx, ops, weight, class, max-qp, max-mr, max-mr-bytes, \
+               max-cq, max-qp-depth";
     let malformed = |key: &str, value: &str, expected: &str| {
         (
             format!("{PREFIX}{key}"),
@@ -193,6 +197,8 @@ fn mistakes_name_key_value_and_what_is_allowed() {
                 .into(),
         ),
         malformed("bandwidth", "10gbps", units::RATE_EXPECTED),
+        malformed("bandwidth-rx", "10", units::RATE_EXPECTED),
+        malformed("ops", "10K", units::OPS_EXPECTED),
         malformed("weight", "1001", "a whole number from 1 to 1000"),
         malformed("class", "bulky", "latency, ops or bulk"),
         malformed("mode", "a\nb", "proxied, passthrough or exclusive"),

@@ -3,7 +3,7 @@
 use super::tables::{Bounds, Defaults, Effective, Given, show_count};
 use super::{Refusal, class_name, names};
 use crate::annotations::{PREFIX, Request};
-use crate::units::{show_rate, show_size};
+use crate::units::{show_ops, show_rate, show_size};
 use ringfence_proxy::launch::{Class, Limits};
 use std::fmt;
 
@@ -62,6 +62,14 @@ pub(super) fn limits(
     let mut chooser = Chooser { request, effective, settings };
     Ok(Limits {
         bandwidth: chooser.optional("bandwidth", request.bandwidth, |d| d.bandwidth, |b| b.bandwidth, show_rate)?,
+        bandwidth_rx: chooser.optional(
+            "bandwidth-rx",
+            request.bandwidth_rx,
+            |d| d.bandwidth_rx,
+            |b| b.bandwidth_rx,
+            show_rate,
+        )?,
+        ops: chooser.optional("ops", request.ops, |d| d.ops, |b| b.ops, show_ops)?,
         weight: chooser.optional("weight", request.weight, |d| d.weight, |b| b.weight, show_count)?,
         class: chooser.class()?,
         max_qp: chooser.limit("max-qp", request.max_qp, |d| d.max_qp, |b| b.max_qp, built_in.max_qp, show_count)?,

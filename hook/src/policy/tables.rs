@@ -2,8 +2,10 @@
 
 use super::{class_name, names};
 use crate::annotations::{DEFAULT_POLICY, Mode, POLICY_NAME, WEIGHTS, is_device_name};
-use crate::config::{optional_rate, optional_size, show_optional_rate, show_optional_size};
-use crate::units::{show_rate, show_size};
+use crate::config::{
+    optional_ops, optional_rate, optional_size, show_optional_ops, show_optional_rate, show_optional_size,
+};
+use crate::units::{show_ops, show_rate, show_size};
 use ringfence_proxy::launch::Class;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,6 +43,10 @@ pub struct Profile {
 pub struct Defaults {
     #[serde(deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
     pub bandwidth: Option<u64>,
+    #[serde(deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
+    pub bandwidth_rx: Option<u64>,
+    #[serde(deserialize_with = "optional_ops", serialize_with = "show_optional_ops")]
+    pub ops: Option<u64>,
     pub weight: Option<u32>,
     pub class: Option<Class>,
     pub max_qp: Option<u32>,
@@ -54,7 +60,7 @@ pub struct Defaults {
 /// `[policy.bounds]`
 ///
 /// Annotations are written by tenants and may only narrow: without a bound, the default is one, and of classes the default is
-/// the only one allowed. With neither, `bandwidth`, `weight` and `class` are free, and what is built in bounds the `max-*`
+/// the only one allowed. With neither, rates, `weight` and `class` are free, and what is built in bounds the `max-*`
 /// limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -64,6 +70,10 @@ pub struct Bounds {
     pub modes: Option<Vec<Mode>>,
     #[serde(deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
     pub bandwidth: Option<u64>,
+    #[serde(deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
+    pub bandwidth_rx: Option<u64>,
+    #[serde(deserialize_with = "optional_ops", serialize_with = "show_optional_ops")]
+    pub ops: Option<u64>,
     pub weight: Option<u32>,
     pub classes: Option<Vec<Class>>,
     pub max_qp: Option<u32>,
@@ -137,6 +147,8 @@ impl<'a> Effective<'a> {
             }
         }
         self.within("bandwidth", |defaults| defaults.bandwidth, |bounds| bounds.bandwidth, show_rate)?;
+        self.within("bandwidth-rx", |defaults| defaults.bandwidth_rx, |bounds| bounds.bandwidth_rx, show_rate)?;
+        self.within("ops", |defaults| defaults.ops, |bounds| bounds.ops, show_ops)?;
         self.within("weight", |defaults| defaults.weight, |bounds| bounds.weight, show_count)?;
         self.within("max-qp", |defaults| defaults.max_qp, |bounds| bounds.max_qp, show_count)?;
         self.within("max-mr", |defaults| defaults.max_mr, |bounds| bounds.max_mr, show_count)?;

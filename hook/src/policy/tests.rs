@@ -52,6 +52,47 @@ fn bandwidth() {
 }
 
 #[test]
+fn rates_of_fetching_and_of_operations_are_bounded_as_bandwidth_is() {
+    const BOUND: &str = "[policy.defaults]\nops = \"10k\"\n[policy.bounds]\nbandwidth-rx = \"10Gbit\"\nops = \"1M\"";
+    let request = |bandwidth_rx, ops| Request { bandwidth_rx, ops, ..Request::default() };
+    let found = |request: &Request| limits(request, BOUND).map(|limits| (limits.bandwidth_rx, limits.ops));
+    assert_eq!(found(&request(None, None)), Ok((Some(10_000_000_000), Some(10_000))));
+    assert_eq!(found(&request(Some(1), Some(1_000_000))), Ok((Some(1), Some(1_000_000))));
+    let beyond = "ringfence.dev/bandwidth-rx=20Gbit is beyond the administrator's bound; allowed is at most 10Gbit";
+    assert_eq!(found(&request(Some(20_000_000_000), None)), Err(beyond.into()));
+    let beyond = "ringfence.dev/ops=2M is beyond the administrator's bound; allowed is at most 1M";
+    assert_eq!(found(&request(None, Some(2_000_000))), Err(beyond.into()));
+    let contradiction = Config::parse("[policy.defaults]\nops = \"2M\"\n[policy.bounds]\nops = \"1M\"");
+    assert_eq!(contradiction.unwrap_err(), "policy.defaults.ops = 2M is beyond policy.bounds.ops = 1M");
+}
+
+#[test]
+fn what_would_do_nothing_is_refused() {
+    let weight = Request { weight: Some(300), ..Request::default() };
+    let refused = limits(&weight, "").unwrap_err();
+    assert_eq!(
+        refused,
+        "ringfence.dev/weight=300 would do nothing: device soft0 has no modelled link that containers share; remove it, or \
+         use a device with a link"
+    );
+    assert_eq!(limits(&weight, LINKED).unwrap().weight, Some(300));
+    for class in [Class::Latency, Class::Ops, Class::Bulk] {
+        let request = Request { class: Some(class), ..Request::default() };
+        assert!(limits(&request, "").unwrap_err().starts_with("ringfence.dev/class="));
+        assert_eq!(limits(&request, LINKED).unwrap().class, class);
+        let capped = Request { ops: Some(1), ..request };
+        assert_eq!(limits(&capped, "").unwrap().class, class);
+        let by_default = "[policy.defaults]\nbandwidth = \"1Gbit\"";
+        assert_eq!(limits(&Request { class: Some(class), ..Request::default() }, by_default).unwrap().class, class);
+    }
+    // Defaults are for all devices, whether or not they have a link.
+    assert_eq!(limits(&Request::default(), "[policy.defaults]\nweight = 7").unwrap().weight, Some(7));
+}
+
+/// A device with a link, on which weights and classes mean something.
+const LINKED: &str = "[[device]]\nname = \"soft0\"\nkind = \"soft\"\nlink = \"10Gbit\"\n";
+
+#[test]
 fn weight() {
     const DEFAULT: &str = "[policy.defaults]\nweight = 100";
     const BOTH: &str = "[policy.defaults]\nweight = 100\n[policy.bounds]\nweight = 500";
@@ -66,7 +107,7 @@ fn weight() {
         (Some(500), BOTH, Ok(Some(500))),
     ] {
         let request = Request { weight: asked, ..Request::default() };
-        let found = limits(&request, text).map(|limits| limits.weight);
+        let found = limits(&request, &[LINKED, text].concat()).map(|limits| limits.weight);
         assert_eq!(found, expected.map_err(str::to_owned), "{asked:?} {text}");
     }
 }
@@ -99,7 +140,7 @@ fn class() {
         ),
     ] {
         let request = Request { class: asked, ..Request::default() };
-        let found = limits(&request, text).map(|limits| limits.class);
+        let found = limits(&request, &[LINKED, text].concat()).map(|limits| limits.class);
         assert_eq!(found, expected.map_err(str::to_owned), "{asked:?} {text}");
     }
 }
@@ -267,6 +308,8 @@ fn every_value_has_an_origin() {
             "device=soft0 by device, bound soft0 (device)",
             "bandwidth=2Gbit by annotation bandwidth.ringfence.dev/container.app, \
              bound at most 100Gbit (policy.profiles.gold.bounds)",
+            "bandwidth-rx=none by built in, bound -",
+            "ops=none by built in, bound -",
             "weight=none by built in, bound -",
             "class=bulk by policy.defaults, bound bulk (policy.defaults)",
             "max-qp=16 by policy.defaults, bound at most 1024 (policy.profiles.gold.bounds)",

@@ -50,7 +50,8 @@ fn every_value_says_who_gave_it() {
     facts.namespace = Namespace::Known("team-a".into());
     let found = explain(
         &facts,
-        "[policy.defaults]\nmax-qp = 16\n[policy.bounds]\nbandwidth = \"10Gbit\"\nclasses = [\"bulk\"]",
+        "[policy.defaults]\nmax-qp = 16\n[policy.bounds]\nbandwidth = \"10Gbit\"\nclasses = [\"bulk\"]\n\
+         [[device]]\nname = \"soft0\"\nkind = \"soft\"\nlink = \"10Gbit\"",
     );
     assert_eq!((found.container.as_deref(), found.namespace.as_deref()), (Some("app"), Some("team-a")));
     let Verdict::Joined { enabled_by, device, settings, mounts } = &found.verdict else { panic!("{found:?}") };
@@ -78,14 +79,17 @@ fn every_value_says_who_gave_it() {
 
 #[test]
 fn what_is_allowed_is_said_of_every_value() {
-    let asked = facts(&[("ringfence.dev/enable", "true"), ("ringfence.dev/weight", "7")]);
+    let asked = facts(&[("ringfence.dev/enable", "true")]);
     let allowed = |text: &str, key: &str| {
         let Verdict::Joined { settings, .. } = explain(&asked, text).verdict else { panic!("{text}") };
         settings.into_iter().find(|setting| setting.key == key).unwrap().bound
     };
-    const DEFAULTS: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"\nweight = 9\nclass = \"ops\"";
+    const DEFAULTS: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"\nbandwidth-rx = \"2Gbit\"\nops = \"10k\"\nweight = 9\n\
+         class = \"ops\"";
     for (key, expected) in [
         ("bandwidth", "at most 1Gbit (policy.defaults)"),
+        ("bandwidth-rx", "at most 2Gbit (policy.defaults)"),
+        ("ops", "at most 10k (policy.defaults)"),
         ("weight", "at most 9 (policy.defaults)"),
         ("class", "ops (policy.defaults)"),
     ] {
