@@ -6,7 +6,8 @@
  *   bench rate                  8-byte WRITEs in batches of 32, per second
  *   bench bandwidth BYTES       WRITEs of that size over 64 MiB, beside memcpy, bytes per second
  *   bench register BYTES        ibv_reg_mr beside pwrite into a memory file, ns
- *   bench cap BYTES SECONDS     bytes completed in each window of 100 ms
+ *   bench cap BYTES SECONDS [read]
+ *                               bytes completed in each window of 100 ms, by WRITEs or READs
  */
 #include "loop.h"
 
@@ -253,12 +254,13 @@ static void reg(size_t bytes)
 	printf("pwrite %.0f\nregister %.0f\n", pwrites[ROUNDS / 2], regs[ROUNDS / 2]);
 }
 
-static void cap(uint32_t bytes, int seconds)
+static void cap(uint32_t bytes, int seconds, enum ibv_wr_opcode opcode)
 {
 	struct loop loop = loop_open();
 	struct ibv_mr *from = loop_reg(&loop, memory(1 << 20), 1 << 20), *to = loop_reg(&loop, memory(1 << 20), 1 << 20);
 	struct ibv_sge sge = { .addr = (uintptr_t)from->addr, .length = bytes, .lkey = from->lkey };
 	struct ibv_send_wr wr = write_of(&sge, to, IBV_SEND_SIGNALED), *bad;
+	wr.opcode = opcode;
 	const uint64_t window = 100000000;
 	struct ibv_wc wc[16];
 	uint64_t total = 0;
@@ -298,7 +300,7 @@ int main(int argc, char **argv)
 	else if (!strcmp(what, "register") && bytes)
 		reg(bytes);
 	else if (!strcmp(what, "cap") && bytes && argc > 3)
-		cap((uint32_t)bytes, atoi(argv[3]));
+		cap((uint32_t)bytes, atoi(argv[3]), argc > 4 ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE);
 	else
 		return fprintf(stderr, "usage: see the head of bench.c\n"), 2;
 	return 0;

@@ -6,7 +6,7 @@ use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
-use ringfence_proxy::launch::Limits;
+use ringfence_proxy::launch::{Class, Limits};
 use ringfence_trials::Trial;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -14,6 +14,43 @@ use std::time::Duration;
 
 /// More than the slowest case takes by far.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// A test of a rate: what a proxy may, what the client does for two seconds, bytes per second that this makes at most.
+type Rate = (&'static str, fn() -> Limits, &'static [&'static str], f64);
+
+const RATES: [Rate; 5] = [
+    ("ten_thousand_operations", || Limits { ops: Some(10_000), ..Limits::default() }, &["cap", "8", "2"], 80_000.0),
+    (
+        "a_million_operations",
+        || Limits { ops: Some(1_000_000), ..Limits::default() },
+        &["cap", "64", "2"],
+        64_000_000.0,
+    ),
+    (
+        "what_reads_bring_in",
+        || Limits { bandwidth_rx: Some(100_000_000), ..Limits::default() },
+        &["cap", "4096", "2", "read"],
+        12_500_000.0,
+    ),
+    (
+        "what_is_read_out",
+        || Limits { bandwidth: Some(100_000_000), ..Limits::default() },
+        &["cap", "4096", "2", "read"],
+        12_500_000.0,
+    ),
+    (
+        "all_at_once_and_none_the_less",
+        || Limits {
+            bandwidth: Some(1_000_000_000),
+            bandwidth_rx: Some(1),
+            ops: Some(1_000_000_000),
+            class: Class::Latency,
+            ..Limits::default()
+        },
+        &["cap", "16384", "2"],
+        125_000_000.0,
+    ),
+];
 
 type ProcessTest = fn(&Path) -> Result<()>;
 
@@ -43,6 +80,11 @@ fn trials() -> Result<Vec<Trial>> {
     for case in list(&memory)?.lines() {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
+    }
+    let bench = client::compile("bench", &["loop.c", "check.c"])?;
+    for (name, limits, words, most) in RATES {
+        let program = bench.clone();
+        trials.push(test(format!("rate::{name}"), move || rate(&program, limits, words, most)));
     }
     let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
@@ -185,4 +227,19 @@ fn processor_ticks(pid: i32) -> Result<u64> {
     let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
     Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+/// No more than the rate allows, within 3 % over two seconds. Less than that is for a benchmark to find: others may have the
+/// processors here.
+fn rate(program: &Path, limits: fn() -> Limits, words: &[&str], most: f64) -> Result<()> {
+    let proxy = Node::new(None)?.proxy(limits())?;
+    let mut command = proxy.command(program)?;
+    command.args(words);
+    let output = run(command)?;
+    let windows: Vec<f64> = output.lines().filter_map(|line| line.strip_prefix("window ")?.parse().ok()).collect();
+    ensure!(windows.len() > 5, "too few windows:\n{output}");
+    let found = windows.iter().sum::<f64>() / windows.len() as f64 * 10.0;
+    ensure!(found <= most * 1.03, "{found} bytes/s; at most {most} are allowed");
+    ensure!(found >= most / 3.0, "{found} bytes/s of {most} that are allowed");
+    Ok(())
 }
