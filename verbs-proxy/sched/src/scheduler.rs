@@ -122,7 +122,7 @@ impl Scheduler {
             false => Link::Shared(Window::new(rate, weight.unwrap_or_default(), now)),
         });
         // A turn is one full piece: queue pairs alternate as often as they can at no more than a piece's debt.
-        let turn = longest(&link, &caps, false).max(URGENT).plus(HEADERS);
+        let turn = longest(&link, &caps).max(URGENT).plus(HEADERS);
         let quantum =
             Quantum { bytes: (class != Class::Ops).then_some(turn), ops: (class != Class::Bulk).then_some(TURN) };
         Self {
@@ -202,8 +202,8 @@ impl Scheduler {
 
     /// Data of the next piece of a request of `total`, of which `left` has not gone. An urgent request is not divided.
     #[must_use]
-    pub fn piece(&self, total: Bytes, left: Bytes, road: Road) -> Bytes {
-        if self.is_urgent(total) { left } else { left.min(longest(&self.link, &self.caps, road.about)) }
+    pub fn piece(&self, total: Bytes, left: Bytes) -> Bytes {
+        if self.is_urgent(total) { left } else { left.min(longest(&self.link, &self.caps)) }
     }
 
     /// Whether a request of `total` comes before the container's others.
@@ -346,11 +346,11 @@ impl Scheduler {
     }
 }
 
-fn longest(link: &Option<Link>, caps: &Caps, about: bool) -> Bytes {
+fn longest(link: &Option<Link>, caps: &Caps) -> Bytes {
     let by_link = match link {
         None => LONGEST_PIECE,
         Some(Link::ByQueue) => DEVICE_PIECE,
-        Some(Link::Shared(window)) => window.piece(about),
+        Some(Link::Shared(window)) => window.piece(),
     };
     // A burst is a millisecond: a piece that takes longer makes the others wait, and the rate uneven.
     caps.burst().map_or(by_link, |burst| by_link.min(burst.max(SHORTEST_PIECE)))

@@ -54,10 +54,11 @@ impl Window {
     /// Data of one piece: so much that a window has twenty of them, within the bounds of what a device cuts.
     ///
     /// Whose window is full sends when a piece of its own leaves; whose window is smaller than a piece sends at any time, when
-    /// half a piece of others has left already, and so waits less. That much it has too much: a fortieth.
+    /// half a piece of others has left already, and so waits less. That much it has too much: a fortieth. While a
+    /// latency-class container is about pieces stay as they are: shorter ones would cost the worker more than they help.
     #[must_use]
-    pub fn piece(&self, about: bool) -> Bytes {
-        let window = self.bytes(if about { ABOUT } else { CALM });
+    pub fn piece(&self) -> Bytes {
+        let window = self.bytes(CALM);
         Bytes((window / 20).clamp(1 << 10, crate::scheduler::DEVICE_PIECE.0))
     }
 

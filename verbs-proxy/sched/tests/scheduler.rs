@@ -90,8 +90,8 @@ fn urgent_requests_go_before_own_bulk_that_has_used_the_cap_up() {
 fn an_urgent_request_is_not_divided() {
     let policy = Policy { bandwidth: rate(8_000_000), class: Class::Latency, ..Policy::default() };
     let scheduler = Scheduler::new(&policy, rate(1_000_000_000), Nanos(0));
-    assert_eq!(scheduler.piece(Bytes(16 << 10), Bytes(16 << 10), ROAD), Bytes(16 << 10));
-    assert_eq!(scheduler.piece(Bytes(17 << 10), Bytes(17 << 10), ROAD), Bytes(1 << 10));
+    assert_eq!(scheduler.piece(Bytes(16 << 10), Bytes(16 << 10)), Bytes(16 << 10));
+    assert_eq!(scheduler.piece(Bytes(17 << 10), Bytes(17 << 10)), Bytes(1 << 10));
 }
 
 #[test]
@@ -191,7 +191,7 @@ proptest! {
                 if count == 0 {
                     return false;
                 }
-                let bytes = scheduler.piece(Bytes(total), Bytes(rest), ROAD);
+                let bytes = scheduler.piece(Bytes(total), Bytes(rest));
                 let first = rest == total;
                 let piece = Piece { bytes, total: Bytes(total), first, fetches, ..piece(queue as u32, 0) };
                 if scheduler.ask(&piece, ROAD, now).is_err() {

@@ -105,8 +105,8 @@ impl Shaping {
 
     /// Bytes of the next piece of a request of `total`, of which `left` has not been handed over.
     #[must_use]
-    pub fn piece(&self, total: u32, left: u32, now: Nanos) -> u32 {
-        let piece = self.scheduler.piece(Bytes(total.into()), Bytes(left.into()), self.road(now));
+    pub fn piece(&self, total: u32, left: u32) -> u32 {
+        let piece = self.scheduler.piece(Bytes(total.into()), Bytes(left.into()));
         // No more than `left`, so that the conversion is exact.
         piece.0 as u32
     }

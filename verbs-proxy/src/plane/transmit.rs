@@ -211,7 +211,7 @@ impl Plane {
                 epoch: qp.epoch,
                 sequence: wqe.sequence,
                 offset: wqe.sent,
-                bytes: self.shaping.piece(wqe.total, wqe.total - wqe.sent, self.now),
+                bytes: self.shaping.piece(wqe.total, wqe.total - wqe.sent),
                 total: wqe.total,
             };
             let kind = Kind { fetches: wqe.fetches(), own: qp.peer == Peer::Local, on_wire: qp.on_wire };

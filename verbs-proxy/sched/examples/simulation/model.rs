@@ -311,7 +311,7 @@ impl Model {
                 return false;
             }
             let total = Bytes(flow.bytes);
-            let bytes = of.scheduler.piece(total, Bytes(flow.bytes - state.sent), road);
+            let bytes = of.scheduler.piece(total, Bytes(flow.bytes - state.sent));
             let piece = Piece {
                 queue,
                 bytes,
