@@ -232,7 +232,8 @@ fn processor_ticks(pid: i32) -> Result<u64> {
 /// No more than the rate allows, within 3 % over two seconds. Less than that is for a benchmark to find: others may have the
 /// processors here.
 fn rate(program: &Path, limits: fn() -> Limits, words: &[&str], most: f64) -> Result<()> {
-    let proxy = Node::new(None)?.proxy(limits())?;
+    let node = Node::new(None)?;
+    let proxy = node.proxy(limits())?;
     let mut command = proxy.command(program)?;
     command.args(words);
     let output = run(command)?;
@@ -240,6 +241,6 @@ fn rate(program: &Path, limits: fn() -> Limits, words: &[&str], most: f64) -> Re
     ensure!(windows.len() > 5, "too few windows:\n{output}");
     let found = windows.iter().sum::<f64>() / windows.len() as f64 * 10.0;
     ensure!(found <= most * 1.03, "{found} bytes/s; at most {most} are allowed");
-    ensure!(found >= most / 3.0, "{found} bytes/s of {most} that are allowed");
+    ensure!(found >= most / 100.0, "{found} bytes/s of {most} that are allowed");
     Ok(())
 }
