@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use ringfence_proxy::closer::Closer;
+use ringfence_proxy::control::adopted::AdoptedFiles;
 use ringfence_proxy::control::links::Complaints;
 use ringfence_proxy::control::node::{Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
@@ -19,7 +20,7 @@ use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use ringfence_proxy::plane::Plane;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
-use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
+use ringfence_proxy::shared::{Holes, Mapping, PAGE, SealedFile};
 use ringfence_proxy::warden::{Directory, Duties, Warden};
 use ringfence_proxy::worker::{Worker, bell, now};
 use rustix::fd::{FromRawFd, OwnedFd};
@@ -111,8 +112,6 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let signals = block_signals()?;
     sandbox::raise_file_limit();
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    // No request of a container brings any.
-    ringfence_proxy::datagram::refuse_descriptors(&listener);
 
     let guid = u64::from(random()) << 32 | u64::from(random());
     // Locally administered, as for an interface identifier that no manufacturer gave.
@@ -171,6 +170,9 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         neighbours: Neighbours::new(budget),
         complaints: Complaints::default(),
         shares: HashMap::new(),
+        adopted: AdoptedFiles::default(),
+        // Where there is none, the container's own memory files cannot be registered, and everything else can.
+        holes: Holes::new().inspect_err(|error| eprintln!("ringfence-proxy: no userfaultfd: {error}")).ok(),
         last_pd: 0,
         last_share: 0,
         // Threads are made before the system calls for it are forbidden.

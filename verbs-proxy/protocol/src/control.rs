@@ -1,9 +1,9 @@
 //! Control messages: one datagram each on a Unix SEQPACKET socket, one connection per application process.
 //!
 //! The client sends a [`RequestHeader`] followed by the body that belongs to its [`Op`]; the proxy answers each request,
-//! in order, with a [`ReplyHeader`] and, on success, the reply body. File descriptors travel beside the reply. Bodies are
-//! plain little bytes with fixed sizes; a datagram of another size than its op demands is a protocol error and ends the
-//! connection, as does a file descriptor sent where none is expected.
+//! in order, with a [`ReplyHeader`] and, on success, the reply body. File descriptors travel beside the reply, and beside
+//! [`Op::ADOPT_REGION`]. Bodies are plain little bytes with fixed sizes; a datagram of another size than its op demands is a
+//! protocol error and ends the connection, as does a file descriptor sent where none is expected, or none where one is.
 //!
 //! Handles belong to one connection. A handle is an index and a generation; a stale one gets `EINVAL`.
 
@@ -70,6 +70,10 @@ impl Op {
     pub const REG_MR: Self = Self(14);
     /// [`Handle`] → nothing. After the reply no one touches the memory through this region.
     pub const DEREG_MR: Self = Self(15);
+    /// [`Handle`] (context), and one descriptor from the client → [`Handle`]: a memory file of the container's own, open for
+    /// reading and writing, whose pages [`Op::REG_MR`] may name. The connection owns the handle until [`Op::FREE_REGION`]. `EINVAL`
+    /// for what is no memory file, `EOPNOTSUPP` where the proxy's kernel cannot map one safely.
+    pub const ADOPT_REGION: Self = Self(16);
     /// [`Handle`] (context) → [`Handle`]; the socket that carries the event's queue cookies, a message of 8 bytes each.
     pub const CREATE_COMP_CHANNEL: Self = Self(20);
     /// [`Handle`] → nothing; `EBUSY` while a CQ uses it.
@@ -282,7 +286,7 @@ wire! {
 
     /// A run of pages of one region. All together are the pages of a [`RegMr`]'s bytes, and no more.
     struct Segment(24) {
-        /// Of [`Op::ALLOC_REGION`].
+        /// Of [`Op::ALLOC_REGION`] or [`Op::ADOPT_REGION`].
         region: u32,
         /// Zero.
         reserved: u32,

@@ -2,6 +2,7 @@
 //!
 //! It may take milliseconds over a registration; the worker goes on meanwhile.
 
+pub mod adopted;
 mod connection;
 pub mod device;
 pub mod handles;
@@ -14,6 +15,7 @@ pub mod quota;
 pub mod session;
 
 use crate::datagram;
+use crate::fabric::neighbours::Owed;
 use crate::pacing::Nanos;
 use crate::plane::Notice;
 use crate::worker::{now, silence};
@@ -207,7 +209,8 @@ impl Server {
                         let _ = datagram::send(events, event.as_bytes(), &[]);
                     }
                 }
-                Notice::Share { link, key } => self.node.share(link, key),
+                Notice::Share { link, key } => self.node.share(link, Owed::Region(key)),
+                Notice::Bounce { link } => self.node.share(link, Owed::Bounce),
                 Notice::Fault { link, fault } => self.node.link_failed(link, fault),
             }
         }

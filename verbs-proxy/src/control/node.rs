@@ -1,5 +1,6 @@
 //! What all connections of a container have in common.
 
+use super::adopted::AdoptedFiles;
 use super::device::SoftDevice;
 use super::links::Complaints;
 use super::quota::{Quota, Resource, Taken};
@@ -10,6 +11,7 @@ use crate::fabric::ports::{Gid, Port};
 use crate::launch::Limits;
 use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
+use crate::shared::Holes;
 use crate::warden::Warden;
 use crate::worker::{Worker, now};
 use ringfence_protocol::control::{AddressVector, GidInfo};
@@ -82,6 +84,10 @@ pub struct Node {
     pub complaints: Complaints,
     /// What backs each region, by key.
     pub shares: HashMap<u32, Backing>,
+    /// The container's own files that regions are made of.
+    pub adopted: AdoptedFiles,
+    /// What mapping those takes. None where the kernel has no userfaultfd.
+    pub holes: Option<Holes>,
     /// The last protection domain.
     pub last_pd: u32,
     /// The last name of a region.

@@ -1,5 +1,7 @@
 //! The data plane driven by hand: a rig plays the container's library on the same rings.
 
+mod foreign;
+
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
 use super::link::{BYTES, End, Link, LinkFault, Share};
@@ -503,6 +505,7 @@ impl TwoRigs {
                     match notice {
                         Notice::Event { event, .. } => self.rigs[index].events.push(event),
                         Notice::Share { .. } => self.share(index),
+                        Notice::Bounce { .. } => self.bounce(index),
                         Notice::Fault { fault, .. } => panic!("{fault}"),
                     }
                 }

@@ -1,6 +1,7 @@
 //! The system calls that are left once a container can say something, and with which arguments. Everything else answers
 //! `EPERM`.
 
+use crate::shared::UFFDIO_REGISTER;
 use anyhow::Result;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Compare, SeccompCondition, SeccompFilter,
@@ -47,8 +48,8 @@ const FCNTL: &[u64] = &[
 ];
 /// `linux/fs.h`, `_IOW('f', 2, long)`.
 const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
-/// `ioctl(2)`: without blocking, and what waits in a socket to be read.
-const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ];
+/// `ioctl(2)`: without blocking, what waits in a socket to be read, and holes in a range of the proxy's own addresses.
+const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ, UFFDIO_REGISTER];
 /// `setsockopt(2)` at `SOL_SOCKET`: how much may wait to be read, and whether descriptors may come along (`SO_PASSRIGHTS` of
 /// `asm-generic/socket.h`).
 const SOCKET_OPTIONS: &[u64] = &[libc::SO_SNDBUF as u64, 83];
