@@ -18,11 +18,12 @@ use ringfence_proxy::fabric::neighbours::Neighbours;
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use ringfence_proxy::plane::Plane;
+use ringfence_proxy::plane::bell::Bell;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Holes, Mapping, PAGE, SealedFile};
 use ringfence_proxy::warden::{Directory, Duties, Warden};
-use ringfence_proxy::worker::{Worker, bell, now};
+use ringfence_proxy::worker::{Worker, now};
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::collections::HashMap;
@@ -152,16 +153,21 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let limits = &launch.limits;
     let shaping = Shaping::new(limits.bandwidth, limits.weight, limits.class, link, now());
     let plane = Plane::new(doorbells, limits.max_mr, shaping);
-    let bell = Arc::new(bell()?);
-    let worker = Worker::start(plane, Arc::clone(&bell), u64::from(launch.worker.spin_us) * 1000)
-        .context("cannot start the worker")?;
+    // Threads are made before the system calls for it are forbidden.
+    let closers = Closers {
+        container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
+        neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
+    };
+    let (bell, ringer) = Bell::new(&closers.container).context("cannot make a pair of sockets")?;
+    let worker =
+        Worker::start(plane, bell, u64::from(launch.worker.spin_us) * 1000).context("cannot start the worker")?;
     let node = Node {
         worker,
         quota: Quota::new(limits),
         limits: limits.clone(),
         queues: Queues::default(),
         doorbell_file: Arc::new(doorbell_file.into_fd()),
-        bell,
+        bell: Arc::new(ringer),
         processors,
         device: ringfence_proxy::control::device::SoftDevice::new(&launch.device, guid, limits),
         port: taken.port,
@@ -175,11 +181,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         holes: Holes::new().inspect_err(|error| eprintln!("ringfence-proxy: no userfaultfd: {error}")).ok(),
         last_pd: 0,
         last_share: 0,
-        // Threads are made before the system calls for it are forbidden.
-        closers: Closers {
-            container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
-            neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
-        },
+        closers,
     };
     node.warden.await_up().context("the warden did not come up")?;
     sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;

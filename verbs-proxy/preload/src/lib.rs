@@ -5,7 +5,8 @@
 //! no constructor, nothing from glibc that is newer than 2.17, and no system call before the first verb.
 //!
 //! - [`abi`]: the C types of `infiniband/verbs.h`.
-//! - [`process`], [`connection`]: which process we are since the last fork, and its connection to the proxy.
+//! - [`process`], [`connection`], [`descriptor`], [`atfork`]: which process we are since the last fork, its connection to the
+//!   proxy, and which descriptors still are ours.
 //! - [`device`], [`context`], [`port`], [`pd`], [`mr`], [`channel`], [`cq`], [`qp`], [`events`]: the verbs.
 //! - [`post`], [`poll`], [`work_queue`]: the data path; no system call, no allocation.
 //! - [`pages`]: how ordinary memory becomes memory that the proxy shares.
@@ -18,11 +19,13 @@ extern crate alloc;
 
 mod abi;
 mod address;
+mod atfork;
 mod channel;
 mod connection;
 mod context;
 mod cq;
 mod cq_ex;
+mod descriptor;
 mod device;
 mod events;
 mod fork;

@@ -6,6 +6,7 @@
 // UNSAFETY: system calls.
 #![allow(unsafe_code)]
 
+pub use crate::descriptor::Fd;
 use core::ffi::{c_int, c_long, c_void};
 use core::ptr;
 use core::sync::atomic::AtomicU32;
@@ -55,36 +56,7 @@ pub fn zero_or_minus_one(result: Result<(), Errno>) -> c_int {
     }
 }
 
-/// A descriptor that is closed when dropped.
-#[derive(Debug)]
-pub struct Fd(c_int);
-
-impl Fd {
-    /// Takes over a descriptor.
-    pub fn new(fd: c_int) -> Self {
-        Self(fd)
-    }
-
-    /// The number.
-    pub fn raw(&self) -> c_int {
-        self.0
-    }
-
-    /// Gives up ownership.
-    pub fn into_raw(self) -> c_int {
-        let fd = self.0;
-        core::mem::forget(self);
-        fd
-    }
-}
-
-impl Drop for Fd {
-    fn drop(&mut self) {
-        close(self.0);
-    }
-}
-
-/// Closes a descriptor.
+/// Closes a descriptor. Callers have seen that it is theirs.
 pub fn close(fd: c_int) {
     // SAFETY: closing a number touches no memory; the callers own the descriptor.
     unsafe { libc::syscall(libc::SYS_close, fd) };
@@ -133,11 +105,20 @@ pub fn read(fd: c_int, buffer: &mut [u8]) -> Result<usize, Errno> {
     checked(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) } as c_long)
 }
 
-/// Adds one to an eventfd.
-pub fn signal_eventfd(fd: c_int) {
-    let one = 1_u64;
-    // SAFETY: eight readable bytes. It can only fail with EAGAIN, when the counter is full and the reader awake anyway.
-    unsafe { libc::syscall(libc::SYS_write, fd, &raw const one, size_of::<u64>()) };
+/// Rings the worker's bell.
+pub fn ring(fd: c_int) -> Result<(), Errno> {
+    let (byte, flags) = (1_u8, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    loop {
+        // SAFETY: one readable byte, and no address.
+        let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, &raw const byte, 1, flags, ptr::null::<c_void>(), 0) };
+        match checked(sent) {
+            // A full bell rings already.
+            Ok(_) | Err(libc::EAGAIN) => return Ok(()),
+            // Short of memory: the worker would sleep on.
+            Err(libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => sched_yield(),
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 /// Sends one datagram.
@@ -156,6 +137,7 @@ pub fn sendmsg(fd: c_int, parts: &[&[u8]]) -> Result<(), Errno> {
         match checked(unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_NOSIGNAL) }) {
             Ok(_) => return Ok(()),
             Err(libc::EINTR) => {}
+            Err(libc::EAGAIN) => wait_for(fd, libc::POLLOUT),
             Err(errno) => return Err(errno),
         }
     }
@@ -176,6 +158,7 @@ pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<F
         // SAFETY: buffer and control are writable for the lengths given and outlive the call.
         match checked(unsafe { libc::syscall(libc::SYS_recvmsg, fd, &raw mut message, libc::MSG_CMSG_CLOEXEC) }) {
             Err(libc::EINTR) => {}
+            Err(libc::EAGAIN) => wait_for(fd, libc::POLLIN),
             other => break other?,
         }
     };
@@ -190,9 +173,10 @@ pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<F
             let number = (length - unsafe { libc::CMSG_LEN(0) } as usize) / size_of::<c_int>();
             for index in 0..number {
                 // SAFETY: the header's length covers this many descriptors; they may be unaligned.
-                let fd = Fd::new(unsafe { libc::CMSG_DATA(header).cast::<c_int>().add(index).read_unaligned() });
-                // What does not fit is closed right away.
-                if let Some(slot) = fds.get_mut(count) {
+                let number = unsafe { libc::CMSG_DATA(header).cast::<c_int>().add(index).read_unaligned() };
+                // What does not fit is closed right away. What another thread has closed already is missing.
+                let fd = Fd::adopt(number);
+                if let (Some(slot), Ok(fd)) = (fds.get_mut(count), fd) {
                     *slot = Some(fd);
                 }
                 count += 1;
@@ -210,10 +194,20 @@ pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<F
 
 /// Whether the peer of a socket has hung up.
 pub fn hung_up(fd: c_int) -> bool {
-    let mut poll = libc::pollfd { fd, events: 0, revents: 0 };
-    // SAFETY: one `pollfd`, writable; a zero timeout never waits.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
+    poll(fd, 0, 0) & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
+}
+
+/// Waits for what a program that made all of its descriptors non-blocking would have to wait for.
+fn wait_for(fd: c_int, events: i16) {
+    poll(fd, events, -1);
+}
+
+/// What a descriptor is ready for; nothing after an interruption.
+fn poll(fd: c_int, events: i16, timeout: c_int) -> i16 {
+    let mut poll = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: one `pollfd`, writable. Not the C library's function, which threads are cancelled in.
+    let ready = unsafe { libc::syscall(libc::SYS_poll, &raw mut poll, 1_usize, timeout) };
+    if ready == 1 { poll.revents } else { 0 }
 }
 
 /// Connects a SEQPACKET socket to a path.
@@ -231,11 +225,12 @@ pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
     let fd = checked(unsafe {
         libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0)
     })?;
-    let fd = Fd::new(fd as c_int);
+    let fd = Fd::adopt(fd as c_int)?;
     loop {
         // SAFETY: the address is readable for its size.
-        let result =
-            unsafe { libc::syscall(libc::SYS_connect, fd.raw(), &raw const address, size_of::<libc::sockaddr_un>()) };
+        let result = unsafe {
+            libc::syscall(libc::SYS_connect, fd.number()?, &raw const address, size_of::<libc::sockaddr_un>())
+        };
         match checked(result) {
             Ok(_) => return Ok(fd),
             Err(libc::EINTR) => {}
@@ -247,7 +242,7 @@ pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
 /// Maps `bytes` of a file for reading and writing, or anonymous private memory.
 pub fn map(bytes: usize, file: Option<&Fd>) -> Result<*mut c_void, Errno> {
     let (flags, fd) = match file {
-        Some(fd) => (libc::MAP_SHARED, fd.raw()),
+        Some(fd) => (libc::MAP_SHARED, fd.number()?),
         None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
     };
     // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.

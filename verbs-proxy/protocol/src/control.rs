@@ -45,7 +45,7 @@ macro_rules! wire {
 pub struct Op(pub u32);
 
 impl Op {
-    /// [`Hello`] → [`HelloReply`]; doorbell memory, wake eventfd. Must come first, once.
+    /// [`Hello`] → [`HelloReply`]; doorbell memory, the socket on which a datagram wakes the worker. Must come first, once.
     pub const HELLO: Self = Self(1);
     /// [`Index`] (n-th device) → [`DeviceInfo`]; `ENODEV` past the last.
     pub const DEVICE: Self = Self(2);

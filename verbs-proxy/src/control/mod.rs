@@ -18,7 +18,7 @@ use crate::datagram;
 use crate::fabric::neighbours::Owed;
 use crate::pacing::Nanos;
 use crate::plane::Notice;
-use crate::worker::{now, silence};
+use crate::worker::{lower, now};
 use connection::{Connection, Served};
 use node::Node;
 use ringfence_protocol::control::AsyncEvent;
@@ -198,7 +198,7 @@ impl Server {
     }
 
     fn hear_worker(&mut self) {
-        silence(self.node.worker.notices_fd());
+        lower(self.node.worker.notices_fd());
         while let Ok(notice) = self.node.worker.notices.try_recv() {
             match notice {
                 Notice::Event { owner, event, cookie } => {

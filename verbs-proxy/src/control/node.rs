@@ -66,7 +66,7 @@ pub struct Node {
     pub queues: Queues,
     /// Doorbell memory.
     pub doorbell_file: Arc<OwnedFd>,
-    /// What the container's processes wake the worker with.
+    /// What the container's processes wake the worker with: the end of a [`crate::plane::bell::Bell`] that is given away.
     pub bell: Arc<OwnedFd>,
     /// Processors that the container may run on.
     pub processors: u32,

@@ -23,7 +23,7 @@ const PROXY: &[i64] = &[
     libc::SYS_poll, libc::SYS_ppoll, libc::SYS_futex, libc::SYS_sched_yield, libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep, libc::SYS_restart_syscall, libc::SYS_eventfd2, libc::SYS_getcpu,
     // Sockets that are open.
-    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_preadv2,
+    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev,
     libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_accept4, libc::SYS_connect,
     libc::SYS_bind, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_shutdown, libc::SYS_close,
     // Memory files.

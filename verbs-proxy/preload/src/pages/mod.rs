@@ -12,7 +12,7 @@ mod freeze;
 mod lock;
 mod maps;
 mod patch;
-mod signals;
+pub mod signals;
 mod state;
 mod swap;
 mod sys;
