@@ -14,6 +14,7 @@ use crate::shared::Shared;
 use crate::sys::{self, Errno};
 use crate::{atfork, pages, registry};
 use core::cell::UnsafeCell;
+use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_protocol::VERSION;
 use ringfence_protocol::control::{
@@ -154,6 +155,17 @@ pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
     tail: &[u8],
     fds: &mut [Option<Fd>],
 ) -> Result<R, Errno> {
+    call_passing(generation, op, &[request, tail], None, fds)
+}
+
+/// The same, with a descriptor for the proxy.
+pub fn call_passing<R: FromBytes + IntoBytes + Immutable>(
+    generation: Generation,
+    op: Op,
+    request: &[&[u8]; 2],
+    pass: Option<c_int>,
+    fds: &mut [Option<Fd>],
+) -> Result<R, Errno> {
     // Before the lock: in a forked child the lock of the parent's page may not be ours.
     if !generation.is_current() {
         return Err(libc::EIO);
@@ -170,7 +182,7 @@ pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
     }
     state.sequence = state.sequence.wrapping_add(1);
     let mut received = Fds::default();
-    let mut result = exchange(connection.socket, state.sequence, op, request, tail, &mut received);
+    let mut result = exchange_passing(connection.socket, state.sequence, op, request, pass, &mut received);
     if result.is_ok() && received.iter().flatten().count() < fds.len() {
         result = Err(undo(connection.socket, state, op, &result));
     }
@@ -229,9 +241,25 @@ fn exchange<R: FromBytes>(
     tail: &[u8],
     fds: &mut Fds,
 ) -> Result<R, Errno> {
+    exchange_passing(socket, sequence, op, &[request, tail], None, fds)
+}
+
+fn exchange_passing<R: FromBytes>(
+    socket: Known,
+    sequence: u32,
+    op: Op,
+    request: &[&[u8]; 2],
+    pass: Option<c_int>,
+    fds: &mut Fds,
+) -> Result<R, Errno> {
     let broken = |errno: Errno| -errno;
     let header = RequestHeader { magic: MAGIC, op, sequence, reserved: 0 };
-    sys::sendmsg(socket.number().map_err(broken)?, &[header.as_bytes(), request, tail]).map_err(broken)?;
+    let parts = [header.as_bytes(), request[0], request[1]];
+    sys::sendmsg(socket.number().map_err(broken)?, &parts, pass).map_err(|errno| match errno {
+        // The kernel does not pass the descriptor on, and has sent nothing.
+        libc::ETOOMANYREFS | libc::EPERM | libc::EINVAL | libc::EBADF if pass.is_some() => errno,
+        errno => -errno,
+    })?;
     let mut datagram = [0; MAX_DATAGRAM];
     loop {
         let length = sys::recvmsg(socket.number().map_err(broken)?, &mut datagram, fds).map_err(broken)?;
@@ -278,7 +306,7 @@ mod tests {
         use std::os::fd::AsRawFd;
         let header = ReplyHeader { magic: MAGIC, sequence, errno: 0, reserved: 0 };
         let body = Handle { handle, reserved: 0 };
-        sys::sendmsg(proxy.as_raw_fd(), &[header.as_bytes(), body.as_bytes()]).unwrap();
+        sys::sendmsg(proxy.as_raw_fd(), &[header.as_bytes(), body.as_bytes()], None).unwrap();
     }
 
     fn ask(socket: &Fd, sequence: u32) -> Result<Handle, Errno> {

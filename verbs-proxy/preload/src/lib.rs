@@ -9,7 +9,7 @@
 //!   proxy, and which descriptors still are ours.
 //! - [`device`], [`context`], [`port`], [`pd`], [`mr`], [`channel`], [`cq`], [`qp`], [`events`]: the verbs.
 //! - [`post`], [`poll`], [`work_queue`]: the data path; no system call, no allocation.
-//! - [`pages`]: how ordinary memory becomes memory that the proxy shares.
+//! - [`pages`]: how ordinary memory becomes memory that the proxy shares; [`adopt`]: how memory is registered that is shared.
 //! - [`names`], [`rates`], [`kernel_copies`], [`address`], [`sysfs`], [`fork`]: what needs no proxy.
 //! - [`unsupported`], [`versions`]: what a device without the capability answers, under every name and version.
 
@@ -19,6 +19,7 @@ extern crate alloc;
 
 mod abi;
 mod address;
+mod adopt;
 mod atfork;
 mod channel;
 mod connection;

@@ -4,9 +4,10 @@
 #![allow(unsafe_code)]
 
 use crate::abi::{ibv_mr, ibv_pd};
+use crate::adopt::{self, Adopted};
 use crate::connection;
 use crate::context::Context;
-use crate::pages::{self, Regions};
+use crate::pages::Regions;
 use crate::pd::Pd;
 use crate::process::Generation;
 use crate::sys::{self, Errno, Fd};
@@ -34,6 +35,7 @@ struct Mr {
     /// Where provider libraries look for the region's type and access.
     provider_private: [u64; 4],
     generation: Generation,
+    adopted: Adopted,
 }
 
 /// The proxy as the source of memory files.
@@ -61,6 +63,15 @@ impl Regions for Files {
     }
 }
 
+impl adopt::Files for Files {
+    fn adopt(&mut self, file: c_int) -> Result<u32, Errno> {
+        let request = Handle { handle: self.context, reserved: 0 };
+        let (op, request) = (Op::ADOPT_REGION, [request.as_bytes(), &[]]);
+        let reply: Handle = connection::call_passing(self.generation, op, &request, Some(file), &mut [])?;
+        Ok(reply.handle)
+    }
+}
+
 /// The access that the proxy shall grant; the rules of `ib_check_mr_access` in the kernel.
 fn checked_access(access: u32) -> Result<Access, Errno> {
     let access = access & !IGNORED;
@@ -74,7 +85,7 @@ fn checked_access(access: u32) -> Result<Access, Errno> {
     Ok(Access(access))
 }
 
-fn register(pd: &Pd, addr: usize, length: usize, iova: u64, access: u32) -> Result<MrReply, Errno> {
+fn register(pd: &Pd, addr: usize, length: usize, iova: u64, access: u32) -> Result<(MrReply, Adopted), Errno> {
     let access = checked_access(access)?;
     if length == 0 || addr.checked_add(length).is_none() || iova.checked_add(length as u64).is_none() {
         return Err(libc::EINVAL);
@@ -87,7 +98,7 @@ fn register(pd: &Pd, addr: usize, length: usize, iova: u64, access: u32) -> Resu
     // SAFETY: the domain's context outlives it.
     let context = unsafe { Context::from_raw(pd.context()) }.handle;
     let mut files = Files { generation, context };
-    let acquired = pages::acquire(addr, length, access.0 & WRITABLE != 0, &mut files)?;
+    let (acquired, mut adopted) = adopt::acquire(addr, length, access.0 & WRITABLE != 0, &mut files)?;
     let segments: Vec<Segment> = acquired
         .segments
         .iter()
@@ -107,7 +118,14 @@ fn register(pd: &Pd, addr: usize, length: usize, iova: u64, access: u32) -> Resu
     } else {
         connection::call_with(generation, Op::REG_MR, request.as_bytes(), segments.as_bytes(), &mut [])
     };
-    reply.inspect_err(|_| pages::release(addr, length, &mut files))
+    adopted.settle(&mut files);
+    match reply {
+        Ok(reply) => Ok((reply, adopted)),
+        Err(error) => {
+            adopt::release(addr, length, &adopted, &mut files);
+            Err(error)
+        }
+    }
 }
 
 /// `ibv_reg_mr_iova2`, which every registration of ordinary memory comes down to.
@@ -121,7 +139,7 @@ pub unsafe extern "C" fn ibv_reg_mr_iova2(
 ) -> *mut ibv_mr {
     // SAFETY: the caller allocated the domain.
     let domain = unsafe { Pd::from_raw(pd) };
-    sys::pointer_or_errno(register(domain, addr as usize, length, iova, access).map(|reply| {
+    sys::pointer_or_errno(register(domain, addr as usize, length, iova, access).map(|(reply, adopted)| {
         let base = ibv_mr {
             context: domain.context(),
             pd,
@@ -131,7 +149,7 @@ pub unsafe extern "C" fn ibv_reg_mr_iova2(
             lkey: reply.lkey,
             rkey: reply.rkey,
         };
-        let mr = Mr { base, provider_private: [0; 4], generation: domain.generation() };
+        let mr = Mr { base, provider_private: [0; 4], generation: domain.generation(), adopted };
         Box::into_raw(Box::new(mr)).cast()
     }))
 }
@@ -167,7 +185,7 @@ pub unsafe extern "C" fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int {
         // SAFETY: the region's context outlives it.
         let context = unsafe { Context::from_raw(region.base.context) }.handle;
         let mut files = Files { generation: region.generation, context };
-        pages::release(region.base.addr as usize, region.base.length, &mut files);
+        adopt::release(region.base.addr as usize, region.base.length, &region.adopted, &mut files);
         // SAFETY: allocated by `ibv_reg_mr_iova2`, and the caller gives it up.
         drop(unsafe { Box::from_raw(mr.cast::<Mr>()) });
     }))
