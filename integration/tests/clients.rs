@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, suite};
+use ringfence_integration::{artifacts, client, perftest, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
 use std::path::Path;
@@ -28,6 +28,7 @@ fn trials() -> Result<Vec<Trial>> {
         &["sides.c", "pairs.c", "check.c", "cases_data.c", "cases_errors.c", "cases_states.c", "cases_events.c"],
     )?;
     let memory = client::compile("memory", &["loop.c", "check.c"])?;
+    let shared = client::compile("shared", &["loop.c", "check.c"])?;
     let process = client::compile("process", &["loop.c", "check.c"])?;
 
     let mut trials = Vec::new();
@@ -35,15 +36,23 @@ fn trials() -> Result<Vec<Trial>> {
         let mut words = line.split(' ');
         let case = words.next().context("an empty line among the cases")?.to_owned();
         for sides in words {
-            let (program, case, sides) = (semantics.clone(), case.clone(), sides.to_owned());
-            let name = format!("semantics::{case}::{sides}");
-            trials.push(test(name, move || run_semantics(&program, &case, sides == "two")));
+            // Of the container's own memory files, the bytes go other ways.
+            for (kind, arena) in [("semantics", Arena::Private), ("semantics_of_shared_memory", Arena::Shared)] {
+                let (program, case, sides) = (semantics.clone(), case.clone(), sides.to_owned());
+                let name = format!("{kind}::{case}::{sides}");
+                trials.push(test(name, move || run_semantics(&program, &case, sides == "two", arena)));
+            }
         }
     }
     for case in list(&memory)?.lines() {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
+    for case in list(&shared)?.lines() {
+        let (program, case) = (shared.clone(), case.to_owned());
+        trials.push(test(format!("shared::{case}"), move || run_shared(&program, &case)));
+    }
+    trials.push(test("shared::perftest_with_mmap".to_owned(), perftest_with_mmap));
     let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
@@ -69,12 +78,22 @@ fn finish(command: Command) -> Result<()> {
     Running::start(command)?.wait(LIMIT)?.success().map(drop)
 }
 
-fn run_semantics(program: &Path, case: &str, two: bool) -> Result<()> {
+/// What the memory of a side is.
+#[derive(Clone, Copy, PartialEq)]
+enum Arena {
+    Private,
+    Shared,
+}
+
+fn run_semantics(program: &Path, case: &str, two: bool, arena: Arena) -> Result<()> {
     let node = Node::new(None)?;
     let mut proxy = node.proxy(Limits::default())?;
     let mut peer = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
     command.args([case, if two { "two" } else { "one" }]).env("PEER_SOCKET", peer.socket());
+    if arena == Arena::Shared {
+        command.env("SHARED_ARENA", "1");
+    }
     finish(command)?;
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     Ok(())
@@ -92,6 +111,55 @@ fn run_alone(program: &Path, args: &[&str], limits: Limits) -> Result<()> {
     finish(command)?;
     ensure!(!proxy.has_ended(), "the proxy has ended");
     Ok(())
+}
+
+fn run_shared(program: &Path, case: &str) -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.arg(case);
+    let output = Running::start(command)?.wait(LIMIT)?.success()?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    if let Some(line) = output.lines().find(|line| line.starts_with("SKIPPED")) {
+        ringfence_trials::skip(line);
+    }
+    Ok(())
+}
+
+/// A process of a container without one.
+struct Direct<'a>(&'a DirectProxy);
+
+impl perftest::Peer for Direct<'_> {
+    fn spawn(&self, words: &[&str]) -> Result<Running> {
+        let mut command = self.0.command(Path::new(words[0]))?;
+        command.args(&words[1..]);
+        Running::start(command)
+    }
+
+    fn listens(&self, port: u16) -> bool {
+        let listening = format!(":{port:04X} 00000000:0000 0A");
+        std::fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&listening))
+    }
+
+    fn address(&self) -> &str {
+        "127.0.0.1"
+    }
+}
+
+/// A buffer in a file of tmpfs at either side.
+fn perftest_with_mmap() -> Result<()> {
+    let node = Node::new(None)?;
+    let (server, client) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+    let help = run(command(&["ib_write_bw", "--help"])).unwrap_or_default();
+    if !help.contains("--mmap") {
+        ringfence_trials::skip("ib_write_bw is not there, or has no --mmap");
+    }
+    let buffer = PathBuf::from(format!("/dev/shm/ringfence-perftest-{}", std::process::id()));
+    std::fs::File::create_new(&buffer)?.set_len(64 << 20)?;
+    let mmap = format!("--mmap={}", buffer.display());
+    let ran = perftest::run(&Direct(&server), &Direct(&client), "ib_write_bw", &["-s", "65536", "-n", "200", &mmap]);
+    std::fs::remove_file(&buffer)?;
+    ran.map(drop)
 }
 
 fn children(program: &Path) -> Result<()> {

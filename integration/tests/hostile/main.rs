@@ -1,9 +1,11 @@
 //! Containers that break every rule: the proxy survives, keeps serving the container's other processes, and the node's
 //! other containers notice nothing.
 
+mod adopted;
 mod descriptors;
 mod kinds;
 mod memory;
+mod unanswering;
 
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, wait_until};
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = client::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 20] = [
+    let tests: [(&str, Attack); 23] = [
         ("random_datagrams", random_datagrams),
         ("random_bodies", random_bodies),
         ("too_many_descriptors", too_many_descriptors),
@@ -56,6 +58,9 @@ fn trials() -> Result<Vec<Trial>> {
         ("answers_that_nobody_takes", descriptors::unread_answers),
         ("descriptors_that_linger", descriptors::lingering),
         ("descriptors_of_every_kind", descriptors::every_kind),
+        ("descriptors_of_every_kind_as_memory", adopted::every_kind),
+        ("memory_files_without_end", adopted::without_end),
+        ("memory_files_of_other_sizes", adopted::of_other_sizes),
         ("a_bell_that_is_abused", descriptors::abused_bell),
         ("a_reader_of_events_that_stalls", descriptors::stalled_reader),
     ];
