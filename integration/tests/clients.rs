@@ -8,7 +8,7 @@ use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, perftest, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -113,15 +113,38 @@ fn run_alone(program: &Path, args: &[&str], limits: Limits) -> Result<()> {
     Ok(())
 }
 
+/// Huge pages that this machine has for a while; where it has none to give, the case says so.
+struct HugePages {
+    before: String,
+}
+
+impl HugePages {
+    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn reserve(more: u64) -> Self {
+        let before = std::fs::read_to_string(Self::COUNT).unwrap_or_default();
+        let count = before.trim().parse::<u64>().unwrap_or_default();
+        let _ = std::fs::write(Self::COUNT, (count + more).to_string());
+        Self { before }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::COUNT, &self.before);
+    }
+}
+
 fn run_shared(program: &Path, case: &str) -> Result<()> {
+    let _pages = (case == "huge_pages").then(|| HugePages::reserve(4));
     let node = Node::new(None)?;
     let mut proxy = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
     command.arg(case);
     let output = Running::start(command)?.wait(LIMIT)?.success()?;
     ensure!(!proxy.has_ended(), "the proxy has ended");
-    if let Some(line) = output.lines().find(|line| line.starts_with("SKIPPED")) {
-        ringfence_trials::skip(line);
+    if let Some(reason) = output.lines().find_map(|line| line.strip_prefix("SKIPPED: ")) {
+        ringfence_trials::skip(reason);
     }
     Ok(())
 }
@@ -150,8 +173,9 @@ impl perftest::Peer for Direct<'_> {
 fn perftest_with_mmap() -> Result<()> {
     let node = Node::new(None)?;
     let (server, client) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
-    let help = run(command(&["ib_write_bw", "--help"])).unwrap_or_default();
-    if !help.contains("--mmap") {
+    // It says so by a failure.
+    let help = Running::start(command(&["ib_write_bw", "--help"])).and_then(|running| running.wait(LIMIT));
+    if !help.is_ok_and(|help| help.output.contains("--mmap")) {
         ringfence_trials::skip("ib_write_bw is not there, or has no --mmap");
     }
     let buffer = PathBuf::from(format!("/dev/shm/ringfence-perftest-{}", std::process::id()));
