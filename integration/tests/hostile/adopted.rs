@@ -66,14 +66,14 @@ pub fn every_kind(scene: &mut Scene) -> Result<()> {
         let _ = adopt(&raw, 99, fd);
     }
     ensure!(start.elapsed() < Duration::from_secs(20), "{} kinds took {:?}", kinds.len(), start.elapsed());
+    // Though some of what it was sent cannot be closed.
     Raw::greet(&proxy.socket())?;
     proxy.end_init()?;
-    // Though some of what it was sent cannot be closed.
-    wait_until("the proxy to end with its container", Duration::from_secs(10), || proxy.has_ended())?;
-    // Before what we hold of it ourselves.
+    // Who serves a container's files ends with it; what we hold ourselves must not linger.
     drop(unanswering);
     drop(beside);
-    Ok(())
+    drop(kinds);
+    wait_until("the proxy to end with its container", Duration::from_secs(10), || proxy.has_ended())
 }
 
 /// The same file a thousand times, and then as many as there may be.
