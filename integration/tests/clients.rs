@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, suite};
+use ringfence_integration::{artifacts, client, machine, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
 use std::path::Path;
@@ -44,6 +44,14 @@ fn trials() -> Result<Vec<Trial>> {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
+    let closing = client::compile("descriptors", &["loop.c", "check.c"])?;
+    for case in list(&closing)?.lines() {
+        let (program, case) = (closing.clone(), case.to_owned());
+        // So few that what somebody keeps who should be gone is missing.
+        let limits = Limits { max_qp: 4, max_cq: 4, ..Limits::default() };
+        trials.push(test(format!("descriptors::{case}"), move || run_alone(&program, &[&case], limits.clone())));
+    }
+    trials.push(test("descriptors::processes_begun_by_python", python));
     let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
@@ -78,6 +86,18 @@ fn run_semantics(program: &Path, case: &str, two: bool) -> Result<()> {
     finish(command)?;
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     Ok(())
+}
+
+fn python() -> Result<()> {
+    if !machine::is_installed("python3") {
+        ringfence_trials::skip("python3 is not installed");
+    }
+    let script = artifacts::client_source("processes.py");
+    run_alone(
+        Path::new("python3"),
+        &[script.to_str().context("the repository's path is not UTF-8")?],
+        Limits::default(),
+    )
 }
 
 fn descriptors(program: &Path) -> Result<()> {
