@@ -52,6 +52,8 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(test(format!("descriptors::{case}"), move || run_alone(&program, &[&case], limits.clone())));
     }
     trials.push(test("descriptors::processes_begun_by_python", python));
+    let program = client::compile("legal", &["check.c"])?;
+    trials.push(test("legal::answers_are_those_of_the_kernels_driver", move || legal(&program)));
     let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
@@ -86,6 +88,30 @@ fn run_semantics(program: &Path, case: &str, two: bool) -> Result<()> {
     finish(command)?;
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     Ok(())
+}
+
+/// The table has the driver's answers, and ours where they differ.
+fn legal(program: &Path) -> Result<()> {
+    let table = std::fs::read_to_string(artifacts::client_source("legal.tsv"))?;
+    let expected: Vec<&str> = table.lines().filter(|line| !line.starts_with('#')).collect();
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    let ended = Running::start(proxy.command(program)?)?.wait(LIMIT)?;
+    let mut answers = ended.output.lines();
+    let mut wrong = Vec::new();
+    for line in expected {
+        let mut columns = line.split('\t');
+        let (question, driver) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
+        let ours = columns.next().unwrap_or(driver);
+        let wanted = format!("{question}\t{ours}");
+        match answers.next() {
+            Some(answer) if answer == wanted => {}
+            answer => wrong.push(format!("{wanted:?} was expected, {:?} came", answer.unwrap_or_default())),
+        }
+    }
+    wrong.extend(answers.map(|answer| format!("{answer:?} is not in the table")));
+    ensure!(wrong.is_empty(), "{} answers differ:\n{}", wrong.len(), wrong.join("\n"));
+    ended.success().map(drop)
 }
 
 fn python() -> Result<()> {
