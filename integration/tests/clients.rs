@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, perftest, suite};
+use ringfence_integration::{artifacts, client, machine, perftest, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,16 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(test(format!("shared::{case}"), move || run_shared(&program, &case)));
     }
     trials.push(test("shared::perftest_with_mmap".to_owned(), perftest_with_mmap));
+    let closing = client::compile("descriptors", &["loop.c", "check.c"])?;
+    for case in list(&closing)?.lines() {
+        let (program, case) = (closing.clone(), case.to_owned());
+        // So few that what somebody keeps who should be gone is missing.
+        let limits = Limits { max_qp: 4, max_cq: 4, ..Limits::default() };
+        trials.push(test(format!("descriptors::{case}"), move || run_alone(&program, &[&case], limits.clone())));
+    }
+    trials.push(test("descriptors::processes_begun_by_python", python));
+    let program = client::compile("legal", &["check.c"])?;
+    trials.push(test("legal::answers_are_those_of_the_kernels_driver", move || legal(&program)));
     let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),
@@ -97,6 +107,42 @@ fn run_semantics(program: &Path, case: &str, two: bool, arena: Arena) -> Result<
     finish(command)?;
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     Ok(())
+}
+
+/// The table has the driver's answers, and ours where they differ.
+fn legal(program: &Path) -> Result<()> {
+    let table = std::fs::read_to_string(artifacts::client_source("legal.tsv"))?;
+    let expected: Vec<&str> = table.lines().filter(|line| !line.starts_with('#')).collect();
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    let ended = Running::start(proxy.command(program)?)?.wait(LIMIT)?;
+    let mut answers = ended.output.lines();
+    let mut wrong = Vec::new();
+    for line in expected {
+        let mut columns = line.split('\t');
+        let (question, driver) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
+        let ours = columns.next().unwrap_or(driver);
+        let wanted = format!("{question}\t{ours}");
+        match answers.next() {
+            Some(answer) if answer == wanted => {}
+            answer => wrong.push(format!("{wanted:?} was expected, {:?} came", answer.unwrap_or_default())),
+        }
+    }
+    wrong.extend(answers.map(|answer| format!("{answer:?} is not in the table")));
+    ensure!(wrong.is_empty(), "{} answers differ:\n{}", wrong.len(), wrong.join("\n"));
+    ended.success().map(drop)
+}
+
+fn python() -> Result<()> {
+    if !machine::is_installed("python3") {
+        ringfence_trials::skip("python3 is not installed");
+    }
+    let script = artifacts::client_source("processes.py");
+    run_alone(
+        Path::new("python3"),
+        &[script.to_str().context("the repository's path is not UTF-8")?],
+        Limits::default(),
+    )
 }
 
 fn descriptors(program: &Path) -> Result<()> {
@@ -242,8 +288,8 @@ fn ends_with_init(program: &Path) -> Result<()> {
     wait_until("the stream to run", LIMIT, || stream.output().contains("streaming") || stream.has_ended())?;
     proxy.end_init()?;
     wait_until("the proxy to end", Duration::from_secs(2), || proxy.has_ended())?;
-    ensure!(!proxy.socket().exists(), "{} remains", proxy.socket().display());
-    Ok(())
+    // Its warden clears up.
+    wait_until("its socket to be gone", Duration::from_secs(5), || !proxy.socket().exists())
 }
 
 fn no_privileges(_: &Path) -> Result<()> {

@@ -88,7 +88,7 @@ pub type Fds = [Option<Fd>; MAX_FDS];
 /// Fails with the errno of `connect(2)` where there is no proxy.
 pub fn connect() -> Result<Connection, Errno> {
     let process = process::process()?;
-    let _blocked = Blocked::new();
+    let blocked = Blocked::new();
     let _held = process.control.lock();
     // SAFETY: the control lock is held.
     let state = unsafe { &mut *STATE.0.get() };
@@ -112,7 +112,7 @@ pub fn connect() -> Result<Connection, Errno> {
     let hello = Hello { version: VERSION, reserved: 0 };
     let mut fds = Fds::default();
     let reply: HelloReply =
-        exchange(socket.known(), 0, Op::HELLO, hello.as_bytes(), &[], &mut fds).map_err(i32::abs)?;
+        exchange(&blocked, socket.known(), 0, Op::HELLO, hello.as_bytes(), &[], &mut fds).map_err(i32::abs)?;
     let [Some(memory), Some(wake)] = fds else {
         return Err(libc::EMFILE);
     };
@@ -170,7 +170,7 @@ pub fn call_passing<R: FromBytes + IntoBytes + Immutable>(
     if !generation.is_current() {
         return Err(libc::EIO);
     }
-    let _blocked = Blocked::new();
+    let blocked = Blocked::new();
     let _held = generation.process().control.lock();
     // SAFETY: the control lock is held.
     let state = unsafe { &mut *STATE.0.get() };
@@ -182,9 +182,10 @@ pub fn call_passing<R: FromBytes + IntoBytes + Immutable>(
     }
     state.sequence = state.sequence.wrapping_add(1);
     let mut received = Fds::default();
-    let mut result = exchange_passing(connection.socket, state.sequence, op, request, pass, &mut received);
+    let number = state.sequence;
+    let mut result = exchange_passing(&blocked, connection.socket, number, op, request, pass, &mut received);
     if result.is_ok() && received.iter().flatten().count() < fds.len() {
-        result = Err(undo(connection.socket, state, op, &result));
+        result = Err(undo(&blocked, connection.socket, state, op, &result));
     }
     let reply = result.inspect_err(|errno| {
         // Refusals leave the connection in step; anything else does not.
@@ -199,7 +200,13 @@ pub fn call_passing<R: FromBytes + IntoBytes + Immutable>(
 
 /// The process had no room for a reply's descriptors: destroys what the proxy made, so that the call fails alone. Returns
 /// its errno, as [`exchange`] does.
-fn undo<R: IntoBytes + Immutable>(socket: Known, state: &mut State, op: Op, reply: &Result<R, Errno>) -> Errno {
+fn undo<R: IntoBytes + Immutable>(
+    blocked: &Blocked,
+    socket: Known,
+    state: &mut State,
+    op: Op,
+    reply: &Result<R, Errno>,
+) -> Errno {
     let undo = match op {
         Op::OPEN => Op::CLOSE,
         Op::ALLOC_REGION => Op::FREE_REGION,
@@ -215,7 +222,7 @@ fn undo<R: IntoBytes + Immutable>(socket: Known, state: &mut State, op: Op, repl
     };
     state.sequence = state.sequence.wrapping_add(1);
     let request = Handle { handle: made, reserved: 0 };
-    match exchange::<()>(socket, state.sequence, undo, request.as_bytes(), &[], &mut Fds::default()) {
+    match exchange::<()>(blocked, socket, state.sequence, undo, request.as_bytes(), &[], &mut Fds::default()) {
         Ok(()) => libc::EMFILE,
         Err(errno) => -errno.abs(),
     }
@@ -234,6 +241,7 @@ pub fn is_gone(connection: &Connection) -> bool {
 
 /// One request and its reply. A refusal is the proxy's positive errno; a broken connection a negative one.
 fn exchange<R: FromBytes>(
+    blocked: &Blocked,
     socket: Known,
     sequence: u32,
     op: Op,
@@ -241,10 +249,11 @@ fn exchange<R: FromBytes>(
     tail: &[u8],
     fds: &mut Fds,
 ) -> Result<R, Errno> {
-    exchange_passing(socket, sequence, op, &[request, tail], None, fds)
+    exchange_passing(blocked, socket, sequence, op, &[request, tail], None, fds)
 }
 
 fn exchange_passing<R: FromBytes>(
+    blocked: &Blocked,
     socket: Known,
     sequence: u32,
     op: Op,
@@ -262,7 +271,16 @@ fn exchange_passing<R: FromBytes>(
     })?;
     let mut datagram = [0; MAX_DATAGRAM];
     loop {
-        let length = sys::recvmsg(socket.number().map_err(broken)?, &mut datagram, fds).map_err(broken)?;
+        let number = socket.number().map_err(broken)?;
+        let length = match sys::recvmsg(number, &mut datagram, fds) {
+            // Nothing that answers takes so long: whoever wants to end the program now may.
+            Err(libc::EAGAIN) => {
+                blocked.let_defaults_through();
+                sys::wait_for(number, libc::POLLIN);
+                continue;
+            }
+            other => other.map_err(broken)?,
+        };
         let Ok((header, body)) = ReplyHeader::read_from_prefix(&datagram[..length]) else {
             return Err(-libc::ECONNRESET);
         };
@@ -311,7 +329,7 @@ mod tests {
 
     fn ask(socket: &Fd, sequence: u32) -> Result<Handle, Errno> {
         let request = Handle { handle: 0, reserved: 0 };
-        exchange(socket.known(), sequence, Op::ALLOC_PD, request.as_bytes(), &[], &mut Fds::default())
+        exchange(&Blocked::new(), socket.known(), sequence, Op::ALLOC_PD, request.as_bytes(), &[], &mut Fds::default())
     }
 
     #[test]

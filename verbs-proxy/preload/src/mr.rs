@@ -21,7 +21,10 @@ use zerocopy::IntoBytes;
 /// What a device may ignore: `IBV_ACCESS_OPTIONAL_RANGE`, the page size hint, and windows, of which there are none.
 const IGNORED: u32 = 0x3ff0_0000 | Access::HUGETLB.0 | Access::MW_BIND.0;
 
-/// What we know of access flags; programs that ask for others need a device that has them.
+/// What programs need a device for that has it. Bits that are none of these mean nothing.
+const NOT_OFFERED: u32 = Access::ZERO_BASED.0 | Access::ON_DEMAND.0;
+
+/// What we know of access flags.
 const KNOWN: u32 = Access::LOCAL_WRITE.0 | Access::REMOTE_WRITE.0 | Access::REMOTE_READ.0 | Access::REMOTE_ATOMIC.0;
 
 const WRITABLE: u32 = Access::LOCAL_WRITE.0 | Access::REMOTE_WRITE.0 | Access::REMOTE_ATOMIC.0;
@@ -75,12 +78,15 @@ impl adopt::Files for Files {
 /// The access that the proxy shall grant; the rules of `ib_check_mr_access` in the kernel.
 fn checked_access(access: u32) -> Result<Access, Errno> {
     let access = access & !IGNORED;
-    if access & !KNOWN != 0 {
-        return Err(libc::EOPNOTSUPP);
-    }
     let needs_local_write = Access::REMOTE_WRITE.0 | Access::REMOTE_ATOMIC.0;
     if access & needs_local_write != 0 && access & Access::LOCAL_WRITE.0 == 0 {
         return Err(libc::EINVAL);
+    }
+    if access & !(KNOWN | NOT_OFFERED) != 0 {
+        return Err(libc::EINVAL);
+    }
+    if access & NOT_OFFERED != 0 {
+        return Err(libc::EOPNOTSUPP);
     }
     Ok(Access(access))
 }
@@ -212,7 +218,9 @@ mod tests {
             (Access::REMOTE_ATOMIC.0, Err(libc::EINVAL)),
             (Access::ON_DEMAND.0, Err(libc::EOPNOTSUPP)),
             (Access::ZERO_BASED.0, Err(libc::EOPNOTSUPP)),
-            (1 << 8, Err(libc::EOPNOTSUPP)),
+            (1 << 8, Err(libc::EINVAL)),
+            (1 << 31, Err(libc::EINVAL)),
+            (Access::MW_BIND.0 | Access::HUGETLB.0, Ok(Access(0))),
         ];
         for (asked, expected) in cases {
             assert_eq!(checked_access(asked), expected, "access {asked:#x}");
