@@ -132,8 +132,9 @@ extern "C" fn prepare() {
             return;
         }
     }
-    let frozen = bystander::run_for(fork.patches.iter().map(|patch| patch.start..patch.end), || {
-        freeze(&bystander::own());
+    let own = bystander::own().map(|own| (own.start, own.end));
+    let frozen = bystander::run_for(fork.patches.iter().map(|patch| patch.start..patch.end), move || {
+        freeze(&own.map(|(start, end)| start..end));
         Ok(())
     });
     // Without a thread to do it the caller must be able to go on, and the child does not get these pages.

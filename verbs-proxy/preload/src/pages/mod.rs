@@ -32,6 +32,8 @@ mod windows;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_changes;
+#[cfg(test)]
 mod tests_concurrent;
 #[cfg(test)]
 mod tests_fork;

@@ -186,7 +186,7 @@ static ON_THE_FIRST_THREAD: extern "C" fn() = {
                 hold::force(method);
                 share_own_stack(&mut files);
                 both_sides_write_to_stack(&mut files);
-                share_lowest_and_grow(&mut files, (turn + 1) << 20);
+                share_lowest_and_grow(&mut files, (turn + 1) << 19);
             }
             std::process::exit(77);
         }
