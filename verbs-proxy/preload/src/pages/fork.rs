@@ -17,7 +17,7 @@ use super::array::Array;
 use super::escort::{self, Escort};
 use super::patch::Patch;
 use super::windows::Windows;
-use super::{GATE, PAGE, STATE, bystander, fault, interpose, maps, signals, stop, sys};
+use super::{GATE, PAGE, STATE, bystander, fault, hold, interpose, maps, signals, stop, sys};
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ops::{ControlFlow, Range};
@@ -122,7 +122,7 @@ extern "C" fn prepare() {
     THREAD.store(sys::thread(), Relaxed);
     PROCESS.store(sys::process(), Relaxed);
     if sys::threads() > 1 {
-        fork.escort = escort::start();
+        fork.escort = if hold::may_stop() { escort::start() } else { None };
         if fork.escort.is_some() {
             return;
         }

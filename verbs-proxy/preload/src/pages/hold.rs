@@ -60,6 +60,11 @@ fn allowed() -> u8 {
     }
 }
 
+/// Whether other threads may be stopped, for a fork: it has no other way but signals.
+pub fn may_stop() -> bool {
+    allowed() != SIGNALS
+}
+
 /// In tests: only this method, or any.
 #[cfg(test)]
 pub fn force(name: Option<&str>) {
@@ -86,7 +91,7 @@ pub fn method(faults: bool) -> Result<Method, i32> {
     {
         return Ok(Method::Userfaultfd(file));
     }
-    if allowed != SIGNALS && stop::is_possible() {
+    if may_stop() && stop::is_possible() {
         return Ok(Method::Stopped);
     }
     signals()

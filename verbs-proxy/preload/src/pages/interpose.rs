@@ -128,7 +128,7 @@ fn advise_shown(shown: &Shown, advice: i32, meaning: Meaning) -> Result<(), i32>
             Meaning::Refused => Err(libc::EINVAL),
             Meaning::Drop => {
                 let needs_unlocked = advice == libc::MADV_DONTNEED || advice == libc::MADV_FREE;
-                if shown.locked && needs_unlocked {
+                if needs_unlocked && sys::is_locked(shown.start) {
                     return Err(libc::EINVAL);
                 }
                 swap::detach(shown)?;

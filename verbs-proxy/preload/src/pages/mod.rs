@@ -39,6 +39,8 @@ mod tests_concurrent;
 mod tests_fork;
 #[cfg(test)]
 mod tests_speed;
+#[cfg(test)]
+mod tests_threads;
 
 use alloc::vec::Vec;
 use array::Array;

@@ -176,8 +176,7 @@ impl State {
             };
             let end = end.min(mapping.end);
             let aside = run.map_or(0, |run| run.aside_at(start));
-            let locked = run.is_some_and(|run| run.locked);
-            each(&Shown { start, end, protection: mapping.protection, aside, locked });
+            each(&Shown { start, end, protection: mapping.protection, aside });
             start = end;
         }
     }
@@ -317,9 +316,9 @@ impl State {
             let mut shared = Shared::default();
             result = swap::share(&area, offer.file, offset as u64, &mut shared);
             if shared.bytes > 0 {
-                let Shared { bytes, aside, locked } = shared;
+                let Shared { bytes, aside } = shared;
                 let (region, offset) = (offer.region, offset / PAGE);
-                self.insert(Run { first: area.start / PAGE, pages: bytes / PAGE, count: 0, region, offset, aside, locked });
+                self.insert(Run { first: area.start / PAGE, pages: bytes / PAGE, count: 0, region, offset, aside });
             }
             if result.is_err() {
                 break;
@@ -374,7 +373,7 @@ impl State {
                 grown = whole.clip(&(beyond.max(range.end)..usize::MAX));
             }
             let Mapping { start, end, protection, .. } = part;
-            let shown = Shown { start, end, protection, aside: run.aside_at(start), locked: run.locked };
+            let shown = Shown { start, end, protection, aside: run.aside_at(start) };
             let (done, result) = swap::give_back(&shown, rest);
             if result.is_err() {
                 failed = true;
@@ -423,7 +422,7 @@ impl State {
             return Ok(());
         }
         let &Mapping { start, end, protection, .. } = mapping;
-        swap::give_back(&Shown { start, end, protection, aside: 0, locked: false }, Rest::Stays).1
+        swap::give_back(&Shown { start, end, protection, aside: 0 }, Rest::Stays).1
     }
 
     /// The table does not refer to the run's pages any more.

@@ -42,8 +42,6 @@ pub struct Shared {
     pub bytes: usize,
     /// Where the application's own mapping is, or zero.
     pub aside: usize,
-    /// Whether it was locked in memory.
-    pub locked: bool,
 }
 
 /// Moves the area's contents into `file` from `offset` on, and the file under the area. After an error what `shared` does not
@@ -69,7 +67,7 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
             Ok(aside) => {
                 if aside != 0 {
                     shared.aside = if shared.bytes == 0 { aside } else { shared.aside };
-                    shared.locked |= empty(&chunk, aside);
+                    empty(&chunk, aside);
                 }
                 shared.bytes += chunk.len();
             }
@@ -196,7 +194,8 @@ fn share_by_copying(
 /// # Safety
 /// Nobody writes to the memory.
 unsafe fn fill(file: i32, from: usize, length: usize, offset: u64, protection: i32, dump: bool) -> Result<usize, i32> {
-    let by_writing = sys::longest_file() >= offset + length as u64;
+    // A limit on files would be a signal, and valgrind reports what is written if nobody has ever set it.
+    let by_writing = sys::longest_file() >= offset + length as u64 && !sys::is_emulated();
     if by_writing {
         sys::pwrite(file, from, length, offset)?;
     }
@@ -225,19 +224,17 @@ unsafe fn fill(file: i32, from: usize, length: usize, offset: u64, protection: i
     Ok(view)
 }
 
-/// Gives back the memory of what was moved aside, whose contents are the file's now, and keeps it out of reach. Whether it was
-/// locked: then the file under its place is, instead.
-fn empty(chunk: &Range<usize>, aside: usize) -> bool {
+/// Gives back the memory of what was moved aside, whose contents are the file's now, and keeps it out of reach. If it was
+/// locked, the file under its place is, instead.
+fn empty(chunk: &Range<usize>, aside: usize) {
     // SAFETY: what is in it is not needed any more.
     unsafe {
-        let locked = sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED) == Err(libc::EINVAL);
-        if locked {
+        if sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED) == Err(libc::EINVAL) {
             sys::unlock(aside, chunk.len());
             let _ = sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED);
             sys::lock_on_fault(chunk.start, chunk.len());
         }
         let _ = sys::mprotect(aside, chunk.len(), libc::PROT_NONE);
-        locked
     }
 }
 
@@ -250,7 +247,6 @@ pub struct Shown {
     pub protection: i32,
     /// The application's own mapping, or zero.
     pub aside: usize,
-    pub locked: bool,
 }
 
 /// What is to become of what private memory leaves behind.
@@ -268,7 +264,9 @@ pub enum Rest {
 pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
     let remove = rest == Rest::Removed;
     let length = shown.end - shown.start;
-    if shown.locked {
+    // As the application has it today. The pages of what is locked cannot be given back.
+    let locked = sys::is_locked(shown.start);
+    if locked {
         sys::unlock(shown.start, length);
     }
     let readable = shown.protection & libc::PROT_READ != 0;
@@ -288,7 +286,7 @@ pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
         if result.is_err() {
             break;
         }
-        if shown.locked {
+        if locked {
             sys::lock(start, chunk.len());
         }
         if remove && again != 0 {

@@ -170,6 +170,14 @@ pub fn lock(address: usize, length: usize) {
     let _ = unsafe { call(libc::SYS_mlock, [address, length, 0, 0, 0, 0]) };
 }
 
+/// Whether the mapping is locked in memory: then the kernel refuses to be told that its first page is not needed soon, which
+/// changes nothing else.
+pub fn is_locked(address: usize) -> bool {
+    const MADV_COLD: i32 = 20;
+    // SAFETY: advice that keeps the contents.
+    unsafe { madvise(address, super::PAGE, MADV_COLD) == Err(libc::EINVAL) }
+}
+
 /// The opposite.
 pub fn unlock(address: usize, length: usize) {
     // SAFETY: as above.
@@ -183,6 +191,21 @@ pub fn longest_file() -> u64 {
     // SAFETY: writes one structure.
     let _ = unsafe { call(libc::SYS_prlimit64, arguments) };
     limit.rlim_cur
+}
+
+/// Whether valgrind runs the program: it answers a question that is no instruction's work otherwise (`valgrind/valgrind.h`).
+pub fn is_emulated() -> bool {
+    const RUNNING_ON_VALGRIND: usize = 0x1001;
+    let question = [RUNNING_ON_VALGRIND, 0, 0, 0, 0, 0];
+    let mut answer = 0usize;
+    // SAFETY: turns a register all the way round, and exchanges one with itself.
+    unsafe {
+        asm!(
+            "rol rdi, 3", "rol rdi, 13", "rol rdi, 61", "rol rdi, 51", "xchg rbx, rbx",
+            in("rax") question.as_ptr(), inout("rdx") answer, out("rdi") _, options(nostack, readonly)
+        );
+    }
+    answer != 0
 }
 
 /// Copies bytes between mappings. Not the C library's function, which a sanitizer may have replaced by one that looks at

@@ -98,6 +98,21 @@ fn attributes_survive() {
     }
 }
 
+/// Locks that the application sets or ends while memory is registered are as it left them.
+#[test]
+fn locks_of_registered_memory_stay_as_they_are_set() {
+    let (mut files, memory) = (Files::new(), Memory::new(8));
+    let is_locked = || flags(memory.address).iter().any(|flag| flag == "lo");
+    for lock in [true, false] {
+        acquire(memory.address, memory.length, true, &mut files).unwrap();
+        if lock { sys::lock(memory.address, memory.length) } else { sys::unlock(memory.address, memory.length) }
+        release(memory.address, memory.length, &mut files);
+        assert_eq!(is_locked(), lock);
+        assert_eq!(memory.mappings().len(), 1);
+        memory.assert_untouched();
+    }
+}
+
 /// Advice that drops contents gives zeros at once, and the region keeps its pages.
 #[test]
 fn dropped_contents_are_gone() {
