@@ -27,8 +27,6 @@ mod stop;
 mod swap;
 mod sys;
 mod table;
-mod uffd;
-mod windows;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -41,6 +39,8 @@ mod tests_fork;
 mod tests_speed;
 #[cfg(test)]
 mod tests_threads;
+mod uffd;
+mod windows;
 
 use alloc::vec::Vec;
 use array::Array;

@@ -388,7 +388,8 @@ impl State {
         // The application has moved the rest, or unmapped it.
         let offset = (run.offset * PAGE) as u64;
         if found < range.len() {
-            failed |= visited.is_err() || self.privatise_shown(&backing, offset..offset + range.len() as u64, regions).is_err();
+            failed |= visited.is_err()
+                || self.privatise_shown(&backing, offset..offset + range.len() as u64, regions).is_err();
         }
         if failed && let Some(backing) = self.backing_mut(run.region) {
             backing.astray = true;

@@ -136,7 +136,8 @@ fn release(place: Option<usize>, area: &Area, moved: usize) {
 fn touch(area: &Area, address: usize) {
     if area.protection & libc::PROT_WRITE != 0 {
         // SAFETY: the page may be written, and zero is added to whatever is in it.
-        unsafe { &*(address as *const core::sync::atomic::AtomicU8) }.fetch_add(0, core::sync::atomic::Ordering::Relaxed);
+        unsafe { &*(address as *const core::sync::atomic::AtomicU8) }
+            .fetch_add(0, core::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -171,13 +172,7 @@ fn share_by_moving(
     })
 }
 
-fn share_by_copying(
-    area: &Area,
-    method: Method,
-    chunk: &Range<usize>,
-    file: i32,
-    offset: u64,
-) -> Result<(), Failure> {
+fn share_by_copying(area: &Area, method: Method, chunk: &Range<usize>, file: i32, offset: u64) -> Result<(), Failure> {
     let (start, length, protection) = (chunk.start, chunk.len(), area.protection);
     let dump = interpose::may_be_dumped();
     hold::perform(method, Who::Writers, chunk, protection, move || {
@@ -274,7 +269,8 @@ pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
     let (mut done, mut result) = (0, Ok(()));
     if !readable {
         // SAFETY: a mapping of ours.
-        let opened = if again == 0 { Err(libc::ENOMEM) } else { unsafe { sys::mprotect(again, length, libc::PROT_READ) } };
+        let opened =
+            if again == 0 { Err(libc::ENOMEM) } else { unsafe { sys::mprotect(again, length, libc::PROT_READ) } };
         result = opened;
     }
     while done < length && result.is_ok() {

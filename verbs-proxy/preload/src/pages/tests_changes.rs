@@ -105,7 +105,11 @@ fn locks_of_registered_memory_stay_as_they_are_set() {
     let is_locked = || flags(memory.address).iter().any(|flag| flag == "lo");
     for lock in [true, false] {
         acquire(memory.address, memory.length, true, &mut files).unwrap();
-        if lock { sys::lock(memory.address, memory.length) } else { sys::unlock(memory.address, memory.length) }
+        if lock {
+            sys::lock(memory.address, memory.length)
+        } else {
+            sys::unlock(memory.address, memory.length)
+        }
         release(memory.address, memory.length, &mut files);
         assert_eq!(is_locked(), lock);
         assert_eq!(memory.mappings().len(), 1);
@@ -208,7 +212,11 @@ fn the_programs_own_mremap_works_on_any_part() {
         assert_eq!(unsafe { *((grown + at) as *const u8) }, (at / PAGE * 31 + at) as u8, "byte {at}");
     }
     assert_eq!(mappings(grown..grown + 32 * PAGE).len(), 1);
-    assert_eq!(remap(grown, 0, PAGE, libc::MREMAP_MAYMOVE, 0), Err(libc::EINVAL), "private memory cannot be mapped twice");
+    assert_eq!(
+        remap(grown, 0, PAGE, libc::MREMAP_MAYMOVE, 0),
+        Err(libc::EINVAL),
+        "private memory cannot be mapped twice"
+    );
     release(memory.address + 4 * PAGE, 4 * PAGE, &mut files);
     // SAFETY: the test's own.
     unsafe { sys::munmap(grown, 32 * PAGE) };
