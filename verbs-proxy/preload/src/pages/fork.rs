@@ -17,7 +17,7 @@ use super::array::Array;
 use super::escort::{self, Escort};
 use super::patch::Patch;
 use super::windows::Windows;
-use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, stop, sys};
+use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads};
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ops::{ControlFlow, Range};
@@ -122,7 +122,7 @@ extern "C" fn prepare() {
         if fork.escort.is_some() {
             return;
         }
-        if !stop::nobody_blocks(libc::SIGSEGV) {
+        if !threads::nobody_blocks(libc::SIGSEGV) {
             // Nothing keeps others from the pages without harm: the child does not get them.
             finish(fork);
             return;

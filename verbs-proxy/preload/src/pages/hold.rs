@@ -3,7 +3,7 @@
 // UNSAFETY: changes what the application may do with its memory, for a moment.
 #![allow(unsafe_code)]
 
-use super::{bystander, fault, stop, sys, uffd};
+use super::{bystander, fault, stop, sys, threads, uffd};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering::*};
 
@@ -110,7 +110,7 @@ impl Method {
 
 /// The last resort, if it does no harm.
 fn signals() -> Result<Method, i32> {
-    if !stop::nobody_blocks(libc::SIGSEGV) {
+    if !threads::nobody_blocks(libc::SIGSEGV) {
         return Err(libc::EPERM);
     }
     fault::install()?;

@@ -6,7 +6,7 @@
 //! ([`interpose`]) has the effect that it has on private memory: a region keeps its pages, as those that a driver has pinned.
 //!
 //! - [`state`], [`table`]: which pages are shared, and what is to be done.
-//! - [`swap`]: replaces pages; [`hold`], [`uffd`], [`stop`], [`fault`], [`bystander`]: keeps everybody from them meanwhile.
+//! - [`swap`]: replaces pages; [`hold`], [`uffd`], [`stop`] (with [`threads`], [`trace`]), [`fault`], [`bystander`]: keeps everybody from them meanwhile.
 //! - [`maps`]: what is mapped where; [`fork`], [`escort`], [`patch`], [`windows`]: forks.
 //! - [`array`], [`kept`], [`lock`], [`signals`], [`sys`]: memory, descriptors, locks and system calls that disturb nobody.
 
@@ -39,6 +39,8 @@ mod tests_fork;
 mod tests_speed;
 #[cfg(test)]
 mod tests_threads;
+mod threads;
+mod trace;
 mod uffd;
 mod windows;
 

@@ -268,10 +268,11 @@ pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
     let again = if remove || !readable { sys::map_again(shown.start, length).unwrap_or(0) } else { 0 };
     let (mut done, mut result) = (0, Ok(()));
     if !readable {
-        // SAFETY: a mapping of ours.
-        let opened =
-            if again == 0 { Err(libc::ENOMEM) } else { unsafe { sys::mprotect(again, length, libc::PROT_READ) } };
-        result = opened;
+        result = match again {
+            0 => Err(libc::ENOMEM),
+            // SAFETY: a mapping of ours.
+            _ => unsafe { sys::mprotect(again, length, libc::PROT_READ) },
+        };
     }
     while done < length && result.is_ok() {
         let start = shown.start + done;

@@ -129,7 +129,7 @@ fn a_fork_waits_for_nobody_who_waits_for_it() {
                     let mut kept: Vec<Vec<u8>> = Vec::new();
                     let mut turn = seed;
                     // The first allocations of a thread lie beside its arena's own data.
-                    let first = vec![7u8; 64];
+                    let first = Box::new([7u8; 64]);
                     while !stop.load(Relaxed) {
                         turn = turn * 7 % 1009 + 1;
                         kept.push(vec![turn as u8; turn]);
