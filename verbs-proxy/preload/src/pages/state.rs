@@ -298,6 +298,10 @@ impl State {
         }
         for run in runs.iter() {
             discard(run, &bytes(&run.range()));
+            // The application may have moved it.
+            if let Some(backing) = self.backing_mut(run.region) {
+                backing.astray = true;
+            }
             self.drop_pages(run, regions);
         }
         self.runs = runs;

@@ -64,6 +64,50 @@ fn what_was_never_touched_becomes_one_mapping_again() {
     unsafe { sys::munmap(address, 8 * CHUNK) };
 }
 
+/// Also when many parts of it are registered at once.
+#[test]
+fn what_was_never_touched_becomes_one_mapping_again_from_many() {
+    let mut files = Files::new();
+    for method in [None, Some("userfaultfd"), Some("stop")] {
+        hold::force(method);
+        let address = sys::anonymous(400 * PAGE).unwrap();
+        for _ in 0..3 {
+            for page in (0..400).step_by(2) {
+                acquire(address + page * PAGE, PAGE, true, &mut files).unwrap();
+            }
+            for page in (0..400).step_by(2) {
+                release(address + page * PAGE, PAGE, &mut files);
+            }
+            assert_eq!(mappings(address..address + 400 * PAGE).len(), 1, "{method:?}");
+        }
+        // SAFETY: the test's own.
+        unsafe { sys::munmap(address, 400 * PAGE) };
+    }
+    hold::force(None);
+}
+
+/// A page is moved away, and another one is registered in its place: each is its own.
+#[test]
+fn what_was_moved_away_before_its_place_is_registered_again_is_kept() {
+    let (mut files, memory, elsewhere) = (Files::new(), Memory::new(2), Memory::new(2));
+    acquire(memory.address, 2 * PAGE, true, &mut files).unwrap();
+    // SAFETY: the test's own pages.
+    unsafe {
+        sys::move_pages(memory.address, 2 * PAGE, elsewhere.address).unwrap();
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        sys::mmap(memory.address, 2 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).unwrap();
+    }
+    let again = acquire(memory.address, 2 * PAGE, true, &mut files).unwrap();
+    elsewhere.assert_untouched();
+    assert_eq!(memory.get(9), 0);
+    release(memory.address, 2 * PAGE, &mut files);
+    elsewhere.assert_untouched();
+    assert_same_memory(&files, &again, memory.address, 2 * PAGE);
+    release(memory.address, 2 * PAGE, &mut files);
+    elsewhere.assert_untouched();
+    assert!(files.views.is_empty());
+}
+
 #[test]
 fn attributes_survive() {
     let mut files = Files::new();
