@@ -70,6 +70,8 @@ pub fn may_stop() -> bool {
 pub fn force(name: Option<&str>) {
     let allowed = match name {
         None => ALL,
+        // For memory that no other thread of the test uses.
+        Some("alone") => ALONE,
         Some("userfaultfd") => USERFAULTFD,
         Some("stop") => STOPPED,
         Some("signals") => SIGNALS,
@@ -82,7 +84,7 @@ pub fn force(name: Option<&str>) {
 /// loses no data.
 pub fn method(faults: bool) -> Result<Method, i32> {
     let allowed = allowed();
-    if allowed & ALONE != 0 && sys::threads() == 1 {
+    if allowed == ALONE || allowed & ALONE != 0 && sys::threads() == 1 {
         return Ok(Method::Alone);
     }
     if faults

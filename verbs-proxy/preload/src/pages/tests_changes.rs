@@ -9,6 +9,9 @@ use crate::pages::interpose::{advise, remap};
 
 const CHUNK: usize = swap::CHUNK;
 
+/// Every way that keeps the application's own mapping.
+const METHODS: [Option<&str>; 3] = [Some("alone"), Some("userfaultfd"), Some("stop")];
+
 /// How many mappings this process has.
 fn mapped() -> usize {
     std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
@@ -35,7 +38,7 @@ fn flags(address: usize) -> Vec<String> {
 #[test]
 fn mappings_are_as_many_as_before() {
     let (mut files, memory) = (Files::new(), Memory::new(4096));
-    for method in [None, Some("userfaultfd"), Some("stop")] {
+    for method in METHODS {
         hold::force(method);
         acquire(memory.address, PAGE, true, &mut files).unwrap();
         release(memory.address, PAGE, &mut files);
@@ -68,7 +71,7 @@ fn what_was_never_touched_becomes_one_mapping_again() {
 #[test]
 fn what_was_never_touched_becomes_one_mapping_again_from_many() {
     let mut files = Files::new();
-    for method in [None, Some("userfaultfd"), Some("stop")] {
+    for method in METHODS {
         hold::force(method);
         let address = sys::anonymous(400 * PAGE).unwrap();
         for _ in 0..3 {
@@ -80,6 +83,19 @@ fn what_was_never_touched_becomes_one_mapping_again_from_many() {
             }
             assert_eq!(mappings(address..address + 400 * PAGE).len(), 1, "{method:?}");
         }
+        // SAFETY: the test's own.
+        unsafe { sys::munmap(address, 400 * PAGE) };
+        let address = sys::anonymous(400 * PAGE).unwrap();
+        for turn in 0..1200 {
+            acquire(address + turn * 2 % 400 * PAGE, PAGE, true, &mut files).unwrap();
+            if turn >= 50 {
+                release(address + (turn - 50) * 2 % 400 * PAGE, PAGE, &mut files);
+            }
+        }
+        for turn in 1150..1200 {
+            release(address + turn * 2 % 400 * PAGE, PAGE, &mut files);
+        }
+        assert_eq!(mappings(address..address + 400 * PAGE).len(), 1, "{method:?}");
         // SAFETY: the test's own.
         unsafe { sys::munmap(address, 400 * PAGE) };
     }
@@ -124,7 +140,7 @@ fn attributes_survive() {
     for wanted in ["lo", "dd", "hg", "wf", "rr"] {
         assert!(before.iter().any(|flag| flag == wanted), "{wanted} in {before:?}");
     }
-    for method in [None, Some("userfaultfd"), Some("stop")] {
+    for method in METHODS {
         hold::force(method);
         acquire(address + 100, CHUNK - 200, true, &mut files).unwrap();
         let meanwhile = flags(address);
