@@ -135,9 +135,7 @@ fn release(place: Option<usize>, area: &Area, moved: usize) {
 /// would get one aside, with which it could never be one with its neighbours again.
 fn touch(area: &Area, address: usize) {
     if area.protection & libc::PROT_WRITE != 0 {
-        // SAFETY: the page may be written, and zero is added to whatever is in it.
-        unsafe { &*(address as *const core::sync::atomic::AtomicU8) }
-            .fetch_add(0, core::sync::atomic::Ordering::Relaxed);
+        sys::touch(address);
     }
 }
 

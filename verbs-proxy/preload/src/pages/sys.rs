@@ -193,6 +193,13 @@ pub fn longest_file() -> u64 {
     limit.rlim_cur
 }
 
+/// Writes to memory that may be written, without changing it. As an instruction, because the compiler makes a load of an
+/// addition of zero.
+pub fn touch(address: usize) {
+    // SAFETY: zero is added, at once for all other threads, to whatever is there.
+    unsafe { asm!("lock add byte ptr [{}], 0", in(reg) address, options(nostack)) };
+}
+
 /// Whether valgrind runs the program: it answers a question that is no instruction's work otherwise (`valgrind/valgrind.h`).
 pub fn is_emulated() -> bool {
     const RUNNING_ON_VALGRIND: usize = 0x1001;
