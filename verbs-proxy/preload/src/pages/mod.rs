@@ -143,6 +143,8 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
         }
     }
     free_unused(regions);
+    // What the kernel says where it may lock no more memory; of verbs it is this.
+    let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });
     result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
 }
 

@@ -50,6 +50,12 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
     // A userfaultfd watches no files.
     let mut method = hold::method(!area.file_backed)?;
     let mut place = if method == Method::Signals { None } else { reserve(area) };
+    // Where the program locks whatever it maps and may lock no more, its own memory is not locked for a moment.
+    let locked = place.is_none() && sys::is_locked(area.start);
+    if locked {
+        sys::unlock(area.start, area.length());
+        place = if method == Method::Signals { None } else { reserve(area) };
+    }
     let mut result = Ok(());
     while shared.bytes < area.length() && result.is_ok() {
         let at = area.start + shared.bytes;
@@ -92,6 +98,10 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
     if result.is_err() {
         release(place, area, shared.bytes);
     }
+    if locked {
+        sys::lock_on_fault(area.start, shared.bytes);
+        sys::lock(area.start + shared.bytes, area.length() - shared.bytes);
+    }
     result
 }
 
@@ -106,18 +116,24 @@ fn reserve(area: &Area) -> Option<usize> {
         return Some(0);
     }
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let length = area.length() + CHUNK;
     // SAFETY: replaces nothing.
-    let all = unsafe { sys::mmap(0, length, libc::PROT_NONE, flags, -1, 0) }.ok()?;
-    // As far from a chunk's border as the area, so that a huge page can be moved as one.
-    let start = all + (area.start.wrapping_sub(all)) % CHUNK;
-    // SAFETY: ours, and unused.
-    unsafe {
-        if start > all {
-            sys::munmap(all, start - all);
+    let map = |length: usize| unsafe { sys::mmap(0, length, libc::PROT_NONE, flags, -1, 0) };
+    let length = area.length() + CHUNK;
+    let start = match map(length) {
+        Ok(all) => {
+            // As far from a chunk's border as the area, so that a huge page can be moved as one.
+            let start = all + area.start.wrapping_sub(all) % CHUNK;
+            // SAFETY: ours, and unused.
+            unsafe {
+                if start > all {
+                    sys::munmap(all, start - all);
+                }
+                sys::munmap(start + area.length(), all + length - (start + area.length()));
+            }
+            start
         }
-        sys::munmap(start + area.length(), all + length - (start + area.length()));
-    }
+        Err(_) => map(area.length()).ok()?,
+    };
     // In case the program locks whatever it maps: this is nothing.
     sys::unlock(start, area.length());
     Some(start)

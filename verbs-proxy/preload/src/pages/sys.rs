@@ -200,10 +200,15 @@ pub fn touch(address: usize) {
     unsafe { asm!("lock add byte ptr [{}], 0", in(reg) address, options(nostack)) };
 }
 
-/// Whether valgrind runs the program: it answers a question that is no instruction's work otherwise (`valgrind/valgrind.h`).
+/// Whether valgrind runs the program.
 pub fn is_emulated() -> bool {
     const RUNNING_ON_VALGRIND: usize = 0x1001;
-    let question = [RUNNING_ON_VALGRIND, 0, 0, 0, 0, 0];
+    ask_valgrind(RUNNING_ON_VALGRIND, 0) != 0
+}
+
+/// Asks valgrind by what is no instruction's work otherwise (`valgrind/valgrind.h`). Zero where there is none.
+fn ask_valgrind(question: usize, argument: usize) -> usize {
+    let question = [question, argument, 0, 0, 0, 0];
     let mut answer = 0usize;
     // SAFETY: turns a register all the way round, and exchanges one with itself.
     unsafe {
@@ -212,7 +217,7 @@ pub fn is_emulated() -> bool {
             in("rax") question.as_ptr(), inout("rdx") answer, out("rdi") _, options(nostack, readonly)
         );
     }
-    answer != 0
+    answer
 }
 
 /// Copies bytes between mappings. Not the C library's function, which a sanitizer may have replaced by one that looks at
@@ -221,11 +226,15 @@ pub fn is_emulated() -> bool {
 /// # Safety
 /// Both ranges are mapped, and do not overlap; nothing uses the target.
 pub unsafe fn copy(from: usize, to: usize, length: usize) {
+    const CHANGE_ERR_DISABLEMENT: usize = 0x1801;
+    // Pages are copied whole, with what lies between an allocator's blocks.
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1);
     // SAFETY: promised by the caller.
     unsafe {
         asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") length => _,
             options(nostack, preserves_flags));
     }
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1usize.wrapping_neg());
 }
 
 /// # Safety
