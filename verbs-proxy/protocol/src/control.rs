@@ -45,7 +45,8 @@ macro_rules! wire {
 pub struct Op(pub u32);
 
 impl Op {
-    /// [`Hello`] → [`HelloReply`]; doorbell memory, wake eventfd. Must come first, once.
+    /// [`Hello`] → [`HelloReply`]; doorbells and key words ([`crate::layout::bells_bytes`]), wake eventfd. Must come first,
+    /// once.
     pub const HELLO: Self = Self(1);
     /// [`Index`] (n-th device) → [`DeviceInfo`]; `ENODEV` past the last.
     pub const DEVICE: Self = Self(2);
@@ -68,7 +69,8 @@ impl Op {
     pub const FREE_REGION: Self = Self(13);
     /// [`RegMr`], then `segments` times [`Segment`] → [`MrReply`].
     pub const REG_MR: Self = Self(14);
-    /// [`Handle`] → nothing. After the reply no one touches the memory through this region.
+    /// [`Handle`] → nothing. After the reply no one touches the memory through this region. Also for one that was revoked
+    /// ([`crate::keys`]).
     pub const DEREG_MR: Self = Self(15);
     /// [`Handle`] (context) → [`Handle`]; the socket that carries the event's queue cookies, a message of 8 bytes each.
     pub const CREATE_COMP_CHANNEL: Self = Self(20);
@@ -125,13 +127,21 @@ wire! {
     }
 
     /// Reply to [`Op::HELLO`].
-    struct HelloReply(16) {
+    struct HelloReply(40) {
         /// [`crate::VERSION`].
         version: u32,
         /// Devices that the policy allows.
         devices: u32,
         /// Processors that container and proxy have between them; with one, nobody should spin.
         processors: u32,
+        /// Key words, a power of two.
+        places: u32,
+        /// What the client orders its keys by ([`crate::keys::Keys`]).
+        secret: u64,
+        /// Bytes of deregistered regions that the client may keep, withdrawn, for another registration.
+        keep_bytes: u64,
+        /// How many such regions.
+        keep_regions: u32,
         /// Zero.
         reserved: u32,
     }
@@ -296,8 +306,10 @@ wire! {
     struct MrReply(16) {
         /// For [`Op::DEREG_MR`].
         handle: u32,
-        lkey: u32,
-        rkey: u32,
+        /// Both lkey and rkey.
+        key: u32,
+        /// [`crate::keys::Incarnation`] of the key's word.
+        incarnation: u32,
         /// Zero.
         reserved: u32,
     }

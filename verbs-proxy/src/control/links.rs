@@ -133,19 +133,19 @@ impl Node {
     }
 
     /// Shares a region over a link.
-    pub fn share(&mut self, link: LinkId, key: u32) {
+    pub fn share(&mut self, link: LinkId, share: u32) {
         let position = self.neighbours.list.iter().position(|neighbour| neighbour.link() == Some(link));
         if let Some(position) = position {
-            self.neighbours.list[position].owe(key);
+            self.neighbours.list[position].owe(share);
             self.share_owed(position);
         }
     }
 
     fn share_owed(&mut self, position: usize) {
-        while let Some(key) = self.neighbours.list[position].next_owed() {
+        while let Some(name) = self.neighbours.list[position].next_owed() {
             // Deregistered meanwhile.
-            let Some(backing) = self.shares.get(&key) else { continue };
-            let (name, neighbour) = (backing.share, &mut self.neighbours.list[position]);
+            let Some(backing) = self.shares.get(&name) else { continue };
+            let neighbour = &mut self.neighbours.list[position];
             match neighbour.share(name, &backing.runs, &mut self.warden) {
                 Ok(()) => {}
                 Err(NeighbourFault::Unshared(_)) => {
@@ -161,12 +161,12 @@ impl Node {
     }
 
     /// A region is gone: neighbours let go of it.
-    pub fn forget_share(&mut self, key: u32, share: u32) {
-        self.shares.remove(&key);
+    pub fn forget_share(&mut self, share: u32) {
+        self.shares.remove(&share);
         if self.neighbours.list.is_empty() {
             return;
         }
-        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(key));
+        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(share));
         let links = self.neighbours.list.iter().filter_map(Neighbour::link).collect::<Vec<LinkId>>();
         let links = self.worker.call(move |plane| {
             let had =

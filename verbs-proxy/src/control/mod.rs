@@ -5,6 +5,7 @@
 mod connection;
 pub mod device;
 pub mod handles;
+pub mod kept;
 pub mod lent;
 pub mod links;
 pub mod node;
@@ -207,7 +208,7 @@ impl Server {
                         let _ = datagram::send(events, event.as_bytes(), &[]);
                     }
                 }
-                Notice::Share { link, key } => self.node.share(link, key),
+                Notice::Share { link, share } => self.node.share(link, share),
                 Notice::Fault { link, fault } => self.node.link_failed(link, fault),
             }
         }

@@ -66,7 +66,8 @@ impl Plane {
             Err(Source::Fault(vendor_err)) => return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor_err),
             Err(Source::NotShared(key, share)) => {
                 if link.shared.insert(share, false).is_none() {
-                    notices.push(Notice::Share { link: at, key });
+                    regions.lend(key);
+                    notices.push(Notice::Share { link: at, share });
                 }
                 qp.rewind(index, piece.offset);
                 qp.waits.share = true;
@@ -136,7 +137,8 @@ impl Plane {
             if let Some(link) = self.links.get_mut(at)
                 && link.shared.insert(share, false).is_none()
             {
-                self.notices.push(Notice::Share { link: at, key });
+                self.regions.lend(key);
+                self.notices.push(Notice::Share { link: at, share });
             }
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, 0).map(|()| true);
         } else {

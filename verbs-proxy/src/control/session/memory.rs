@@ -5,7 +5,7 @@ use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
-use crate::memory::{MemoryRegion, PdId};
+use crate::memory::{Granted, MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, Run};
 use ringfence_protocol::control::{AllocRegion, Handle, MrReply, RegMr, Segment};
 use ringfence_protocol::verbs::Access;
@@ -23,10 +23,9 @@ pub(super) struct Region {
 
 #[derive(Debug)]
 pub(super) struct Mr {
-    key: u32,
     share: u32,
     pub(super) pd: u32,
-    _taken: [Taken; 2],
+    _taken: Taken,
 }
 
 impl Session {
@@ -36,7 +35,9 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
-        let taken = vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?];
+        let taken = node.pressing(|node| {
+            Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?])
+        })?;
         let emptier = Some(node.warden.emptier());
         let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier)?;
         let handle = self.regions.insert(Region { file: Arc::new(node.quota.admit(file)?) });
@@ -83,11 +84,12 @@ impl Session {
         if runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.bytes)) != needed || needed.is_none() {
             return Err(Errno::INVAL);
         }
-        let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
-        let (key, share) = register(request, pd_id, runs, node)?;
+        let taken = node.take(Resource::MrHandle, 1)?;
+        let (granted, share) = node.pressing(|node| register(request, pd_id, &runs, node))?;
         self.pds.get(request.pd)?.users += 1;
-        let handle = self.mrs.insert(Mr { key, share, pd: request.pd, _taken: taken });
-        Ok(Answer::of(MrReply { handle, lkey: key, rkey: key, reserved: 0 }))
+        let handle = self.mrs.insert(Mr { share, pd: request.pd, _taken: taken });
+        let incarnation = granted.incarnation.number();
+        Ok(Answer::of(MrReply { handle, key: granted.key, incarnation, reserved: 0 }))
     }
 
     pub(super) fn dereg_mr(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
@@ -95,16 +97,19 @@ impl Session {
         if let Ok(pd) = self.pds.get(mr.pd) {
             pd.users -= 1;
         }
-        let key = mr.key;
-        // Unmapped here: taking page tables down may take milliseconds, which the worker does not have.
-        drop(node.worker.call(move |plane| plane.regions.remove(key)));
-        node.forget_share(key, mr.share);
+        // It may have been revoked.
+        if let Some(granted) = node.shares.get(&mr.share).map(|backing| backing.granted) {
+            // Unmapped here: taking page tables down may take milliseconds, which the worker does not have.
+            drop(node.worker.call(move |plane| plane.regions.remove(granted)));
+            node.forget_share(mr.share);
+        }
         Ok(Answer::default())
     }
 }
 
-/// Maps the runs side by side and hands the region to the worker: its key and its name for neighbours.
-fn register(request: &RegMr, pd: PdId, runs: Vec<SharedRun>, node: &mut Node) -> Result<(u32, u32), Errno> {
+/// Maps the runs side by side and hands the region to the data plane: what reaches it, and its name for neighbours.
+fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> Result<(Granted, u32), Errno> {
+    let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
     let total: u64 = runs.iter().map(|run| run.bytes).sum();
     let mapped: Vec<_> = runs
         .iter()
@@ -115,7 +120,7 @@ fn register(request: &RegMr, pd: PdId, runs: Vec<SharedRun>, node: &mut Node) ->
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
-    let key = node.worker.call(move |plane| plane.regions.insert(region, random)).ok_or(Errno::NOMEM)?;
-    node.shares.insert(key, Backing { share, runs, lease });
-    Ok((key, share))
+    let granted = node.entrance.insert(region, random).ok_or(Errno::NOMEM)?;
+    node.shares.insert(share, Backing { granted, runs: runs.to_vec(), lease, taken });
+    Ok((granted, share))
 }

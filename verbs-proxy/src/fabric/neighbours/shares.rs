@@ -3,8 +3,10 @@
 use super::hello::memory;
 use super::{Arc, Foreign, LinkId, Means, Message, Neighbour, NeighbourFault};
 use crate::control::lent::Lent;
+use crate::control::quota::Taken;
 use crate::datagram::MAX_FDS;
 use crate::fabric::budget::{Amount, Lease};
+use crate::memory::Granted;
 use crate::plane::link::Share;
 use crate::shared::{Mapping, Run, SealedFile};
 use crate::warden::Warden;
@@ -28,12 +30,14 @@ pub struct SharedRun {
 /// A region of the own container, as neighbours may come to share it.
 #[derive(Debug)]
 pub struct Backing {
-    /// Its name for neighbours.
-    pub share: u32,
+    /// Its place among the container's.
+    pub granted: Granted,
     /// Its pages.
     pub runs: Vec<SharedRun>,
     /// What its own mapping takes.
     pub lease: Lease,
+    /// What it takes of the quota.
+    pub taken: [Taken; 2],
 }
 
 /// What mapping some runs takes.
@@ -55,7 +59,7 @@ pub(super) struct Given {
     /// By name, with the descriptors of each.
     unanswered: HashMap<u32, usize>,
     in_flight: usize,
-    /// Keys of regions that wait for their turn.
+    /// Names of regions that wait for their turn.
     owed: VecDeque<u32>,
 }
 
@@ -70,16 +74,16 @@ impl Given {
 
 impl Neighbour {
     /// A region must be shared with it.
-    pub fn owe(&mut self, key: u32) {
-        self.given.owed.push_back(key);
+    pub fn owe(&mut self, share: u32) {
+        self.given.owed.push_back(share);
     }
 
-    /// The region with this key is gone.
-    pub fn owe_no_more(&mut self, key: u32) {
-        self.given.owed.retain(|owed| *owed != key);
+    /// The region with this name is gone.
+    pub fn owe_no_more(&mut self, share: u32) {
+        self.given.owed.retain(|owed| *owed != share);
     }
 
-    /// The key of the next region to be shared with it, if it has taken enough of those before.
+    /// The name of the next region to be shared with it, if it has taken enough of those before.
     pub fn next_owed(&mut self) -> Option<u32> {
         if self.given.in_flight > MAX_IN_FLIGHT - MAX_FDS { None } else { self.given.owed.pop_front() }
     }
