@@ -9,6 +9,7 @@ mod bystander;
 mod fault;
 mod fork;
 mod freeze;
+mod kept;
 mod lock;
 mod maps;
 mod patch;
@@ -86,6 +87,18 @@ pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
     let Ok(pages) = pages(addr, length) else { return };
     let _blocked = Blocked::new();
     STATE.lock().release(pages, regions);
+}
+
+/// Whether every page of the range still shows what [`acquire`] put there: the application has neither unmapped nor replaced
+/// nor moved it, and may still read and (if asked for) write it.
+///
+/// To be asked between `acquire` of the same range and its `release` only. Costs one question to the kernel for each mapping of
+/// the range (before Linux 6.11: reading `/proc/self/maps`), and allocates nothing.
+#[cfg_attr(not(test), allow(dead_code))] // For whoever keeps registrations.
+pub fn still_acquired(addr: usize, length: usize, writable: bool, acquired: &Acquired) -> bool {
+    let Ok(pages) = pages(addr, length) else { return false };
+    let _blocked = Blocked::new();
+    STATE.lock().still_shows(&pages, writable, &acquired.segments)
 }
 
 /// Drops all knowledge of shared pages without touching them: their regions are gone.

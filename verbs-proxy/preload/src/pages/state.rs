@@ -8,7 +8,7 @@ use super::table::{Run, Table};
 use super::{PAGE, Regions, Segment};
 use super::{bystander, freeze};
 use alloc::vec::Vec;
-use core::ops::Range;
+use core::ops::{ControlFlow, Range};
 
 /// The file behind a region.
 struct Backing {
@@ -103,6 +103,36 @@ impl State {
         for run in self.table.dereference(pages) {
             self.give_back(&run, regions);
         }
+    }
+
+    /// Whether the pages show `segments`, one after the other.
+    pub fn still_shows(&self, pages: &Range<usize>, writable: bool, segments: &[Segment]) -> bool {
+        let needed = needed(writable);
+        let mut next = pages.start * PAGE;
+        for segment in segments {
+            let Some(backing) = self.backings.iter().find(|backing| backing.region == segment.region) else {
+                return false;
+            };
+            let range = next..next.saturating_add(segment.length as usize);
+            let visited = maps::visit(&range, false, |mapping| {
+                let Some(mapping) = mapping.clip(&range) else { return ControlFlow::Continue(()) };
+                let offset = segment.offset + (mapping.range.start - range.start) as u64;
+                if mapping.range.start != next
+                    || !mapping.shared
+                    || mapping.protection & needed != needed
+                    || mapping.identity() != backing.identity
+                    || mapping.offset != offset
+                {
+                    return ControlFlow::Break(());
+                }
+                next = mapping.range.end;
+                ControlFlow::Continue(())
+            });
+            if visited.is_err() || next != range.end {
+                return false;
+            }
+        }
+        next == pages.end * PAGE
     }
 
     pub fn forget(&mut self) {
@@ -300,7 +330,7 @@ impl State {
 }
 
 fn check_access(pages: &Range<usize>, mappings: &[Mapping], writable: bool) -> Result<(), i32> {
-    let needed = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+    let needed = needed(writable);
     let mut next = pages.start * PAGE;
     for mapping in mappings {
         if mapping.range.start != next || mapping.protection & needed != needed || mapping.kind == Kind::Kernel {
@@ -309,6 +339,10 @@ fn check_access(pages: &Range<usize>, mappings: &[Mapping], writable: bool) -> R
         next = mapping.range.end;
     }
     if next == pages.end * PAGE { Ok(()) } else { Err(libc::EFAULT) }
+}
+
+fn needed(writable: bool) -> i32 {
+    if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ }
 }
 
 /// Leaves some of a growing stack below the area: the kernel extends only its own mapping, not a file's.

@@ -164,6 +164,13 @@ pub fn identify(file: i32) -> Result<Identity, i32> {
     Ok(Identity { device: (libc::major(status.st_dev), libc::minor(status.st_dev)), inode: status.st_ino })
 }
 
+/// The same file under the lowest free number that is at least `lowest`; closed by `execve`.
+pub fn duplicate(file: i32, lowest: i32) -> Result<i32, i32> {
+    let arguments = [file as usize, libc::F_DUPFD_CLOEXEC as usize, lowest as usize, 0, 0, 0];
+    // SAFETY: makes a descriptor.
+    unsafe { call(libc::SYS_fcntl, arguments) }.map(|file| file as i32)
+}
+
 pub fn close_on_exec(file: i32) {
     // SAFETY: changes a flag of a descriptor that the caller owns.
     let _ =

@@ -257,3 +257,37 @@ fn memory_unmapped_while_registered_stays_unmapped() {
     assert_eq!(memory.mappings().iter().map(|mapping| mapping.range.len()).sum::<usize>(), 3 * PAGE);
     assert!(files.views.is_empty());
 }
+
+#[test]
+fn whether_memory_is_still_as_acquired_is_known() {
+    for without in [false, true] {
+        maps::without_query(without);
+        let (mut files, memory) = (Files::new(), Memory::new(8));
+        let (address, length) = (memory.address + 10, memory.length - 20);
+        let first = acquire(address + 2 * PAGE, PAGE, true, &mut files).unwrap();
+        let acquired = acquire(address, length, true, &mut files).unwrap();
+        let still = |writable| still_acquired(address, length, writable, &acquired);
+        assert!(still(true));
+        assert!(still_acquired(address + 2 * PAGE, PAGE, true, &first));
+        assert!(!still_acquired(address + 3 * PAGE, PAGE, true, &first), "other pages of the same files");
+        // SAFETY: the test's own pages.
+        unsafe {
+            sys::mprotect(memory.address + PAGE, PAGE, libc::PROT_READ).unwrap();
+            assert!(!still(true) && still(false));
+            sys::mprotect(memory.address + PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE).unwrap();
+            assert!(still(true));
+            let elsewhere = sys::anonymous(PAGE).unwrap();
+            sys::move_pages(memory.address + 5 * PAGE, PAGE, elsewhere).unwrap();
+            assert!(!still(true) && !still(false), "a hole");
+            sys::move_pages(elsewhere, PAGE, memory.address + 5 * PAGE).unwrap();
+            assert!(still(true));
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            sys::mmap(memory.address + 7 * PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).unwrap();
+            assert!(!still(true), "other memory");
+        }
+        assert!(still_acquired(address + 2 * PAGE, PAGE, true, &first));
+        release(address + 2 * PAGE, PAGE, &mut files);
+        release(address, length, &mut files);
+    }
+    maps::without_query(false);
+}
