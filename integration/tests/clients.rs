@@ -44,6 +44,16 @@ fn trials() -> Result<Vec<Trial>> {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
+    let keep = client::compile("keep", &["loop.c", "check.c"])?;
+    for case in list(&keep)?.lines() {
+        let (program, case) = (keep.clone(), case.to_owned());
+        trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[&case], Limits::default())));
+    }
+    for case in ["quotas_are_whole", "another_process_finds_room"] {
+        let program = keep.clone();
+        let limits = Limits { max_mr: 64, max_mr_bytes: 64 << 20, ..Limits::default() };
+        trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[case], limits)));
+    }
     let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),

@@ -6,14 +6,19 @@
 use crate::process::{self, Generation};
 use crate::shared::Shared;
 use crate::sys::{self, Errno, Fd};
-use crate::{device, pages, registry};
+use crate::{device, mr, pages, registry};
 use core::cell::UnsafeCell;
 use ringfence_protocol::VERSION;
 use ringfence_protocol::control::{
     Handle, Hello, HelloReply, MAGIC, MAX_DATAGRAM, MAX_FDS, Op, ReplyHeader, RequestHeader, SOCKET_PATH,
 };
 use ringfence_protocol::doorbell::Doorbells;
+use ringfence_protocol::keys::{KeyWord, Keys};
+use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// More key words than any proxy has.
+const MOST_PLACES: u32 = 1 << 24;
 
 /// Names another socket than [`SOCKET_PATH`].
 const SOCKET_VARIABLE: &core::ffi::CStr = c"RINGFENCE_SOCKET";
@@ -27,6 +32,12 @@ pub struct Connection {
     pub doorbells: &'static Doorbells,
     /// How to wake it.
     pub wake: i32,
+    /// Which keys its memory regions answer to.
+    pub words: &'static [KeyWord],
+    /// The order of keys.
+    pub keys: Keys,
+    /// Bytes of deregistered regions that may be kept, and how many regions.
+    pub keep: (u64, u32),
     /// Whether spinning for somebody else's progress is hopeless.
     pub yield_at_once: bool,
     /// How many devices there are.
@@ -68,6 +79,7 @@ pub fn connect() -> Result<Connection, Errno> {
         sys::close(old.socket);
         sys::close(old.wake);
         registry::forget();
+        mr::kept::forget();
         device::forget();
         state.connection = None;
     }
@@ -82,13 +94,20 @@ pub fn connect() -> Result<Connection, Errno> {
     if reply.version != VERSION {
         return Err(libc::EPROTO);
     }
-    let doorbells = Shared::map(&memory, size_of::<Doorbells>())?;
+    if !reply.places.is_power_of_two() || reply.places > MOST_PLACES {
+        return Err(libc::EPROTO);
+    }
+    let doorbells = Shared::map(&memory, bells_bytes(reply.places))?;
     let connection = Connection {
         generation: process.begin(),
         // SAFETY: doorbells are made of atomics; the mapping is never ended, because queue pairs of this generation may
         // ring as long as the process runs.
         doorbells: unsafe { doorbells.head() },
         wake: wake.into_raw(),
+        // SAFETY: as above.
+        words: unsafe { doorbells.words(KEYS_OFFSET, reply.places) },
+        keys: Keys::new(reply.places, reply.secret),
+        keep: (reply.keep_bytes, reply.keep_regions),
         yield_at_once: reply.processors == 1,
         devices: reply.devices,
         socket: socket.into_raw(),

@@ -3,10 +3,12 @@
 // UNSAFETY: entry points of a C interface.
 #![allow(unsafe_code)]
 
+pub mod kept;
+
 use crate::abi::{ibv_mr, ibv_pd};
 use crate::connection;
 use crate::context::Context;
-use crate::pages::{self, Regions};
+use crate::pages::{self, Acquired, Regions};
 use crate::pd::Pd;
 use crate::process::Generation;
 use crate::sys::{self, Errno, Fd};
@@ -14,6 +16,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint, c_void};
 use ringfence_protocol::control::{AllocRegion, Handle, MAX_SEGMENTS, MrReply, Op, RegMr, Segment};
+use ringfence_protocol::keys::Incarnation;
 use ringfence_protocol::verbs::Access;
 use zerocopy::IntoBytes;
 
@@ -28,12 +31,64 @@ const WRITABLE: u32 = Access::LOCAL_WRITE.0 | Access::REMOTE_WRITE.0 | Access::R
 /// `IBV_REREG_MR_ERR_INPUT`: the old region is still valid.
 const REREG_ERR_INPUT: c_int = -1;
 
+/// A memory region.
 #[repr(C)]
 struct Mr {
     base: ibv_mr,
     /// Where provider libraries look for the region's type and access.
     provider_private: [u64; 4],
     generation: Generation,
+    iova: u64,
+    access: Access,
+    acquired: Acquired,
+    /// The key that the proxy gave it; it has had `turn` others since.
+    first_key: u32,
+    turn: u32,
+    incarnation: Incarnation,
+    /// The same was registered before, and deregistered.
+    comes_back: bool,
+}
+
+/// What a program asks to be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wanted {
+    addr: usize,
+    length: usize,
+    iova: u64,
+    access: Access,
+}
+
+impl Wanted {
+    fn is_written(&self) -> bool {
+        self.access.0 & WRITABLE != 0
+    }
+}
+
+impl Mr {
+    fn wanted(&self) -> Wanted {
+        Wanted { addr: self.base.addr as usize, length: self.base.length, iova: self.iova, access: self.access }
+    }
+
+    /// # Safety
+    /// The device is still open.
+    unsafe fn context<'a>(&self) -> &'a Context {
+        // SAFETY: by the caller's promise.
+        unsafe { Context::from_raw(self.base.context) }
+    }
+
+    /// Ends it at the proxy, and makes its pages private again.
+    ///
+    /// # Safety
+    /// As [`Self::context`].
+    unsafe fn end(&self) -> Result<(), Errno> {
+        let request = Handle { handle: self.base.handle, reserved: 0 };
+        let ended: Result<(), Errno> = connection::call(self.generation, Op::DEREG_MR, &request);
+        ended?;
+        // SAFETY: by the caller's promise.
+        let mut files = Files { generation: self.generation, context: unsafe { self.context() }.handle };
+        pages::release(self.base.addr as usize, self.base.length, &mut files);
+        Ok(())
+    }
 }
 
 /// The proxy as the source of memory files.
@@ -74,20 +129,21 @@ fn checked_access(access: u32) -> Result<Access, Errno> {
     Ok(Access(access))
 }
 
-fn register(pd: &Pd, addr: usize, length: usize, iova: u64, access: u32) -> Result<MrReply, Errno> {
+fn checked(addr: usize, length: usize, iova: u64, access: u32) -> Result<Wanted, Errno> {
     let access = checked_access(access)?;
     if length == 0 || addr.checked_add(length).is_none() || iova.checked_add(length as u64).is_none() {
         return Err(libc::EINVAL);
     }
+    Ok(Wanted { addr, length, iova, access })
+}
+
+fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired), Errno> {
     let generation = pd.generation();
-    // Before the pages: a forked child must not share memory of its own through the parent's connection.
-    if !generation.is_current() {
-        return Err(libc::EIO);
-    }
     // SAFETY: the domain's context outlives it.
     let context = unsafe { Context::from_raw(pd.context()) }.handle;
     let mut files = Files { generation, context };
-    let acquired = pages::acquire(addr, length, access.0 & WRITABLE != 0, &mut files)?;
+    let Wanted { addr, length, iova, access } = *wanted;
+    let acquired = pages::acquire(addr, length, wanted.is_written(), &mut files)?;
     let segments: Vec<Segment> = acquired
         .segments
         .iter()
@@ -107,7 +163,55 @@ fn register(pd: &Pd, addr: usize, length: usize, iova: u64, access: u32) -> Resu
     } else {
         connection::call_with(generation, Op::REG_MR, request.as_bytes(), segments.as_bytes(), &mut [])
     };
-    reply.inspect_err(|_| pages::release(addr, length, &mut files))
+    match reply {
+        Ok(reply) => Ok((reply, acquired)),
+        Err(errno) => {
+            pages::release(addr, length, &mut files);
+            Err(errno)
+        }
+    }
+}
+
+/// # Safety
+/// The domain was allocated by the program, and is at `pd`.
+unsafe fn registered(domain: &Pd, pd: *mut ibv_pd, wanted: &Wanted) -> Result<*mut ibv_mr, Errno> {
+    let generation = domain.generation();
+    // Before the pages: a forked child must not share memory of its own through the parent's connection.
+    if !generation.is_current() {
+        return Err(libc::EIO);
+    }
+    // SAFETY: the domain's context outlives it.
+    if let Some(mr) = unsafe { kept::restore(generation, pd, wanted) } {
+        return Ok(Box::into_raw(mr).cast());
+    }
+    let mut result = register(domain, wanted);
+    // What is kept must not be what there is no room beside.
+    if result.as_ref().is_err_and(|errno| *errno == libc::ENOMEM) && kept::give_up(generation, |_| true) {
+        result = register(domain, wanted);
+    }
+    let (reply, acquired) = result?;
+    let base = ibv_mr {
+        context: domain.context(),
+        pd,
+        addr: core::ptr::with_exposed_provenance_mut(wanted.addr),
+        length: wanted.length,
+        handle: reply.handle,
+        lkey: reply.lkey,
+        rkey: reply.rkey,
+    };
+    let mr = Mr {
+        base,
+        provider_private: [0; 4],
+        generation,
+        iova: wanted.iova,
+        access: wanted.access,
+        acquired,
+        first_key: reply.lkey,
+        turn: 0,
+        incarnation: Incarnation::new(reply.incarnation),
+        comes_back: kept::comes_back(generation, wanted),
+    };
+    Ok(Box::into_raw(Box::new(mr)).cast())
 }
 
 /// `ibv_reg_mr_iova2`, which every registration of ordinary memory comes down to.
@@ -119,21 +223,9 @@ pub unsafe extern "C" fn ibv_reg_mr_iova2(
     iova: u64,
     access: c_uint,
 ) -> *mut ibv_mr {
+    let wanted = checked(addr as usize, length, iova, access);
     // SAFETY: the caller allocated the domain.
-    let domain = unsafe { Pd::from_raw(pd) };
-    sys::pointer_or_errno(register(domain, addr as usize, length, iova, access).map(|reply| {
-        let base = ibv_mr {
-            context: domain.context(),
-            pd,
-            addr,
-            length,
-            handle: reply.handle,
-            lkey: reply.lkey,
-            rkey: reply.rkey,
-        };
-        let mr = Mr { base, provider_private: [0; 4], generation: domain.generation() };
-        Box::into_raw(Box::new(mr)).cast()
-    }))
+    sys::pointer_or_errno(wanted.and_then(|wanted| unsafe { registered(Pd::from_raw(pd), pd, &wanted) }))
 }
 
 /// `ibv_reg_mr(3)`.
@@ -159,18 +251,17 @@ pub unsafe extern "C" fn ibv_reg_mr_iova(
 /// `ibv_dereg_mr(3)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int {
-    // SAFETY: the caller registered the region with one of the functions above.
-    let region = unsafe { &*mr.cast::<Mr>() };
-    let request = Handle { handle: region.base.handle, reserved: 0 };
-    let result: Result<(), Errno> = connection::call(region.generation, Op::DEREG_MR, &request);
-    sys::zero_or_errno(result.map(|()| {
-        // SAFETY: the region's context outlives it.
-        let context = unsafe { Context::from_raw(region.base.context) }.handle;
-        let mut files = Files { generation: region.generation, context };
-        pages::release(region.base.addr as usize, region.base.length, &mut files);
-        // SAFETY: allocated by `ibv_reg_mr_iova2`, and the caller gives it up.
-        drop(unsafe { Box::from_raw(mr.cast::<Mr>()) });
-    }))
+    // SAFETY: the caller registered the region with one of the functions above, and gives it up; the device is open.
+    let result = unsafe {
+        let region = &*mr.cast::<Mr>();
+        if kept::withdraw(region) {
+            kept::keep(Box::from_raw(mr.cast()));
+            Ok(())
+        } else {
+            region.end().map(|()| drop(Box::from_raw(mr.cast::<Mr>())))
+        }
+    };
+    sys::zero_or_errno(result)
 }
 
 /// `ibv_rereg_mr(3)`: not offered; the old region stays as it is.

@@ -306,12 +306,11 @@ wire! {
     struct MrReply(16) {
         /// For [`Op::DEREG_MR`].
         handle: u32,
-        /// Both lkey and rkey.
-        key: u32,
+        /// The same as `rkey`.
+        lkey: u32,
+        rkey: u32,
         /// [`crate::keys::Incarnation`] of the key's word.
         incarnation: u32,
-        /// Zero.
-        reserved: u32,
     }
 
     /// Body of [`Op::CREATE_CQ`].

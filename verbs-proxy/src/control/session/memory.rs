@@ -89,7 +89,7 @@ impl Session {
         self.pds.get(request.pd)?.users += 1;
         let handle = self.mrs.insert(Mr { share, pd: request.pd, _taken: taken });
         let incarnation = granted.incarnation.number();
-        Ok(Answer::of(MrReply { handle, key: granted.key, incarnation, reserved: 0 }))
+        Ok(Answer::of(MrReply { handle, lkey: granted.key, rkey: granted.key, incarnation }))
     }
 
     pub(super) fn dereg_mr(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
