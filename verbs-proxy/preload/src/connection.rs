@@ -170,25 +170,31 @@ pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
 /// The process had no room for a reply's descriptors: destroys what the proxy made, so that the call fails alone. Returns
 /// its errno, as [`exchange`] does.
 fn undo<R: IntoBytes + Immutable>(socket: &Fd, state: &mut State, op: Op, reply: &Result<R, Errno>) -> Errno {
-    let undo = match op {
-        Op::OPEN => Op::CLOSE,
-        Op::ALLOC_REGION => Op::FREE_REGION,
-        Op::CREATE_COMP_CHANNEL => Op::DESTROY_COMP_CHANNEL,
-        Op::CREATE_CQ => Op::DESTROY_CQ,
-        Op::CREATE_QP => Op::DESTROY_QP,
+    let undo: &[Op] = match op {
+        Op::OPEN => &[Op::CLOSE],
+        Op::ALLOC_REGION => &[Op::FREE_REGION],
+        Op::REG_FRESH => &[Op::FREE_REGION, Op::DEREG_MR],
+        Op::CREATE_COMP_CHANNEL => &[Op::DESTROY_COMP_CHANNEL],
+        Op::CREATE_CQ => &[Op::DESTROY_CQ],
+        Op::CREATE_QP => &[Op::DESTROY_QP],
         // Nothing brings a resized queue's old memory back.
         _ => return -libc::EMFILE,
     };
     // Each of these replies begins with what it made.
-    let Ok(Ok((made, _))) = reply.as_ref().map(|reply| u32::read_from_prefix(reply.as_bytes())) else {
-        return -libc::EPROTO;
-    };
-    state.sequence = state.sequence.wrapping_add(1);
-    let request = Handle { handle: made, reserved: 0 };
-    match exchange::<()>(socket, state.sequence, undo, request.as_bytes(), &[], &mut Fds::default()) {
-        Ok(()) => libc::EMFILE,
-        Err(errno) => -errno.abs(),
+    let mut rest = reply.as_ref().map_or(&[][..], IntoBytes::as_bytes);
+    for undo in undo {
+        let Ok((made, more)) = u32::read_from_prefix(rest) else {
+            return -libc::EPROTO;
+        };
+        rest = more;
+        state.sequence = state.sequence.wrapping_add(1);
+        let request = Handle { handle: made, reserved: 0 };
+        let undone = exchange::<()>(socket, state.sequence, *undo, request.as_bytes(), &[], &mut Fds::default());
+        if let Err(errno) = undone {
+            return -errno.abs();
+        }
     }
+    libc::EMFILE
 }
 
 /// Whether the proxy has gone; remembers it.

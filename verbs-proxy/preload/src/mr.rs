@@ -15,7 +15,9 @@ use crate::sys::{self, Errno, Fd};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint, c_void};
-use ringfence_protocol::control::{AllocRegion, Handle, MAX_SEGMENTS, MrReply, Op, RegMr, Segment};
+use ringfence_protocol::control::{
+    AllocRegion, FreshReply, Handle, MAX_SEGMENTS, MrReply, Op, RegFresh, RegMr, Segment,
+};
 use ringfence_protocol::keys::Incarnation;
 use ringfence_protocol::verbs::Access;
 use zerocopy::IntoBytes;
@@ -27,6 +29,12 @@ const IGNORED: u32 = 0x3ff0_0000 | Access::HUGETLB.0 | Access::MW_BIND.0;
 const KNOWN: u32 = Access::LOCAL_WRITE.0 | Access::REMOTE_WRITE.0 | Access::REMOTE_READ.0 | Access::REMOTE_ATOMIC.0;
 
 const WRITABLE: u32 = Access::LOCAL_WRITE.0 | Access::REMOTE_WRITE.0 | Access::REMOTE_ATOMIC.0;
+
+const PAGE: usize = 4096;
+
+/// Up to so many bytes, pages are registered before they are there. The proxy's worker then meets them one by one, which for more
+/// takes longer than another message.
+const MOST_FRESH: u64 = 64 << 10;
 
 /// `IBV_REREG_MR_ERR_INPUT`: the old region is still valid.
 const REREG_ERR_INPUT: c_int = -1;
@@ -59,6 +67,12 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// Bytes of the pages that it takes.
+    fn bytes(&self) -> u64 {
+        let end = self.addr.checked_add(self.length).and_then(|end| end.checked_next_multiple_of(PAGE));
+        (end.unwrap_or(usize::MAX) - (self.addr & !(PAGE - 1))) as u64
+    }
+
     fn is_written(&self) -> bool {
         self.access.0 & WRITABLE != 0
     }
@@ -81,11 +95,9 @@ impl Mr {
     /// # Safety
     /// As [`Self::context`].
     unsafe fn end(&self) -> Result<(), Errno> {
-        let request = Handle { handle: self.base.handle, reserved: 0 };
-        let ended: Result<(), Errno> = connection::call(self.generation, Op::DEREG_MR, &request);
-        ended?;
         // SAFETY: by the caller's promise.
-        let mut files = Files { generation: self.generation, context: unsafe { self.context() }.handle };
+        let mut files = Files::new(self.generation, unsafe { self.context() }.handle);
+        files.end(self.base.handle)?;
         pages::release(self.base.addr as usize, self.base.length, &mut files);
         Ok(())
     }
@@ -95,12 +107,35 @@ impl Mr {
 struct Files {
     generation: Generation,
     context: u32,
+    /// What is to be registered together with the first file, if that has just as many bytes as it needs.
+    fresh: Option<RegFresh>,
+    /// What came of that.
+    registered: Option<FreshReply>,
+}
+
+impl Files {
+    fn new(generation: Generation, context: u32) -> Self {
+        Self { generation, context, fresh: None, registered: None }
+    }
+
+    fn end(&self, handle: u32) -> Result<(), Errno> {
+        connection::call(self.generation, Op::DEREG_MR, &Handle { handle, reserved: 0 })
+    }
 }
 
 impl Regions for Files {
     fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), Errno> {
-        let request = AllocRegion { context: self.context, reserved: 0, bytes };
         let mut fds: [Option<Fd>; 1] = [None];
+        if let Some(fresh) = self.fresh.take_if(|fresh| fresh.bytes == bytes) {
+            let reply: FreshReply =
+                connection::call_with(self.generation, Op::REG_FRESH, fresh.as_bytes(), &[], &mut fds)?;
+            let [Some(file)] = fds else {
+                return Err(libc::EPROTO);
+            };
+            self.registered = Some(reply);
+            return Ok((reply.region, file.into_raw()));
+        }
+        let request = AllocRegion { context: self.context, reserved: 0, bytes };
         let reply: Handle =
             connection::call_with(self.generation, Op::ALLOC_REGION, request.as_bytes(), &[], &mut fds)?;
         let [Some(file)] = fds else {
@@ -141,9 +176,32 @@ fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired), Errno> {
     let generation = pd.generation();
     // SAFETY: the domain's context outlives it.
     let context = unsafe { Context::from_raw(pd.context()) }.handle;
-    let mut files = Files { generation, context };
+    let mut files = Files::new(generation, context);
     let Wanted { addr, length, iova, access } = *wanted;
-    let acquired = pages::acquire(addr, length, wanted.is_written(), &mut files)?;
+    let first_offset = (addr % PAGE) as u64;
+    let (length_of_pages, handle) = (wanted.bytes(), pd.handle());
+    files.fresh = (length_of_pages <= MOST_FRESH).then_some(RegFresh {
+        context,
+        pd: handle,
+        bytes: length_of_pages,
+        iova,
+        length: length as u64,
+        first_offset,
+        access,
+        reserved: 0,
+    });
+    let acquired = pages::acquire(addr, length, wanted.is_written(), &mut files);
+    if let Some(FreshReply { region, handle, key, incarnation }) = files.registered.take() {
+        let whole = pages::Segment { region, offset: 0, length: length_of_pages };
+        match acquired {
+            Ok(acquired) if acquired.segments == [whole] && acquired.first_offset == first_offset => {
+                return Ok((MrReply { handle, lkey: key, rkey: key, incarnation }, acquired));
+            }
+            // Some of the pages came from elsewhere, or none: it was registered too early. Where this fails, so will what follows.
+            _ => drop(files.end(handle)),
+        }
+    }
+    let acquired = acquired?;
     let segments: Vec<Segment> = acquired
         .segments
         .iter()

@@ -72,6 +72,9 @@ impl Op {
     /// [`Handle`] → nothing. After the reply no one touches the memory through this region. Also for one that was revoked
     /// ([`crate::keys`]).
     pub const DEREG_MR: Self = Self(15);
+    /// [`RegFresh`] → [`FreshReply`]; a memory file. [`Op::ALLOC_REGION`] and [`Op::REG_MR`] of its first pages in one, for a
+    /// file that the client fills afterwards.
+    pub const REG_FRESH: Self = Self(17);
     /// [`Handle`] (context) → [`Handle`]; the socket that carries the event's queue cookies, a message of 8 bytes each.
     pub const CREATE_COMP_CHANNEL: Self = Self(20);
     /// [`Handle`] → nothing; `EBUSY` while a CQ uses it.
@@ -310,6 +313,38 @@ wire! {
         lkey: u32,
         rkey: u32,
         /// [`crate::keys::Incarnation`] of the key's word.
+        incarnation: u32,
+    }
+
+    /// Body of [`Op::REG_FRESH`].
+    struct RegFresh(48) {
+        /// As [`AllocRegion::context`].
+        context: u32,
+        /// As [`RegMr::pd`].
+        pd: u32,
+        /// As [`AllocRegion::bytes`].
+        bytes: u64,
+        /// As [`RegMr::iova`].
+        iova: u64,
+        /// As [`RegMr::length`].
+        length: u64,
+        /// As [`RegMr::first_offset`].
+        first_offset: u64,
+        /// As [`RegMr::access`].
+        access: Access,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Reply to [`Op::REG_FRESH`].
+    struct FreshReply(16) {
+        /// The file, for [`Op::FREE_REGION`].
+        region: u32,
+        /// As [`MrReply::handle`].
+        handle: u32,
+        /// As [`MrReply::lkey`] and [`MrReply::rkey`].
+        key: u32,
+        /// As [`MrReply::incarnation`].
         incarnation: u32,
     }
 

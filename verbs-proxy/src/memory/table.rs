@@ -166,6 +166,11 @@ impl Entrance {
 
 #[cfg(test)]
 impl RegionTable {
+    /// The word of the place that a key names.
+    pub(crate) fn word(&self, key: u32) -> &KeyWord {
+        &self.shared.words[self.shared.place(key)]
+    }
+
     /// A table whose words nobody else writes.
     pub(crate) fn alone(regions: u32) -> (Self, Entrance) {
         use crate::shared::{Mapping, SealedFile};

@@ -1,5 +1,7 @@
 //! The data plane driven by hand: a rig plays the container's library on the same rings.
 
+mod keys;
+
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
 use super::link::{BYTES, End, Link, LinkFault, Share};

@@ -28,7 +28,6 @@ use ringfence_protocol::verbs::Access;
 const MOST: usize = 256;
 /// Ranges that are remembered to have been deregistered.
 const SEEN: usize = 1024;
-const PAGE: usize = 4096;
 
 /// Looks for the worker's answer before others are let run in between: some ten microseconds ...
 const LOOKS: u32 = 200;
@@ -61,12 +60,6 @@ const NO_ENTRY: Entry =
 static STATE: Global =
     Global(UnsafeCell::new(State { entries: [NO_ENTRY; MOST], count: 0, bytes: 0, seen: [0; SEEN] }));
 
-/// Bytes of the pages that a registration takes.
-fn bytes(wanted: &Wanted) -> u64 {
-    let first = wanted.addr & !(PAGE - 1);
-    (wanted.addr + wanted.length).next_multiple_of(PAGE).saturating_sub(first) as u64
-}
-
 /// Not zero.
 fn hash(wanted: &Wanted) -> u32 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -83,7 +76,7 @@ impl State {
         let entry = self.entries[index];
         self.entries.copy_within(index + 1..self.count, index);
         self.count -= 1;
-        self.bytes -= bytes(&entry.wanted);
+        self.bytes -= entry.wanted.bytes();
         entry.mr
     }
 
@@ -135,7 +128,7 @@ pub(super) unsafe fn withdraw(mr: &Mr) -> bool {
     let connection = unsafe { mr.context() }.connection;
     let wanted = mr.wanted();
     let (most_bytes, most) = connection.keep;
-    if most == 0 || bytes(&wanted) > most_bytes {
+    if most == 0 || wanted.bytes() > most_bytes {
         return false;
     }
     if !mr.comes_back {
@@ -175,13 +168,13 @@ pub(super) unsafe fn keep(mr: Box<Mr>) {
     let mut kept = Some(Box::into_raw(mr));
     loop {
         let surplus = with(generation, |state| {
-            if state.count >= most || state.bytes + bytes(&wanted) > most_bytes {
+            if state.count >= most || state.bytes + wanted.bytes() > most_bytes {
                 return (state.count > 0).then(|| state.remove(0));
             }
             if let Some(mr) = kept.take() {
                 state.entries[state.count] = Entry { wanted, mr };
                 state.count += 1;
-                state.bytes += bytes(&wanted);
+                state.bytes += wanted.bytes();
             }
             None
         });
@@ -255,4 +248,58 @@ pub fn give_up(generation: Generation, which: impl Fn(&ibv_mr) -> bool) -> bool 
         unsafe { end(Box::from_raw(mr)) };
     }
     any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(addr: usize, length: usize) -> Wanted {
+        Wanted { addr, length, iova: addr as u64, access: Access(3) }
+    }
+
+    fn state(buffers: &[Wanted]) -> State {
+        let mut state = State { entries: [NO_ENTRY; MOST], count: 0, bytes: 0, seen: [0; SEEN] };
+        for buffer in buffers {
+            state.entries[state.count] = Entry { wanted: *buffer, mr: ptr::dangling_mut() };
+            state.count += 1;
+            state.bytes += buffer.bytes();
+        }
+        state
+    }
+
+    #[test]
+    fn bytes_are_those_of_whole_pages() {
+        assert_eq!(wanted(0x1000, 4096).bytes(), 4096);
+        assert_eq!(wanted(0x1fff, 2).bytes(), 8192);
+        assert_eq!(wanted(0x1001, 1).bytes(), 4096);
+        // Nothing that ends there can be registered; it is only not to overflow.
+        assert!(wanted(usize::MAX - 4096, 4096).bytes() >= 4096);
+    }
+
+    #[test]
+    fn entries_leave_from_anywhere_and_the_others_keep_their_order() {
+        let buffers: Vec<Wanted> = (1..6).map(|n| wanted(n << 12, n << 12)).collect();
+        let mut state = state(&buffers);
+        assert!(state.take(|entry| entry.wanted == wanted(0x1000, 1)).is_none());
+        assert!(state.take(|entry| entry.wanted == buffers[2]).is_some());
+        let left: Vec<usize> = state.entries[..state.count].iter().map(|entry| entry.wanted.addr >> 12).collect();
+        assert_eq!((left, state.bytes), (vec![1, 2, 4, 5], 12 << 12));
+        while state.count > 0 {
+            state.remove(0);
+        }
+        assert_eq!(state.bytes, 0);
+    }
+
+    #[test]
+    fn everything_that_makes_a_registration_another_makes_its_hash_another() {
+        let one = wanted(0x7000, 4096);
+        let others = [
+            wanted(0x8000, 4096),
+            wanted(0x7000, 4097),
+            Wanted { iova: 0, ..one },
+            Wanted { access: Access(1), ..one },
+        ];
+        assert!(others.iter().all(|other| hash(other) != hash(&one) && hash(other) != 0));
+    }
 }

@@ -7,11 +7,12 @@ use crate::control::quota::{Resource, Taken};
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::memory::{Granted, MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, Run};
-use ringfence_protocol::control::{AllocRegion, Handle, MrReply, RegMr, Segment};
+use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, RegFresh, RegMr, Segment};
 use ringfence_protocol::verbs::Access;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 use std::sync::Arc;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Mappings up to this size have their page tables filled when they are made; larger ones as they are used.
 const POPULATE: u64 = 256 << 20;
@@ -90,6 +91,35 @@ impl Session {
         let handle = self.mrs.insert(Mr { share, pd: request.pd, _taken: taken });
         let incarnation = granted.incarnation.number();
         Ok(Answer::of(MrReply { handle, lkey: granted.key, rkey: granted.key, incarnation }))
+    }
+
+    /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
+    pub(super) fn reg_fresh(&mut self, request: &RegFresh, node: &mut Node) -> Result<Answer, Errno> {
+        let alloc = AllocRegion { context: request.context, reserved: 0, bytes: request.bytes };
+        let mut answer = self.alloc_region(&alloc, node)?;
+        let Handle { handle: region, .. } = Handle::read_from_bytes(&answer.body).map_err(|_| Errno::INVAL)?;
+        let end = request.first_offset.checked_add(request.length);
+        let pages = end.and_then(|end| end.checked_next_multiple_of(PAGE as u64)).unwrap_or(0);
+        let of_file = RegMr {
+            pd: request.pd,
+            access: request.access,
+            iova: request.iova,
+            length: request.length,
+            first_offset: request.first_offset,
+            segments: 1,
+            reserved: 0,
+        };
+        let segment = Segment { region, reserved: 0, offset: 0, length: pages };
+        let registered = self.reg_mr(&of_file, &[segment], node).and_then(|registered| {
+            MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL)
+        });
+        match registered {
+            Ok(MrReply { handle, lkey: key, incarnation, .. }) => {
+                answer.body = FreshReply { region, handle, key, incarnation }.as_bytes().to_vec();
+                Ok(answer)
+            }
+            Err(error) => self.free_region(region).and(Err(error)),
+        }
     }
 
     pub(super) fn dereg_mr(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
