@@ -8,7 +8,7 @@ use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -182,17 +182,9 @@ fn idle(program: &Path) -> Result<()> {
     once(&proxy, program)?;
     // Long enough to fall asleep.
     std::thread::sleep(Duration::from_millis(200));
-    let before = processor_ticks(proxy.pid())?;
+    let before = proxy.processor_ticks()?;
     std::thread::sleep(Duration::from_secs(2));
-    let used = processor_ticks(proxy.pid())? - before;
+    let used = proxy.processor_ticks()? - before;
     ensure!(used <= 1, "an idle proxy used {used} ticks of 10 ms in 2 s");
     Ok(())
-}
-
-/// User and system time of a process, in clock ticks.
-fn processor_ticks(pid: i32) -> Result<u64> {
-    let path = PathBuf::from(format!("/proc/{pid}/stat"));
-    let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
 }

@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use ringfence_proxy::closer::Closer;
+use ringfence_proxy::control::adopted::AdoptedFiles;
 use ringfence_proxy::control::links::Complaints;
 use ringfence_proxy::control::node::{Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
@@ -18,11 +19,12 @@ use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use ringfence_proxy::memory::{RegionTable, places};
 use ringfence_proxy::plane::Plane;
+use ringfence_proxy::plane::bell::Bell;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
-use ringfence_proxy::shared::{Mapping, SealedFile};
+use ringfence_proxy::shared::{Holes, Mapping, SealedFile};
 use ringfence_proxy::warden::{Directory, Duties, Warden};
-use ringfence_proxy::worker::{Worker, bell, now};
+use ringfence_proxy::worker::{Worker, now};
 use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -113,8 +115,6 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let signals = block_signals()?;
     sandbox::raise_file_limit();
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    // No request of a container brings any.
-    ringfence_proxy::datagram::refuse_descriptors(&listener);
 
     let guid = u64::from(random()) << 32 | u64::from(random());
     // Locally administered, as for an interface identifier that no manufacturer gave.
@@ -157,9 +157,14 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let (regions, entrance) = RegionTable::new(bells.headers(KEYS_OFFSET, places as usize));
     let shaping = Shaping::new(limits.bandwidth, limits.weight, limits.class, link, now());
     let plane = Plane::new(bells.header(0), regions, shaping);
-    let bell = Arc::new(bell()?);
-    let worker = Worker::start(plane, Arc::clone(&bell), u64::from(launch.worker.spin_us) * 1000)
-        .context("cannot start the worker")?;
+    // Threads are made before the system calls for it are forbidden.
+    let closers = Closers {
+        container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
+        neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
+    };
+    let (bell, ringer) = Bell::new(&closers.container).context("cannot make a pair of sockets")?;
+    let worker =
+        Worker::start(plane, bell, u64::from(launch.worker.spin_us) * 1000).context("cannot start the worker")?;
     let node = Node {
         worker,
         quota: Quota::new(limits),
@@ -168,7 +173,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         places,
         queues: Queues::default(),
         doorbell_file: Arc::new(doorbell_file.into_fd()),
-        bell,
+        bell: Arc::new(ringer),
         processors,
         device: ringfence_proxy::control::device::SoftDevice::new(&launch.device, guid, limits),
         port: taken.port,
@@ -177,13 +182,12 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         neighbours: Neighbours::new(budget),
         complaints: Complaints::default(),
         shares: HashMap::new(),
+        adopted: AdoptedFiles::default(),
+        // Where there is none, the container's own memory files cannot be registered, and everything else can.
+        holes: Holes::new().inspect_err(|error| eprintln!("ringfence-proxy: no userfaultfd: {error}")).ok(),
         last_pd: 0,
         last_share: 0,
-        // Threads are made before the system calls for it are forbidden.
-        closers: Closers {
-            container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
-            neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
-        },
+        closers,
     };
     node.warden.await_up().context("the warden did not come up")?;
     sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;

@@ -1,7 +1,7 @@
 //! The container beside the attacker's: it exchanges data with the attacker, and has secrets that are not among them.
 
 use super::exchange::{Endpoint, Exchange};
-use crate::raw::{Objects, Raw};
+use crate::raw::{Objects, Raw, ring_bell};
 use anyhow::{Context, Result, ensure};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{AllocRegion, Handle, MrReply, Op, PortInfo, PortQuery, RegMr, Segment};
@@ -10,7 +10,6 @@ use ringfence_protocol::ring::SLOT_BYTES;
 use ringfence_protocol::verbs::{Access, Opcode, SendFlags, WcStatus};
 use ringfence_protocol::work::{SendBase, SendFields, Sge};
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -102,7 +101,7 @@ impl Application {
         let word = reply.queue / 64 % 64;
         self.objects.doorbells.write_all_at(&(1u64 << (reply.queue % 64)).to_le_bytes(), 128 + u64::from(word) * 8)?;
         self.objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), 64)?;
-        (&self.objects.wake).write_all(&1u64.to_ne_bytes())?;
+        ring_bell(&self.objects.wake)?;
         Ok(())
     }
 

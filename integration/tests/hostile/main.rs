@@ -8,7 +8,7 @@ mod memory;
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
-use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS};
+use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS, ring_bell};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
 use ringfence_protocol::control::{Handle, Hello, MAGIC, MAX_DATAGRAM, Op, OpenReply};
@@ -19,7 +19,6 @@ use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
 use rustix::net::SendFlags;
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -38,7 +37,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = client::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 19] = [
+    let tests: [(&str, Attack); 20] = [
         ("random_datagrams", random_datagrams),
         ("random_bodies", random_bodies),
         ("too_many_descriptors", too_many_descriptors),
@@ -57,6 +56,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("answers_that_nobody_takes", descriptors::unread_answers),
         ("descriptors_that_linger", descriptors::lingering),
         ("descriptors_of_every_kind", descriptors::every_kind),
+        ("a_bell_that_is_abused", descriptors::abused_bell),
         ("a_reader_of_events_that_stalls", descriptors::stalled_reader),
     ];
     Ok(tests
@@ -293,7 +293,7 @@ fn random_ring_memory(scene: &mut Scene) -> Result<()> {
                 let count = 8 * (1 + scene.random.below(64)).min((words - at / 8) as usize);
                 file.write_all_at(&scene.random.bytes(count), at)?;
             }
-            (&objects.wake).write_all(&1u64.to_ne_bytes())?;
+            ring_bell(&objects.wake)?;
         }
         // The words of the headers, one by one.
         for (_, file) in files(&objects) {
@@ -352,7 +352,7 @@ fn ring(objects: &Objects, queue: u32) -> Result<()> {
     let word = queue / 64 % 64;
     objects.doorbells.write_all_at(&(1u64 << (queue % 64)).to_le_bytes(), 128 + u64::from(word) * 8)?;
     objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), 64)?;
-    (&objects.wake).write_all(&1u64.to_ne_bytes())?;
+    ring_bell(&objects.wake)?;
     Ok(())
 }
 
@@ -387,7 +387,7 @@ fn doorbell_storm(scene: &mut Scene) -> Result<()> {
     while Instant::now() < end {
         objects.doorbells.write_all_at(&all, 128)?;
         objects.doorbells.write_all_at(&[0xff; 8], 64)?;
-        (&objects.wake).write_all(&1u64.to_ne_bytes())?;
+        ring_bell(&objects.wake)?;
     }
     scene.works().context("right after the storm")
 }

@@ -6,6 +6,7 @@
 pub mod kept;
 
 use crate::abi::{ibv_mr, ibv_pd};
+use crate::adopt::{self, Adopted};
 use crate::connection;
 use crate::context::Context;
 use crate::pages::{self, Acquired, Regions};
@@ -49,6 +50,7 @@ struct Mr {
     iova: u64,
     access: Access,
     acquired: Acquired,
+    adopted: Adopted,
     /// The key that the proxy gave it; it has had `turn` others since.
     first_key: u32,
     turn: u32,
@@ -98,7 +100,7 @@ impl Mr {
         // SAFETY: by the caller's promise.
         let mut files = Files::new(self.generation, unsafe { self.context() }.handle);
         files.end(self.base.handle)?;
-        pages::release(self.base.addr as usize, self.base.length, &mut files);
+        adopt::release(self.base.addr as usize, self.base.length, &self.adopted, &mut files);
         Ok(())
     }
 }
@@ -151,6 +153,15 @@ impl Regions for Files {
     }
 }
 
+impl adopt::Files for Files {
+    fn adopt(&mut self, file: c_int) -> Result<u32, Errno> {
+        let request = Handle { handle: self.context, reserved: 0 };
+        let (op, request) = (Op::ADOPT_REGION, [request.as_bytes(), &[]]);
+        let reply: Handle = connection::call_passing(self.generation, op, &request, Some(file), &mut [])?;
+        Ok(reply.handle)
+    }
+}
+
 /// The access that the proxy shall grant; the rules of `ib_check_mr_access` in the kernel.
 fn checked_access(access: u32) -> Result<Access, Errno> {
     let access = access & !IGNORED;
@@ -172,7 +183,7 @@ fn checked(addr: usize, length: usize, iova: u64, access: u32) -> Result<Wanted,
     Ok(Wanted { addr, length, iova, access })
 }
 
-fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired), Errno> {
+fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired, Adopted), Errno> {
     let generation = pd.generation();
     // SAFETY: the domain's context outlives it.
     let context = unsafe { Context::from_raw(pd.context()) }.handle;
@@ -190,18 +201,18 @@ fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired), Errno> {
         access,
         reserved: 0,
     });
-    let acquired = pages::acquire(addr, length, wanted.is_written(), &mut files);
+    let acquired = adopt::acquire(addr, length, wanted.is_written(), &mut files);
     if let Some(FreshReply { region, handle, key, incarnation }) = files.registered.take() {
         let whole = pages::Segment { region, offset: 0, length: length_of_pages };
         match acquired {
-            Ok(acquired) if acquired.segments == [whole] && acquired.first_offset == first_offset => {
-                return Ok((MrReply { handle, lkey: key, rkey: key, incarnation }, acquired));
+            Ok((acquired, adopted)) if acquired.segments == [whole] && acquired.first_offset == first_offset => {
+                return Ok((MrReply { handle, lkey: key, rkey: key, incarnation }, acquired, adopted));
             }
             // Some of the pages came from elsewhere, or none: it was registered too early. Where this fails, so will what follows.
             _ => drop(files.end(handle)),
         }
     }
-    let acquired = acquired?;
+    let (acquired, mut adopted) = acquired?;
     let segments: Vec<Segment> = acquired
         .segments
         .iter()
@@ -221,10 +232,11 @@ fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired), Errno> {
     } else {
         connection::call_with(generation, Op::REG_MR, request.as_bytes(), segments.as_bytes(), &mut [])
     };
+    adopted.settle(&mut files);
     match reply {
-        Ok(reply) => Ok((reply, acquired)),
+        Ok(reply) => Ok((reply, acquired, adopted)),
         Err(errno) => {
-            pages::release(addr, length, &mut files);
+            adopt::release(addr, length, &adopted, &mut files);
             Err(errno)
         }
     }
@@ -247,7 +259,7 @@ unsafe fn registered(domain: &Pd, pd: *mut ibv_pd, wanted: &Wanted) -> Result<*m
     if result.as_ref().is_err_and(|errno| *errno == libc::ENOMEM) && kept::give_up(generation, |_| true) {
         result = register(domain, wanted);
     }
-    let (reply, acquired) = result?;
+    let (reply, acquired, adopted) = result?;
     let base = ibv_mr {
         context: domain.context(),
         pd,
@@ -264,6 +276,7 @@ unsafe fn registered(domain: &Pd, pd: *mut ibv_pd, wanted: &Wanted) -> Result<*m
         iova: wanted.iova,
         access: wanted.access,
         acquired,
+        adopted,
         first_key: reply.lkey,
         turn: 0,
         incarnation: Incarnation::new(reply.incarnation),

@@ -1,9 +1,9 @@
 //! Control messages: one datagram each on a Unix SEQPACKET socket, one connection per application process.
 //!
 //! The client sends a [`RequestHeader`] followed by the body that belongs to its [`Op`]; the proxy answers each request,
-//! in order, with a [`ReplyHeader`] and, on success, the reply body. File descriptors travel beside the reply. Bodies are
-//! plain little bytes with fixed sizes; a datagram of another size than its op demands is a protocol error and ends the
-//! connection, as does a file descriptor sent where none is expected.
+//! in order, with a [`ReplyHeader`] and, on success, the reply body. File descriptors travel beside the reply, and beside
+//! [`Op::ADOPT_REGION`]. Bodies are plain little bytes with fixed sizes; a datagram of another size than its op demands is a
+//! protocol error and ends the connection, as does a file descriptor sent where none is expected, or none where one is.
 //!
 //! Handles belong to one connection. A handle is an index and a generation; a stale one gets `EINVAL`.
 
@@ -45,8 +45,8 @@ macro_rules! wire {
 pub struct Op(pub u32);
 
 impl Op {
-    /// [`Hello`] → [`HelloReply`]; doorbells and key words ([`crate::layout::bells_bytes`]), wake eventfd. Must come first,
-    /// once.
+    /// [`Hello`] → [`HelloReply`]; doorbells and key words ([`crate::layout::bells_bytes`]), the socket on which a datagram wakes
+    /// the worker. Must come first, once.
     pub const HELLO: Self = Self(1);
     /// [`Index`] (n-th device) → [`DeviceInfo`]; `ENODEV` past the last.
     pub const DEVICE: Self = Self(2);
@@ -72,6 +72,10 @@ impl Op {
     /// [`Handle`] → nothing. After the reply no one touches the memory through this region. Also for one that was revoked
     /// ([`crate::keys`]).
     pub const DEREG_MR: Self = Self(15);
+    /// [`Handle`] (context), and one descriptor from the client → [`Handle`]: a memory file of the container's own, open for
+    /// reading and writing, whose pages [`Op::REG_MR`] may name. The connection owns the handle until [`Op::FREE_REGION`]. `EINVAL`
+    /// for what is no memory file, `EOPNOTSUPP` where the proxy's kernel cannot map one safely.
+    pub const ADOPT_REGION: Self = Self(16);
     /// [`RegFresh`] → [`FreshReply`]; a memory file. [`Op::ALLOC_REGION`] and [`Op::REG_MR`] of its first pages in one, for a
     /// file that the client fills afterwards.
     pub const REG_FRESH: Self = Self(17);
@@ -295,7 +299,7 @@ wire! {
 
     /// A run of pages of one region. All together are the pages of a [`RegMr`]'s bytes, and no more.
     struct Segment(24) {
-        /// Of [`Op::ALLOC_REGION`].
+        /// Of [`Op::ALLOC_REGION`] or [`Op::ADOPT_REGION`].
         region: u32,
         /// Zero.
         reserved: u32,

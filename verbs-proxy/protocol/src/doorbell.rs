@@ -4,7 +4,7 @@
 //! 1. The worker polls the queues that were active a moment ago. It says so in the queue's [`QueueBell`]; the
 //!    producer then does nothing beyond writing the entry.
 //! 2. Otherwise the producer sets the queue's bit in the container's [`Doorbells`].
-//! 3. If the worker sleeps, the producer also writes to its eventfd.
+//! 3. If the worker sleeps, the producer also sends a byte on its socket.
 //!
 //! Each level is a store, a sequentially consistent fence, and a load of what the other side stores before *its*
 //! fence and load: at least one of the two sees the other's store, so no work is left lying. io_uring's
@@ -95,7 +95,7 @@ impl Default for Doorbells {
 pub struct Question(u64);
 
 impl Doorbells {
-    /// Producer: queue number `queue` has work. True if the worker sleeps and must be woken by its eventfd.
+    /// Producer: queue number `queue` has work. True if the worker sleeps and must be woken by its socket.
     ///
     /// `queue` is taken modulo [`MAX_QUEUES`].
     #[inline]

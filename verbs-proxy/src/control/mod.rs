@@ -2,6 +2,7 @@
 //!
 //! It may take milliseconds over a registration; the worker goes on meanwhile.
 
+pub mod adopted;
 mod connection;
 pub mod device;
 pub mod handles;
@@ -15,9 +16,10 @@ pub mod quota;
 pub mod session;
 
 use crate::datagram;
+use crate::fabric::neighbours::Owed;
 use crate::pacing::Nanos;
 use crate::plane::Notice;
-use crate::worker::{now, silence};
+use crate::worker::{lower, now};
 use connection::{Connection, Served};
 use node::Node;
 use ringfence_protocol::control::AsyncEvent;
@@ -197,7 +199,7 @@ impl Server {
     }
 
     fn hear_worker(&mut self) {
-        silence(self.node.worker.notices_fd());
+        lower(self.node.worker.notices_fd());
         while let Ok(notice) = self.node.worker.notices.try_recv() {
             match notice {
                 Notice::Event { owner, event, cookie } => {
@@ -208,7 +210,8 @@ impl Server {
                         let _ = datagram::send(events, event.as_bytes(), &[]);
                     }
                 }
-                Notice::Share { link, share } => self.node.share(link, share),
+                Notice::Share { link, share } => self.node.share(link, Owed::Region(share)),
+                Notice::Bounce { link } => self.node.share(link, Owed::Bounce),
                 Notice::Fault { link, fault } => self.node.link_failed(link, fault),
             }
         }

@@ -1,5 +1,6 @@
 //! What all connections of a container have in common.
 
+use super::adopted::AdoptedFiles;
 use super::device::SoftDevice;
 use super::links::Complaints;
 use super::quota::{Quota, Resource, Taken};
@@ -11,6 +12,7 @@ use crate::launch::Limits;
 use crate::memory::Entrance;
 use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
+use crate::shared::Holes;
 use crate::warden::Warden;
 use crate::worker::{Worker, now};
 use ringfence_protocol::control::{AddressVector, GidInfo};
@@ -69,7 +71,7 @@ pub struct Node {
     pub places: u32,
     /// Doorbells and key words.
     pub doorbell_file: Arc<OwnedFd>,
-    /// What the container's processes wake the worker with.
+    /// What the container's processes wake the worker with: the end of a [`crate::plane::bell::Bell`] that is given away.
     pub bell: Arc<OwnedFd>,
     /// Processors that the container may run on.
     pub processors: u32,
@@ -87,6 +89,10 @@ pub struct Node {
     pub complaints: Complaints,
     /// What backs each region, by its name for neighbours.
     pub shares: HashMap<u32, Backing>,
+    /// The container's own files that regions are made of.
+    pub adopted: AdoptedFiles,
+    /// What mapping those takes. None where the kernel has no userfaultfd.
+    pub holes: Option<Holes>,
     /// The last protection domain.
     pub last_pd: u32,
     /// The last name of a region.

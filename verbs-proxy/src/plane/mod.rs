@@ -5,6 +5,7 @@
 //! responder's own checks) → completion in the [`cq`].
 
 pub mod bell;
+pub mod bounce;
 pub mod channel;
 pub mod cq;
 pub mod events;
@@ -16,6 +17,7 @@ pub mod remote;
 pub mod respond;
 pub mod setup;
 pub mod shaping;
+mod source;
 pub mod transmit;
 pub mod wire;
 
@@ -53,6 +55,11 @@ pub enum Notice {
         link: LinkId,
         /// The region's name.
         share: u32,
+    },
+    /// A link needs a buffer for memory that is not shared with neighbours.
+    Bounce {
+        /// The link.
+        link: LinkId,
     },
     /// The other end of a link broke the protocol.
     Fault {

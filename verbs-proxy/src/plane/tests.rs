@@ -1,5 +1,6 @@
 //! The data plane driven by hand: a rig plays the container's library on the same rings.
 
+mod foreign;
 mod keys;
 
 use super::bell::{Bell, Foreign, Ringer};
@@ -13,7 +14,7 @@ use super::{CqEntry, Notice, Plane};
 use crate::closer::Closer;
 use crate::fabric::budget::{Amount, Budget};
 use crate::launch::Class;
-use crate::memory::{Granted, MemoryRegion, PdId, RegionTable};
+use crate::memory::{Entrance, Granted, MemoryRegion, PdId, RegionTable};
 use crate::shared::{Mapping, PAGE, SealedFile};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -46,6 +47,7 @@ struct Rig {
     _cq: Arc<Mapping>,
     memory: Arc<Mapping>,
     file: SealedFile,
+    entrance: Entrance,
     granted: Granted,
     key: u32,
     events: Vec<EventType>,
@@ -68,7 +70,7 @@ impl Rig {
         let region = MemoryRegion::new(Arc::clone(&memory), 0, MEMORY as u64, IOVA, PD, ALL, 1).unwrap();
         let granted = entrance.insert(region, super::super::control::session::random).unwrap();
         let completions = Consumer::new(crate::shared::ring_slots(&cq, RINGS_OFFSET, SLOTS), 0);
-        Self { plane, completions, _cq: cq, memory, file, granted, key: granted.key, events: Vec::new() }
+        Self { plane, completions, _cq: cq, memory, file, entrance, granted, key: granted.key, events: Vec::new() }
     }
 
     fn qp(&mut self, queue: u32, number: u32) -> RigQp {
@@ -507,6 +509,7 @@ impl TwoRigs {
                     match notice {
                         Notice::Event { event, .. } => self.rigs[index].events.push(event),
                         Notice::Share { .. } => self.share(index),
+                        Notice::Bounce { .. } => self.bounce(index),
                         Notice::Fault { fault, .. } => panic!("{fault}"),
                     }
                 }

@@ -128,7 +128,8 @@ pub(super) unsafe fn withdraw(mr: &Mr) -> bool {
     let connection = unsafe { mr.context() }.connection;
     let wanted = mr.wanted();
     let (most_bytes, most) = connection.keep;
-    if most == 0 || wanted.bytes() > most_bytes {
+    // Of memory that was shared before nobody but its owner can say whether it stays what it was.
+    if most == 0 || wanted.bytes() > most_bytes || !mr.adopted.is_empty() {
         return false;
     }
     if !mr.comes_back {

@@ -70,11 +70,7 @@ pub fn read(range: Range<usize>) -> Result<Vec<Mapping>, i32> {
 
 /// Shows `each` the mappings that reach into `range`, whole, by address. Without `names` they are [`Kind::Plain`] or
 /// [`Kind::Huge`], which is cheaper where the kernel is asked. Allocates nothing, and opens nothing but what is kept.
-pub fn visit(
-    range: &Range<usize>,
-    names: bool,
-    mut each: impl FnMut(Mapping) -> ControlFlow<()>,
-) -> Result<(), i32> {
+pub fn visit(range: &Range<usize>, names: bool, mut each: impl FnMut(Mapping) -> ControlFlow<()>) -> Result<(), i32> {
     if let Some(file) = MAPS.get() {
         return ask(file, range, names, &mut each);
     }
@@ -175,11 +171,9 @@ fn ask(
             break;
         }
         let mut protection = libc::PROT_NONE;
-        for (flag, bit) in [
-            (QUERY_READABLE, libc::PROT_READ),
-            (QUERY_WRITABLE, libc::PROT_WRITE),
-            (QUERY_EXECUTABLE, libc::PROT_EXEC),
-        ] {
+        for (flag, bit) in
+            [(QUERY_READABLE, libc::PROT_READ), (QUERY_WRITABLE, libc::PROT_WRITE), (QUERY_EXECUTABLE, libc::PROT_EXEC)]
+        {
             if query.permissions & flag != 0 {
                 protection |= bit;
             }
@@ -361,8 +355,11 @@ mod tests {
             // Other tests map and unmap; the program, its libraries and its first stack stay.
             if line.contains(".so") || mapping.kind != Kind::Plain {
                 if mapping.range.start < usize::MAX / 2 {
-                    assert_eq!(found.as_ref().map(|found| (found.protection, found.kind, found.offset)),
-                        Some((mapping.protection, mapping.kind, mapping.offset)), "{line}");
+                    assert_eq!(
+                        found.as_ref().map(|found| (found.protection, found.kind, found.offset)),
+                        Some((mapping.protection, mapping.kind, mapping.offset)),
+                        "{line}"
+                    );
                     assert_eq!(found.map(|found| found.identity()), Some(mapping.identity()), "{line}");
                     compared += 1;
                 }

@@ -13,7 +13,7 @@ mod kept;
 mod lock;
 mod maps;
 mod patch;
-mod signals;
+pub mod signals;
 mod state;
 mod swap;
 mod sys;
@@ -28,7 +28,7 @@ mod tests_fork;
 mod tests_speed;
 
 use alloc::vec::Vec;
-use core::ops::Range;
+use core::ops::{ControlFlow, Range};
 use lock::Lock;
 use signals::Blocked;
 use state::State;
@@ -99,6 +99,31 @@ pub fn still_acquired(addr: usize, length: usize, writable: bool, acquired: &Acq
     let Ok(pages) = pages(addr, length) else { return false };
     let _blocked = Blocked::new();
     STATE.lock().still_shows(&pages, writable, &acquired.segments)
+}
+
+/// A mapping of a file, whole, as the program made it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub range: Range<usize>,
+    /// `PROT_*`.
+    pub protection: i32,
+    pub shared: bool,
+    /// Byte in the file where it starts.
+    pub offset: u64,
+    /// Major and minor number.
+    pub device: (u32, u32),
+    pub inode: u64,
+}
+
+/// The mappings that reach into a range of addresses, in their order: for memory that is shared already.
+pub fn mappings(range: &Range<usize>) -> Result<Vec<Shown>, i32> {
+    let mut all = Vec::new();
+    maps::visit(range, false, |mapping| {
+        let maps::Mapping { range, protection, shared, offset, device, inode, .. } = mapping;
+        all.push(Shown { range, protection, shared, offset, device, inode });
+        ControlFlow::Continue(())
+    })?;
+    Ok(all)
 }
 
 /// Drops all knowledge of shared pages without touching them: their regions are gone.

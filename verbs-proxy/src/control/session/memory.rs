@@ -1,14 +1,16 @@
 //! Memory: the files behind it, and the regions registered from them.
 
 use super::{Answer, Session, random};
+use crate::control::adopted::RegionFile;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::memory::{Granted, MemoryRegion, PdId};
-use crate::shared::{Mapping, PAGE, Run};
+use crate::shared::{Mapping, PAGE, Run, RunFile};
 use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, RegFresh, RegMr, Segment};
 use ringfence_protocol::verbs::Access;
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 use std::sync::Arc;
@@ -19,7 +21,9 @@ const POPULATE: u64 = 256 << 20;
 
 #[derive(Debug)]
 pub(super) struct Region {
-    file: Arc<Lent>,
+    file: Arc<RegionFile>,
+    /// For a file of the container's, which counts for itself: its name here.
+    _taken: Option<Taken>,
 }
 
 #[derive(Debug)]
@@ -41,8 +45,26 @@ impl Session {
         })?;
         let emptier = Some(node.warden.emptier());
         let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier)?;
-        let handle = self.regions.insert(Region { file: Arc::new(node.quota.admit(file)?) });
+        let file = Arc::new(RegionFile::Lent(node.quota.admit(file)?));
+        let handle = self.regions.insert(Region { file, _taken: None });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
+    }
+
+    /// Takes in a memory file of the container's own.
+    pub(super) fn adopt_region(&mut self, context: u32, fd: OwnedFd, node: &mut Node) -> Result<Answer, Errno> {
+        let closer = &node.closers.container;
+        let taken = self.contexts.get(context).and_then(|_| node.quota.take(Resource::Region, 1));
+        // Without holes being watched for, nothing of the kind can be mapped.
+        let (taken, _) = match taken.and_then(|taken| Ok((taken, node.holes.as_ref().ok_or(Errno::OPNOTSUPP)?))) {
+            Ok(ready) => ready,
+            Err(error) => {
+                closer.close(fd);
+                return Err(error);
+            }
+        };
+        let file = node.adopted.adopt(fd, &node.quota, closer)?;
+        let handle = self.regions.insert(Region { file, _taken: Some(taken) });
+        Ok(Answer::of(Handle { handle, reserved: 0 }))
     }
 
     /// Memory regions made from it keep its pages.
@@ -71,11 +93,16 @@ impl Session {
         for segment in segments {
             let file = Arc::clone(&self.regions.get(segment.region)?.file);
             let end = segment.offset.checked_add(segment.length).ok_or(Errno::INVAL)?;
-            if !(segment.offset | segment.length).is_multiple_of(PAGE as u64)
-                || segment.length == 0
-                || end > file.bytes() as u64
-            {
+            if !(segment.offset | segment.length).is_multiple_of(PAGE as u64) || segment.length == 0 {
                 return Err(Errno::INVAL);
+            }
+            match &*file {
+                RegionFile::Lent(file) if end > file.bytes() as u64 => return Err(Errno::INVAL),
+                // Whoever touches what lies behind the end would get a signal.
+                RegionFile::Adopted(file) if end > file.bytes_now()?.next_multiple_of(file.page() as u64) => {
+                    return Err(Errno::FAULT);
+                }
+                _ => {}
             }
             runs.push(SharedRun { file, offset: segment.offset, bytes: segment.length });
         }
@@ -141,12 +168,22 @@ impl Session {
 fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> Result<(Granted, u32), Errno> {
     let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
     let total: u64 = runs.iter().map(|run| run.bytes).sum();
-    let mapped: Vec<_> = runs
-        .iter()
-        .map(|run| Run { file: &run.file, offset: run.offset as usize, bytes: run.bytes as usize })
-        .collect();
-    let lease = node.neighbours.budget.take_own(amount(runs.iter().map(|run| run.bytes)))?;
-    let mapping = Arc::new(Mapping::of_runs(&mapped, ProtFlags::READ | ProtFlags::WRITE, total <= POPULATE)?);
+    let holes = node.holes.as_ref();
+    let mapped = runs.iter().map(|run| {
+        let file = match &*run.file {
+            RegionFile::Lent(file) => RunFile::Sealed(file),
+            RegionFile::Adopted(file) => RunFile::Foreign(file, holes.ok_or(Errno::OPNOTSUPP)?),
+        };
+        Ok(Run { file, offset: run.offset as usize, bytes: run.bytes as usize })
+    });
+    let mapped = mapped.collect::<Result<Vec<_>, Errno>>()?;
+    // Huge pages are mapped whole, at an address that is a multiple of them.
+    let covered = |run: &SharedRun| run.bytes + 3 * (run.file.page() as u64 - PAGE as u64);
+    let lease = node.neighbours.budget.take_own(amount(runs.iter().map(covered)))?;
+    // Every right to write needs the local one.
+    let writable = request.access.contains(Access::LOCAL_WRITE);
+    let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    let mapping = Arc::new(Mapping::of_runs(&mapped, protection, total <= POPULATE)?);
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;

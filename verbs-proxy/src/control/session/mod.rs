@@ -66,7 +66,7 @@ pub enum PeerFault {
         /// Bytes of the datagram.
         bytes: usize,
     },
-    /// Longer than any request, or descriptors where none are expected.
+    /// Longer than any request, or descriptors where none are expected, or none where one is.
     #[error("an oversized datagram or unexpected descriptors")]
     Surplus,
     /// There is no such op.
@@ -120,8 +120,14 @@ impl Session {
         }
     }
 
-    /// Serves one request.
-    pub fn serve(&mut self, op: Op, body: &[u8], node: &mut Node) -> Result<Result<Answer, Errno>, PeerFault> {
+    /// Serves one request. It takes `fd` if that belongs to it.
+    pub fn serve(
+        &mut self,
+        op: Op,
+        body: &[u8],
+        fd: &mut Option<OwnedFd>,
+        node: &mut Node,
+    ) -> Result<Result<Answer, Errno>, PeerFault> {
         if self.greeted == (op == Op::HELLO) {
             return Err(PeerFault::Order(op.0));
         }
@@ -145,6 +151,10 @@ impl Session {
             Op::ALLOC_PD => self.alloc_pd(handle(body)?, node),
             Op::DEALLOC_PD => self.dealloc_pd(handle(body)?),
             Op::ALLOC_REGION => self.alloc_region(&parse(op, body)?, node),
+            Op::ADOPT_REGION => {
+                let context = handle(body)?;
+                self.adopt_region(context, fd.take().ok_or(PeerFault::Surplus)?, node)
+            }
             Op::FREE_REGION => self.free_region(handle(body)?),
             Op::REG_MR => {
                 let head = size_of::<RegMr>().min(body.len());
