@@ -447,19 +447,142 @@ static void threads(void)
 /* Many more buffers than are kept, over and over: mappings and memory stay bounded, and domains and devices can be ended. */
 static void what_is_kept_is_bounded(void)
 {
-	enum { BUFFERS = 600 };
-	unsigned char *at = map_at(NULL, (size_t)BUFFERS * 2 * PAGE);
+	enum { MANY = 600 };
+	unsigned char *at = map_at(NULL, (size_t)MANY * 2 * PAGE);
 	int before = mappings();
 
 	for (int round = 0; round < 3; round++)
-		for (int i = 0; i < BUFFERS; i++)
+		for (int i = 0; i < MANY; i++)
 			round_of(at + (size_t)i * 2 * PAGE, PAGE, (unsigned char)i);
 	CHECK(mappings() <= before + 2 * 256 + 16, "%d mappings before, %d after", before, mappings());
-	for (int i = 0; i < BUFFERS; i++)
+	for (int i = 0; i < MANY; i++)
 		CHECK_EQ(at[(size_t)i * 2 * PAGE], (unsigned char)i);
 	loop_dereg(source_mr);
 	loop_close(&loop);
 	CHECK(mappings() <= before + 16, "%d mappings before, %d when the device is closed", before, mappings());
+}
+
+/* Random sequences, against a model of what every page must hold. */
+static uint64_t state = 1;
+
+static unsigned below(unsigned limit)
+{
+	state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+	return (unsigned)(state >> 20) % limit;
+}
+
+enum { BUFFERS = 5, PAGES = 6, HELD = 2 };
+
+static struct buffer {
+	unsigned char *at;
+	unsigned char value[PAGES];
+	struct ibv_mr *mr[HELD];
+} buffers[BUFFERS];
+
+static void check_buffer(const struct buffer *buffer)
+{
+	for (int page = 0; page < PAGES; page++)
+		CHECK(buffer->at[page * PAGE + 7] == buffer->value[page], "page %d is %d, expected %d", page,
+		      buffer->at[page * PAGE + 7], buffer->value[page]);
+}
+
+static void step(void)
+{
+	struct buffer *buffer = &buffers[below(BUFFERS)];
+	struct ibv_mr **mr = &buffer->mr[below(HELD)];
+	unsigned page = below(PAGES), value = below(256);
+	bool free = !buffer->mr[0] && !buffer->mr[1];
+	int status;
+
+	switch (below(free ? 16 : 12)) {
+	case 0 ... 5:
+		if (*mr) {
+			loop_dereg(*mr);
+			*mr = NULL;
+		} else {
+			/* Often the same, sometimes a part. */
+			unsigned first = below(4) ? 0 : page;
+
+			*mr = loop_reg(&loop, buffer->at + first * PAGE, (PAGES - first) * PAGE);
+		}
+		break;
+	case 6 ... 9:
+		if (*mr && (unsigned char *)(*mr)->addr <= buffer->at + page * PAGE) {
+			memset(source, (int)value, 64);
+			CHECK_EQ(write_by((*mr)->rkey, buffer->at + page * PAGE, 64), IBV_WC_SUCCESS);
+			buffer->value[page] = (unsigned char)value;
+		}
+		break;
+	case 10:
+		buffer->at[page * PAGE + 7] = buffer->value[page] = (unsigned char)value;
+		break;
+	case 11: {
+		if (below(8))
+			break;
+		pid_t child = fork();
+
+		if (child == 0) {
+			for (int i = 0; i < BUFFERS; i++) {
+				check_buffer(&buffers[i]);
+				memset(buffers[i].at, 99, PAGES * PAGE);
+			}
+			_exit(0);
+		}
+		CHECK_EQ(waitpid(child, &status, 0), child);
+		CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child ended with %#x", status);
+		break;
+	}
+	case 12:
+		/* A part, or all, is other memory from now on. */
+		page = below(2) ? page : 0;
+		map_at(buffer->at + page * PAGE, (PAGES - page) * PAGE);
+		memset(buffer->value + page, 0, PAGES - page);
+		break;
+	case 13: {
+		unsigned char *aside = map_at(NULL, PAGES * PAGE);
+
+		CHECK(mremap(buffer->at, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, aside) == aside);
+		if (below(2))
+			CHECK(mremap(aside, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, buffer->at) == buffer->at);
+		else
+			buffer->at = aside;
+		break;
+	}
+	case 14:
+		CHECK_EQ(mprotect(buffer->at + page * PAGE, PAGE, PROT_READ), 0);
+		CHECK(!ibv_reg_mr(loop.pd, buffer->at, PAGES * PAGE, ACCESS));
+		CHECK_EQ(mprotect(buffer->at + page * PAGE, PAGE, PROT_READ | PROT_WRITE), 0);
+		break;
+	default:
+		/* Another domain, with its end. */
+		if (below(8) == 0) {
+			struct ibv_pd *pd = ibv_alloc_pd(loop.context);
+
+			for (int round = 0; round < 3; round++) {
+				struct ibv_mr *other = ibv_reg_mr(pd, buffer->at, PAGES * PAGE, ACCESS);
+
+				CHECK(other);
+				CHECK_EQ(ibv_dereg_mr(other), 0);
+			}
+			CHECK_EQ(ibv_dealloc_pd(pd), 0);
+		}
+	}
+	check_buffer(buffer);
+}
+
+static void random_sequences(void)
+{
+	const char *seed = getenv("SEED");
+
+	for (int i = 0; i < BUFFERS; i++)
+		buffers[i].at = map_at(NULL, PAGES * PAGE);
+	for (unsigned run = 0; run < 8; run++) {
+		state = 88172645463325252u + (seed ? strtoul(seed, NULL, 0) : 0) * 8 + run;
+		for (int steps = 0; steps < 2500; steps++)
+			step();
+	}
+	for (int i = 0; i < BUFFERS; i++)
+		check_buffer(&buffers[i]);
 }
 
 /* Under quotas of 64 regions and 64 MiB: what is kept leaves room for all that the policy allows. */
@@ -547,7 +670,7 @@ static void scribbled_words(void)
 	char line[512];
 	FILE *maps = fopen("/proc/self/maps", "r");
 	uint64_t *words = NULL;
-	size_t count = 0, state = 88172645463325252u;
+	size_t count = 0;
 
 	settle(at, 4 * PAGE);
 	CHECK(maps);
@@ -560,8 +683,7 @@ static void scribbled_words(void)
 	CHECK(words && count > 512, "no key words are mapped");
 	for (int round = 0; round < 300; round++) {
 		for (int i = 0; i < 200; i++) {
-			state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-			size_t index = round % 2 ? 512 + state % (count - 512) : state % 48;
+			size_t index = round % 2 ? 512 + below((unsigned)count - 512) : below(48);
 			uint64_t value = i % 3 == 0 ? state : i % 3 == 1 ? source_mr->lkey : (state << 33) | source_mr->rkey;
 
 			__atomic_store_n(&words[index], value, __ATOMIC_RELAXED);
@@ -604,6 +726,7 @@ static const struct {
 	{"no_write_lands_after_deregistration", no_write_lands_after_deregistration, false},
 	{"threads", threads, false},
 	{"what_is_kept_is_bounded", what_is_kept_is_bounded, false},
+	{"random_sequences", random_sequences, false},
 	{"scribbled_words", scribbled_words, false},
 	{"quotas_are_whole", quotas_are_whole, true},
 	{"another_process_finds_room", another_process_finds_room, true},

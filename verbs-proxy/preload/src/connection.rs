@@ -285,6 +285,7 @@ fn exchange_passing<R: FromBytes>(
         libc::ETOOMANYREFS | libc::EPERM | libc::EINVAL | libc::EBADF if pass.is_some() => errno,
         errno => -errno,
     })?;
+    sys::await_soon(socket.number().map_err(broken)?);
     let mut datagram = [0; MAX_DATAGRAM];
     loop {
         let length = sys::recvmsg(socket.number().map_err(broken)?, &mut datagram, fds).map_err(broken)?;
