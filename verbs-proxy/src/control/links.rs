@@ -188,7 +188,7 @@ impl Node {
         }
         let lease = self.neighbours.budget.take_own(amount([BYTES as u64]))?;
         let emptier = Some(self.warden.emptier());
-        let (file, _) = Lent::create("ringfence-bounce", BYTES, Vec::new(), &self.closers.neighbours, emptier)?;
+        let (file, _) = Lent::create("ringfence-bounce", BYTES, Vec::new(), &self.closers.neighbours, emptier, 0)?;
         let mapping = Mapping::of(&file)?;
         let share = self.next_share();
         let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: BYTES as u64 };

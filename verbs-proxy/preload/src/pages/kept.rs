@@ -64,7 +64,8 @@ impl Kept {
         Some(file)
     }
 
-    /// Nothing more is to be had of it: it cannot do what is needed.
+    /// In tests: it is not to be had.
+    #[cfg(test)]
     pub fn refuse(&self) {
         self.close();
         self.refused.store(true, Relaxed);

@@ -6,20 +6,21 @@
 #![allow(unsafe_code)]
 
 use super::PAGE;
+use super::array::Array;
 use super::kept::Kept;
 use super::sys::{self, Identity};
-use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 use core::ops::{ControlFlow, Range};
 
 /// A mapping of this process, or the part of one that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    pub range: Range<usize>,
+    pub start: usize,
+    pub end: usize,
     /// `PROT_*`.
     pub protection: i32,
     pub shared: bool,
-    /// Byte in the file where `range` starts.
+    /// Byte in the file where it starts.
     pub offset: u64,
     pub device: (u32, u32),
     pub inode: u64,
@@ -47,25 +48,35 @@ impl Mapping {
 
     /// The part inside `range`, if there is one.
     pub fn clip(mut self, range: &Range<usize>) -> Option<Self> {
-        let start = self.range.start.max(range.start);
-        let end = self.range.end.min(range.end);
+        let start = self.start.max(range.start);
+        let end = self.end.min(range.end);
         if start >= end {
             return None;
         }
-        self.offset += (start - self.range.start) as u64;
-        self.range = start..end;
+        self.offset += (start - self.start) as u64;
+        (self.start, self.end) = (start, end);
         Some(self)
+    }
+
+    /// Its addresses.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    /// Bytes.
+    pub fn length(&self) -> usize {
+        self.end - self.start
     }
 }
 
-/// The mappings inside `range` (addresses), by address.
-pub fn read(range: Range<usize>) -> Result<Vec<Mapping>, i32> {
-    let mut mappings = Vec::new();
-    let each = |mapping: Mapping| {
-        mappings.extend(mapping.clip(&range));
+/// Puts the mappings inside `range` (addresses) into `mappings`, by address.
+pub fn read(range: &Range<usize>, mappings: &mut Array<Mapping>) -> Result<(), i32> {
+    visit(range, true, |mapping| {
+        if let Some(mapping) = mapping.clip(range) {
+            mappings.push(mapping);
+        }
         ControlFlow::Continue(())
-    };
-    visit(&range, true, each).map(|()| mappings)
+    })
 }
 
 /// Shows `each` the mappings that reach into `range`, whole, by address. Without `names` they are [`Kind::Plain`] or
@@ -77,10 +88,10 @@ pub fn visit(range: &Range<usize>, names: bool, mut each: impl FnMut(Mapping) ->
     let file = sys::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC)?;
     let result = for_each_line(file, |line| {
         let Some(mapping) = parse(line) else { return false };
-        if mapping.range.start >= range.end {
+        if mapping.start >= range.end {
             return true;
         }
-        range.start < mapping.range.end && each(mapping).is_break()
+        range.start < mapping.end && each(mapping).is_break()
     });
     sys::close(file);
     result
@@ -184,7 +195,8 @@ fn ask(
             false => Kind::Plain,
         };
         let mapping = Mapping {
-            range: query.start as usize..query.end as usize,
+            start: query.start as usize,
+            end: query.end as usize,
             protection,
             shared: query.permissions & QUERY_SHARED != 0,
             offset: query.offset,
@@ -271,7 +283,8 @@ fn parse(line: &[u8]) -> Option<Mapping> {
         }
     }
     Some(Mapping {
-        range: range.0 as usize..range.1 as usize,
+        start: range.0 as usize,
+        end: range.1 as usize,
         protection,
         shared: share == b's',
         offset,
@@ -300,7 +313,7 @@ mod tests {
     #[test]
     fn lines_become_mappings() {
         let stack = parse(b"7ffd1c000000-7ffd1c021000 rw-p 00000000 00:00 0                          [stack]").unwrap();
-        assert_eq!(stack.range, 0x7ffd_1c00_0000..0x7ffd_1c02_1000);
+        assert_eq!(stack.range(), 0x7ffd_1c00_0000..0x7ffd_1c02_1000);
         assert_eq!(stack.protection, libc::PROT_READ | libc::PROT_WRITE);
         assert_eq!((stack.shared, stack.inode, stack.kind), (false, 0, Kind::Stack));
         let file = parse(b"00400000-00452000 r-xs 00001000 fd:1f 173521 /tmp/a file [stack]").unwrap();
@@ -330,9 +343,10 @@ mod tests {
     fn own_memory_is_found_and_clipped() {
         let memory = vec![1u8; 1 << 20];
         let page = (memory.as_ptr() as usize).next_multiple_of(4096);
-        let mappings = read(page..page + 8192).unwrap();
+        let mut mappings = Array::new();
+        read(&(page..page + 8192), &mut mappings).unwrap();
         assert_eq!(mappings.len(), 1);
-        assert_eq!(mappings[0].range, page..page + 8192);
+        assert_eq!(mappings[0].range(), page..page + 8192);
     }
 
     /// What the kernel answers is what its text says, for every mapping of this process that stays as it is meanwhile.
@@ -351,15 +365,12 @@ mod tests {
                 found = Some(mapping);
                 ControlFlow::Break(())
             };
-            ask(file, &(mapping.range.start..mapping.range.start + 1), true, see).unwrap();
+            ask(file, &(mapping.start..mapping.start + 1), true, see).unwrap();
             // Other tests map and unmap; the program, its libraries and its first stack stay.
             if line.contains(".so") || mapping.kind != Kind::Plain {
-                if mapping.range.start < usize::MAX / 2 {
-                    assert_eq!(
-                        found.as_ref().map(|found| (found.protection, found.kind, found.offset)),
-                        Some((mapping.protection, mapping.kind, mapping.offset)),
-                        "{line}"
-                    );
+                if mapping.start < usize::MAX / 2 {
+                    assert_eq!(found.as_ref().map(|found| (found.protection, found.kind, found.offset)),
+                        Some((mapping.protection, mapping.kind, mapping.offset)), "{line}");
                     assert_eq!(found.map(|found| found.identity()), Some(mapping.identity()), "{line}");
                     compared += 1;
                 }

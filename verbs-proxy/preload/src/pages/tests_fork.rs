@@ -3,7 +3,7 @@
 // UNSAFETY: forks, and looks at memory from several sides.
 #![allow(unsafe_code)]
 
-use super::tests::{Files, Memory, assert_same_memory};
+use super::tests::{Files, Memory, assert_same_memory, mappings};
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
@@ -119,7 +119,7 @@ fn a_thread_that_stands_on_shared_memory_forks() {
         // From some pages below to the pointer's own.
         let (start, length) = (own.end - (16 << 10) - 4 * PAGE, 4 * PAGE + 8);
         acquire(start, length, true, &mut files).unwrap();
-        let shared = || maps::read(start..start + length).unwrap().iter().all(|mapping| mapping.shared);
+        let shared = || mappings(start..start + length).iter().all(|mapping| mapping.shared);
         for round in 0..50 {
             in_child(|| round).answers(round);
         }

@@ -19,6 +19,9 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Mappings up to this size have their page tables filled when they are made; larger ones as they are used.
 const POPULATE: u64 = 256 << 20;
 
+/// `realloc` of the C library enlarges the application's mapping of a region's file, as far as there are addresses.
+const GROWTH: u64 = 1 << 47;
+
 #[derive(Debug)]
 pub(super) struct Region {
     file: Arc<RegionFile>,
@@ -44,7 +47,7 @@ impl Session {
             Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?])
         })?;
         let emptier = Some(node.warden.emptier());
-        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier)?;
+        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier, GROWTH)?;
         let file = Arc::new(RegionFile::Lent(node.quota.admit(file)?));
         let handle = self.regions.insert(Region { file, _taken: None });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))

@@ -69,7 +69,7 @@ impl CqRing {
 /// A file for rings, and a descriptor for the container.
 fn queue_memory(name: &str, bytes: usize, node: &Node) -> Result<(Lent, OwnedFd), Errno> {
     let taken = vec![node.take(Resource::QueueBytes, bytes as u64)?];
-    let (memory, theirs) = Lent::create(name, bytes, taken, &node.closers.container, None)?;
+    let (memory, theirs) = Lent::create(name, bytes, taken, &node.closers.container, None, 0)?;
     Ok((node.quota.admit(memory)?, theirs))
 }
 
