@@ -44,7 +44,7 @@ fn trials() -> Result<Vec<Trial>> {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
     }
-    let keep = client::compile("keep", &["loop.c", "check.c"])?;
+    let keep = client::compile("keep", &["keep_memory.c", "keep_limits.c", "loop.c", "check.c"])?;
     for case in list(&keep)?.lines() {
         let (program, case) = (keep.clone(), case.to_owned());
         trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[&case], Limits::default())));

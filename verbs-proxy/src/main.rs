@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
+use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::control::adopted::AdoptedFiles;
 use ringfence_proxy::control::links::Complaints;
@@ -25,7 +26,6 @@ use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Holes, Mapping, SealedFile};
 use ringfence_proxy::warden::{Directory, Duties, Warden};
 use ringfence_proxy::worker::{Worker, now};
-use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::collections::HashMap;

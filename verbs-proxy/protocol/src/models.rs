@@ -146,8 +146,7 @@ const KEY: u32 = 9;
 
 impl Region {
     fn registered() -> (Arc<Self>, Incarnation) {
-        let region =
-            Self { bells: Doorbells::default(), word: KeyWord::default(), memory: UnsafeCell::new(()) };
+        let region = Self { bells: Doorbells::default(), word: KeyWord::default(), memory: UnsafeCell::new(()) };
         let incarnation = Incarnation::new(1);
         region.word.grant(incarnation, KEY);
         (Arc::new(region), incarnation)

@@ -55,7 +55,10 @@ impl Node {
             return false;
         }
         let places: Vec<Granted> = revoked.iter().map(|(_, granted)| *granted).collect();
-        drop(self.worker.call(move |plane| places.into_iter().map(|place| plane.regions.remove(place)).collect::<Vec<_>>()));
+        drop(
+            self.worker
+                .call(move |plane| places.into_iter().map(|place| plane.regions.remove(place)).collect::<Vec<_>>()),
+        );
         for (share, _) in revoked {
             self.forget_share(share);
         }

@@ -50,7 +50,7 @@ const LEAST_QUEUE_BYTES: u64 = 16 << 20;
 const KEPT_SHARE: u64 = 16;
 const MOST_KEPT_BYTES: u64 = 256 << 20;
 /// Regions that may be.
-const MOST_KEPT: u32 = 2048;
+const MOST_KEPT: u64 = 2048;
 
 /// Descriptors that stay free of the container's objects: for what is received, and what waits to be closed.
 const RESERVED_DESCRIPTORS: u64 = 4096;
@@ -85,9 +85,10 @@ impl Quota {
     pub fn new(limits: &Limits) -> Self {
         // Regions are whole pages: each may have one more page than its bytes at either end.
         let pages = limits.max_mr_bytes.saturating_add(u64::from(limits.max_mr) * 2 * crate::shared::PAGE as u64);
-        let (kept, kept_bytes) = (limits.max_mr.min(MOST_KEPT), (limits.max_mr_bytes / KEPT_SHARE).min(MOST_KEPT_BYTES));
-        let kept = u64::from(kept);
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        // The file of each takes a descriptor, which nothing else must lack.
+        let kept = u64::from(limits.max_mr).min(MOST_KEPT).min(descriptors / 16);
+        let kept_bytes = (limits.max_mr_bytes / KEPT_SHARE).min(MOST_KEPT_BYTES);
         let below = |reserved: u64| RawFd::try_from(descriptors - reserved).unwrap_or(RawFd::MAX);
         Self {
             used: Arc::default(),

@@ -89,7 +89,6 @@ impl State {
     fn place(wanted: &Wanted) -> usize {
         hash(wanted) as usize / 2 % SEEN
     }
-
 }
 
 /// Does something with the list, under the lock.

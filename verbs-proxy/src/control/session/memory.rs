@@ -140,9 +140,9 @@ impl Session {
             reserved: 0,
         };
         let segment = Segment { region, reserved: 0, offset: 0, length: pages };
-        let registered = self.reg_mr(&of_file, &[segment], node).and_then(|registered| {
-            MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL)
-        });
+        let registered = self
+            .reg_mr(&of_file, &[segment], node)
+            .and_then(|registered| MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL));
         match registered {
             Ok(MrReply { handle, lkey: key, incarnation, .. }) => {
                 answer.body = FreshReply { region, handle, key, incarnation }.as_bytes().to_vec();
