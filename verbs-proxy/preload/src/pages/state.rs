@@ -299,6 +299,10 @@ impl State {
         }
         for run in runs.iter() {
             discard(run, &bytes(&run.range()));
+            // They may show elsewhere: the application can have moved them.
+            if let Some(backing) = self.backing_mut(run.region) {
+                backing.astray = true;
+            }
             self.drop_pages(run, regions);
         }
         self.runs = runs;
