@@ -37,7 +37,7 @@ pub const MAX_CLOSING: usize = 1024;
 
 /// How often the next request is looked for before the thread sleeps: requests come in rows, and to be woken takes longer than
 /// most of them.
-const LOOKS: u32 = 20;
+const LOOKS: u32 = 100;
 
 /// How long nobody is let in after an attempt that failed, which it would again at once: for want of descriptors, say.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
