@@ -11,7 +11,7 @@ use crate::memory::Granted;
 use rustix::io::Errno;
 
 /// One connection may keep this part of what is left, so that something is left for the next ...
-const PART: u64 = 8;
+pub const PART: u64 = 8;
 /// ... and this at most.
 const MOST_BYTES: u64 = 32 << 20;
 const MOST_REGIONS: u64 = 256;
@@ -76,7 +76,9 @@ mod tests {
         let quota = Quota::new(&Limits::default());
         let all: Vec<Allowance> = std::iter::from_fn(|| Allowance::of(&quota).ok()).take(1024).collect();
         assert_eq!(all.len(), 1024);
-        assert_eq!((all[0].bytes, all[0].regions), (MOST_BYTES, MOST_REGIONS as u32));
+        let regions = (quota.limit(Resource::Kept) / PART).min(MOST_REGIONS) as u32;
+        assert_eq!((all[0].bytes, all[0].regions), (MOST_BYTES, regions));
+        assert!(regions > 0);
         assert!(all[9].bytes > 4 << 20);
         assert!(all.iter().map(|one| one.bytes).sum::<u64>() <= quota.limit(Resource::KeptBytes));
         assert!(all.iter().map(|one| u64::from(one.regions)).sum::<u64>() <= quota.limit(Resource::Kept));

@@ -1,5 +1,6 @@
 //! What a container holds, against what its policy allows. Exhaustion is `ENOMEM`, as on a full device.
 
+use super::kept;
 use crate::launch::Limits;
 use rustix::fd::{AsFd, AsRawFd, RawFd};
 use rustix::io::Errno;
@@ -88,6 +89,8 @@ impl Quota {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
         // The file of each takes a descriptor, which nothing else must lack.
         let kept = u64::from(limits.max_mr).min(MOST_KEPT).min(descriptors / 16);
+        // Of less no connection would have any.
+        let kept = kept - kept % kept::PART;
         let kept_bytes = (limits.max_mr_bytes / KEPT_SHARE).min(MOST_KEPT_BYTES);
         let below = |reserved: u64| RawFd::try_from(descriptors - reserved).unwrap_or(RawFd::MAX);
         Self {
