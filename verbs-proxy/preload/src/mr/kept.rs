@@ -45,8 +45,46 @@ struct State {
     entries: [Entry; MOST],
     count: usize,
     bytes: u64,
-    /// By their hashes, each where its low bits say.
-    seen: [u32; SEEN],
+    /// Each where the low bits of its hash say.
+    seen: [Seen; SEEN],
+}
+
+/// A registration that was deregistered and not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Zero: none.
+    hash: u32,
+    /// How often it must be registered again before it is kept.
+    due: u16,
+    /// That, when its memory had changed the last time it was kept.
+    penalty: u16,
+}
+
+/// How much longer it takes each time, so that programs which map their buffers anew for each registration lose nothing.
+const PATIENCE: u16 = 8;
+const MOST_PATIENCE: u16 = 512;
+
+const NOT_SEEN: Seen = Seen { hash: 0, due: 0, penalty: 0 };
+
+impl Seen {
+    /// It was deregistered, and not kept.
+    fn deregistered(&mut self, hash: u32) {
+        *self = if self.hash == hash {
+            Self { due: self.due.saturating_sub(1), ..*self }
+        } else {
+            Self { hash, ..NOT_SEEN }
+        };
+    }
+
+    /// It was kept in vain.
+    fn changed(&mut self, hash: u32) {
+        let penalty = if self.hash == hash { (self.penalty.max(1) * PATIENCE).min(MOST_PATIENCE) } else { PATIENCE };
+        *self = Self { hash, due: penalty, penalty };
+    }
+
+    fn comes_back(&self, hash: u32) -> bool {
+        self.hash == hash && self.due == 0
+    }
 }
 
 struct Global(UnsafeCell<State>);
@@ -58,7 +96,7 @@ const NO_ENTRY: Entry =
     Entry { wanted: Wanted { addr: 0, length: 0, iova: 0, access: Access(0) }, mr: ptr::null_mut() };
 
 static STATE: Global =
-    Global(UnsafeCell::new(State { entries: [NO_ENTRY; MOST], count: 0, bytes: 0, seen: [0; SEEN] }));
+    Global(UnsafeCell::new(State { entries: [NO_ENTRY; MOST], count: 0, bytes: 0, seen: [NOT_SEEN; SEEN] }));
 
 /// Not zero.
 fn hash(wanted: &Wanted) -> u32 {
@@ -111,7 +149,7 @@ fn word<'a>(mr: &Mr, connection: &'a Connection) -> &'a KeyWord {
 
 /// Whether the same was registered before, and has been deregistered.
 pub(super) fn comes_back(generation: Generation, wanted: &Wanted) -> bool {
-    with(generation, |state| state.seen[State::place(wanted)] == hash(wanted))
+    with(generation, |state| state.seen[State::place(wanted)].comes_back(hash(wanted)))
 }
 
 /// Takes the region's key back, if the region is one to be kept. After this no access reaches it; false if it must be ended
@@ -132,7 +170,7 @@ pub(super) unsafe fn withdraw(mr: &Mr) -> bool {
         return false;
     }
     if !mr.comes_back {
-        with(mr.generation, |state| state.seen[State::place(&wanted)] = hash(&wanted));
+        with(mr.generation, |state| state.seen[State::place(&wanted)].deregistered(hash(&wanted)));
         return false;
     }
     let word = word(mr, &connection);
@@ -224,8 +262,7 @@ pub(super) unsafe fn restore(generation: Generation, pd: *mut ibv_pd, wanted: &W
             return Some(mr);
         }
     } else {
-        // It did not come back as it was.
-        with(generation, |state| state.seen[State::place(wanted)] = 0);
+        with(generation, |state| state.seen[State::place(wanted)].changed(hash(wanted)));
     }
     // SAFETY: by the caller's promise.
     unsafe { end(mr) };
@@ -259,7 +296,7 @@ mod tests {
     }
 
     fn state(buffers: &[Wanted]) -> State {
-        let mut state = State { entries: [NO_ENTRY; MOST], count: 0, bytes: 0, seen: [0; SEEN] };
+        let mut state = State { entries: [NO_ENTRY; MOST], count: 0, bytes: 0, seen: [NOT_SEEN; SEEN] };
         for buffer in buffers {
             state.entries[state.count] = Entry { wanted: *buffer, mr: ptr::dangling_mut() };
             state.count += 1;
@@ -289,6 +326,25 @@ mod tests {
             state.remove(0);
         }
         assert_eq!(state.bytes, 0);
+    }
+
+    #[test]
+    fn what_was_kept_in_vain_is_kept_later_and_later() {
+        let mut seen = NOT_SEEN;
+        assert!(!seen.comes_back(7));
+        seen.deregistered(7);
+        assert!(seen.comes_back(7) && !seen.comes_back(8));
+        for rounds in [8, 64, 512, 512] {
+            seen.changed(7);
+            for round in 0..rounds {
+                assert!(!seen.comes_back(7), "after {round} of {rounds}");
+                seen.deregistered(7);
+            }
+            assert!(seen.comes_back(7));
+        }
+        // Another takes its place.
+        seen.deregistered(9);
+        assert!(seen.comes_back(9) && !seen.comes_back(7));
     }
 
     #[test]

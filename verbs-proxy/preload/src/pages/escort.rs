@@ -7,7 +7,8 @@
 
 use super::fork;
 use super::stop::{self, Threads};
-use super::sys;
+use super::trace::{self, Stop};
+use super::{sys, threads};
 use core::sync::atomic::{AtomicU32, Ordering::*};
 
 const STARTING: u32 = 0;
@@ -33,14 +34,14 @@ struct Order {
 
 /// Has the calling thread escorted through its fork, if that can be.
 pub fn start() -> Option<Escort> {
-    stop::try_both(|leave| attempt(leave))
+    stop::try_both(attempt)
 }
 
 fn attempt(leave: bool) -> Result<Escort, i32> {
     let room = stop::room();
     let bytes = stop::bytes(room) + super::PAGE;
     let memory = sys::anonymous(bytes)?;
-    let started = stop::tasks().and_then(|tasks| {
+    let started = threads::tasks().and_then(|tasks| {
         let threads = Threads::new(memory + super::PAGE, room);
         let order = Order { state: AtomicU32::new(STARTING), thread: sys::thread(), tasks, threads };
         // SAFETY: the mapping is ours, and longer than an order, which lives until the helper has ended.
@@ -56,7 +57,7 @@ fn attempt(leave: bool) -> Result<Escort, i32> {
                 if state.load(Acquire) == READY {
                     return Ok(Escort { process, memory, bytes });
                 }
-                stop::wait_for_end(process);
+                trace::wait_for_end(process);
                 Err(libc::EPERM)
             })
         };
@@ -84,7 +85,7 @@ impl Escort {
         self.order().state.store(LEAVE, Release);
         // If it is still waiting for a fork, this is where it looks.
         sys::give_way();
-        stop::wait_for_end(self.process);
+        trace::wait_for_end(self.process);
         sys::close(self.order().tasks);
         self.forget();
     }
@@ -99,7 +100,7 @@ impl Escort {
 extern "C" fn go_along(order: usize) {
     // SAFETY: `attempt` wrote an order there, which lives as long as this process.
     let order = unsafe { &*(order as *const Order) };
-    let ready = stop::seize(order.thread);
+    let ready = trace::seize(order.thread);
     order.state.store(if ready.is_ok() { READY } else { FAILED }, Release);
     sys::futex_wake(&order.state, 1);
     if ready.is_err() {
@@ -107,11 +108,11 @@ extern "C" fn go_along(order: usize) {
     }
     let mut signal = 0;
     loop {
-        match stop::next_stop(order.thread, signal) {
-            stop::Stop::Ended => return,
-            stop::Stop::Signal(next) => signal = next,
-            stop::Stop::Exit(_) => signal = 0,
-            stop::Stop::Entry(number) => {
+        match trace::next_stop(order.thread, signal) {
+            Stop::Ended => return,
+            Stop::Signal(next) => signal = next,
+            Stop::Exit(_) => signal = 0,
+            Stop::Entry(number) => {
                 signal = 0;
                 if order.state.load(Acquire) == LEAVE {
                     break;
@@ -122,7 +123,7 @@ extern "C" fn go_along(order: usize) {
             }
         }
     }
-    stop::detach(order.thread);
+    trace::detach(order.thread, 0);
 }
 
 const SYS_CLONE3: i64 = 435;
@@ -133,12 +134,12 @@ fn fork_of(order: &Order) -> bool {
     // A thread that cannot be stopped, because it waits in the kernel for its own child of `vfork`, say, runs on: the child
     // may then find what it writes in the meantime.
     let _ = stop::stop_all(order.tasks, order.thread, &mut threads);
-    fork::freeze(&stop::own_of(order.thread));
+    fork::freeze(&trace::own_of(order.thread));
     let result = loop {
-        match stop::next_stop(order.thread, 0) {
-            stop::Stop::Exit(result) => break result,
-            stop::Stop::Ended => break -1,
-            stop::Stop::Signal(_) | stop::Stop::Entry(_) => {}
+        match trace::next_stop(order.thread, 0) {
+            Stop::Exit(result) => break result,
+            Stop::Ended => break -1,
+            Stop::Signal(_) | Stop::Entry(_) => {}
         }
     };
     if result > 0 {

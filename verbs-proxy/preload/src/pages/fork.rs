@@ -17,7 +17,7 @@ use super::array::Array;
 use super::escort::{self, Escort};
 use super::patch::Patch;
 use super::windows::Windows;
-use super::{GATE, PAGE, STATE, bystander, fault, interpose, maps, signals, stop, sys};
+use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads};
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ops::{ControlFlow, Range};
@@ -39,7 +39,6 @@ struct Fork {
     escort: Option<Escort>,
     /// Signals that the forking thread blocked before.
     blocked: u64,
-    marked: bool,
 }
 
 struct Global(UnsafeCell<Fork>);
@@ -47,8 +46,7 @@ struct Global(UnsafeCell<Fork>);
 // SAFETY: reached by the holder of the gate, and by whom it waits for.
 unsafe impl Sync for Global {}
 
-static FORK: Global =
-    Global(UnsafeCell::new(Fork { patches: Array::new(), escort: None, blocked: 0, marked: false }));
+static FORK: Global = Global(UnsafeCell::new(Fork { patches: Array::new(), escort: None, blocked: 0 }));
 
 /// # Safety
 /// The gate is held for the caller, and no other reference is in use.
@@ -80,11 +78,10 @@ fn gather(patches: &mut Array<Patch>) {
     if !state.shares() {
         return;
     }
-    let split = interpose::may_be_wiped();
     let _ = maps::visit(&(0..usize::MAX), false, |mapping| {
         state.each_shown(&mapping, &mut |shown| {
             let patch = Patch { start: shown.start, end: shown.end, protection: shown.protection, aside: shown.aside };
-            if patch.aside == 0 || !split {
+            if patch.aside == 0 {
                 patches.push(patch);
                 return;
             }
@@ -118,15 +115,14 @@ extern "C" fn prepare() {
     READ_END.store(read, Relaxed);
     WRITE_END.store(write, Relaxed);
     fork.blocked = signals::unblock(libc::SIGSEGV);
-    fork.marked = interpose::may_be_wiped();
     THREAD.store(sys::thread(), Relaxed);
     PROCESS.store(sys::process(), Relaxed);
     if sys::threads() > 1 {
-        fork.escort = escort::start();
+        fork.escort = if hold::may_stop() { escort::start() } else { None };
         if fork.escort.is_some() {
             return;
         }
-        if !stop::nobody_blocks(libc::SIGSEGV) {
+        if !threads::nobody_blocks(libc::SIGSEGV) {
             // Nothing keeps others from the pages without harm: the child does not get them.
             finish(fork);
             return;
@@ -149,9 +145,7 @@ pub fn freeze(own: &[Range<usize>]) {
     let fork = unsafe { fork() };
     fault::announce();
     for patch in fork.patches.iter() {
-        if fork.marked {
-            patch.mark();
-        }
+        patch.mark();
         // SAFETY: writers are stopped, or caught by the handler.
         unsafe {
             let _ = sys::madvise(patch.start, patch.end - patch.start, libc::MADV_DOFORK);
@@ -178,9 +172,7 @@ pub fn thaw() {
     // SAFETY: called by the forking thread, or for it.
     let fork = unsafe { fork() };
     for patch in fork.patches.iter() {
-        if fork.marked {
-            patch.unmark();
-        }
+        patch.unmark();
         // SAFETY: their own protection, or for the private pages in it the same.
         let _ = unsafe { sys::mprotect(patch.start, patch.end - patch.start, patch.protection) };
     }
@@ -228,7 +220,7 @@ extern "C" fn child() {
     let fork = unsafe { fork() };
     if PROCESS.load(Relaxed) != 0 {
         for patch in fork.patches.iter() {
-            let wiped = fork.marked && patch.is_wiped();
+            let wiped = patch.is_wiped();
             let mut start = patch.start;
             while start < patch.end {
                 let end = WINDOWS.next(start).min(patch.end);

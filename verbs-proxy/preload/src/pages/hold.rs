@@ -3,7 +3,7 @@
 // UNSAFETY: changes what the application may do with its memory, for a moment.
 #![allow(unsafe_code)]
 
-use super::{bystander, fault, stop, sys, uffd};
+use super::{bystander, fault, stop, sys, threads, uffd};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering::*};
 
@@ -60,11 +60,18 @@ fn allowed() -> u8 {
     }
 }
 
+/// Whether other threads may be stopped, for a fork: it has no other way but signals.
+pub fn may_stop() -> bool {
+    allowed() != SIGNALS
+}
+
 /// In tests: only this method, or any.
 #[cfg(test)]
 pub fn force(name: Option<&str>) {
     let allowed = match name {
         None => ALL,
+        // For memory that no other thread of the test uses.
+        Some("alone") => ALONE,
         Some("userfaultfd") => USERFAULTFD,
         Some("stop") => STOPPED,
         Some("signals") => SIGNALS,
@@ -77,7 +84,7 @@ pub fn force(name: Option<&str>) {
 /// loses no data.
 pub fn method(faults: bool) -> Result<Method, i32> {
     let allowed = allowed();
-    if allowed & ALONE != 0 && sys::threads() == 1 {
+    if allowed == ALONE || allowed & ALONE != 0 && sys::threads() == 1 {
         return Ok(Method::Alone);
     }
     if faults
@@ -86,7 +93,7 @@ pub fn method(faults: bool) -> Result<Method, i32> {
     {
         return Ok(Method::Userfaultfd(file));
     }
-    if allowed != SIGNALS && stop::is_possible() {
+    if may_stop() && stop::is_possible() {
         return Ok(Method::Stopped);
     }
     signals()
@@ -105,7 +112,7 @@ impl Method {
 
 /// The last resort, if it does no harm.
 fn signals() -> Result<Method, i32> {
-    if !stop::nobody_blocks(libc::SIGSEGV) {
+    if !threads::nobody_blocks(libc::SIGSEGV) {
         return Err(libc::EPERM);
     }
     fault::install()?;

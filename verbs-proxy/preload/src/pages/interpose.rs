@@ -19,9 +19,8 @@ use core::sync::atomic::{AtomicBool, Ordering::*};
 
 /// Whether any memory may show a region's file.
 static SHARED: AtomicBool = AtomicBool::new(false);
-/// Whether the program has ever asked for memory that is not dumped, or that a child finds wiped.
+/// Whether the program has ever asked for memory that is not dumped.
 static UNDUMPED: AtomicBool = AtomicBool::new(false);
-static WIPED: AtomicBool = AtomicBool::new(false);
 
 /// There is shared memory from now on, or there is none.
 pub fn set_shared(shared: bool) {
@@ -32,11 +31,6 @@ pub fn set_shared(shared: bool) {
 /// if it ever wanted some memory left out, all that is shared is.
 pub fn may_be_dumped() -> bool {
     !UNDUMPED.load(Relaxed)
-}
-
-/// Whether some memory may have to be wiped in a child.
-pub fn may_be_wiped() -> bool {
-    WIPED.load(Relaxed)
 }
 
 const MADV_DONTNEED_LOCKED: i32 = 24;
@@ -84,8 +78,6 @@ fn meaning(advice: i32) -> Meaning {
 pub fn advise(address: usize, length: usize, advice: i32) -> Result<(), i32> {
     if advice == libc::MADV_DONTDUMP {
         UNDUMPED.store(true, Relaxed);
-    } else if advice == libc::MADV_WIPEONFORK {
-        WIPED.store(true, Relaxed);
     }
     // SAFETY: the program's own call.
     let call = |start: usize, end: usize| unsafe { sys::madvise(start, end - start, advice) };
@@ -128,7 +120,7 @@ fn advise_shown(shown: &Shown, advice: i32, meaning: Meaning) -> Result<(), i32>
             Meaning::Refused => Err(libc::EINVAL),
             Meaning::Drop => {
                 let needs_unlocked = advice == libc::MADV_DONTNEED || advice == libc::MADV_FREE;
-                if shown.locked && needs_unlocked {
+                if needs_unlocked && sys::is_locked(shown.start) {
                     return Err(libc::EINVAL);
                 }
                 swap::detach(shown)?;

@@ -6,7 +6,7 @@
 //! ([`interpose`]) has the effect that it has on private memory: a region keeps its pages, as those that a driver has pinned.
 //!
 //! - [`state`], [`table`]: which pages are shared, and what is to be done.
-//! - [`swap`]: replaces pages; [`hold`], [`uffd`], [`stop`], [`fault`], [`bystander`]: keeps everybody from them meanwhile.
+//! - [`swap`]: replaces pages; [`hold`], [`uffd`], [`stop`] (with [`threads`], [`trace`]), [`fault`], [`bystander`]: keeps everybody from them meanwhile.
 //! - [`maps`]: what is mapped where; [`fork`], [`escort`], [`patch`], [`windows`]: forks.
 //! - [`array`], [`kept`], [`lock`], [`signals`], [`sys`]: memory, descriptors, locks and system calls that disturb nobody.
 
@@ -27,8 +27,6 @@ mod stop;
 mod swap;
 mod sys;
 mod table;
-mod uffd;
-mod windows;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -39,6 +37,12 @@ mod tests_concurrent;
 mod tests_fork;
 #[cfg(test)]
 mod tests_speed;
+#[cfg(test)]
+mod tests_threads;
+mod threads;
+mod trace;
+mod uffd;
+mod windows;
 
 use alloc::vec::Vec;
 use array::Array;
@@ -139,6 +143,8 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
         }
     }
     free_unused(regions);
+    // What the kernel says where it may lock no more memory; of verbs it is this.
+    let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });
     result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
 }
 

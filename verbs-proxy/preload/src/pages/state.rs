@@ -1,9 +1,8 @@
-//! What [`super::acquire`] and [`super::release`] do, under the lock.
+//! What is shared, and what [`super::acquire`] and [`super::release`] do, under the lock.
 //!
 //! Nothing here allocates by the C library, and nothing asks the proxy: see [`super::array`] and [`super::acquire`].
 
-// UNSAFETY: ends mappings of this module.
-#![allow(unsafe_code)]
+mod back;
 
 use super::array::Array;
 use super::maps::{self, Kind, Mapping};
@@ -12,6 +11,7 @@ use super::sys::{self, Identity};
 use super::table::{Run, Table};
 use super::{PAGE, Regions, Segment};
 use super::{bystander, interpose};
+use back::discard;
 use core::ops::{ControlFlow, Range};
 
 /// The file behind a region.
@@ -176,8 +176,7 @@ impl State {
             };
             let end = end.min(mapping.end);
             let aside = run.map_or(0, |run| run.aside_at(start));
-            let locked = run.is_some_and(|run| run.locked);
-            each(&Shown { start, end, protection: mapping.protection, aside, locked });
+            each(&Shown { start, end, protection: mapping.protection, aside });
             start = end;
         }
     }
@@ -299,7 +298,7 @@ impl State {
         }
         for run in runs.iter() {
             discard(run, &bytes(&run.range()));
-            // They may show elsewhere: the application can have moved them.
+            // The application may have moved it.
             if let Some(backing) = self.backing_mut(run.region) {
                 backing.astray = true;
             }
@@ -321,9 +320,9 @@ impl State {
             let mut shared = Shared::default();
             result = swap::share(&area, offer.file, offset as u64, &mut shared);
             if shared.bytes > 0 {
-                let Shared { bytes, aside, locked } = shared;
+                let Shared { bytes, aside } = shared;
                 let (region, offset) = (offer.region, offset / PAGE);
-                self.insert(Run { first: area.start / PAGE, pages: bytes / PAGE, count: 0, region, offset, aside, locked });
+                self.insert(Run { first: area.start / PAGE, pages: bytes / PAGE, count: 0, region, offset, aside });
             }
             if result.is_err() {
                 break;
@@ -349,110 +348,6 @@ impl State {
         }
     }
 
-    /// Makes the pages of the runs that left the table private again.
-    fn give_back_all(&mut self, regions: &dyn Regions) {
-        let runs = core::mem::replace(&mut self.runs, Array::new());
-        for run in runs.iter() {
-            self.give_back(run, regions);
-        }
-        self.runs = runs;
-    }
-
-    fn give_back(&mut self, run: &Run, regions: &dyn Regions) {
-        let range = bytes(&run.range());
-        let Some(&backing) = self.backing(run.region) else { return };
-        let is_last = backing.pages == run.pages;
-        // The proxy empties the file when the region is free; until then no more than a chunk may be there twice.
-        let rest = if is_last && range.len() <= swap::CHUNK { Rest::Stays } else { Rest::Removed };
-        let (mut next, mut found, mut failed, mut grown) = (range.start, 0, false, None);
-        let visited = maps::visit(&range, false, |whole| {
-            let Some(part) = whole.clip(&range) else { return ControlFlow::Continue(()) };
-            if !self.shows(run, &part) {
-                return ControlFlow::Continue(());
-            }
-            discard(run, &(next..part.start));
-            next = part.end;
-            found += part.length();
-            let beyond = whole.start + backing.bytes.saturating_sub(whole.offset) as usize;
-            if whole.end > beyond.max(range.end) {
-                grown = whole.clip(&(beyond.max(range.end)..usize::MAX));
-            }
-            let Mapping { start, end, protection, .. } = part;
-            let shown = Shown { start, end, protection, aside: run.aside_at(start), locked: run.locked };
-            let (done, result) = swap::give_back(&shown, rest);
-            if result.is_err() {
-                failed = true;
-                discard(run, &(start + done..end));
-            }
-            ControlFlow::Continue(())
-        });
-        discard(run, &(next..range.end));
-        if let Some(grown) = grown {
-            failed |= self.privatise(&grown, regions).is_err();
-        }
-        // The application has moved the rest, or unmapped it.
-        let offset = (run.offset * PAGE) as u64;
-        if found < range.len() {
-            failed |= visited.is_err() || self.privatise_shown(&backing, offset..offset + range.len() as u64, regions).is_err();
-        }
-        if failed && let Some(backing) = self.backing_mut(run.region) {
-            backing.astray = true;
-        }
-        self.drop_pages(run, regions);
-    }
-
-    /// Makes private whatever shows these bytes of a file, wherever it is; and what lies beyond the region in the same mappings.
-    fn privatise_shown(&self, backing: &Backing, bytes: Range<u64>, regions: &dyn Regions) -> Result<(), i32> {
-        let mut result = Ok(());
-        maps::visit(&(0..usize::MAX), false, |mapping| {
-            let end = mapping.offset + mapping.length() as u64;
-            let shows = mapping.shared && mapping.identity() == backing.identity;
-            if shows && mapping.offset < bytes.end && bytes.start < end && !regions.is_own(mapping.start) {
-                // Other parts of the same mapping are shared for their own sake.
-                let last = if end > backing.bytes && bytes.end == backing.bytes { end } else { bytes.end.min(end) };
-                let first = bytes.start.max(mapping.offset);
-                let start = mapping.start;
-                let part = start + (first - mapping.offset) as usize..start + (last - mapping.offset) as usize;
-                if let Some(part) = mapping.clip(&part) {
-                    result = result.and(self.privatise(&part, regions));
-                }
-            }
-            ControlFlow::Continue(())
-        })
-        .and(result)
-    }
-
-    fn privatise(&self, mapping: &Mapping, regions: &dyn Regions) -> Result<(), i32> {
-        if regions.is_own(mapping.start) {
-            return Ok(());
-        }
-        let &Mapping { start, end, protection, .. } = mapping;
-        swap::give_back(&Shown { start, end, protection, aside: 0, locked: false }, Rest::Stays).1
-    }
-
-    /// The table does not refer to the run's pages any more.
-    fn drop_pages(&mut self, run: &Run, regions: &dyn Regions) {
-        if let Some(backing) = self.backing_mut(run.region) {
-            backing.pages -= run.pages;
-            self.forget_unused(run.region, regions);
-        }
-    }
-
-    /// The proxy empties a region that is freed: not as long as the application sees it somewhere.
-    fn forget_unused(&mut self, region: u32, regions: &dyn Regions) {
-        let Ok(at) = self.backings.binary_search_by_key(&region, |backing| backing.region) else { return };
-        let backing = self.backings[at];
-        if backing.pages > 0 {
-            return;
-        }
-        // What could not be made private may have been unmapped since, or there is memory for it now.
-        if backing.astray && self.privatise_shown(&backing, 0..u64::MAX, regions).is_err() {
-            return;
-        }
-        self.backings.remove(at..at + 1);
-        self.freed.push(region);
-    }
-
     /// Whether anything is shared.
     pub fn shares(&self) -> bool {
         !self.backings.is_empty()
@@ -467,14 +362,6 @@ impl State {
                 _ => out.push(Segment { region: run.region, offset, length }),
             }
         }
-    }
-}
-
-/// Ends what is kept aside for a part of a run.
-fn discard(run: &Run, range: &Range<usize>) {
-    if run.aside != 0 && range.start < range.end {
-        // SAFETY: ours, and empty.
-        unsafe { sys::munmap(run.aside_at(range.start), range.len()) };
     }
 }
 

@@ -42,8 +42,6 @@ pub struct Shared {
     pub bytes: usize,
     /// Where the application's own mapping is, or zero.
     pub aside: usize,
-    /// Whether it was locked in memory.
-    pub locked: bool,
 }
 
 /// Moves the area's contents into `file` from `offset` on, and the file under the area. After an error what `shared` does not
@@ -52,6 +50,12 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
     // A userfaultfd watches no files.
     let mut method = hold::method(!area.file_backed)?;
     let mut place = if method == Method::Signals { None } else { reserve(area) };
+    // Where the program locks whatever it maps and may lock no more, its own memory is not locked for a moment.
+    let locked = place.is_none() && sys::is_locked(area.start);
+    if locked {
+        sys::unlock(area.start, area.length());
+        place = if method == Method::Signals { None } else { reserve(area) };
+    }
     let mut result = Ok(());
     while shared.bytes < area.length() && result.is_ok() {
         let at = area.start + shared.bytes;
@@ -69,7 +73,7 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
             Ok(aside) => {
                 if aside != 0 {
                     shared.aside = if shared.bytes == 0 { aside } else { shared.aside };
-                    shared.locked |= empty(&chunk, aside);
+                    empty(&chunk, aside);
                 }
                 shared.bytes += chunk.len();
             }
@@ -94,6 +98,10 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
     if result.is_err() {
         release(place, area, shared.bytes);
     }
+    if locked {
+        sys::lock_on_fault(area.start, shared.bytes);
+        sys::lock(area.start + shared.bytes, area.length() - shared.bytes);
+    }
     result
 }
 
@@ -108,18 +116,24 @@ fn reserve(area: &Area) -> Option<usize> {
         return Some(0);
     }
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let length = area.length() + CHUNK;
     // SAFETY: replaces nothing.
-    let all = unsafe { sys::mmap(0, length, libc::PROT_NONE, flags, -1, 0) }.ok()?;
-    // As far from a chunk's border as the area, so that a huge page can be moved as one.
-    let start = all + (area.start.wrapping_sub(all)) % CHUNK;
-    // SAFETY: ours, and unused.
-    unsafe {
-        if start > all {
-            sys::munmap(all, start - all);
+    let map = |length: usize| unsafe { sys::mmap(0, length, libc::PROT_NONE, flags, -1, 0) };
+    let length = area.length() + CHUNK;
+    let start = match map(length) {
+        Ok(all) => {
+            // As far from a chunk's border as the area, so that a huge page can be moved as one.
+            let start = all + area.start.wrapping_sub(all) % CHUNK;
+            // SAFETY: ours, and unused.
+            unsafe {
+                if start > all {
+                    sys::munmap(all, start - all);
+                }
+                sys::munmap(start + area.length(), all + length - (start + area.length()));
+            }
+            start
         }
-        sys::munmap(start + area.length(), all + length - (start + area.length()));
-    }
+        Err(_) => map(area.length()).ok()?,
+    };
     // In case the program locks whatever it maps: this is nothing.
     sys::unlock(start, area.length());
     Some(start)
@@ -137,8 +151,7 @@ fn release(place: Option<usize>, area: &Area, moved: usize) {
 /// would get one aside, with which it could never be one with its neighbours again.
 fn touch(area: &Area, address: usize) {
     if area.protection & libc::PROT_WRITE != 0 {
-        // SAFETY: the page may be written, and zero is added to whatever is in it.
-        unsafe { &*(address as *const core::sync::atomic::AtomicU8) }.fetch_add(0, core::sync::atomic::Ordering::Relaxed);
+        sys::touch(address);
     }
 }
 
@@ -173,13 +186,7 @@ fn share_by_moving(
     })
 }
 
-fn share_by_copying(
-    area: &Area,
-    method: Method,
-    chunk: &Range<usize>,
-    file: i32,
-    offset: u64,
-) -> Result<(), Failure> {
+fn share_by_copying(area: &Area, method: Method, chunk: &Range<usize>, file: i32, offset: u64) -> Result<(), Failure> {
     let (start, length, protection) = (chunk.start, chunk.len(), area.protection);
     let dump = interpose::may_be_dumped();
     hold::perform(method, Who::Writers, chunk, protection, move || {
@@ -196,7 +203,8 @@ fn share_by_copying(
 /// # Safety
 /// Nobody writes to the memory.
 unsafe fn fill(file: i32, from: usize, length: usize, offset: u64, protection: i32, dump: bool) -> Result<usize, i32> {
-    let by_writing = sys::longest_file() >= offset + length as u64;
+    // A limit on files would be a signal, and valgrind reports what is written if nobody has ever set it.
+    let by_writing = sys::longest_file() >= offset + length as u64 && !sys::is_emulated();
     if by_writing {
         sys::pwrite(file, from, length, offset)?;
     }
@@ -225,19 +233,17 @@ unsafe fn fill(file: i32, from: usize, length: usize, offset: u64, protection: i
     Ok(view)
 }
 
-/// Gives back the memory of what was moved aside, whose contents are the file's now, and keeps it out of reach. Whether it was
-/// locked: then the file under its place is, instead.
-fn empty(chunk: &Range<usize>, aside: usize) -> bool {
+/// Gives back the memory of what was moved aside, whose contents are the file's now, and keeps it out of reach. If it was
+/// locked, the file under its place is, instead.
+fn empty(chunk: &Range<usize>, aside: usize) {
     // SAFETY: what is in it is not needed any more.
     unsafe {
-        let locked = sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED) == Err(libc::EINVAL);
-        if locked {
+        if sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED) == Err(libc::EINVAL) {
             sys::unlock(aside, chunk.len());
             let _ = sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED);
             sys::lock_on_fault(chunk.start, chunk.len());
         }
         let _ = sys::mprotect(aside, chunk.len(), libc::PROT_NONE);
-        locked
     }
 }
 
@@ -250,7 +256,6 @@ pub struct Shown {
     pub protection: i32,
     /// The application's own mapping, or zero.
     pub aside: usize,
-    pub locked: bool,
 }
 
 /// What is to become of what private memory leaves behind.
@@ -268,16 +273,20 @@ pub enum Rest {
 pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
     let remove = rest == Rest::Removed;
     let length = shown.end - shown.start;
-    if shown.locked {
+    // As the application has it today. The pages of what is locked cannot be given back.
+    let locked = sys::is_locked(shown.start);
+    if locked {
         sys::unlock(shown.start, length);
     }
     let readable = shown.protection & libc::PROT_READ != 0;
     let again = if remove || !readable { sys::map_again(shown.start, length).unwrap_or(0) } else { 0 };
     let (mut done, mut result) = (0, Ok(()));
     if !readable {
-        // SAFETY: a mapping of ours.
-        let opened = if again == 0 { Err(libc::ENOMEM) } else { unsafe { sys::mprotect(again, length, libc::PROT_READ) } };
-        result = opened;
+        result = match again {
+            0 => Err(libc::ENOMEM),
+            // SAFETY: a mapping of ours.
+            _ => unsafe { sys::mprotect(again, length, libc::PROT_READ) },
+        };
     }
     while done < length && result.is_ok() {
         let start = shown.start + done;
@@ -288,7 +297,7 @@ pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
         if result.is_err() {
             break;
         }
-        if shown.locked {
+        if locked {
             sys::lock(start, chunk.len());
         }
         if remove && again != 0 {

@@ -170,6 +170,14 @@ pub fn lock(address: usize, length: usize) {
     let _ = unsafe { call(libc::SYS_mlock, [address, length, 0, 0, 0, 0]) };
 }
 
+/// Whether the mapping is locked in memory: then the kernel refuses to be told that its first page is not needed soon, which
+/// changes nothing else.
+pub fn is_locked(address: usize) -> bool {
+    const MADV_COLD: i32 = 20;
+    // SAFETY: advice that keeps the contents.
+    unsafe { madvise(address, super::PAGE, MADV_COLD) == Err(libc::EINVAL) }
+}
+
 /// The opposite.
 pub fn unlock(address: usize, length: usize) {
     // SAFETY: as above.
@@ -185,17 +193,48 @@ pub fn longest_file() -> u64 {
     limit.rlim_cur
 }
 
+/// Writes to memory that may be written, without changing it. As an instruction, because the compiler makes a load of an
+/// addition of zero.
+pub fn touch(address: usize) {
+    // SAFETY: zero is added, at once for all other threads, to whatever is there.
+    unsafe { asm!("lock add byte ptr [{}], 0", in(reg) address, options(nostack)) };
+}
+
+/// Whether valgrind runs the program.
+pub fn is_emulated() -> bool {
+    const RUNNING_ON_VALGRIND: usize = 0x1001;
+    ask_valgrind(RUNNING_ON_VALGRIND, 0) != 0
+}
+
+/// Asks valgrind by what is no instruction's work otherwise (`valgrind/valgrind.h`). Zero where there is none.
+fn ask_valgrind(question: usize, argument: usize) -> usize {
+    let question = [question, argument, 0, 0, 0, 0];
+    let mut answer = 0usize;
+    // SAFETY: turns a register all the way round, and exchanges one with itself.
+    unsafe {
+        asm!(
+            "rol rdi, 3", "rol rdi, 13", "rol rdi, 61", "rol rdi, 51", "xchg rbx, rbx",
+            in("rax") question.as_ptr(), inout("rdx") answer, out("rdi") _, options(nostack, readonly)
+        );
+    }
+    answer
+}
+
 /// Copies bytes between mappings. Not the C library's function, which a sanitizer may have replaced by one that looks at
 /// what is copied, and not the kernel, which would need a descriptor.
 ///
 /// # Safety
 /// Both ranges are mapped, and do not overlap; nothing uses the target.
 pub unsafe fn copy(from: usize, to: usize, length: usize) {
+    const CHANGE_ERR_DISABLEMENT: usize = 0x1801;
+    // Pages are copied whole, with what lies between an allocator's blocks.
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1);
     // SAFETY: promised by the caller.
     unsafe {
         asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") length => _,
             options(nostack, preserves_flags));
     }
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1usize.wrapping_neg());
 }
 
 /// # Safety
@@ -283,9 +322,8 @@ pub fn thread() -> u32 {
 pub fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes a time.
-    let _ = unsafe {
-        call(libc::SYS_clock_gettime, [libc::CLOCK_MONOTONIC as usize, &raw mut time as usize, 0, 0, 0, 0])
-    };
+    let _ =
+        unsafe { call(libc::SYS_clock_gettime, [libc::CLOCK_MONOTONIC as usize, &raw mut time as usize, 0, 0, 0, 0]) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 

@@ -16,8 +16,6 @@ pub struct Run {
     pub offset: usize,
     /// Where the application's own mapping is kept meanwhile, emptied; zero if it was not.
     pub aside: usize,
-    /// Whether it was locked in memory.
-    pub locked: bool,
 }
 
 impl Run {
@@ -49,7 +47,6 @@ impl Run {
             && self.region == next.region
             && self.offset + self.pages == next.offset
             && aside == next.aside
-            && self.locked == next.locked
     }
 }
 
@@ -199,7 +196,7 @@ mod tests {
     }
 
     fn run(first: usize, pages: usize, count: u32) -> Run {
-        Run { first, pages, count, region: 7, offset: first - 10, aside: first * PAGE + (1 << 20), locked: false }
+        Run { first, pages, count, region: 7, offset: first - 10, aside: first * PAGE + (1 << 20) }
     }
 
     /// The runs that `change` takes out.
@@ -253,11 +250,10 @@ mod tests {
         table.insert(Run { region: 8, offset: 9, ..run(14, 2, 1) });
         table.insert(Run { region: 8, offset: 11, ..run(16, 2, 1) });
         table.insert(Run { region: 8, offset: 13, aside: 0, ..run(18, 2, 1) });
-        table.insert(Run { region: 8, offset: 15, aside: 0, locked: true, ..run(20, 2, 1) });
-        table.reference(10..22);
-        assert_eq!(table.runs().len(), 5);
+        table.reference(10..20);
+        assert_eq!(table.runs().len(), 4);
         assert_eq!(at(&table, 13).map(|run| run.region), Some(8));
-        assert_eq!(at(&table, 22), None);
+        assert_eq!(at(&table, 20), None);
     }
 
     #[derive(Clone, Debug)]

@@ -9,6 +9,9 @@ use crate::pages::interpose::{advise, remap};
 
 const CHUNK: usize = swap::CHUNK;
 
+/// Every way that keeps the application's own mapping.
+const METHODS: [Option<&str>; 3] = [Some("alone"), Some("userfaultfd"), Some("stop")];
+
 /// How many mappings this process has.
 fn mapped() -> usize {
     std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
@@ -35,7 +38,7 @@ fn flags(address: usize) -> Vec<String> {
 #[test]
 fn mappings_are_as_many_as_before() {
     let (mut files, memory) = (Files::new(), Memory::new(4096));
-    for method in [None, Some("userfaultfd"), Some("stop")] {
+    for method in METHODS {
         hold::force(method);
         acquire(memory.address, PAGE, true, &mut files).unwrap();
         release(memory.address, PAGE, &mut files);
@@ -64,6 +67,63 @@ fn what_was_never_touched_becomes_one_mapping_again() {
     unsafe { sys::munmap(address, 8 * CHUNK) };
 }
 
+/// Also when many parts of it are registered at once.
+#[test]
+fn what_was_never_touched_becomes_one_mapping_again_from_many() {
+    let mut files = Files::new();
+    for method in METHODS {
+        hold::force(method);
+        let address = sys::anonymous(400 * PAGE).unwrap();
+        for _ in 0..3 {
+            for page in (0..400).step_by(2) {
+                acquire(address + page * PAGE, PAGE, true, &mut files).unwrap();
+            }
+            for page in (0..400).step_by(2) {
+                release(address + page * PAGE, PAGE, &mut files);
+            }
+            assert_eq!(mappings(address..address + 400 * PAGE).len(), 1, "{method:?}");
+        }
+        // SAFETY: the test's own.
+        unsafe { sys::munmap(address, 400 * PAGE) };
+        let address = sys::anonymous(400 * PAGE).unwrap();
+        for turn in 0..1200 {
+            acquire(address + turn * 2 % 400 * PAGE, PAGE, true, &mut files).unwrap();
+            if turn >= 50 {
+                release(address + (turn - 50) * 2 % 400 * PAGE, PAGE, &mut files);
+            }
+        }
+        for turn in 1150..1200 {
+            release(address + turn * 2 % 400 * PAGE, PAGE, &mut files);
+        }
+        assert_eq!(mappings(address..address + 400 * PAGE).len(), 1, "{method:?}");
+        // SAFETY: the test's own.
+        unsafe { sys::munmap(address, 400 * PAGE) };
+    }
+    hold::force(None);
+}
+
+/// A page is moved away, and another one is registered in its place: each is its own.
+#[test]
+fn what_was_moved_away_before_its_place_is_registered_again_is_kept() {
+    let (mut files, memory, elsewhere) = (Files::new(), Memory::new(2), Memory::new(2));
+    acquire(memory.address, 2 * PAGE, true, &mut files).unwrap();
+    // SAFETY: the test's own pages.
+    unsafe {
+        sys::move_pages(memory.address, 2 * PAGE, elsewhere.address).unwrap();
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        sys::mmap(memory.address, 2 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).unwrap();
+    }
+    let again = acquire(memory.address, 2 * PAGE, true, &mut files).unwrap();
+    elsewhere.assert_untouched();
+    assert_eq!(memory.get(9), 0);
+    release(memory.address, 2 * PAGE, &mut files);
+    elsewhere.assert_untouched();
+    assert_same_memory(&files, &again, memory.address, 2 * PAGE);
+    release(memory.address, 2 * PAGE, &mut files);
+    elsewhere.assert_untouched();
+    assert!(files.views.is_empty());
+}
+
 #[test]
 fn attributes_survive() {
     let mut files = Files::new();
@@ -80,7 +140,7 @@ fn attributes_survive() {
     for wanted in ["lo", "dd", "hg", "wf", "rr"] {
         assert!(before.iter().any(|flag| flag == wanted), "{wanted} in {before:?}");
     }
-    for method in [None, Some("userfaultfd"), Some("stop")] {
+    for method in METHODS {
         hold::force(method);
         acquire(address + 100, CHUNK - 200, true, &mut files).unwrap();
         let meanwhile = flags(address);
@@ -95,6 +155,25 @@ fn attributes_survive() {
     unsafe {
         assert!((0..CHUNK).all(|at| *((address + at) as *const u8) == 7));
         sys::munmap(address, CHUNK);
+    }
+}
+
+/// Locks that the application sets or ends while memory is registered are as it left them.
+#[test]
+fn locks_of_registered_memory_stay_as_they_are_set() {
+    let (mut files, memory) = (Files::new(), Memory::new(8));
+    let is_locked = || flags(memory.address).iter().any(|flag| flag == "lo");
+    for lock in [true, false] {
+        acquire(memory.address, memory.length, true, &mut files).unwrap();
+        if lock {
+            sys::lock(memory.address, memory.length)
+        } else {
+            sys::unlock(memory.address, memory.length)
+        }
+        release(memory.address, memory.length, &mut files);
+        assert_eq!(is_locked(), lock);
+        assert_eq!(memory.mappings().len(), 1);
+        memory.assert_untouched();
     }
 }
 
@@ -193,7 +272,11 @@ fn the_programs_own_mremap_works_on_any_part() {
         assert_eq!(unsafe { *((grown + at) as *const u8) }, (at / PAGE * 31 + at) as u8, "byte {at}");
     }
     assert_eq!(mappings(grown..grown + 32 * PAGE).len(), 1);
-    assert_eq!(remap(grown, 0, PAGE, libc::MREMAP_MAYMOVE, 0), Err(libc::EINVAL), "private memory cannot be mapped twice");
+    assert_eq!(
+        remap(grown, 0, PAGE, libc::MREMAP_MAYMOVE, 0),
+        Err(libc::EINVAL),
+        "private memory cannot be mapped twice"
+    );
     release(memory.address + 4 * PAGE, 4 * PAGE, &mut files);
     // SAFETY: the test's own.
     unsafe { sys::munmap(grown, 32 * PAGE) };

@@ -78,7 +78,7 @@ fn no_increment_is_lost_with_userfaultfd() {
 fn no_increment_is_lost_with_signals() {
     let mut files = Files::new();
     hold::force(Some("signals"));
-    no_increment_is_lost(zeroed(16).address, 16, &mut files, 2000);
+    no_increment_is_lost(zeroed(16).address, 16, &mut files, 300);
     hold::force(None);
 }
 
@@ -202,8 +202,7 @@ fn share_lowest_and_grow(files: &mut Files, depth: usize) {
     let sp = own.end - (16 << 10);
     // Earlier swaps have split it.
     let below = mappings(sp - (8 << 20)..sp);
-    let lowest =
-        below.iter().rev().fold(sp, |low, mapping| if low <= mapping.end { mapping.start } else { low });
+    let lowest = below.iter().rev().fold(sp, |low, mapping| if low <= mapping.end { mapping.start } else { low });
     let length = sp + PAGE - lowest;
     let acquired = acquire(lowest, length, true, files).unwrap();
     assert_eq!(grow(depth), depth / PAGE);

@@ -8,7 +8,7 @@ use super::*;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
 /// Runs `work` in a child; its answer. A child that does not end within ten seconds is killed and fails the test.
-fn in_child(work: impl FnOnce() -> i32) -> Child {
+pub fn in_child(work: impl FnOnce() -> i32) -> Child {
     // SAFETY: the child uses what the C library lets it use after a fork, and never returns.
     match unsafe { libc::fork() } {
         0 => {
@@ -25,11 +25,11 @@ fn in_child(work: impl FnOnce() -> i32) -> Child {
     }
 }
 
-struct Child(i32);
+pub struct Child(i32);
 
 impl Child {
     #[track_caller]
-    fn answers(self, expected: i32) {
+    pub fn answers(self, expected: i32) {
         let mut status = 0;
         // SAFETY: waits for our own child.
         assert_eq!(unsafe { libc::waitpid(self.0, &mut status, 0) }, self.0);
