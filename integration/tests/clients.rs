@@ -63,6 +63,16 @@ fn trials() -> Result<Vec<Trial>> {
     trials.push(test("descriptors::processes_begun_by_python", python));
     let program = client::compile("legal", &["check.c"])?;
     trials.push(test("legal::answers_are_those_of_the_kernels_driver", move || legal(&program)));
+    let keep = client::compile("keep", &["keep_memory.c", "keep_limits.c", "loop.c", "check.c"])?;
+    for case in list(&keep)?.lines() {
+        let (program, case) = (keep.clone(), case.to_owned());
+        trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[&case], Limits::default())));
+    }
+    for case in ["quotas_are_whole", "another_process_finds_room"] {
+        let program = keep.clone();
+        let limits = Limits { max_mr: 64, max_mr_bytes: 64 << 20, ..Limits::default() };
+        trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[case], limits)));
+    }
     let tests: [(&str, ProcessTest); 8] = [
         ("forked_and_executed_children_use_verbs", children),
         ("quotas_answer_enomem", quotas),

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
+use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::control::adopted::AdoptedFiles;
 use ringfence_proxy::control::links::Complaints;
@@ -17,11 +18,12 @@ use ringfence_proxy::fabric::clock::WireClock;
 use ringfence_proxy::fabric::neighbours::Neighbours;
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
+use ringfence_proxy::memory::{RegionTable, places};
 use ringfence_proxy::plane::Plane;
 use ringfence_proxy::plane::bell::Bell;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
-use ringfence_proxy::shared::{Holes, Mapping, PAGE, SealedFile};
+use ringfence_proxy::shared::{Holes, Mapping, SealedFile};
 use ringfence_proxy::warden::{Directory, Duties, Warden};
 use ringfence_proxy::worker::{Worker, now};
 use rustix::fd::{FromRawFd, OwnedFd};
@@ -148,11 +150,13 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     sandbox::become_user(id)?;
     sandbox::give_up_files().context("Landlock")?;
 
-    let doorbell_file = SealedFile::create("ringfence-bells", PAGE)?;
-    let doorbells = Arc::new(Mapping::of(&doorbell_file)?).header(0);
     let limits = &launch.limits;
+    let places = places(limits.max_mr);
+    let doorbell_file = SealedFile::create("ringfence-bells", bells_bytes(places))?;
+    let bells = Arc::new(Mapping::of(&doorbell_file)?);
+    let (regions, entrance) = RegionTable::new(bells.headers(KEYS_OFFSET, places as usize));
     let shaping = Shaping::new(limits.bandwidth, limits.weight, limits.class, link, now());
-    let plane = Plane::new(doorbells, limits.max_mr, shaping);
+    let plane = Plane::new(bells.header(0), regions, shaping);
     // Threads are made before the system calls for it are forbidden.
     let closers = Closers {
         container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
@@ -165,6 +169,8 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         worker,
         quota: Quota::new(limits),
         limits: limits.clone(),
+        entrance,
+        places,
         queues: Queues::default(),
         doorbell_file: Arc::new(doorbell_file.into_fd()),
         bell: Arc::new(ringer),

@@ -3,11 +3,15 @@
 // UNSAFETY: computes addresses inside mappings and copies between them.
 #![allow(unsafe_code)]
 
+mod table;
+
 use crate::guarded::{self, Guard};
 use crate::shared::Mapping;
 use ringfence_protocol::verbs::Access;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+pub use table::{Entrance, Granted, RegionTable, places};
 
 /// A protection domain, unique in the proxy's lifetime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -207,7 +211,6 @@ pub enum AccessFault {
 /// A memory region.
 #[derive(Debug)]
 pub struct MemoryRegion {
-    key: u32,
     pd: PdId,
     access: Access,
     iova: u64,
@@ -238,7 +241,7 @@ impl MemoryRegion {
     ) -> Option<Self> {
         let first = Piece::of(&mapping, offset, usize::try_from(length).ok()?)?;
         iova.checked_add(length)?;
-        Some(Self { key: 0, pd, access, iova, length, first: first.address, guard: first.guard, mapping, share })
+        Some(Self { pd, access, iova, length, first: first.address, guard: first.guard, mapping, share })
     }
 
     /// Offset in the region's mapping of `address`, which must have been admitted.
@@ -272,124 +275,10 @@ impl MemoryRegion {
     }
 }
 
-/// All memory regions of a container, by key.
-///
-/// A key is a place in the table in its low bits and chance in its high ones, and the place is chosen by chance, so
-/// that keys cannot be guessed from one another (ReDMArk, USENIX Security 2021). lkey and rkey are the same number, as
-/// on many RNICs; what it may be used for are the region's rights.
-#[derive(Debug)]
-pub struct RegionTable {
-    slots: Vec<Option<MemoryRegion>>,
-    used: usize,
-}
-
-impl RegionTable {
-    /// A table for up to `regions` regions (at most 2^20).
-    #[must_use]
-    pub fn new(regions: u32) -> Self {
-        // Twice as many places as regions: a free one is found in two tries on average.
-        let slots = (regions.clamp(8, 1 << 20) as usize * 2).next_power_of_two();
-        Self { slots: std::iter::repeat_with(|| None).take(slots).collect(), used: 0 }
-    }
-
-    /// Adds a region and returns its key; `None` if the table is full.
-    pub fn insert(&mut self, mut region: MemoryRegion, mut random: impl FnMut() -> u32) -> Option<u32> {
-        if self.used * 2 >= self.slots.len() {
-            return None;
-        }
-        let mask = self.slots.len() - 1;
-        loop {
-            let key = random();
-            // Zero is what careless programs pass for "no key".
-            if key != 0 && self.slots[key as usize & mask].is_none() {
-                region.key = key;
-                self.slots[key as usize & mask] = Some(region);
-                self.used += 1;
-                return Some(key);
-            }
-        }
-    }
-
-    /// Takes a region out.
-    pub fn remove(&mut self, key: u32) -> Option<MemoryRegion> {
-        let mask = self.slots.len() - 1;
-        let slot = &mut self.slots[key as usize & mask];
-        let region = slot.take_if(|region| region.key == key);
-        self.used -= usize::from(region.is_some());
-        region
-    }
-
-    /// The region with this key.
-    #[must_use]
-    #[inline(always)]
-    pub fn get(&self, key: u32) -> Option<&MemoryRegion> {
-        self.slots[key as usize & (self.slots.len() - 1)].as_ref().filter(|region| region.key == key)
-    }
-
-    /// Checks an access against the region that it names.
-    #[inline(always)]
-    pub fn admit(&self, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<Piece, AccessFault> {
-        self.get(key).ok_or(AccessFault::Key)?.admit(pd, addr, bytes, access)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared::{PAGE, SealedFile};
     use proptest::prelude::*;
-
-    const PD: PdId = PdId(1);
-
-    fn table() -> (RegionTable, u32) {
-        let file = SealedFile::create("test", PAGE).unwrap();
-        let mapping = Arc::new(Mapping::of(&file).unwrap());
-        let region = MemoryRegion::new(mapping, 100, 1000, 0x5000_0064, PD, Access::LOCAL_WRITE, 0).unwrap();
-        let mut table = RegionTable::new(8);
-        let mut next = 7;
-        let key = table
-            .insert(region, || {
-                next += 0x100;
-                next
-            })
-            .unwrap();
-        (table, key)
-    }
-
-    #[test]
-    fn accesses_are_checked_against_key_domain_rights_and_range() {
-        let (table, key) = table();
-        #[track_caller]
-        fn case(
-            table: &RegionTable,
-            key: u32,
-            pd: PdId,
-            addr: u64,
-            bytes: u64,
-            access: Access,
-            expected: Result<usize, AccessFault>,
-        ) {
-            assert_eq!(table.admit(key, pd, addr, bytes, access).map(|piece| piece.bytes()), expected);
-        }
-        let start = 0x5000_0064;
-        case(&table, key, PD, start, 1000, Access::LOCAL_WRITE, Ok(1000));
-        case(&table, key, PD, start + 1000, 0, Access(0), Ok(0));
-        case(&table, key, PD, start, 1001, Access(0), Err(AccessFault::Range));
-        case(&table, key, PD, start - 1, 1, Access(0), Err(AccessFault::Range));
-        case(&table, key, PD, start + 1, u64::MAX, Access(0), Err(AccessFault::Range));
-        case(&table, key, PD, u64::MAX, 2, Access(0), Err(AccessFault::Range));
-        case(&table, key, PdId(2), start, 1, Access(0), Err(AccessFault::Domain));
-        case(&table, key, PD, start, 1, Access::REMOTE_READ, Err(AccessFault::Rights));
-        case(&table, key ^ 0x1000, PD, start, 1, Access(0), Err(AccessFault::Key));
-    }
-
-    #[test]
-    fn a_removed_region_has_no_key() {
-        let (mut table, key) = table();
-        assert!(table.remove(key ^ 0x1000).is_none());
-        assert!(table.remove(key).is_some());
-        assert_eq!(table.admit(key, PD, 0x5000_0064, 1, Access(0)).unwrap_err(), AccessFault::Key);
-    }
 
     proptest! {
         #[test]

@@ -246,6 +246,19 @@ impl Mapping {
         // SAFETY: the assertion; `T: Header` is valid for any bytes and only holds atomics; `Held` keeps the mapping.
         Held { of: unsafe { self.base.add(offset).cast() }, _mapping: Arc::clone(self) }
     }
+
+    /// Several structures of atomics, side by side from `offset` on.
+    ///
+    /// # Panics
+    /// As [`Self::header`].
+    #[must_use]
+    pub fn headers<T: Header>(self: &Arc<Self>, offset: usize, count: usize) -> HeldSlice<T> {
+        let end = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(offset));
+        let fits = end.is_some_and(|end| end <= self.bytes) && offset.is_multiple_of(align_of::<T>());
+        assert!(fits, "{count} headers at {offset} of {} bytes", self.bytes);
+        // SAFETY: as in `header`.
+        HeldSlice { of: unsafe { self.base.add(offset).cast() }, count, _mapping: Arc::clone(self) }
+    }
 }
 
 /// `count` ring slots at `offset`, for a holder that keeps `mapping` beside them.
@@ -277,6 +290,8 @@ unsafe impl Header for ringfence_protocol::layout::QpHeader {}
 unsafe impl Header for ringfence_protocol::layout::CqHeader {}
 // SAFETY: atomics only.
 unsafe impl Header for ringfence_protocol::doorbell::Doorbells {}
+// SAFETY: atomics only.
+unsafe impl Header for ringfence_protocol::keys::KeyWord {}
 
 /// A reference into a mapping, with the mapping.
 #[derive(Debug)]
@@ -296,6 +311,28 @@ impl<T: Header> std::ops::Deref for Held<T> {
     fn deref(&self) -> &T {
         // SAFETY: made by `Mapping::header` from a checked place; the mapping lives as long as `self`.
         unsafe { self.of.as_ref() }
+    }
+}
+
+/// As [`Held`], of several side by side.
+#[derive(Debug)]
+pub struct HeldSlice<T> {
+    of: NonNull<T>,
+    count: usize,
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: `T: Header` is made of atomics.
+unsafe impl<T: Header> Send for HeldSlice<T> {}
+// SAFETY: as above.
+unsafe impl<T: Header> Sync for HeldSlice<T> {}
+
+impl<T: Header> std::ops::Deref for HeldSlice<T> {
+    type Target = [T];
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: made by `Mapping::headers` from a checked place; the mapping lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.of.as_ptr(), self.count) }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::pages::signals::Blocked;
 use crate::process::{self, Generation};
 use crate::shared::Shared;
 use crate::sys::{self, Errno};
-use crate::{atfork, pages, registry};
+use crate::{atfork, mr, pages, registry};
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,12 @@ use ringfence_protocol::control::{
     Handle, Hello, HelloReply, MAGIC, MAX_DATAGRAM, MAX_FDS, Op, ReplyHeader, RequestHeader, SOCKET_PATH,
 };
 use ringfence_protocol::doorbell::Doorbells;
+use ringfence_protocol::keys::{KeyWord, Keys};
+use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// More key words than any proxy has.
+const MOST_PLACES: u32 = 1 << 24;
 
 /// Names another socket than [`SOCKET_PATH`].
 const SOCKET_VARIABLE: &core::ffi::CStr = c"RINGFENCE_SOCKET";
@@ -35,6 +40,12 @@ pub struct Connection {
     pub doorbells: &'static Doorbells,
     /// How to wake it.
     wake: Known,
+    /// Which keys its memory regions answer to.
+    pub words: &'static [KeyWord],
+    /// The order of keys.
+    pub keys: Keys,
+    /// Bytes of deregistered regions that may be kept, and how many regions.
+    pub keep: (u64, u32),
     /// Whether spinning for somebody else's progress is hopeless.
     pub yield_at_once: bool,
     /// How many devices there are.
@@ -101,6 +112,7 @@ pub fn connect() -> Result<Connection, Errno> {
         old.socket.close();
         old.wake.close();
         registry::forget();
+        mr::kept::forget();
         state.connection = None;
     }
     static WATCHED: AtomicBool = AtomicBool::new(false);
@@ -119,7 +131,10 @@ pub fn connect() -> Result<Connection, Errno> {
     if reply.version != VERSION {
         return Err(libc::EPROTO);
     }
-    let doorbells = Shared::map(&memory, size_of::<Doorbells>())?;
+    if !reply.places.is_power_of_two() || reply.places > MOST_PLACES {
+        return Err(libc::EPROTO);
+    }
+    let doorbells = Shared::map(&memory, bells_bytes(reply.places))?;
     let (socket, wake) = (socket.into_known(), wake.hidden().into_known());
     INHERITED.iter().zip([socket, wake]).for_each(|(inherited, known)| inherited.set(known));
     let connection = Connection {
@@ -128,6 +143,10 @@ pub fn connect() -> Result<Connection, Errno> {
         // ring as long as the process runs.
         doorbells: unsafe { doorbells.head() },
         wake,
+        // SAFETY: as above.
+        words: unsafe { doorbells.words(KEYS_OFFSET, reply.places) },
+        keys: Keys::new(reply.places, reply.secret),
+        keep: (reply.keep_bytes, reply.keep_regions),
         yield_at_once: reply.processors == 1,
         devices: reply.devices,
         socket,
@@ -207,25 +226,32 @@ fn undo<R: IntoBytes + Immutable>(
     op: Op,
     reply: &Result<R, Errno>,
 ) -> Errno {
-    let undo = match op {
-        Op::OPEN => Op::CLOSE,
-        Op::ALLOC_REGION => Op::FREE_REGION,
-        Op::CREATE_COMP_CHANNEL => Op::DESTROY_COMP_CHANNEL,
-        Op::CREATE_CQ => Op::DESTROY_CQ,
-        Op::CREATE_QP => Op::DESTROY_QP,
+    let undo: &[Op] = match op {
+        Op::OPEN => &[Op::CLOSE],
+        Op::ALLOC_REGION => &[Op::FREE_REGION],
+        Op::REG_FRESH => &[Op::FREE_REGION, Op::DEREG_MR],
+        Op::CREATE_COMP_CHANNEL => &[Op::DESTROY_COMP_CHANNEL],
+        Op::CREATE_CQ => &[Op::DESTROY_CQ],
+        Op::CREATE_QP => &[Op::DESTROY_QP],
         // Nothing brings a resized queue's old memory back.
         _ => return -libc::EMFILE,
     };
     // Each of these replies begins with what it made.
-    let Ok(Ok((made, _))) = reply.as_ref().map(|reply| u32::read_from_prefix(reply.as_bytes())) else {
-        return -libc::EPROTO;
-    };
-    state.sequence = state.sequence.wrapping_add(1);
-    let request = Handle { handle: made, reserved: 0 };
-    match exchange::<()>(blocked, socket, state.sequence, undo, request.as_bytes(), &[], &mut Fds::default()) {
-        Ok(()) => libc::EMFILE,
-        Err(errno) => -errno.abs(),
+    let mut rest = reply.as_ref().map_or(&[][..], IntoBytes::as_bytes);
+    for undo in undo {
+        let Ok((made, more)) = u32::read_from_prefix(rest) else {
+            return -libc::EPROTO;
+        };
+        rest = more;
+        state.sequence = state.sequence.wrapping_add(1);
+        let request = Handle { handle: made, reserved: 0 };
+        let number = state.sequence;
+        let undone = exchange::<()>(blocked, socket, number, *undo, request.as_bytes(), &[], &mut Fds::default());
+        if let Err(errno) = undone {
+            return -errno.abs();
+        }
     }
+    libc::EMFILE
 }
 
 /// Whether the connection is cut, or another has taken its place; remembers it.
@@ -269,6 +295,7 @@ fn exchange_passing<R: FromBytes>(
         libc::ETOOMANYREFS | libc::EPERM | libc::EINVAL | libc::EBADF if pass.is_some() => errno,
         errno => -errno,
     })?;
+    sys::await_soon(socket.number().map_err(broken)?);
     let mut datagram = [0; MAX_DATAGRAM];
     loop {
         let number = socket.number().map_err(broken)?;

@@ -7,6 +7,7 @@ use crate::abi::{ABI_IS_EXTENDED, ibv_context, ibv_device, ibv_device_attr, ibv_
 use crate::connection::{self, Connection};
 use crate::descriptor::Identity;
 use crate::device::Device;
+use crate::mr::kept;
 use crate::sys::{self, Errno, Fd};
 use crate::{cq, cq_ex, poll, port, post, qp, unsupported};
 use alloc::boxed::Box;
@@ -142,6 +143,9 @@ pub unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_co
 /// `ibv_close_device(3)`: always succeeds, as rdma-core's does.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ibv_close_device(context: *mut ibv_context) -> c_int {
+    // SAFETY: the caller opened the device.
+    let generation = unsafe { Context::from_raw(context) }.connection.generation;
+    kept::give_up(generation, |region| region.context == context);
     // SAFETY: the caller opened the device and gives it up here.
     let context = unsafe { Box::from_raw(ptr::from_ref(Context::from_raw(context)).cast_mut()) };
     let request = Handle { handle: context.handle, reserved: 0 };

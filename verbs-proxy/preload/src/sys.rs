@@ -223,6 +223,18 @@ pub fn wait_for(fd: c_int, events: i16) {
     poll(fd, events, -1);
 }
 
+/// Lets others run until there is something to read, for some ten microseconds at most: most answers are there by then, and to
+/// be woken for them takes as long again.
+pub fn await_soon(fd: c_int) {
+    const LOOKS: u32 = 50;
+    for _ in 0..LOOKS {
+        if poll(fd, libc::POLLIN, 0) != 0 {
+            return;
+        }
+        sched_yield();
+    }
+}
+
 /// What a descriptor is ready for; nothing after an interruption.
 fn poll(fd: c_int, events: i16, timeout: c_int) -> i16 {
     let mut poll = libc::pollfd { fd, events, revents: 0 };

@@ -150,8 +150,8 @@ impl Node {
         while let Some(owed) = self.neighbours.list[position].next_owed() {
             let Some(link) = self.neighbours.list[position].link() else { return };
             let (name, runs) = match owed {
-                Owed::Region(key) => match self.shares.get(&key) {
-                    Some(backing) => (backing.share, backing.runs.clone()),
+                Owed::Region(share) => match self.shares.get(&share) {
+                    Some(backing) => (share, backing.runs.clone()),
                     // Deregistered meanwhile.
                     None => continue,
                 },
@@ -205,12 +205,12 @@ impl Node {
     }
 
     /// A region is gone: neighbours let go of it.
-    pub fn forget_share(&mut self, key: u32, share: u32) {
-        self.shares.remove(&key);
+    pub fn forget_share(&mut self, share: u32) {
+        self.shares.remove(&share);
         if self.neighbours.list.is_empty() {
             return;
         }
-        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(key));
+        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(share));
         let links = self.neighbours.list.iter().filter_map(Neighbour::link).collect::<Vec<LinkId>>();
         let links = self.worker.call(move |plane| {
             let had =

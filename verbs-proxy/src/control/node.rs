@@ -9,6 +9,7 @@ use crate::fabric::addresses;
 use crate::fabric::neighbours::{Backing, Neighbours};
 use crate::fabric::ports::{Gid, Port};
 use crate::launch::Limits;
+use crate::memory::Entrance;
 use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
 use crate::shared::Holes;
@@ -64,7 +65,11 @@ pub struct Node {
     pub limits: Limits,
     /// Bell numbers.
     pub queues: Queues,
-    /// Doorbell memory.
+    /// Where memory regions enter the data plane.
+    pub entrance: Entrance,
+    /// Places of its table, each with a key word.
+    pub places: u32,
+    /// Doorbells and key words.
     pub doorbell_file: Arc<OwnedFd>,
     /// What the container's processes wake the worker with: the end of a [`crate::plane::bell::Bell`] that is given away.
     pub bell: Arc<OwnedFd>,
@@ -82,7 +87,7 @@ pub struct Node {
     pub neighbours: Neighbours,
     /// What is wrong with them.
     pub complaints: Complaints,
-    /// What backs each region, by key.
+    /// What backs each region, by its name for neighbours.
     pub shares: HashMap<u32, Backing>,
     /// The container's own files that regions are made of.
     pub adopted: AdoptedFiles,

@@ -71,7 +71,8 @@ impl Plane {
             Err(waits @ (Source::NotShared(..) | Source::Foreign)) => {
                 match waits {
                     Source::NotShared(key, share) if link.shared.insert(share, false).is_none() => {
-                        notices.push(Notice::Share { link: at, key });
+                        regions.lend(key);
+                        notices.push(Notice::Share { link: at, share });
                     }
                     Source::Foreign if !std::mem::replace(&mut link.bounce_asked, true) => {
                         notices.push(Notice::Bounce { link: at });
@@ -232,7 +233,8 @@ impl Plane {
             let shared = link.shared.get(&region.share).copied();
             if shared.is_none() {
                 link.shared.insert(region.share, false);
-                notices.push(Notice::Share { link: at, key: request.rkey });
+                regions.lend(request.rkey);
+                notices.push(Notice::Share { link: at, share: region.share });
             }
             return Ok(shared != Some(true));
         }

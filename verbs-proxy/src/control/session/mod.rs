@@ -4,6 +4,7 @@ mod memory;
 mod queues;
 
 use super::handles::Handles;
+use super::kept::Allowance;
 use super::node::Node;
 use super::quota::{Resource, Taken};
 use crate::memory::PdId;
@@ -84,6 +85,8 @@ pub enum PeerFault {
 pub struct Session {
     id: u64,
     greeted: bool,
+    /// What the process may keep of what it has deregistered.
+    allowance: Option<Allowance>,
     contexts: Handles<Context>,
     pds: Handles<Pd>,
     /// They belong to the connection, not to the context that they were made in: the process has them in place of its own
@@ -106,6 +109,7 @@ impl Session {
         Self {
             id,
             greeted: false,
+            allowance: None,
             contexts: Handles::default(),
             pds: Handles::default(),
             regions: Handles::default(),
@@ -166,6 +170,7 @@ impl Session {
                     .collect();
                 self.reg_mr(&request, &segments, node)
             }
+            Op::REG_FRESH => self.reg_fresh(&parse(op, body)?, node),
             Op::DEREG_MR => self.dereg_mr(handle(body)?, node),
             Op::CREATE_COMP_CHANNEL => self.create_channel(handle(body)?, node),
             Op::DESTROY_COMP_CHANNEL => self.destroy_channel(handle(body)?),
@@ -185,7 +190,18 @@ impl Session {
             return Err(Errno::PROTO);
         }
         self.greeted = true;
-        let reply = HelloReply { version: VERSION, devices: 1, processors: node.processors, reserved: 0 };
+        // A connection that finds no room keeps nothing.
+        self.allowance = Allowance::of(&node.quota).ok();
+        let reply = HelloReply {
+            version: VERSION,
+            devices: 1,
+            processors: node.processors,
+            places: node.places,
+            secret: u64::from(random()) << 32 | u64::from(random()),
+            keep_bytes: self.allowance.as_ref().map_or(0, |allowance| allowance.bytes),
+            keep_regions: self.allowance.as_ref().map_or(0, |allowance| allowance.regions),
+            reserved: 0,
+        };
         Ok(Answer::of(reply).with(Arc::clone(&node.doorbell_file)).with(Arc::clone(&node.bell)))
     }
 

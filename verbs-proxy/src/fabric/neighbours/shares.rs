@@ -3,8 +3,10 @@
 use super::hello::memory;
 use super::{Arc, Foreign, LinkId, Means, Message, Neighbour, NeighbourFault};
 use crate::control::adopted::RegionFile;
+use crate::control::quota::Taken;
 use crate::datagram::MAX_FDS;
 use crate::fabric::budget::{Amount, Lease};
+use crate::memory::Granted;
 use crate::plane::link::Share;
 use crate::shared::{Mapping, Run, RunFile, SealedFile};
 use crate::warden::Warden;
@@ -28,12 +30,14 @@ pub struct SharedRun {
 /// A region of the own container, as neighbours may come to share it.
 #[derive(Debug)]
 pub struct Backing {
-    /// Its name for neighbours.
-    pub share: u32,
+    /// Its place among the container's.
+    pub granted: Granted,
     /// Its pages.
     pub runs: Vec<SharedRun>,
     /// What its own mapping takes.
     pub lease: Lease,
+    /// What it takes of the quota.
+    pub taken: [Taken; 2],
 }
 
 /// What mapping some runs takes.
@@ -52,7 +56,7 @@ const MAX_IN_FLIGHT: usize = 2 * MAX_FDS;
 /// What must be shared with a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owed {
-    /// The region with this key.
+    /// The region with this name.
     Region(u32),
     /// The buffer for what it must not map: [`crate::plane::bounce`].
     Bounce,
@@ -83,9 +87,9 @@ impl Neighbour {
         self.given.owed.push_back(owed);
     }
 
-    /// The region with this key is gone.
-    pub fn owe_no_more(&mut self, key: u32) {
-        self.given.owed.retain(|owed| *owed != Owed::Region(key));
+    /// The region with this name is gone.
+    pub fn owe_no_more(&mut self, share: u32) {
+        self.given.owed.retain(|owed| *owed != Owed::Region(share));
     }
 
     /// What is to be shared with it next, if it has taken enough of what was before.

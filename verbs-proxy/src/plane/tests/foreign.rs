@@ -30,7 +30,7 @@ impl Foreign {
         let run = Run { file: RunFile::Foreign(&file, &holes), offset: 0, bytes: MEMORY };
         let mapping = Mapping::of_runs(&[run], ProtFlags::READ | ProtFlags::WRITE, true).unwrap();
         let region = MemoryRegion::new(Arc::new(mapping), 0, MEMORY as u64, FOREIGN, PD, ALL, 2).unwrap();
-        let key = rig.plane.regions.insert(region, crate::control::session::random).unwrap();
+        let key = rig.entrance.insert(region, crate::control::session::random).unwrap().key;
         Self { file, key }
     }
 
