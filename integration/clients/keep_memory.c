@@ -11,12 +11,13 @@
 void memory_changes_between_two_registrations(void)
 {
 	enum { LENGTH = 8 * PAGE };
-	unsigned char *at = map_at(NULL, LENGTH);
 
-	for (int round = 0; round < 40; round++) {
-		unsigned char *middle = at + 3 * PAGE, expected = (unsigned char)round;
+	for (int round = 0; round < 42; round++) {
+		/* Another buffer each time: one that has changed is not kept again so soon. */
+		unsigned char *at = map_at(NULL, LENGTH), *middle = at + 3 * PAGE, expected = (unsigned char)round;
 
 		settle(at, LENGTH);
+		CHECK(is_shared(middle), "round %d: not kept", round);
 		switch (round % 7) {
 		case 0:
 			munmap(at, LENGTH);
@@ -66,9 +67,9 @@ void memory_changes_between_two_registrations(void)
 
 void advice_between_two_registrations(void)
 {
-	unsigned char *at = map_at(NULL, 8 * PAGE);
-
 	for (int round = 0; round < 10; round++) {
+		unsigned char *at = map_at(NULL, 8 * PAGE);
+
 		settle(at, 8 * PAGE);
 		CHECK_EQ(madvise(at + 3 * PAGE, PAGE, MADV_DONTNEED), 0);
 		if (round % 2)
@@ -266,8 +267,11 @@ static void step(void)
 		CHECK_EQ(mprotect(buffer->at + page * PAGE, PAGE, PROT_READ | PROT_WRITE), 0);
 		break;
 	default:
-		/* Another domain, with its end. */
-		if (below(8) == 0) {
+		if (below(2)) {
+			buffer->at = map_at(NULL, PAGES * PAGE);
+			memset(buffer->value, 0, PAGES);
+		} else if (below(4) == 0) {
+			/* Another domain, with its end. */
 			struct ibv_pd *pd = ibv_alloc_pd(loop.context);
 
 			for (int round = 0; round < 3; round++) {
