@@ -78,7 +78,7 @@ fn no_increment_is_lost_with_userfaultfd() {
 fn no_increment_is_lost_with_signals() {
     let mut files = Files::new();
     hold::force(Some("signals"));
-    no_increment_is_lost(zeroed(16).address, 16, &mut files, 2000);
+    no_increment_is_lost(zeroed(16).address, 16, &mut files, 300);
     hold::force(None);
 }
 

@@ -72,8 +72,19 @@ pub fn has_ended(tasks: i32, id: u32) -> bool {
     matches!(after, [b')', b' ', b'Z' | b'X', ..] | [])
 }
 
-/// Whether no thread of this process blocks the signal.
+/// Whether no thread of this process blocks the signal for longer than the C library does at a thread's start, or around a
+/// system call.
 pub fn nobody_blocks(signal: i32) -> bool {
+    const TURNS: u32 = 50;
+    (0..TURNS).any(|turn| {
+        if turn > 0 {
+            sys::sleep(2_000_000);
+        }
+        nobody_blocks_now(signal)
+    })
+}
+
+fn nobody_blocks_now(signal: i32) -> bool {
     let Ok(tasks) = tasks() else { return false };
     let mut blocked = false;
     let listed = list(tasks, |id| {
