@@ -49,13 +49,13 @@ pub struct Shared {
 pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result<(), i32> {
     // A userfaultfd watches no files.
     let mut method = hold::method(!area.file_backed)?;
-    let mut place = if method == Method::Signals { None } else { reserve(area) };
-    // Where the program locks whatever it maps and may lock no more, its own memory is not locked for a moment.
-    let locked = place.is_none() && sys::is_locked(area.start);
+    // Not locked for the moment: the program may have the right to lock this once, and kernels miscount what is locked when it
+    // is moved aside.
+    let locked = sys::is_locked(area.start);
     if locked {
         sys::unlock(area.start, area.length());
-        place = if method == Method::Signals { None } else { reserve(area) };
     }
+    let mut place = if method == Method::Signals { None } else { reserve(area) };
     let mut result = Ok(());
     while shared.bytes < area.length() && result.is_ok() {
         let at = area.start + shared.bytes;
@@ -73,7 +73,7 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
             Ok(aside) => {
                 if aside != 0 {
                     shared.aside = if shared.bytes == 0 { aside } else { shared.aside };
-                    empty(&chunk, aside);
+                    empty(aside, chunk.len());
                 }
                 shared.bytes += chunk.len();
             }
@@ -169,13 +169,8 @@ fn share_by_moving(
         // SAFETY: everybody is kept from these pages until they are replaced by what has the same contents, or back.
         unsafe {
             let aside = sys::empty_into(start, length, target)?;
-            let mut result = fill(file, aside, length, offset, protection, dump);
-            if result == Err(libc::EAGAIN) {
-                // The program locks whatever it maps, and has no right to lock this twice.
-                sys::unlock(aside, length);
-                result = fill(file, aside, length, offset, protection, dump);
-            }
-            match result.and_then(|view| sys::move_pages(view, length, start)) {
+            let view = fill(file, aside, length, offset, protection, dump);
+            match view.and_then(|view| sys::move_pages(view, length, start)) {
                 Ok(()) => Ok(aside),
                 Err(error) => {
                     let _ = sys::move_pages(aside, length, start);
@@ -233,17 +228,12 @@ unsafe fn fill(file: i32, from: usize, length: usize, offset: u64, protection: i
     Ok(view)
 }
 
-/// Gives back the memory of what was moved aside, whose contents are the file's now, and keeps it out of reach. If it was
-/// locked, the file under its place is, instead.
-fn empty(chunk: &Range<usize>, aside: usize) {
+/// Gives back the memory of what was moved aside, whose contents are the file's now, and keeps it out of reach.
+fn empty(aside: usize, length: usize) {
     // SAFETY: what is in it is not needed any more.
     unsafe {
-        if sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED) == Err(libc::EINVAL) {
-            sys::unlock(aside, chunk.len());
-            let _ = sys::madvise(aside, chunk.len(), libc::MADV_DONTNEED);
-            sys::lock_on_fault(chunk.start, chunk.len());
-        }
-        let _ = sys::mprotect(aside, chunk.len(), libc::PROT_NONE);
+        let _ = sys::madvise(aside, length, libc::MADV_DONTNEED);
+        let _ = sys::mprotect(aside, length, libc::PROT_NONE);
     }
 }
 
@@ -326,6 +316,7 @@ fn one_back(protection: i32, chunk: &Range<usize>, source: usize, aside: usize, 
                 sys::mprotect(target, length, protection)?;
             }
             if keep && aside != 0 {
+                sys::unlock(target, length);
                 return sys::empty_into(target, length, start).map(drop);
             }
             sys::move_pages(target, length, start)
@@ -347,8 +338,7 @@ fn one_back(protection: i32, chunk: &Range<usize>, source: usize, aside: usize, 
                 sys::munmap(target, length);
             }
         } else if result.is_err() || keep {
-            let _ = sys::madvise(aside, length, libc::MADV_DONTNEED);
-            let _ = sys::mprotect(aside, length, libc::PROT_NONE);
+            empty(aside, length);
         }
     }
     result
@@ -359,17 +349,25 @@ fn one_back(protection: i32, chunk: &Range<usize>, source: usize, aside: usize, 
 #[cfg_attr(not(any(test, feature = "freestanding")), allow(dead_code))] // As what calls it.
 pub fn detach(shown: &Shown) -> Result<(), i32> {
     let length = shown.end - shown.start;
+    let locked = sys::is_locked(shown.start);
     // SAFETY: replaces what the application has just said that it does not need.
-    unsafe {
+    let result = unsafe {
         if shown.aside == 0 {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            return sys::mmap(shown.start, length, shown.protection, flags, -1, 0).map(drop);
+            sys::mmap(shown.start, length, shown.protection, flags, -1, 0).map(drop)
+        } else {
+            // All memory of the process may have been locked since.
+            sys::unlock(shown.aside, length);
+            let result = sys::mprotect(shown.aside, length, shown.protection)
+                .and_then(|()| sys::empty_into(shown.aside, length, shown.start).map(drop));
+            let _ = sys::mprotect(shown.aside, length, libc::PROT_NONE);
+            result
         }
-        sys::mprotect(shown.aside, length, shown.protection)?;
-        let result = sys::empty_into(shown.aside, length, shown.start).map(drop);
-        let _ = sys::mprotect(shown.aside, length, libc::PROT_NONE);
-        result
+    };
+    if locked {
+        sys::lock_on_fault(shown.start, length);
     }
+    result
 }
 
 const _: () = assert!(CHUNK.is_multiple_of(PAGE));

@@ -163,6 +163,12 @@ fn attributes_survive() {
 fn locks_of_registered_memory_stay_as_they_are_set() {
     let (mut files, memory) = (Files::new(), Memory::new(8));
     let is_locked = || flags(memory.address).iter().any(|flag| flag == "lo");
+    let locked_memory = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+    };
+    let before = locked_memory();
     for lock in [true, false] {
         acquire(memory.address, memory.length, true, &mut files).unwrap();
         if lock {
@@ -172,6 +178,7 @@ fn locks_of_registered_memory_stay_as_they_are_set() {
         }
         release(memory.address, memory.length, &mut files);
         assert_eq!(is_locked(), lock);
+        assert_eq!(locked_memory(), before + if lock { memory.length / 1024 } else { 0 }, "KiB are locked");
         assert_eq!(memory.mappings().len(), 1);
         memory.assert_untouched();
     }

@@ -48,6 +48,24 @@ fn versions_are_found_as_nccl_looks_for_them() {
     assert!(ok, "{text}");
 }
 
+/// The C library's functions that we define have no version, and are found whatever version is asked for.
+#[test]
+fn a_program_finds_our_madvise_and_it_works() {
+    let python = "import mmap\nmemory = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
+        memory[0] = 7\nmemory.madvise(mmap.MADV_DONTNEED)\nassert memory[0] == 0\n\
+        try: memory.madvise(12345)\nexcept OSError as error: assert error.errno == 22\n";
+    let output = Command::new("python3")
+        .args(["-c", python])
+        .env("LD_PRELOAD", library())
+        .env("LD_DEBUG", "bindings")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let wanted = format!("{} [0]: normal symbol `madvise' [GLIBC_2.2.5]", library().display());
+    assert!(text.contains(&wanted), "nothing is bound to {wanted}");
+}
+
 #[test]
 fn starting_a_program_makes_no_system_call_of_ours() {
     let output = Command::new("strace")
