@@ -17,9 +17,11 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/select.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -523,6 +525,32 @@ static void cancelled_threads(void)
 	CHECK_EQ(ibv_close_device(shared), 0);
 }
 
+/* Somebody who listens and never answers: a program that waits for him can be ended as any other. */
+static void an_answer_that_never_comes(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/tmp/descriptors.silent"};
+	int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), status;
+	pid_t child;
+
+	unlink(address.sun_path);
+	CHECK_EQ(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	CHECK_EQ(listen(listener, 1), 0);
+	child = fork();
+	if (!child) {
+		setenv("RINGFENCE_SOCKET", address.sun_path, 1);
+		ibv_get_device_list(NULL);
+		_exit(0);
+	}
+	usleep(100000);
+	CHECK_EQ(kill(child, SIGTERM), 0);
+	for (int tries = 0; waitpid(child, &status, WNOHANG) == 0; tries++) {
+		CHECK(tries < 200, "the program cannot be ended");
+		usleep(50000);
+	}
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM, "status %#x", status);
+	unlink(address.sun_path);
+}
+
 extern char **environ;
 
 static void children_of_every_kind(void)
@@ -588,6 +616,7 @@ static const struct {
 	{"few_descriptors", few_descriptors},
 	{"interruptions", interruptions},
 	{"cancelled_threads", cancelled_threads},
+	{"an_answer_that_never_comes", an_answer_that_never_comes},
 	{"children_of_every_kind", children_of_every_kind},
 };
 

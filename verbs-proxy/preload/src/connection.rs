@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use crate::descriptor::{Fd, Inherited, Known};
-use crate::pages::signals::Blocked;
+use crate::pages::signals::{self, Blocked};
 use crate::process::{self, Generation};
 use crate::shared::Shared;
 use crate::sys::{self, Errno};
@@ -70,6 +70,9 @@ unsafe impl Sync for Global {}
 
 static STATE: Global = Global(UnsafeCell::new(State { connection: None, sequence: 0 }));
 
+/// What the thread that asks had blocked before. Written with the control lock held.
+static BLOCKED_BEFORE: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+
 /// What a forked child has of the connection.
 static INHERITED: [Inherited; 2] = [Inherited::none(), Inherited::none()];
 
@@ -87,8 +90,9 @@ pub type Fds = [Option<Fd>; MAX_FDS];
 /// Fails with the errno of `connect(2)` where there is no proxy.
 pub fn connect() -> Result<Connection, Errno> {
     let process = process::process()?;
-    let _blocked = Blocked::new();
+    let blocked = Blocked::new();
     let _held = process.control.lock();
+    BLOCKED_BEFORE.store(blocked.before(), Ordering::Relaxed);
     // SAFETY: the control lock is held.
     let state = unsafe { &mut *STATE.0.get() };
     if let Some(old) = state.connection {
@@ -158,8 +162,9 @@ pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
     if !generation.is_current() {
         return Err(libc::EIO);
     }
-    let _blocked = Blocked::new();
+    let blocked = Blocked::new();
     let _held = generation.process().control.lock();
+    BLOCKED_BEFORE.store(blocked.before(), Ordering::Relaxed);
     // SAFETY: the control lock is held.
     let state = unsafe { &mut *STATE.0.get() };
     let Some(connection) = state.connection.filter(|connection| connection.generation == generation) else {
@@ -234,7 +239,16 @@ fn exchange<R: FromBytes>(
     sys::sendmsg(socket.number().map_err(broken)?, &[header.as_bytes(), request, tail]).map_err(broken)?;
     let mut datagram = [0; MAX_DATAGRAM];
     loop {
-        let length = sys::recvmsg(socket.number().map_err(broken)?, &mut datagram, fds).map_err(broken)?;
+        let number = socket.number().map_err(broken)?;
+        let length = match sys::recvmsg(number, &mut datagram, fds) {
+            // Nothing that answers takes so long: whoever wants to end the program now may.
+            Err(libc::EAGAIN) => {
+                signals::let_defaults_through(BLOCKED_BEFORE.load(Ordering::Relaxed));
+                sys::wait_for(number, libc::POLLIN);
+                continue;
+            }
+            other => other.map_err(broken)?,
+        };
         let Ok((header, body)) = ReplyHeader::read_from_prefix(&datagram[..length]) else {
             return Err(-libc::ECONNRESET);
         };

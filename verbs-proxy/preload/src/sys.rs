@@ -137,13 +137,15 @@ pub fn sendmsg(fd: c_int, parts: &[&[u8]]) -> Result<(), Errno> {
         match checked(unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_NOSIGNAL) }) {
             Ok(_) => return Ok(()),
             Err(libc::EINTR) => {}
+            // A program made all of its descriptors non-blocking.
             Err(libc::EAGAIN) => wait_for(fd, libc::POLLOUT),
             Err(errno) => return Err(errno),
         }
     }
 }
 
-/// Receives one datagram and up to `N` descriptors, which are close-on-exec. Zero bytes mean that the peer is gone.
+/// Receives one datagram and up to `N` descriptors, which are close-on-exec. Zero bytes mean that the peer is gone, `EAGAIN`
+/// that there was none for [`PATIENCE`].
 pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<Fd>; N]) -> Result<usize, Errno> {
     const CONTROL_WORDS: usize = 16;
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -158,7 +160,6 @@ pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<F
         // SAFETY: buffer and control are writable for the lengths given and outlive the call.
         match checked(unsafe { libc::syscall(libc::SYS_recvmsg, fd, &raw mut message, libc::MSG_CMSG_CLOEXEC) }) {
             Err(libc::EINTR) => {}
-            Err(libc::EAGAIN) => wait_for(fd, libc::POLLIN),
             other => break other?,
         }
     };
@@ -197,8 +198,8 @@ pub fn hung_up(fd: c_int) -> bool {
     poll(fd, 0, 0) & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
 }
 
-/// Waits for what a program that made all of its descriptors non-blocking would have to wait for.
-fn wait_for(fd: c_int, events: i16) {
+/// Waits for what may be waited for without end.
+pub fn wait_for(fd: c_int, events: i16) {
     poll(fd, events, -1);
 }
 
@@ -209,6 +210,9 @@ fn poll(fd: c_int, events: i16, timeout: c_int) -> i16 {
     let ready = unsafe { libc::syscall(libc::SYS_poll, &raw mut poll, 1_usize, timeout) };
     if ready == 1 { poll.revents } else { 0 }
 }
+
+/// How long an answer may take before somebody may want to end the program that waits for it: longer than any does.
+const PATIENCE: libc::timeval = libc::timeval { tv_sec: 1, tv_usec: 0 };
 
 /// Connects a SEQPACKET socket to a path.
 pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
@@ -226,6 +230,18 @@ pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
         libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0)
     })?;
     let fd = Fd::adopt(fd as c_int)?;
+    let patience = PATIENCE;
+    // SAFETY: a readable value of this size. Without it, waiting has no end; nothing else depends on it.
+    unsafe {
+        libc::syscall(
+            libc::SYS_setsockopt,
+            fd.number()?,
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            &raw const patience,
+            size_of::<libc::timeval>(),
+        )
+    };
     loop {
         // SAFETY: the address is readable for its size.
         let result = unsafe {

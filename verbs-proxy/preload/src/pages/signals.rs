@@ -24,6 +24,29 @@ impl Blocked {
         let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
         Self(before)
     }
+
+    /// The mask that the thread had before.
+    pub fn before(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Has those signals delivered after all for which no handler runs, and that were not blocked `before`: they end or stop the
+/// program, if its user wants that. Whoever blocked them puts the mask back.
+pub fn let_defaults_through(before: u64) {
+    let mut through = 0;
+    for signal in 1..=64 {
+        let mut action = [0usize; 4];
+        let arguments = [signal as usize, 0, action.as_mut_ptr() as usize, 8, 0, 0];
+        // SAFETY: writes the present action: the handler, flags, the restorer and a mask, a word each.
+        if unsafe { sys::call(libc::SYS_rt_sigaction, arguments) }.is_ok() && action[0] == libc::SIG_DFL {
+            through |= bit(signal);
+        }
+    }
+    let mask = through & !before;
+    let arguments = [libc::SIG_UNBLOCK as usize, &raw const mask as usize, 0, 8, 0, 0];
+    // SAFETY: reads a mask of the kernel's size.
+    let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
 }
 
 impl Drop for Blocked {
