@@ -12,11 +12,13 @@ pub mod preload_file;
 pub mod state;
 pub mod uids;
 pub mod units;
+pub mod userfaultfd;
 
 mod cgroup;
 mod collect;
 mod containers;
 mod create;
+mod device_filter;
 mod elf;
 mod failure;
 mod image;
@@ -39,7 +41,6 @@ mod stop;
 mod sys;
 mod systemd;
 mod trust;
-mod userfaultfd;
 
 pub use collect::{Collected, Left, Removed, collect};
 pub use containers::{Container, Memory, Status, containers};

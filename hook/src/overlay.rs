@@ -56,7 +56,7 @@ impl Overlay {
 fn lay(directory: &Place, names: &[(&str, Kind)], upper: &OwnedFd) -> io::Result<OwnedFd> {
     for (name, kind) in names {
         match kind {
-            Kind::File => drop(session::create(upper, name, 0o644)?),
+            Kind::File | Kind::Device => drop(session::create(upper, name, 0o644)?),
             Kind::Directory => rustix::fs::mkdirat(upper, *name, Mode::from_raw_mode(0o755))?,
         }
     }

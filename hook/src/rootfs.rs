@@ -43,6 +43,8 @@ impl Error {
 pub enum Kind {
     File,
     Directory,
+    /// A device node, which is never made here.
+    Device,
 }
 
 impl Kind {
@@ -50,6 +52,7 @@ impl Kind {
         match self {
             Self::File => FileType::RegularFile,
             Self::Directory => FileType::Directory,
+            Self::Device => FileType::CharacterDevice,
         }
     }
 }
@@ -176,6 +179,7 @@ impl Place {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o644)).map(drop)
             }
+            Kind::Device => Err(Errno::OPNOTSUPP),
         }
     }
 

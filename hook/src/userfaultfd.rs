@@ -6,6 +6,7 @@
 
 use crate::cgroup;
 use crate::config::Inject;
+use crate::device_filter;
 use crate::failure::Failure;
 use crate::inject::open_node;
 use crate::rootless;
@@ -29,6 +30,13 @@ pub struct Host {
     pub is_open: bool,
 }
 
+impl Inject {
+    /// The host's node, if containers are to have it.
+    pub fn userfaultfd(&self) -> Option<Host> {
+        Host::find().filter(|_| self.userfaultfd)
+    }
+}
+
 impl Host {
     /// The host's own node, if it has one.
     pub fn find() -> Option<Self> {
@@ -43,7 +51,7 @@ impl Host {
 }
 
 /// What a container gets.
-pub struct Granted {
+pub(crate) struct Granted {
     /// The node to be mounted.
     pub node: Option<OwnedFd>,
     /// Why there is none, if it was to be.
@@ -51,16 +59,14 @@ pub struct Granted {
 }
 
 /// Lets the container of `pid` open the node, if `config` has it and that is possible.
-pub fn grant(session: &Session, config: &Inject, bundle: &Bundle, pid: i32) -> Result<Granted, Failure> {
+pub(crate) fn grant(session: &Session, config: &Inject, bundle: &Bundle, pid: i32) -> Result<Granted, Failure> {
     let none = |warning| Ok(Granted { node: None, warning });
-    let Some(host) = Host::find().filter(|_| config.userfaultfd) else { return none(None) };
-    if bundle.has_device(Path::new(PATH), host.major, host.minor) {
-        return none(None);
-    }
+    let Some(host) = config.userfaultfd() else { return none(None) };
     let is_rootless = rootless::user().is_some();
     let allowed = match bundle.allows_device(host.major, host.minor) || is_rootless {
         true => Ok(true),
-        false => cgroup::allow_device(pid, host.major, host.minor),
+        false => cgroup::allow_device(pid, host.major, host.minor)
+            .and_then(|allowed| Ok(allowed || device_filter::allow(pid, host.major, host.minor)?)),
     };
     match allowed {
         Ok(true) => {}
@@ -77,6 +83,6 @@ pub fn grant(session: &Session, config: &Inject, bundle: &Bundle, pid: i32) -> R
     Ok(Granted { node, warning: None })
 }
 
-/// For hooks.d with version 2 of cgroups, where the runtime's own rules hold.
-const NOT_ALLOWED: &str = "no /dev/userfaultfd: with cgroup version 2 only the runtime's own rules hold; use --device \
-     ringfence.dev/rdma=default, --runtime ringfence, or --device /dev/userfaultfd";
+/// Where the hook sees none of the container's cgroups.
+const NOT_ALLOWED: &str = "no /dev/userfaultfd: the container's cgroup cannot be seen from the hook; use --runtime ringfence, or \
+     --device /dev/userfaultfd";

@@ -35,6 +35,7 @@ const ALL: &str = r#"
             [inject]
             library = "/opt/lib.so"
             container-dir = "/dev/rf"
+            userfaultfd = false
             [[device]]
             name = "soft0"
             kind = "soft"

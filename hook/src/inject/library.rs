@@ -149,13 +149,14 @@ impl Injection<'_> {
         Ok((directory, files?))
     }
 
-    /// The node, unless the runtime has made one.
+    /// The node; over one that the runtime made, whose mode may be another.
     fn userfaultfd(&mut self, dev: &Place, node: &OwnedFd) -> Result<(), Failure> {
-        match self.file(dev, "userfaultfd") {
-            Ok(place) => self.attach(&place, node),
-            Err(MakeError::Place(Error::WrongType { .. })) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        const NAME: &str = "userfaultfd";
+        let place = match self.file(dev, NAME) {
+            Err(MakeError::Place(Error::WrongType { .. })) => dev.find(NAME, Kind::Device)?,
+            result => Some(result?),
+        };
+        place.map_or(Ok(()), |place| self.attach(&place, node))
     }
 }
 
