@@ -6,9 +6,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 /// The most symbols that a library may have; libibverbs has some hundreds.
-const MAX_SYMBOLS: usize = 1 << 16;
+const MAX_SYMBOLS: usize = 1 << 14;
 /// The most names that all of them may take together, so that a file cannot have one name counted ever again.
-const MAX_TEXT: usize = 4 << 20;
+const MAX_TEXT: usize = 1 << 20;
 
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;

@@ -31,9 +31,9 @@ const MAX_DIRECTORIES: usize = 64;
 /// The most entries of a directory that are looked at.
 const MAX_ENTRIES: usize = 1 << 15;
 /// The largest libibverbs; with all that debuggers want it has some megabytes.
-pub const MAX_LIBRARY: usize = 32 << 20;
+pub const MAX_LIBRARY: usize = 16 << 20;
 /// The most libraries that are replaced.
-const MAX_LIBRARIES: usize = 32;
+const MAX_LIBRARIES: usize = 16;
 
 /// glibc's dynamic linker for i386, wherever the rest of it is.
 const I386: &str = "lib/ld-linux.so.2";

@@ -13,6 +13,7 @@ use crate::rootless;
 use crate::session::Session;
 use crate::state::Bundle;
 use rustix::fs::{FileType, major, minor};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -63,12 +64,8 @@ pub(crate) fn grant(session: &Session, config: &Inject, bundle: &Bundle, pid: i3
     let none = |warning| Ok(Granted { node: None, warning });
     let Some(host) = config.userfaultfd() else { return none(None) };
     let is_rootless = rootless::user().is_some();
-    let allowed = match bundle.allows_device(host.major, host.minor) || is_rootless {
-        true => Ok(true),
-        false => cgroup::allow_device(pid, host.major, host.minor)
-            .and_then(|allowed| Ok(allowed || device_filter::allow(pid, host.major, host.minor)?)),
-    };
-    match allowed {
+    let is_allowed = bundle.allows_device(host.major, host.minor) || is_rootless;
+    match if is_allowed { Ok(true) } else { allow(pid, host) } {
         Ok(true) => {}
         Ok(false) => return none(Some(NOT_ALLOWED.into())),
         Err(error) => return none(Some(format!("no {PATH}: the container's cgroup does not allow it: {error}"))),
@@ -81,6 +78,18 @@ pub(crate) fn grant(session: &Session, config: &Inject, bundle: &Bundle, pid: i3
         Ok(node) => Some(node),
     };
     Ok(Granted { node, warning: None })
+}
+
+/// Has the container's cgroup allow it; `false` if that cannot be seen.
+fn allow(pid: i32, host: Host) -> io::Result<bool> {
+    let (theirs, ours) = (cgroup::of(pid)?, cgroup::of(std::process::id() as i32)?);
+    let decides = theirs.iter().find(|membership| membership.controls("devices"));
+    let decides = decides.or_else(|| theirs.iter().find(|membership| membership.controllers.is_empty()));
+    // One that it has in common with its runtime is none of its own, and restricts no container.
+    if decides.is_some_and(|own| own.is_root || ours.iter().any(|runtimes| runtimes.directory == own.directory)) {
+        return Ok(true);
+    }
+    Ok(cgroup::allow_device(pid, host.major, host.minor)? || device_filter::allow(pid, host.major, host.minor)?)
 }
 
 /// Where the hook sees none of the container's cgroups.
