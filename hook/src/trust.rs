@@ -144,7 +144,8 @@ fn is_made_by_hooks(point: &MountPoint) -> bool {
     let path = point.path.as_str();
     match (path, path.split_once('/')) {
         ("etc" | "dev", _) => point.directory,
-        ("etc/ld.so.preload", _) => !point.directory,
+        ("etc/ld.so.ringfence", _) => point.directory,
+        ("etc/ld.so.preload" | "etc/ld-musl-x86_64.path", _) => !point.directory,
         (_, Some(("dev", _))) => is_plain(Path::new(path), false),
         _ => false,
     }
@@ -248,6 +249,8 @@ mod tests {
             mount_points: vec![
                 point("etc", true),
                 point("etc/ld.so.preload", false),
+                point("etc/ld.so.ringfence", true),
+                point("etc/ld-musl-x86_64.path", false),
                 point("dev", true),
                 point("dev/ringfence", true),
                 point("dev/infiniband/uverbs0", false),
