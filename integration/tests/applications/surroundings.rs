@@ -1,0 +1,87 @@
+//! What an engine's user, or an administrator, may do to a container besides giving it RDMA.
+
+pub mod kills;
+
+use super::cases::{Case, Needs};
+use anyhow::{Context, Result};
+use ringfence_integration::node::Node;
+use std::path::PathBuf;
+
+/// One way to run a container.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// What the README and the tests call it.
+    pub name: &'static str,
+    options: &'static [&'static str],
+    /// What the administrator writes, as a file of `conf.d`.
+    config: Option<&'static str>,
+    /// What cannot be had there, on any device.
+    lacks: &'static [Needs],
+    /// Cases that fail there without us.
+    impossible: &'static [&'static str],
+}
+
+/// As the engine makes it.
+pub const DEFAULT: Surroundings =
+    Surroundings { name: "as the engine makes it", options: &[], config: None, lacks: &[], impossible: &[] };
+
+const fn preload(name: &'static str, options: &'static [&'static str]) -> Surroundings {
+    Surroundings { name, options, lacks: &[Needs::NoPreload], ..DEFAULT }
+}
+
+/// The others.
+pub const ALL: [Surroundings; 9] = [
+    Surroundings {
+        name: "--cap-drop all",
+        options: &["--cap-drop=all"],
+        impossible: &["memory: beyond_the_memlock_limit", "without verbs: a setuid program"],
+        ..DEFAULT
+    },
+    Surroundings { name: "--read-only", options: &["--read-only", "--tmpfs=/tmp"], ..DEFAULT },
+    Surroundings { name: "--pids-limit 20", options: &["--pids-limit=20"], lacks: &[Needs::Much], ..DEFAULT },
+    Surroundings { name: "--ulimit nofile=64", options: &["--ulimit=nofile=64:64"], ..DEFAULT },
+    Surroundings {
+        name: "seccomp that kills",
+        options: &["--security-opt=seccomp=/etc/seccomp-kills.json"],
+        ..DEFAULT
+    },
+    preload("jemalloc", &["--env=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"]),
+    preload("tcmalloc", &["--env=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"]),
+    preload("mimalloc", &["--env=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libmimalloc.so"]),
+    Surroundings { name: "without /dev/userfaultfd", config: Some("[inject]\nuserfaultfd = false\n"), ..DEFAULT },
+];
+
+impl Surroundings {
+    /// Options for the engine's `run`.
+    pub fn options(&self) -> &'static [&'static str] {
+        self.options
+    }
+
+    /// Whether a case could be well there.
+    pub fn fits(&self, case: &Case) -> bool {
+        !self.lacks.contains(&case.needs) && !self.impossible.contains(&case.name.as_str())
+    }
+
+    /// Puts the administrator's part in force until what is returned is dropped.
+    pub fn policy(&self, node: &Node) -> Result<Option<Policy>> {
+        const FILE: &str = "/etc/ringfence/conf.d/99-surroundings.toml";
+        let Some(text) = self.config else { return Ok(None) };
+        node.write(FILE, text)?;
+        let policy = Policy { file: node.path(FILE) };
+        node.run(&["ringfence", "config", "validate"]).context("the configuration is refused")?;
+        Ok(Some(policy))
+    }
+}
+
+/// A file of the administrator's. Gone when dropped.
+#[derive(Debug)]
+pub struct Policy {
+    file: PathBuf,
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        // What remains is removed with the node.
+        std::fs::remove_file(&self.file).ok();
+    }
+}
