@@ -51,4 +51,6 @@ cp applications/go/verbs.go applications/go/go.mod loop.c loop.h check.c check.h
 java -cp '/usr/share/java/*' org.eclipse.jdt.internal.compiler.batch.Main -nowarn -source 11 -target 11 -d "$target" applications/java/Verbs.java
 c -shared -fPIC -o "$target/libverbs-java.so" applications/java/verbs.c loop.c check.c -libverbs
 
-cp applications/multiprocess.py applications/pyverbs_reads.py applications/run-cases.sh "$target"
+cp applications/multiprocess.py applications/pyverbs_reads.py "$target"
+# The last: who finds it finds all.
+cp applications/run-cases.sh "$target"

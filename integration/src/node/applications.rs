@@ -70,15 +70,20 @@ impl Applications {
     pub fn make(suite: Suite) -> Result<Self> {
         let root = root(suite)?;
         let programs = sandbox::work_dir().join(format!("applications-{}", suite.name()));
+        let made = Self { root, programs };
+        // The last that is put there.
+        if made.programs.join("run-cases.sh").exists() {
+            return Ok(made);
+        }
         let cache = artifacts::cache().join(format!("applications-{}-go", suite.name()));
-        for dir in [&programs, &cache] {
+        for dir in [&made.programs, &cache] {
             std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
         let clients = artifacts::client_source("");
-        let [root_, clients, target, cache] =
-            [&root, &clients, &programs, &cache].map(|path| path.to_str().context("a path is not UTF-8"));
-        run_script("applications.sh", &[root_?, clients?, target?, cache?]).context("cannot build the programs")?;
-        Ok(Self { root, programs })
+        let [root, clients, target, cache] =
+            [&made.root, &clients, &made.programs, &cache].map(|path| path.to_str().context("a path is not UTF-8"));
+        run_script("applications.sh", &[root?, clients?, target?, cache?]).context("cannot build the programs")?;
+        Ok(made)
     }
 
     /// Why there is none of `suite` here, if there is none.

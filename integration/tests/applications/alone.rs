@@ -108,7 +108,7 @@ fn says_hello(stage: &Stage, engine: Engine, script: &str) -> Result<()> {
 fn chroot(stage: &Stage, engine: Engine) -> Result<()> {
     let script = format!(
         "mkdir /jail && cd /jail && mkdir etc usr dev
-         mount --bind /etc etc && mount --bind /usr usr
+         mount --rbind /etc etc && mount --bind /usr usr
          for link in bin lib lib64; do ln -s usr/$link $link; done
          mkdir opt && cp {PROGRAMS}/hello opt/
          exec chroot /jail /opt/hello"

@@ -36,7 +36,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Runs `act` on the release's node, and then nothing of ours may be left there. If that fails, the next gets a new node.
+    /// Runs `act` on the release's node, and then nothing of ours may be left there; if it is, the next gets a new node.
     fn on_stage<T>(&self, act: impl FnOnce(&Stage) -> Result<T>) -> Result<T> {
         let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         if stage.is_none() {
@@ -44,11 +44,12 @@ impl Shared {
             *stage = Some(made.with_context(|| format!("cannot prepare a node of {}", self.suite.name()))?);
         }
         let prepared = stage.as_ref().context("prepared above")?;
-        let done = act(prepared).and_then(|done| prepared.node.is_clean().map(|()| done));
-        if done.is_err() {
+        let done = act(prepared);
+        let clean = prepared.node.is_clean();
+        if clean.is_err() {
             *stage = None;
         }
-        done
+        done.and_then(|done| clean.map(|()| done))
     }
 }
 
