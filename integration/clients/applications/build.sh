@@ -16,10 +16,17 @@ c() {
 for topic in allocator attributes burn bystanders changes descriptors forks resources; do
     c -o "$target/$topic" applications/$topic.c applications/topic.c loop.c check.c -libverbs
 done
-c -o "$target/memory" memory.c loop.c check.c -libverbs
 c -o "$target/process" process.c loop.c check.c -libverbs
 c -o "$target/semantics" semantics.c sides.c pairs.c check.c cases_data.c cases_errors.c cases_states.c cases_events.c -libverbs
 c -o "$target/loading" applications/loading.c check.c -ldl
+
+# The other programs that say what cases they have.
+mkdir "$target/clients"
+for source in *.c; do
+    if [ "$source" != semantics.c ] && grep -q '^int main' "$source" && grep -q '"list"' "$source"; then
+        c -o "$target/clients/${source%.c}" "$source" loop.c check.c -libverbs
+    fi
+done
 
 for sanitizer in address leak thread undefined; do
     c -fsanitize=$sanitizer -o "$target/hello-$sanitizer" applications/hello.c
@@ -42,6 +49,15 @@ for name in get_device_list open_device alloc_pd reg_mr dereg_mr; do echo "void 
 musl-gcc -shared -Wl,-soname,libibverbs.so.1 -o "$scratch/libibverbs.so.1" "$scratch/stub.c"
 musl-gcc -O2 -Wall -Wextra -Werror -DLINKED -o "$target/musl-linked" applications/musl.c "$scratch/libibverbs.so.1"
 musl-gcc -O2 -Wall -Wextra -Werror -o "$target/musl-hello" applications/hello.c
+
+# Names that are the same in all releases.
+libraries=/usr/lib/x86_64-linux-gnu
+for path in $libraries/libjemalloc.so.2 $libraries/libtcmalloc_minimal.so.4 $libraries/libmimalloc.so.[0-9]; do
+    name=${path##*/lib}
+    name=${name%%.so*}
+    [ -e "$path" ]
+    ln -s "$path" "$target/${name%_minimal}.so"
+done
 
 mkdir "$scratch/go"
 cp applications/go/verbs.go applications/go/go.mod loop.c loop.h check.c check.h "$scratch/go"

@@ -70,7 +70,7 @@ fn trials(suite: Suite) -> Vec<Trial> {
         }
         for around in sweep::of(suite, engine) {
             let shared = Arc::clone(&shared);
-            let name = title(&format!("all programs, {}", around.name));
+            let name = title(&format!("all programs: {}", around.name));
             if is_chosen(&name) {
                 trials.push(test(name, move || sweep::run(&shared, engine, around)));
             }

@@ -30,7 +30,7 @@ const fn preload(name: &'static str, options: &'static [&'static str]) -> Surrou
 }
 
 /// The others.
-pub const ALL: [Surroundings; 9] = [
+pub const OTHERS: [Surroundings; 9] = [
     Surroundings {
         name: "--cap-drop all",
         options: &["--cap-drop=all"],
@@ -45,9 +45,9 @@ pub const ALL: [Surroundings; 9] = [
         options: &["--security-opt=seccomp=/etc/seccomp-kills.json"],
         ..DEFAULT
     },
-    preload("jemalloc", &["--env=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"]),
-    preload("tcmalloc", &["--env=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"]),
-    preload("mimalloc", &["--env=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libmimalloc.so"]),
+    preload("jemalloc", &["--env=LD_PRELOAD=/opt/applications/jemalloc.so"]),
+    preload("tcmalloc", &["--env=LD_PRELOAD=/opt/applications/tcmalloc.so"]),
+    preload("mimalloc", &["--env=LD_PRELOAD=/opt/applications/mimalloc.so"]),
     Surroundings { name: "without /dev/userfaultfd", config: Some("[inject]\nuserfaultfd = false\n"), ..DEFAULT },
 ];
 

@@ -13,9 +13,10 @@ use ringfence_integration::node::applications::PROGRAMS;
 const ALL: &str = "RINGFENCE_SWEEP_ALL";
 
 /// The surroundings that are tested of a release and an engine: of one of each, unless all are asked for.
-pub fn of(suite: Suite, engine: Engine) -> &'static [Surroundings] {
+pub fn of(suite: Suite, engine: Engine) -> Vec<&'static Surroundings> {
     let is_swept = everything() || (suite, engine) == (Suite::Trixie, Engine::Podman);
-    if is_swept { &surroundings::ALL } else { &[] }
+    let others = if is_swept { &surroundings::OTHERS[..] } else { &[] };
+    std::iter::once(&surroundings::DEFAULT).chain(others).collect()
 }
 
 fn everything() -> bool {
@@ -25,8 +26,12 @@ fn everything() -> bool {
 /// Fails with a line for each case that fails.
 pub fn run(shared: &Shared, engine: Engine, around: &'static Surroundings) -> Result<()> {
     let failures = shared.on_stage(|stage| {
-        let batch = Batch::new(engine, around, programs(stage)?);
-        batch.failures(stage)
+        let mut cases = clients(stage)?;
+        // Otherwise they are tests of their own.
+        if around.name != surroundings::DEFAULT.name {
+            cases.extend(cases::all());
+        }
+        Batch::new(engine, around, cases).failures(stage)
     })?;
     if failures.is_empty() {
         return Ok(());
@@ -34,18 +39,20 @@ pub fn run(shared: &Shared, engine: Engine, around: &'static Surroundings) -> Re
     bail!("{} cases fail:\n{}", failures.len(), failures.join("\n"))
 }
 
-/// What runs against bare proxies in tests/clients.rs, and the applications' cases.
-fn programs(stage: &Stage) -> Result<Vec<Case>> {
-    let mut found = cases::all();
-    let list = |program: &str| stage.node.run(&[&format!("{PROGRAMS}/{program}"), "list"]);
-    for name in list("memory")?.lines() {
-        found.push(Case::new(format!("memory: {name}"), format!("{PROGRAMS}/memory {name}")));
+/// What runs against bare proxies in tests/clients.rs.
+fn clients(stage: &Stage) -> Result<Vec<Case>> {
+    let mut found = Vec::new();
+    for program in stage.node.run(&["ls", &format!("{PROGRAMS}/clients")])?.lines() {
+        let path = format!("{PROGRAMS}/clients/{program}");
+        for name in stage.node.run(&[&path, "list"])?.lines() {
+            found.push(Case::new(format!("{program}: {name}"), format!("{path} {name}")));
+        }
     }
     for name in ["children", "once", "descriptors"] {
         found.push(Case::new(format!("process: {name}"), format!("{PROGRAMS}/process {name}")));
     }
     if everything() {
-        for line in list("semantics")?.lines() {
+        for line in stage.node.run(&[&format!("{PROGRAMS}/semantics"), "list"])?.lines() {
             let mut words = line.split(' ');
             let name = words.next().unwrap_or_default();
             for sides in words {
