@@ -52,7 +52,7 @@ musl-gcc -O2 -Wall -Wextra -Werror -o "$target/musl-hello" applications/hello.c
 
 # Names that are the same in all releases.
 libraries=/usr/lib/x86_64-linux-gnu
-for path in $libraries/libjemalloc.so.2 $libraries/libtcmalloc_minimal.so.4 $libraries/libmimalloc.so.[0-9]; do
+for path in "$libraries"/libjemalloc.so.2 "$libraries"/libtcmalloc_minimal.so.4 "$libraries"/libmimalloc.so.[0-9]; do
     name=${path##*/lib}
     name=${name%%.so*}
     [ -e "$path" ]
