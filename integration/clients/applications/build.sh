@@ -64,7 +64,7 @@ cp applications/go/verbs.go applications/go/go.mod loop.c loop.h check.c check.h
 (cd "$scratch/go" && GOFLAGS=-buildvcs=false GOPROXY=off GOTOOLCHAIN=local go build -o "$target/verbs-go" .)
 
 # The wrapper `ecj` of Debian 13 looks for the compiler in the wrong archive.
-java -cp '/usr/share/java/*' org.eclipse.jdt.internal.compiler.batch.Main -nowarn -source 11 -target 11 -d "$target" applications/java/Verbs.java
+java -cp '/usr/share/java/*' org.eclipse.jdt.internal.compiler.batch.Main -proc:none -nowarn -source 11 -target 11 -d "$target" applications/java/Verbs.java
 c -shared -fPIC -o "$target/libverbs-java.so" applications/java/verbs.c loop.c check.c -libverbs
 
 cp applications/multiprocess.py applications/pyverbs_reads.py "$target"

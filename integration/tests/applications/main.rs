@@ -10,7 +10,7 @@ mod engine;
 mod surroundings;
 mod sweep;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use batch::Batch;
 use engine::{Engine, Stage};
 use ringfence_integration::artifacts;
@@ -32,18 +32,17 @@ fn main() -> ExitCode {
 /// What a release's tests share: made by the first that needs it, gone with the last.
 struct Shared {
     suite: Suite,
-    stage: Mutex<Option<Stage>>,
+    /// Why there is none is as true for the next test.
+    stage: Mutex<Option<Result<Stage, String>>>,
 }
 
 impl Shared {
     /// Runs `act` on the release's node, and then nothing of ours may be left there; if it is, the next gets a new node.
     fn on_stage<T>(&self, act: impl FnOnce(&Stage) -> Result<T>) -> Result<T> {
         let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        if stage.is_none() {
-            let made = Stage::make(self.suite);
-            *stage = Some(made.with_context(|| format!("cannot prepare a node of {}", self.suite.name()))?);
-        }
-        let prepared = stage.as_ref().context("prepared above")?;
+        let made = stage.get_or_insert_with(|| Stage::make(self.suite).map_err(|error| format!("{error:#}")));
+        let prepared =
+            made.as_ref().map_err(|error| anyhow!("cannot prepare a node of {}: {error}", self.suite.name()))?;
         let done = act(prepared);
         let clean = prepared.node.is_clean();
         if clean.is_err() {

@@ -30,7 +30,7 @@ const fn preload(name: &'static str, options: &'static [&'static str]) -> Surrou
 }
 
 /// The others.
-pub const OTHERS: [Surroundings; 9] = [
+pub const OTHERS: [Surroundings; 12] = [
     Surroundings {
         name: "--cap-drop all",
         options: &["--cap-drop=all"],
@@ -49,6 +49,22 @@ pub const OTHERS: [Surroundings; 9] = [
     preload("tcmalloc", &["--env=LD_PRELOAD=/opt/applications/tcmalloc.so"]),
     preload("mimalloc", &["--env=LD_PRELOAD=/opt/applications/mimalloc.so"]),
     Surroundings { name: "without /dev/userfaultfd", config: Some("[inject]\nuserfaultfd = false\n"), ..DEFAULT },
+    Surroundings { name: "held by userfaultfd alone", options: &["--env=RINGFENCE_HOLD=userfaultfd"], ..DEFAULT },
+    Surroundings { name: "held by stopping threads alone", options: &["--env=RINGFENCE_HOLD=stop"], ..DEFAULT },
+    Surroundings {
+        name: "held by signals alone",
+        options: &["--env=RINGFENCE_HOLD=signals"],
+        // What this way leaves (verbs-proxy/README.md): it refuses where a thread blocks SIGSEGV, and system calls that
+        // write to the pages fail.
+        impossible: &[
+            "bystanders: neighbours_blocked",
+            "bystanders: neighbours_read",
+            "bystanders: forkblocked",
+            "bystanders: forkread",
+            "memory: system_calls_write_meanwhile",
+        ],
+        ..DEFAULT
+    },
 ];
 
 impl Surroundings {
