@@ -46,7 +46,11 @@ int main(int argc, char **argv)
 	CHECK_EQ(fork_init(), 0);
 	struct ibv_device **devices = list(&count);
 
-	CHECK(devices, "ibv_get_device_list: %s", strerror(errno));
+	/* The answer of a library that finds no driver. */
+	if (!devices && errno == ENOSYS)
+		count = 0;
+	else
+		CHECK(devices, "ibv_get_device_list: %s", strerror(errno));
 	printf("%d devices\n", count);
 	if (count == 0)
 		return 3;

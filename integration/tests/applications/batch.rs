@@ -19,6 +19,8 @@ pub struct Outcome {
     pub status: i32,
     /// Both outputs.
     pub output: String,
+    /// What it took.
+    pub seconds: u64,
 }
 
 /// Cases for one container.
@@ -90,17 +92,17 @@ impl Batch {
 impl Case {
     /// Fails unless the outcome is what is expected.
     fn judge(&self, outcome: &Outcome) -> Result<()> {
-        let Outcome { status, output } = outcome;
+        let Outcome { status, output, seconds } = outcome;
         let said = || if output.is_empty() { String::new() } else { format!("; it said:\n{}", tail(output)) };
         match status {
             0 => {}
             &UNSUPPORTED => return Err(Skipped(output.lines().last().unwrap_or_default().to_owned()).into()),
             124 => bail!("it did not end within {} s{}", self.seconds, said()),
-            129.. => bail!("it was ended by signal {}{}", status - 128, said()),
-            _ => bail!("status {status}{}", said()),
+            129.. => bail!("it was ended by signal {} after {seconds} s{}", status - 128, said()),
+            _ => bail!("status {status} after {seconds} s{}", said()),
         }
         // Whatever the program makes of it: its user would see it at each command.
-        ensure!(!output.contains("ld.so"), "the dynamic linker complains{}", said());
+        ensure!(!output.contains("ERROR: ld.so"), "the dynamic linker complains{}", said());
         if let Some(expected) = self.says {
             ensure!(output.trim_end() == expected, "it said not only {expected:?}{}", said());
         }
@@ -124,11 +126,16 @@ fn parse(output: &str) -> BTreeMap<String, Outcome> {
         } else if let Some(text) = line.strip_prefix("| ") {
             said.push_str(text);
             said.push('\n');
-        } else if let Some((name, status)) = line.strip_prefix("<<< ").and_then(|end| end.rsplit_once(' ')) {
-            if let Ok(status) = status.parse() {
-                outcomes.insert(name.to_owned(), Outcome { status, output: std::mem::take(&mut said) });
-            }
+        } else if let Some((name, status, seconds)) = line.strip_prefix("<<< ").and_then(ending) {
+            outcomes.insert(name.to_owned(), Outcome { status, output: std::mem::take(&mut said), seconds });
         }
     }
     outcomes
+}
+
+/// A case's name, status and time, of the line that says them.
+fn ending(line: &str) -> Option<(&str, i32, u64)> {
+    let (rest, seconds) = line.rsplit_once(' ')?;
+    let (name, status) = rest.rsplit_once(' ')?;
+    Some((name, status.parse().ok()?, seconds.parse().ok()?))
 }
