@@ -19,14 +19,22 @@ pub struct Surroundings {
     lacks: &'static [Needs],
     /// Cases that fail there without us.
     impossible: &'static [&'static str],
+    /// Whether it is tested only by hand: as a rule what another one of the list tests as well.
+    pub by_hand: bool,
 }
 
 /// As the engine makes it.
-pub const DEFAULT: Surroundings =
-    Surroundings { name: "as the engine makes it", options: &[], config: None, lacks: &[], impossible: &[] };
+pub const DEFAULT: Surroundings = Surroundings {
+    name: "as the engine makes it",
+    options: &[],
+    config: None,
+    lacks: &[],
+    impossible: &[],
+    by_hand: false,
+};
 
 const fn preload(name: &'static str, options: &'static [&'static str]) -> Surroundings {
-    Surroundings { name, options, lacks: &[Needs::NoPreload], ..DEFAULT }
+    Surroundings { name, options, lacks: &[Needs::NoPreload], by_hand: true, ..DEFAULT }
 }
 
 /// The others.
@@ -37,7 +45,7 @@ pub const OTHERS: [Surroundings; 12] = [
         impossible: &["memory: beyond_the_memlock_limit", "without verbs: a setuid program"],
         ..DEFAULT
     },
-    Surroundings { name: "--read-only", options: &["--read-only", "--tmpfs=/tmp"], ..DEFAULT },
+    Surroundings { name: "--read-only", options: &["--read-only", "--tmpfs=/tmp"], by_hand: true, ..DEFAULT },
     Surroundings { name: "--pids-limit 20", options: &["--pids-limit=20"], lacks: &[Needs::Much], ..DEFAULT },
     Surroundings { name: "--ulimit nofile=64", options: &["--ulimit=nofile=64:64"], ..DEFAULT },
     Surroundings {
@@ -48,8 +56,18 @@ pub const OTHERS: [Surroundings; 12] = [
     preload("jemalloc", &["--env=LD_PRELOAD=/opt/applications/jemalloc.so"]),
     preload("tcmalloc", &["--env=LD_PRELOAD=/opt/applications/tcmalloc.so"]),
     preload("mimalloc", &["--env=LD_PRELOAD=/opt/applications/mimalloc.so"]),
-    Surroundings { name: "without /dev/userfaultfd", config: Some("[inject]\nuserfaultfd = false\n"), ..DEFAULT },
-    Surroundings { name: "held by userfaultfd alone", options: &["--env=RINGFENCE_HOLD=userfaultfd"], ..DEFAULT },
+    Surroundings {
+        name: "without /dev/userfaultfd",
+        config: Some("[inject]\nuserfaultfd = false\n"),
+        by_hand: true,
+        ..DEFAULT
+    },
+    Surroundings {
+        name: "held by userfaultfd alone",
+        options: &["--env=RINGFENCE_HOLD=userfaultfd"],
+        by_hand: true,
+        ..DEFAULT
+    },
     Surroundings { name: "held by stopping threads alone", options: &["--env=RINGFENCE_HOLD=stop"], ..DEFAULT },
     Surroundings {
         name: "held by signals alone",
@@ -63,6 +81,7 @@ pub const OTHERS: [Surroundings; 12] = [
             "bystanders: forkread",
             "memory: system_calls_write_meanwhile",
         ],
+        by_hand: true,
         ..DEFAULT
     },
 ];
