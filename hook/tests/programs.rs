@@ -69,7 +69,7 @@ fn inject(lab: &Lab, library: &Path) {
 /// Compiles the C source `code` with `compiler`, as `target` in the container's root, with all libraries that it needs.
 fn compile(lab: &Lab, compiler: &str, code: &str, target: &str, options: &[&str]) {
     if Command::new(compiler).arg("--version").output().is_err() {
-        skip(&format!("{compiler} is not installed"));
+        skip(format!("{compiler} is not installed"));
     }
     std::fs::write(lab.path("program.c"), code).unwrap();
     let target = lab.path("rootfs").join(target);
@@ -475,7 +475,7 @@ fn with_version_2(runtime: &str) {
     needs_root("it mounts cgroups");
     needs_userfaultfd();
     if Command::new(runtime).arg("--version").output().is_err() {
-        skip(&format!("{runtime} is not installed"));
+        skip(format!("{runtime} is not installed"));
     }
     with_lab(|lab| {
         lab.script(USERFAULTFD);
