@@ -196,8 +196,10 @@ pub fn longest_file() -> u64 {
 /// Writes to memory that may be written, without changing it. As an instruction, because the compiler makes a load of an
 /// addition of zero.
 pub fn touch(address: usize) {
-    // SAFETY: zero is added, at once for all other threads, to whatever is there.
-    unsafe { asm!("lock add byte ptr [{}], 0", in(reg) address, options(nostack)) };
+    unreported(|| {
+        // SAFETY: zero is added, at once for all other threads, to whatever is there.
+        unsafe { asm!("lock add byte ptr [{}], 0", in(reg) address, options(nostack)) };
+    });
 }
 
 /// Whether valgrind runs the program.
@@ -220,21 +222,27 @@ fn ask_valgrind(question: usize, argument: usize) -> usize {
     answer
 }
 
+/// Has valgrind report nothing of `work`: pages are used whole, with what lies between an allocator's blocks.
+fn unreported(work: impl FnOnce()) {
+    const CHANGE_ERR_DISABLEMENT: usize = 0x1801;
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1);
+    work();
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1usize.wrapping_neg());
+}
+
 /// Copies bytes between mappings. Not the C library's function, which a sanitizer may have replaced by one that looks at
 /// what is copied, and not the kernel, which would need a descriptor.
 ///
 /// # Safety
 /// Both ranges are mapped, and do not overlap; nothing uses the target.
 pub unsafe fn copy(from: usize, to: usize, length: usize) {
-    const CHANGE_ERR_DISABLEMENT: usize = 0x1801;
-    // Pages are copied whole, with what lies between an allocator's blocks.
-    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1);
-    // SAFETY: promised by the caller.
-    unsafe {
-        asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") length => _,
-            options(nostack, preserves_flags));
-    }
-    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1usize.wrapping_neg());
+    unreported(|| {
+        // SAFETY: promised by the caller.
+        unsafe {
+            asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") length => _,
+                options(nostack, preserves_flags));
+        }
+    });
 }
 
 /// # Safety
