@@ -279,7 +279,7 @@ pub fn give_up(generation: Generation, which: impl Fn(&ibv_mr) -> bool) -> bool 
         // SAFETY: what is kept is alive until it is taken out.
         which(unsafe { &(*entry.mr).base })
     };
-    while let Some(mr) = with(generation, |state| state.take(&wanted)) {
+    while let Some(mr) = with(generation, |state| state.take(wanted)) {
         any = true;
         // SAFETY: it was kept by `keep`, and has been taken out; programs end their devices after what they made by them.
         unsafe { end(Box::from_raw(mr)) };
