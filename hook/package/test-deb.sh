@@ -162,6 +162,8 @@ check "podman still runs containers" podman_runs
 check "the configuration is kept" inside test -f /etc/ringfence/config.toml
 # Its hook is gone, so poststop is said to have failed.
 inside runc delete -f two >/dev/null 2>&1 || true
+# What a purge removes is what no proxy uses any more.
+check "proxy and warden end with the container" timeout 30 sh -c 'while pgrep -f "^ringfence-proxy --launch /run/ringfence/containers/[t]wo/"; do sleep 0.1; done'
 
 echo "==> purge"
 check "the package is purged" inside dpkg -P ringfence
