@@ -9,7 +9,7 @@ demo_packages=(gcc libc6-dev runc mmdebstrap iproute2 ca-certificates)
 # on the nodes, not here.
 # shellcheck disable=SC2034
 test_packages=("${demo_packages[@]}" binutils busybox-static containerd crun fuse-overlayfs ibverbs-utils kmod libc6-i386 libibverbs-dev
-    musl-tools perftest podman python3 qemu-system-x86 rdmacm-utils shellcheck slirp4netns strace uidmap util-linux)
+    musl-tools perftest podman procps python3 qemu-system-x86 rdmacm-utils shellcheck slirp4netns strace uidmap util-linux)
 
 # Installs those of the packages that are missing.
 install_packages() {
