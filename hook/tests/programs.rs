@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Lab, succeeded, with_lab};
-use ringfence_trials::{needs_root, skip, tests};
+use ringfence_trials::{skip, tests};
 use serde_json::json;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -23,10 +23,6 @@ fn main() -> ExitCode {
         a_musl_that_is_not_understood_is_left_alone,
         chroots_and_private_devices_say_nothing,
         static_and_setuid_programs,
-        everybody_may_open_userfaultfd,
-        userfaultfd_is_the_administrators_to_give,
-        userfaultfd_with_cgroup_version_2,
-        userfaultfd_with_cgroup_version_2_by_crun,
     ])
 }
 
@@ -417,78 +413,5 @@ fn static_and_setuid_programs() {
         lab.edit(|config| config["process"]["user"] = json!({"uid": 1000, "gid": 1000}));
         lab.edit(|config| config["process"]["noNewPrivileges"] = json!(false));
         says_hello(lab, "/bin/hello");
-    });
-}
-
-/// A script that says whether userfaultfd can be opened, and what its mode is.
-const USERFAULTFD: &str =
-    "(exec 3<>/dev/userfaultfd) && echo opened; ls -l /dev/userfaultfd | /bin/busybox cut -c 1-10";
-
-fn needs_userfaultfd() {
-    if !Path::new("/dev/userfaultfd").exists() {
-        skip("this kernel has no /dev/userfaultfd; Linux 6.1 and later have");
-    }
-}
-
-fn everybody_may_open_userfaultfd() {
-    needs_userfaultfd();
-    for user in [0, 1000] {
-        with_lab(|lab| {
-            lab.edit(|config| {
-                config["process"]["user"] = json!({"uid": user, "gid": user});
-                config["process"]["capabilities"] = json!({});
-            });
-            lab.script(USERFAULTFD);
-            assert_eq!(lab.output(), "opened\ncrw-rw-rw-\n", "{user}");
-            assert_eq!(succeeded(&lab.crun(&["run", &lab.id])), "opened\ncrw-rw-rw-\n", "crun, {user}");
-            // As an engine gives it who was asked for it: for root, and with its own rule.
-            lab.edit(|config| {
-                let found = rustix::fs::stat("/dev/userfaultfd").unwrap().st_rdev;
-                let (major, minor) = (rustix::fs::major(found), rustix::fs::minor(found));
-                config["linux"]["devices"] =
-                    json!([{"path": "/dev/userfaultfd", "type": "c", "major": major, "minor": minor, "fileMode": 0o600}]);
-                let rule = json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"});
-                config["linux"]["resources"]["devices"].as_array_mut().unwrap().push(rule);
-            });
-            assert_eq!(lab.output(), "opened\ncrw-rw-rw-\n", "with a node of the engine's, {user}");
-        });
-    }
-}
-
-fn userfaultfd_is_the_administrators_to_give() {
-    with_lab(|lab| {
-        lab.configure("ready", "userfaultfd = false");
-        lab.script("ls /dev/userfaultfd 2>/dev/null; true");
-        assert_eq!(lab.output(), "");
-    });
-}
-
-fn userfaultfd_with_cgroup_version_2() {
-    with_version_2("runc");
-}
-
-fn userfaultfd_with_cgroup_version_2_by_crun() {
-    with_version_2("crun");
-}
-
-fn with_version_2(runtime: &str) {
-    needs_root("it mounts cgroups");
-    needs_userfaultfd();
-    if Command::new(runtime).arg("--version").output().is_err() {
-        skip(format!("{runtime} is not installed"));
-    }
-    with_lab(|lab| {
-        lab.script(USERFAULTFD);
-        lab.write_config();
-        let script = format!(
-            "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec {runtime} --root state run \"$0\""
-        );
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, &lab.id]);
-        let output = command.current_dir(lab.path("")).stdin(std::process::Stdio::null()).output().unwrap();
-        if String::from_utf8_lossy(&output.stderr).contains("RLIM_MEMLOCK") {
-            skip("crun may not lift the limit for locked memory here, and cannot attach programs to cgroups");
-        }
-        assert_eq!(succeeded(&output), "opened\ncrw-rw-rw-\n");
     });
 }
