@@ -124,7 +124,7 @@ void scribbled_words(void)
 	CHECK(words && count > 512, "no key words are mapped");
 	for (int round = 0; round < 300; round++) {
 		for (int i = 0; i < 200; i++) {
-			size_t index = round % 2 ? 512 + below((unsigned)count - 512) : below(48);
+			size_t index = round % 2 ? 512 + below((unsigned)count - 512) : below(96);
 			uint64_t value = i % 3 == 0 ? chance : i % 3 == 1 ? source_mr->lkey : (chance << 33) | source_mr->rkey;
 
 			__atomic_store_n(&words[index], value, __ATOMIC_RELAXED);
@@ -139,7 +139,7 @@ void scribbled_words(void)
 		CHECK_EQ(at[round], (unsigned char)round);
 	/* The proxy serves the next one. */
 	memset(words + 512, 0, count * 8 - 4096);
-	memset(words, 0, 512);
+	memset(words, 0, 1024);
 	loop = loop_open();
 	source_mr = loop_reg(&loop, source, 16 * PAGE);
 	unsigned char *fresh = map_at(NULL, PAGE);

@@ -68,10 +68,10 @@ impl QueueBell {
 pub struct Doorbells {
     asleep: Line<AtomicU32>,
     summary: Line<AtomicU64>,
+    words: [AtomicU64; BELL_WORDS],
     /// Questions asked, and up to which of them they are answered.
     asked: Line<AtomicU64>,
     answered: Line<AtomicU64>,
-    words: [AtomicU64; BELL_WORDS],
 }
 
 #[cfg(not(loom))]
@@ -82,9 +82,9 @@ impl Default for Doorbells {
         Self {
             asleep: Line::default(),
             summary: Line::default(),
+            words: core::array::from_fn(|_| AtomicU64::new(0)),
             asked: Line::default(),
             answered: Line::default(),
-            words: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 }
