@@ -14,6 +14,7 @@ use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS, ring_b
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
 use ringfence_protocol::control::{Handle, Hello, MAGIC, MAX_DATAGRAM, Op, OpenReply};
+use ringfence_protocol::doorbell::{SUMMARY_OFFSET, WORDS_OFFSET};
 use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes};
 use ringfence_protocol::ring::SLOT_BYTES;
 use ringfence_protocol::verbs::{Opcode, SendFlags as PostFlags};
@@ -355,8 +356,8 @@ fn post_writes(objects: &Objects, first: u32, count: u32) -> Result<()> {
 /// Sets the queue's doorbell bit and wakes the worker, as a producer does.
 fn ring(objects: &Objects, queue: u32) -> Result<()> {
     let word = queue / 64 % 64;
-    objects.doorbells.write_all_at(&(1u64 << (queue % 64)).to_le_bytes(), 128 + u64::from(word) * 8)?;
-    objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), 64)?;
+    objects.doorbells.write_all_at(&(1u64 << (queue % 64)).to_le_bytes(), WORDS_OFFSET + u64::from(word) * 8)?;
+    objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), SUMMARY_OFFSET)?;
     ring_bell(&objects.wake)?;
     Ok(())
 }
@@ -390,8 +391,8 @@ fn doorbell_storm(scene: &mut Scene) -> Result<()> {
     let all = [0xff; 8 * 64];
     let end = Instant::now() + Duration::from_millis(500);
     while Instant::now() < end {
-        objects.doorbells.write_all_at(&all, 128)?;
-        objects.doorbells.write_all_at(&[0xff; 8], 64)?;
+        objects.doorbells.write_all_at(&all, WORDS_OFFSET)?;
+        objects.doorbells.write_all_at(&[0xff; 8], SUMMARY_OFFSET)?;
         ring_bell(&objects.wake)?;
     }
     scene.works().context("right after the storm")

@@ -7,6 +7,7 @@ use ringfence_protocol::control::{
     AllocRegion, CqReply, CreateCq, CreateQp, Handle, Index, ModifyQp, MrReply, NO_HANDLE, Op, OpenReply, PortInfo,
     PortQuery, QpAttr, QpReply, RegMr, Segment,
 };
+use ringfence_protocol::doorbell::{SUMMARY_OFFSET, WORDS_OFFSET};
 use ringfence_protocol::layout::RINGS_OFFSET;
 use ringfence_protocol::ring::{SLOT_BYTES, Words};
 use ringfence_protocol::verbs::{Access, Opcode, QpAttrMask as Mask, QpState, QpType, SendFlags};
@@ -211,8 +212,8 @@ impl Client {
         queue.posted += 1;
         let queue = queue.reply.queue;
         let word = u64::from(queue / 64);
-        self.doorbells.write_all_at(&(1u64 << (queue % 64)).to_ne_bytes(), 128 + word * 8)?;
-        self.doorbells.write_all_at(&(1u64 << word).to_ne_bytes(), 64)?;
+        self.doorbells.write_all_at(&(1u64 << (queue % 64)).to_ne_bytes(), WORDS_OFFSET + word * 8)?;
+        self.doorbells.write_all_at(&(1u64 << word).to_ne_bytes(), SUMMARY_OFFSET)?;
         ring_bell(&self.wake)?;
         Ok(())
     }

@@ -77,6 +77,13 @@ pub struct Doorbells {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Doorbells>() == 256 + BELL_WORDS * 8);
 
+/// Where the queues' bits stand, a word for each 64 queues.
+#[cfg(not(loom))]
+pub const WORDS_OFFSET: u64 = core::mem::offset_of!(Doorbells, words) as u64;
+/// Where one bit for each of those words stands.
+#[cfg(not(loom))]
+pub const SUMMARY_OFFSET: u64 = core::mem::offset_of!(Doorbells, summary) as u64;
+
 impl Default for Doorbells {
     fn default() -> Self {
         Self {
