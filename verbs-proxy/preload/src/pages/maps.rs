@@ -79,19 +79,23 @@ pub fn read(range: &Range<usize>, mappings: &mut Array<Mapping>) -> Result<(), i
     })
 }
 
-/// Shows `each` the mappings that reach into `range`, whole, by address. Without `names` they are [`Kind::Plain`] or
+/// Shows `each` the mappings that reach into `range`, from its start on but also beyond its end, by address. What becomes one
+/// with what was shown already, as mappings may while this goes on, is not shown twice. Without `names` they are [`Kind::Plain`] or
 /// [`Kind::Huge`], which is cheaper where the kernel is asked. Allocates nothing, and opens nothing but what is kept.
 pub fn visit(range: &Range<usize>, names: bool, mut each: impl FnMut(Mapping) -> ControlFlow<()>) -> Result<(), i32> {
     if let Some(file) = MAPS.get() {
         return ask(file, range, names, &mut each);
     }
     let file = sys::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC)?;
+    let mut next = range.start;
     let result = for_each_line(file, |line| {
         let Some(mapping) = parse(line) else { return false };
         if mapping.start >= range.end {
             return true;
         }
-        range.start < mapping.end && each(mapping).is_break()
+        let Some(mapping) = mapping.clip(&(next..usize::MAX)) else { return false };
+        next = mapping.end;
+        each(mapping).is_break()
     });
     sys::close(file);
     result
@@ -204,8 +208,9 @@ fn ask(
             inode: query.inode,
             kind,
         };
+        let mapping = mapping.clip(&(next..usize::MAX));
         next = query.end as usize;
-        if each(mapping).is_break() {
+        if mapping.is_some_and(|mapping| each(mapping).is_break()) {
             break;
         }
     }
