@@ -113,7 +113,8 @@ check "no engine is configured without being asked" inside sh -c '! ls /etc/cdi 
 check "a container is joined" start one
 check "it has a proxy" has_proxy one
 check "it is listed" says soft0 inside ringfence list
-check "it has the library and the socket" says libibverbs.so.1 inside runc exec one /bin/ls /dev/ringfence
+check "it has the socket" says verbs.sock inside runc exec one /bin/ls /dev/ringfence
+check "it has the library" says libibverbs.so.1 inside runc exec one /bin/ls /etc/ld.so.ringfence
 
 echo "==> upgrade with a container running"
 before=$(proxy one)
@@ -127,7 +128,7 @@ check "a second container is joined" start two
 check "the second has a proxy" has_proxy two
 check "the first ends" inside runc delete -f one
 sleep 0.2
-check "nothing of the first is left" not inside sh -c 'find /run/ringfence -name "*one*" | grep . || ls /bundles/one/rootfs/etc | grep preload'
+check "nothing of the first is left" not inside sh -c 'find /run/ringfence -name "*one*" | grep . || ls /bundles/one/rootfs/etc | grep ld.so'
 
 echo "==> engines"
 inside podman import /image.tar localhost/tiny >/dev/null 2>&1
@@ -161,6 +162,8 @@ check "podman still runs containers" podman_runs
 check "the configuration is kept" inside test -f /etc/ringfence/config.toml
 # Its hook is gone, so poststop is said to have failed.
 inside runc delete -f two >/dev/null 2>&1 || true
+# What a purge removes is what no proxy uses any more.
+check "proxy and warden end with the container" timeout 30 sh -c 'while pgrep -f "^ringfence-proxy --launch /run/ringfence/containers/[t]wo/"; do sleep 0.1; done'
 
 echo "==> purge"
 check "the package is purged" inside dpkg -P ringfence

@@ -1,6 +1,5 @@
 //! cgroups: where a proxy is accounted, and which device nodes a container may open.
 
-use crate::failure::{Code, During, Failure};
 use ringfence_proxy::rdma_cgroup::lift_limits;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -52,18 +51,13 @@ pub fn remove(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Lets the container of `pid` open the character device `major:minor`.
-pub fn allow_device(pid: i32, major: u32, minor: u32) -> Result<(), Failure> {
-    let memberships = of(pid).during(Code::Injection, || format!("cgroups of pid {pid}"))?;
-    let Some(devices) = memberships.iter().find(|m| m.controls("devices")) else {
-        return Err(Failure::new(
-            Code::Injection,
-            "mode=passthrough needs the devices controller of cgroup version 1, which this host does not have; \
-             with version 2 name the device nodes in the container's linux.devices and linux.resources.devices",
-        ));
-    };
-    let path = devices.directory.join("devices.allow");
-    std::fs::write(&path, format!("c {major}:{minor} rwm")).during(Code::Injection, || path.display().to_string())
+/// Lets the container of `pid` open the character device `major:minor`; `false` where no controller of version 1 decides
+/// about that.
+pub fn allow_device(pid: i32, major: u32, minor: u32) -> io::Result<bool> {
+    let memberships = of(pid)?;
+    let Some(devices) = memberships.iter().find(|m| m.controls("devices")) else { return Ok(false) };
+    std::fs::write(devices.directory.join("devices.allow"), format!("c {major}:{minor} rwm"))?;
+    Ok(true)
 }
 
 /// Joins `/proc/PID/cgroup` with the hierarchies that are mounted.

@@ -135,8 +135,10 @@ pub enum Cgroup {
 pub struct Inject {
     /// The preload library on the host.
     pub library: PathBuf,
-    /// Where the container sees the library and the socket: a directory of `/dev`, which is the container's own tmpfs.
+    /// Where the container sees the socket: a directory of `/dev`, which is the container's own tmpfs.
     pub container_dir: PathBuf,
+    /// Whether containers get `/dev/userfaultfd`, if the host has it.
+    pub userfaultfd: bool,
 }
 
 /// `[[device]]`
@@ -221,7 +223,11 @@ impl Default for Proxy {
 
 impl Default for Inject {
     fn default() -> Self {
-        Self { library: "/usr/lib/ringfence/libibverbs.so.1".into(), container_dir: "/dev/ringfence".into() }
+        Self {
+            library: "/usr/lib/ringfence/libibverbs.so.1".into(),
+            container_dir: "/dev/ringfence".into(),
+            userfaultfd: true,
+        }
     }
 }
 

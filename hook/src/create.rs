@@ -7,6 +7,7 @@ use crate::failure::{Code, During, Failure};
 use crate::identity::Namespace;
 use crate::init::Init;
 use crate::inject::{self, Container, Sources};
+use crate::journal;
 use crate::placement::Placement;
 use crate::policy::{self, Grant, Resolution};
 use crate::process::Process;
@@ -18,6 +19,7 @@ use crate::state::{Annotations, Bundle, State};
 use crate::stop;
 use crate::trust::{self, Program};
 use crate::uids;
+use crate::userfaultfd;
 use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -201,6 +203,10 @@ fn in_use_without_record(id: &str, proxy: Process, error: &std::io::Error) -> Fa
 const SHARED_USER: &str = "its proxy is the same user as all others: the engine's user namespace has no ids for them \
      (60578-61183, or proxy.uids), or denies setgroups; give the user more in /etc/subuid and /etc/subgid";
 
+/// Why mode passthrough cannot be had by a hook alone.
+const NO_DEVICES_CONTROLLER: &str = "mode=passthrough needs the devices controller of cgroup version 1, which this host does not have; \
+     with version 2 name the device nodes in the container's linux.devices and linux.resources.devices";
+
 /// A container while it is being joined.
 struct Making<'a> {
     config: &'a Config,
@@ -248,20 +254,23 @@ impl Making<'_> {
         let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?).process;
         placement.ask_systemd(proxy.pid);
         self.record.proxy = Some(proxy);
-        let shared_user = uids.is_none().then(|| SHARED_USER.to_owned());
-        let warnings = |placement: &Placement| [placement.warnings(), shared_user.as_slice()].concat();
-        self.record.warnings = warnings(&placement);
+        let mut others: Vec<String> = uids.is_none().then(|| SHARED_USER.to_owned()).into_iter().collect();
+        self.record.warnings = [placement.warnings(), &others].concat();
         self.save()?;
 
         // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
-        let injected = Sources::proxied(&session, &self.config.inject)
-            .and_then(|sources| self.inject(&init.container(&self.record, bundle)?, sources));
-        injected?;
+        let userfaultfd = userfaultfd::grant(&session, &self.config.inject, bundle, init.process.pid)?;
+        others.extend(userfaultfd.warning);
+        let sources = Sources::proxied(&session, &self.config.inject, userfaultfd.node.as_ref())?;
+        let injected = self.inject(&init.container(&self.record, bundle)?, sources)?;
+        injected.iter().for_each(|warning| journal::warn(&self.record.container, warning));
+        others.extend(injected);
         let timeout = Duration::from_millis(self.config.proxy.ready_timeout_ms);
         self.proxy.as_mut().expect("it was just started").wait_ready(timeout, init.pidfd.as_fd())?;
         placement.check(proxy.pid);
-        if warnings(&placement) != self.record.warnings || placement.unit() != self.record.unit.as_deref() {
-            self.record.warnings = warnings(&placement);
+        let warnings = [placement.warnings(), &others].concat();
+        if warnings != self.record.warnings || placement.unit() != self.record.unit.as_deref() {
+            self.record.warnings = warnings;
             self.record.unit = placement.unit().map(str::to_owned);
             self.save()?;
         }
@@ -281,10 +290,16 @@ impl Making<'_> {
         nodes.retain(|(path, _, major, minor)| !bundle.has_device(path, *major, *minor));
         let nodes: Vec<_> = nodes.into_iter().map(|(path, node, ..)| (path, node)).collect();
         self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes)?)?;
-        forbidden.into_iter().try_for_each(|(major, minor)| cgroup::allow_device(init.process.pid, major, minor))
+        forbidden.into_iter().try_for_each(|(major, minor)| {
+            let allowed = cgroup::allow_device(init.process.pid, major, minor);
+            match allowed.during(Code::Injection, || format!("device {major}:{minor} in the container's cgroup"))? {
+                true => Ok(()),
+                false => Err(Failure::new(Code::Injection, NO_DEVICES_CONTROLLER)),
+            }
+        })
     }
 
-    fn inject(&mut self, container: &Container, sources: Sources) -> Result<(), Failure> {
+    fn inject(&mut self, container: &Container, sources: Sources) -> Result<Vec<String>, Failure> {
         let Self { records, record, .. } = self;
         inject::inject(container, sources, &mut |mount_point| {
             record.mount_points.push(mount_point);

@@ -48,6 +48,11 @@ impl Init {
     pub fn container(&self, record: &Record, bundle: &Bundle) -> Result<Container, Failure> {
         let mount_namespace = self.mount_namespace.try_clone();
         let mount_namespace = mount_namespace.during(Code::Internal, || "mount namespace".into())?;
-        Ok(Container { mount_namespace, root: record.root.clone(), shares_mounts: bundle.shares_mounts() })
+        Ok(Container {
+            mount_namespace,
+            root: record.root.clone(),
+            shares_mounts: bundle.shares_mounts(),
+            library_path: bundle.library_path(),
+        })
     }
 }

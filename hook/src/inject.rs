@@ -1,21 +1,23 @@
 //! Puts the library, the socket's directory, `/etc/ld.so.preload` or device nodes into a container that is being made.
 //!
+//! [`library`] says where the library goes.
+//!
 //! Sources are detached mounts, cloned in the host's mount namespace and made read-only there; they are attached in the
 //! container's, to inodes that were checked. No path of the host is resolved in the container's namespace but that of its
 //! root file system, and none of the container's on the host.
 
+mod library;
+
 use crate::failure::{Code, During, Failure};
-use crate::mountinfo::{Mountinfo, descriptor_path};
-use crate::overlay::Overlay;
-use crate::preload_file;
+use crate::mountinfo::Mountinfo;
 use crate::record::MountPoint;
 use crate::rootfs::{Error, Kind, Place};
-use crate::session::{LIBRARY, Session};
+use crate::session::Session;
 use crate::sys;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +32,8 @@ pub struct Container {
     pub root: PathBuf,
     /// Whether its mounts may be seen elsewhere.
     pub shares_mounts: bool,
+    /// Where its programs are told to look for libraries first.
+    pub library_path: Vec<String>,
 }
 
 /// What a container gets, as detached mounts. Made in the host's mount namespace.
@@ -42,27 +46,36 @@ pub enum Sources {
 
 /// The sources for a proxy.
 pub struct Proxied {
-    mount: OwnedFd,
+    /// The socket's directory, and its name under `/dev`.
+    socket: (OwnedFd, String),
+    /// The library's directory, and the same to be written to.
+    directory: (OwnedFd, OwnedFd),
     library: OwnedFd,
-    preload: OwnedFd,
-    /// The same file as `preload`, to be written when the image's own is known.
-    preload_file: std::fs::File,
-    directory_name: String,
+    /// The node of `/dev/userfaultfd`.
+    userfaultfd: Option<OwnedFd>,
 }
 
 /// Notes a mount point that is about to be made in the container's root file system.
 pub type Note<'a> = &'a mut dyn FnMut(MountPoint) -> io::Result<()>;
 
 impl Sources {
-    /// What a proxied container gets.
-    pub fn proxied(session: &Session, config: &crate::config::Inject) -> Result<Self, Failure> {
+    /// What a proxied container gets, with the node of `/dev/userfaultfd` or without.
+    pub fn proxied(
+        session: &Session,
+        config: &crate::config::Inject,
+        userfaultfd: Option<&OwnedFd>,
+    ) -> Result<Self, Failure> {
         let own = |what: &str| format!("cannot prepare {what} of {}", session.path().display());
-        let library = library(&config.library)?;
-        let mount = clone(&session.mount, sys::NO_EXEC).during(Code::Injection, || own("mount"))?;
-        let preload_file = session.create_preload().during(Code::Injection, || own("ld.so.preload"))?;
-        let preload = clone(&preload_file, sys::NO_EXEC).during(Code::Injection, || own("ld.so.preload"))?;
-        let directory_name = config.directory_name().to_owned();
-        Ok(Self::Proxied(Box::new(Proxied { mount, library, preload, preload_file, directory_name })))
+        let socket = clone(&session.mount, sys::NO_EXEC).during(Code::Injection, || own("mount"))?;
+        let directory = clone(&session.library, 0).during(Code::Injection, || own("library"))?;
+        let writable = session.library.try_clone().during(Code::Injection, || own("library"))?;
+        let userfaultfd = userfaultfd.map(|node| device(node).during(Code::Injection, || own("userfaultfd")));
+        Ok(Self::Proxied(Box::new(Proxied {
+            socket: (socket, config.directory_name().to_owned()),
+            directory: (directory, writable),
+            library: library(&config.library)?,
+            userfaultfd: userfaultfd.transpose()?,
+        })))
     }
 
     /// The device nodes `nodes`.
@@ -71,10 +84,8 @@ impl Sources {
             let name = path.strip_prefix("/dev").ok().and_then(Path::to_str).ok_or_else(|| {
                 Failure::new(Code::Config, format!("device node {} is not a path under /dev", path.display()))
             })?;
-            // Opening it is what it is for, so it cannot be read-only or without devices.
-            let tree = detach(node)
-                .and_then(|tree| sys::set_mount_attributes(tree.as_fd(), sys::NO_SUID | sys::NO_EXEC).map(|()| tree))
-                .during(Code::Injection, || format!("cannot prepare device node {}", path.display()))?;
+            let tree =
+                device(node).during(Code::Injection, || format!("cannot prepare device node {}", path.display()))?;
             Ok((name.to_owned(), tree))
         });
         trees.collect::<Result<_, Failure>>().map(Self::Passthrough)
@@ -98,13 +109,28 @@ fn clone(source: impl AsFd, also: u64) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
+/// A detached mount of the device node `source`. Opening it is what it is for, so it cannot be read-only or without devices, as
+/// run-time directories are.
+fn device(source: impl AsFd) -> io::Result<OwnedFd> {
+    let tree = detach(source)?;
+    match sys::change_mount_attributes(tree.as_fd(), sys::NO_SUID | sys::NO_EXEC, sys::NO_DEV) {
+        // Without root in the host's user namespace what is there stays.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            sys::set_mount_attributes(tree.as_fd(), sys::NO_SUID | sys::NO_EXEC)?;
+        }
+        result => result?,
+    }
+    Ok(tree)
+}
+
 fn detach(source: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     Ok(rustix::mount::open_tree(source, "", flags)?)
 }
 
-/// Attaches `sources` in `container`. `note` hears of every mount point that will outlive the container's mounts.
-pub fn inject(container: &Container, sources: Sources, note: Note<'_>) -> Result<(), Failure> {
+/// Attaches `sources` in `container`. `note` hears of every mount point that will outlive the container's mounts. Answers what
+/// could not be had, one line each.
+pub fn inject(container: &Container, sources: Sources, note: Note<'_>) -> Result<Vec<String>, Failure> {
     let host_devices: Vec<u64> =
         HOST_TMPFS.iter().filter_map(|path| rustix::fs::stat(*path).ok()).map(|found| found.st_dev).collect();
     let host_root = rustix::fs::stat("/").during(Code::Internal, || "/".into())?;
@@ -132,8 +158,8 @@ pub fn inject(container: &Container, sources: Sources, note: Note<'_>) -> Result
     }
     let mut injection = Injection { root, host_devices, dev_tmpfs: None, shares_mounts: container.shares_mounts, note };
     match sources {
-        Sources::Proxied(sources) => injection.proxied(*sources),
-        Sources::Passthrough(nodes) => injection.passthrough(nodes),
+        Sources::Proxied(sources) => injection.proxied(*sources, &container.library_path),
+        Sources::Passthrough(nodes) => injection.passthrough(nodes).map(|()| Vec::new()),
     }
 }
 
@@ -171,43 +197,6 @@ struct Injection<'a> {
 }
 
 impl Injection<'_> {
-    fn proxied(&mut self, sources: Proxied) -> Result<(), Failure> {
-        let etc = self.directory(None, "etc")?;
-        let preload = etc.find("ld.so.preload", Kind::File)?;
-        let image = match &preload {
-            Some(preload) => read_preload(preload)?,
-            None => Vec::new(),
-        };
-        let library = format!("/dev/{}/{LIBRARY}", sources.directory_name);
-        let merged = preload_file::merge(&library, &image);
-        (&sources.preload_file)
-            .write_all(&merged)
-            .during(Code::Injection, || "cannot write the merged ld.so.preload".into())?;
-
-        let dev = self.dev()?;
-        let directory = self.directory(Some(&dev), &sources.directory_name)?;
-        match preload {
-            Some(place) => self.attach(&place, &sources.preload)?,
-            // A volume at /etc, whose owner did not ask for another file in it.
-            None if etc.mount != self.root.mount => self.overlay(&etc, &directory, &merged)?,
-            None => match self.file(&etc, "ld.so.preload") {
-                Ok(place) => self.attach(&place, &sources.preload)?,
-                Err(MakeError::Place(error)) if error.is_read_only() => self.overlay(&etc, &directory, &merged)?,
-                Err(error) => return Err(error.into()),
-            },
-        }
-
-        self.attach(&directory, &sources.mount)?;
-        // Through the mount itself, not through the container's path to it.
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let target = rustix::fs::openat(&sources.mount, LIBRARY, flags, Mode::empty())
-            .during(Code::Injection, || format!("/dev/{}/{LIBRARY}", sources.directory_name))?;
-        let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
-            | rustix::mount::MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(&sources.library, "", &target, "", flags)
-            .during(Code::Injection, || format!("cannot mount the library at {library}"))
-    }
-
     fn passthrough(&mut self, nodes: Vec<(String, OwnedFd)>) -> Result<(), Failure> {
         let dev = self.dev()?;
         for (path, tree) in nodes {
@@ -278,16 +267,6 @@ impl Injection<'_> {
         }
         Ok(())
     }
-
-    /// Adds `ld.so.preload` to an `/etc` in which it cannot or must not be created.
-    fn overlay(&self, etc: &Place, scratch: &Place, content: &[u8]) -> Result<(), Failure> {
-        let what = || "cannot lay ld.so.preload over the read-only /etc of the container".into();
-        // A volume may be there, and the upper layer is mounted upon it for a moment.
-        self.refuse_shared(scratch)?;
-        let overlay = Overlay::new(etc, "ld.so.preload", content, scratch).during(Code::Injection, what)?;
-        self.attach(etc, overlay.mount())?;
-        overlay.restore_below().during(Code::Injection, what)
-    }
 }
 
 /// Why a mount point could not be made.
@@ -326,20 +305,6 @@ fn make(parent: &Place, name: &str, kind: Kind, root: &Place, note: Note<'_>) ->
         note(MountPoint { path, directory: kind == Kind::Directory }).map_err(MakeError::Note)?;
     }
     Ok(parent.make(name, kind)?)
-}
-
-/// The image's own file.
-fn read_preload(place: &Place) -> Result<Vec<u8>, Failure> {
-    let mut image = Vec::new();
-    // The descriptor cannot be read from; what it stands for was checked to be a regular file.
-    let file = std::fs::File::open(descriptor_path(&place.fd));
-    file.and_then(|file| file.take(preload_file::MAX_BYTES as u64 + 1).read_to_end(&mut image))
-        .during(Code::Injection, || format!("/{} in the container", place.path))?;
-    if image.len() > preload_file::MAX_BYTES {
-        let message = format!("/{} in the container exceeds {} bytes; shorten it", place.path, preload_file::MAX_BYTES);
-        return Err(Failure::new(Code::Injection, message));
-    }
-    Ok(image)
 }
 
 /// Opens the host's node at `path`, a character device.

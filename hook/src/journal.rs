@@ -11,16 +11,35 @@ const SYSLOG: &str = "/dev/log";
 const IDENTIFIER: &str = "ringfence-hook";
 /// `LOG_ERR`.
 const ERROR: u8 = 3;
+/// `LOG_WARNING`.
+const WARNING: u8 = 4;
 /// `LOG_DAEMON`.
 const DAEMON: u8 = 3 << 3;
 /// The longest message that is sent, in characters. A datagram has room for some 200 KiB.
 const MAX_MESSAGE: usize = 4096;
 
+/// A line of the log.
+struct Entry<'a> {
+    priority: u8,
+    container: Option<&'a str>,
+    message: String,
+}
+
 /// Logs `failure` where that is possible at once.
 pub fn log(failure: &Failure) {
-    if send(JOURNAL.as_ref(), &native(failure)).is_err() {
+    put(&Entry { priority: ERROR, container: failure.container.as_deref(), message: failure.to_string() });
+}
+
+/// Logs what `container` could not have, where that is possible at once.
+pub fn warn(container: &str, message: &str) {
+    let message = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    put(&Entry { priority: WARNING, container: Some(container), message });
+}
+
+fn put(entry: &Entry<'_>) {
+    if send(JOURNAL.as_ref(), &native(entry)).is_err() {
         // There is nobody to tell.
-        let _ = send(SYSLOG.as_ref(), &syslog(failure));
+        let _ = send(SYSLOG.as_ref(), &syslog(entry));
     }
 }
 
@@ -32,22 +51,24 @@ fn send(socket: &Path, datagram: &[u8]) -> io::Result<()> {
 }
 
 /// As in <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>; no value has a newline.
-fn native(failure: &Failure) -> Vec<u8> {
-    let mut text = format!("MESSAGE={}\nPRIORITY={ERROR}\nSYSLOG_IDENTIFIER={IDENTIFIER}\n", line(failure));
-    if let Some(container) = &failure.container {
+fn native(entry: &Entry<'_>) -> Vec<u8> {
+    let Entry { priority, container, .. } = entry;
+    let mut text = format!("MESSAGE={}\nPRIORITY={priority}\nSYSLOG_IDENTIFIER={IDENTIFIER}\n", line(entry));
+    if let Some(container) = container {
         text += &format!("CONTAINER_ID={container}\n");
     }
     text.into_bytes()
 }
 
 /// As syslog(3) of the C library writes it, without the time, which the receiver adds.
-fn syslog(failure: &Failure) -> Vec<u8> {
-    let container = failure.container.as_ref().map(|container| format!("container {container}: ")).unwrap_or_default();
-    format!("<{}>{IDENTIFIER}[{}]: {container}{}", DAEMON | ERROR, std::process::id(), line(failure)).into_bytes()
+fn syslog(entry: &Entry<'_>) -> Vec<u8> {
+    let container = entry.container.map(|container| format!("container {container}: ")).unwrap_or_default();
+    let (priority, pid) = (DAEMON | entry.priority, std::process::id());
+    format!("<{priority}>{IDENTIFIER}[{pid}]: {container}{}", line(entry)).into_bytes()
 }
 
-fn line(failure: &Failure) -> String {
-    failure.to_string().chars().take(MAX_MESSAGE).collect()
+fn line(entry: &Entry<'_>) -> String {
+    entry.message.chars().take(MAX_MESSAGE).collect()
 }
 
 #[cfg(test)]
@@ -55,20 +76,22 @@ mod tests {
     use super::*;
     use crate::Code;
 
-    fn failure() -> Failure {
-        Failure::new(Code::Denied, "a\nPRIORITY=7\u{0}b").of("c1")
+    fn entry(failure: &Failure) -> Entry<'_> {
+        Entry { priority: ERROR, container: failure.container.as_deref(), message: failure.to_string() }
     }
 
     #[test]
     fn a_message_cannot_add_fields() {
+        let failure = Failure::new(Code::Denied, "a\nPRIORITY=7\u{0}b").of("c1");
         assert_eq!(
-            String::from_utf8(native(&failure())).unwrap(),
+            String::from_utf8(native(&entry(&failure))).unwrap(),
             "MESSAGE=E13 a PRIORITY=7 b\nPRIORITY=3\nSYSLOG_IDENTIFIER=ringfence-hook\nCONTAINER_ID=c1\n"
         );
         let expected = format!("<27>ringfence-hook[{}]: container c1: E13 a PRIORITY=7 b", std::process::id());
-        assert_eq!(String::from_utf8(syslog(&failure())).unwrap(), expected);
-        assert!(!String::from_utf8(native(&Failure::new(Code::Usage, ""))).unwrap().contains("CONTAINER_ID"));
-        assert!(native(&Failure::new(Code::Usage, "ä".repeat(1 << 20))).len() < 10_000);
+        assert_eq!(String::from_utf8(syslog(&entry(&failure))).unwrap(), expected);
+        let nameless = Failure::new(Code::Usage, "");
+        assert!(!String::from_utf8(native(&entry(&nameless))).unwrap().contains("CONTAINER_ID"));
+        assert!(native(&entry(&Failure::new(Code::Usage, "ä".repeat(1 << 20)))).len() < 10_000);
     }
 
     #[test]

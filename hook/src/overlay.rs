@@ -1,11 +1,12 @@
-//! A file in a directory in which nothing can be created: a read-only overlay of the two.
+//! Mount points in a directory in which nothing can be created: a read-only overlay of the two.
 
 use crate::mountinfo::{Mountinfo, descriptor_path};
-use crate::rootfs::Place;
+use crate::rootfs::{Kind, Place};
+use crate::session;
 use crate::sys;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -17,9 +18,9 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Prepares `directory` with `content` as its file `name`. On `scratch` the upper layer is mounted for a moment, because the
+    /// Prepares `directory` with `names` in it, empty. On `scratch` the upper layer is mounted for a moment, because the
     /// kernel wants layers to be mounted in our namespace.
-    pub fn new(directory: &Place, name: &str, content: &[u8], scratch: &Place) -> io::Result<Self> {
+    pub fn new(directory: &Place, names: &[(&str, Kind)], scratch: &Place) -> io::Result<Self> {
         // Runtimes mount resolv.conf and others below /etc; an overlay does not show what is mounted on its layers.
         let path = std::fs::read_link(descriptor_path(&directory.fd))?;
         let below = Mountinfo::read()?.below(&path).into_iter().map(|path| {
@@ -33,7 +34,7 @@ impl Overlay {
         let below = below.collect::<io::Result<_>>()?;
         let upper = new_mount("tmpfs", &[("mode", "0755"), ("size", "128k")])?;
         scratch.attach(&upper).map_err(io::Error::other)?;
-        let mount = lay(directory, name, content, &upper);
+        let mount = lay(directory, names, &upper);
         rustix::mount::unmount(descriptor_path(&upper), UnmountFlags::DETACH)?;
         Ok(Self { mount: mount?, below })
     }
@@ -52,10 +53,13 @@ impl Overlay {
     }
 }
 
-fn lay(directory: &Place, name: &str, content: &[u8], upper: &OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(upper, name, flags, Mode::from_raw_mode(0o644))?;
-    std::fs::File::from(file).write_all(content)?;
+fn lay(directory: &Place, names: &[(&str, Kind)], upper: &OwnedFd) -> io::Result<OwnedFd> {
+    for (name, kind) in names {
+        match kind {
+            Kind::File | Kind::Device => drop(session::create(upper, name, 0o644)?),
+            Kind::Directory => rustix::fs::mkdirat(upper, *name, Mode::from_raw_mode(0o755))?,
+        }
+    }
     // The upper layer's root is what the container sees as the directory itself.
     let like = rustix::fs::fstat(&directory.fd)?;
     let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));

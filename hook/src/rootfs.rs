@@ -1,14 +1,21 @@
 //! A container's root file system, by descriptors only.
 //!
 //! Every path in it was written by the image's author or by a volume's other users, while we work if they are quick. So no
-//! path is resolved twice, no symbolic link is followed, and what is mounted upon is the very inode that was checked.
+//! path is resolved twice, no symbolic link is followed to where something is made, and what is mounted upon is the very inode
+//! that was checked. The image's own libraries are found over links ([`Place::follow`]), which the kernel keeps within the root
+//! file system.
 
+use crate::mountinfo::descriptor_path;
 use crate::sys;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+
+/// How often a path is looked up while somebody else renames parts of it.
+const TRIES: usize = 16;
 
 /// Why a place in the container cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +43,18 @@ impl Error {
 pub enum Kind {
     File,
     Directory,
+    /// A device node, which is never made here.
+    Device,
+}
+
+impl Kind {
+    fn file_type(self) -> FileType {
+        match self {
+            Self::File => FileType::RegularFile,
+            Self::Directory => FileType::Directory,
+            Self::Device => FileType::CharacterDevice,
+        }
+    }
 }
 
 /// An opened place in the container.
@@ -84,10 +103,7 @@ impl Place {
             }
         };
         let found = FileType::from_raw_mode(rustix::fs::fstat(&fd).map_err(system)?.st_mode);
-        let needed = match kind {
-            Kind::File => FileType::RegularFile,
-            Kind::Directory => FileType::Directory,
-        };
+        let needed = kind.file_type();
         if found == FileType::Symlink {
             return Err(Error::Symlink { path: self.shown(name) });
         }
@@ -96,6 +112,44 @@ impl Place {
             return Err(Error::WrongType { path: self.shown(name), found, needed });
         }
         Self::examine(fd, path).map(Some).map_err(|error| Error::System { path: self.shown(name), error })
+    }
+
+    /// What `path` leads to, over symbolic links too, all taken to be within this directory and its own mount: a volume is none
+    /// of it. `None` for nothing, and for what is not of `kind`.
+    pub fn follow(&self, path: &str, kind: Kind) -> Option<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let mut tries = (0..TRIES).map(|_| rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), resolve));
+        let fd = tries.find(|result| !matches!(result, Err(Errno::AGAIN | Errno::INTR)))?.ok()?;
+        let found = FileType::from_raw_mode(rustix::fs::fstat(&fd).ok()?.st_mode);
+        let place = Self::examine(fd, path.trim_start_matches('/').to_owned()).ok()?;
+        (found == kind.file_type() && place.mount == self.mount).then_some(place)
+    }
+
+    /// The names in this directory, `most` of them at most.
+    pub fn names(&self, most: usize) -> io::Result<Vec<String>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(descriptor_path(&self.fd), flags, Mode::empty())?;
+        let entries = rustix::fs::Dir::new(directory)?.take(most).filter_map(Result::ok);
+        Ok(entries.filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned)).collect())
+    }
+
+    /// All of this regular file, unless it has more than `most` bytes.
+    pub fn read(&self, most: usize) -> io::Result<Vec<u8>> {
+        // The descriptor cannot be read from; what it stands for was checked to be a regular file. Who has a lease on it is not
+        // waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(descriptor_path(&self.fd), flags, Mode::empty())?);
+        let mut bytes = Vec::new();
+        file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+        let message = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it exceeds {most} bytes; shorten it"));
+        if bytes.len() > most { Err(message()) } else { Ok(bytes) }
+    }
+
+    /// Its file system's and its own number, which no other file has.
+    pub fn inode(&self) -> io::Result<(u64, u64)> {
+        let found = rustix::fs::fstat(&self.fd)?;
+        Ok((found.st_dev, found.st_ino))
     }
 
     /// Makes `name` here, empty, and opens it. If another container of the same root file system was quicker, it is as if
@@ -125,6 +179,7 @@ impl Place {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o644)).map(drop)
             }
+            Kind::Device => Err(Errno::OPNOTSUPP),
         }
     }
 

@@ -17,6 +17,13 @@ pub fn user() -> Option<u32> {
     std::fs::read_to_string("/proc/self/uid_map").ok().and_then(|map| outer_root(&map))
 }
 
+/// The user whose containers are asked for: in the host's user namespace, where no engine without root runs its hooks, whoever
+/// calls and is not root.
+fn caller() -> Option<u32> {
+    let caller = rustix::process::geteuid();
+    (user().is_none() && !caller.is_root()).then(|| caller.as_raw())
+}
+
 /// What uid 0 of a `uid_map` is outside; `None` if all ids are the same there.
 fn outer_root(map: &str) -> Option<u32> {
     let lines = map.lines().map(|line| line.split_ascii_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>());
@@ -33,12 +40,17 @@ fn outer_root(map: &str) -> Option<u32> {
 
 /// The run-dir for a configuration that says `configured`. Without root it cannot be the default one, unless `/run` is ours,
 /// as in a container that is a whole system; then it is in the user's own directory, where only he has access. All
-/// containers of one user have it in common.
+/// containers of one user have it in common. A user who looks from outside, as by `ringfence list`, finds his own there.
 pub fn run_dir(configured: PathBuf) -> Result<PathBuf, Error> {
+    let of = |user: u32| Path::new(USERS).join(user.to_string());
+    if let Some(caller) = caller().filter(|_| configured == Path::new(DEFAULT_RUN_DIR)) {
+        // Whether it is there or not: without it he has no containers.
+        return Ok(of(caller).join("ringfence"));
+    }
     let ours = |path: &Path| path.metadata().map(|found| found.uid() == rustix::process::geteuid().as_raw());
     match user() {
         Some(user) if configured == Path::new(DEFAULT_RUN_DIR) && !ours("/run".as_ref()).unwrap_or(false) => {
-            let directory = Path::new(USERS).join(user.to_string());
+            let directory = of(user);
             match ours(&directory) {
                 Ok(true) => Ok(directory.join("ringfence")),
                 Ok(false) => Err(Error::NoUserDir { reason: format!("{} is not his", directory.display()), user }),

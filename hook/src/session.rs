@@ -3,27 +3,35 @@
 //! ```text
 //! <id>/                  0700
 //!   launch.json          for the proxy
-//!   ld.so.preload        bound over the container's
+//!   userfaultfd          0666, bound to the container's /dev
 //!   mount/               0755, what the container sees at /dev/ringfence
 //!     verbs.sock         0666, the proxy listens here
-//!     libibverbs.so.1    empty, the library is bound over it
+//!   library/             0755, what it sees at /etc/ld.so.ringfence
+//!     libibverbs.so.1    empty, the library is bound over it; or that library without its name
+//!     libibverbs.so      a link to it
+//!     preload-like-libasan.so   another, see [`crate::preload_file`]
+//!     ld.so.preload, …   bound over the container's
 //! ```
 
 use crate::failure::{Code, During, Failure};
+use crate::preload_file;
 use crate::trust;
 use ringfence_proxy::launch::Launch;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The library's name in the container.
 pub const LIBRARY: &str = "libibverbs.so.1";
+/// Its name to compilers, and to programs that open it by that.
+const DEVELOPERS: &str = "libibverbs.so";
 /// The socket's name in the container.
 const SOCKET: &str = "verbs.sock";
-/// The merged file's name on the host.
-const PRELOAD: &str = "ld.so.preload";
+/// The device node's name on the host.
+const NODE: &str = "userfaultfd";
 /// The proxy's orders' name on the host.
 const LAUNCH: &str = "launch.json";
 
@@ -33,6 +41,8 @@ pub struct Session {
     directory: OwnedFd,
     /// `mount/`.
     pub mount: OwnedFd,
+    /// `library/`.
+    pub library: OwnedFd,
 }
 
 /// Opens the node's run-time directory.
@@ -82,11 +92,15 @@ impl Session {
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&path, flags, Mode::empty())?;
-        rustix::fs::mkdirat(&directory, "mount", Mode::from_raw_mode(0o755))?;
-        let mount = rustix::fs::openat(&directory, "mount", flags, Mode::empty())?;
-        let session = Self { path, directory, mount };
-        session.create(&session.mount, LIBRARY, 0o755)?;
-        Ok(session)
+        let below = |name: &str| -> io::Result<OwnedFd> {
+            rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755))?;
+            Ok(rustix::fs::openat(&directory, name, flags, Mode::empty())?)
+        };
+        let (mount, library) = (below("mount")?, below("library")?);
+        create(&library, LIBRARY, 0o755)?;
+        rustix::fs::symlinkat(LIBRARY, &library, DEVELOPERS)?;
+        rustix::fs::symlinkat(LIBRARY, &library, preload_file::NAME)?;
+        Ok(Self { path, directory, mount, library })
     }
 
     /// Where it is.
@@ -107,19 +121,23 @@ impl Session {
 
     /// Writes the proxy's orders, and returns their path.
     pub fn write_launch(&self, launch: &Launch) -> io::Result<PathBuf> {
-        self.create(&self.directory, LAUNCH, 0o600)?.write_all(&serde_json::to_vec_pretty(launch)?)?;
+        create(&self.directory, LAUNCH, 0o600)?.write_all(&serde_json::to_vec_pretty(launch)?)?;
         Ok(self.path.join(LAUNCH))
     }
 
-    /// An empty file to become the container's `/etc/ld.so.preload`.
-    pub fn create_preload(&self) -> io::Result<std::fs::File> {
-        self.create(&self.directory, PRELOAD, 0o644)
+    /// A node for the character device `major:minor` that everybody may open, whatever the host's own has for its mode.
+    pub fn make_node(&self, major: u32, minor: u32) -> io::Result<OwnedFd> {
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(&self.directory, NODE, FileType::CharacterDevice, mode, rustix::fs::makedev(major, minor))?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.directory, NODE, flags, Mode::empty())?)
     }
+}
 
-    fn create(&self, directory: &OwnedFd, name: &str, mode: u32) -> io::Result<std::fs::File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode))?.into())
-    }
+/// Makes the file `name` in `directory` of a session.
+pub fn create(directory: &OwnedFd, name: &str, mode: u32) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode))?.into())
 }
 
 /// Removes the directory of `container`, if there is one. A proxy that ends may be removing it, too.

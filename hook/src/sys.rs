@@ -15,7 +15,12 @@ pub const NO_EXEC: u64 = 0x8;
 /// Sets attributes of the mount that `mount` is the root of, and makes it private: a clone is its original's peer where that
 /// is shared, as all of systemd's hosts' are, and what is mounted upon the one would appear upon the other.
 pub fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    change_mount_attributes(mount, set, 0)
+}
+
+/// As [`set_mount_attributes`], and takes away those of `clear`.
+pub fn change_mount_attributes(mount: BorrowedFd<'_>, set: u64, clear: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     // SAFETY: `attributes` outlives the call, and its size is the one that is passed.
     check(unsafe {
         libc::syscall(

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// The largest file that is read; hooks write a few KiB.
 const MAX_BYTES: u64 = 1 << 20;
+/// More than a proxy's command line can be: its words, and a path.
+const MAX_COMMAND_LINE: usize = 8192;
 /// The magic numbers of cgroup hierarchies, versions 1 and 2 (`statfs(2)`).
 const CGROUPS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
 
@@ -142,7 +144,8 @@ fn is_made_by_hooks(point: &MountPoint) -> bool {
     let path = point.path.as_str();
     match (path, path.split_once('/')) {
         ("etc" | "dev", _) => point.directory,
-        ("etc/ld.so.preload", _) => !point.directory,
+        ("etc/ld.so.ringfence", _) => point.directory,
+        ("etc/ld.so.preload" | "etc/ld-musl-x86_64.path", _) => !point.directory,
         (_, Some(("dev", _))) => is_plain(Path::new(path), false),
         _ => false,
     }
@@ -189,7 +192,7 @@ pub fn end(config: &Config, container: &str, process: Process, patience: Duratio
 /// What the process `pid` runs. Who holds a pidfd of it knows afterwards whether it was the same one all the time.
 pub fn program(config: &Config, container: &str, pid: i32) -> Program {
     // It has none any more when its memory is gone, a moment before it has ended.
-    let found = match std::fs::read(format!("/proc/{pid}/cmdline")) {
+    let found = match command_line(pid) {
         Ok(found) if !found.is_empty() => found,
         _ => return Program::Ended,
     };
@@ -209,6 +212,15 @@ pub fn program(config: &Config, container: &str, pid: i32) -> Program {
         }
         _ => Program::Proxy,
     }
+}
+
+/// In one system call: the kernel looks for the process's memory anew in each, and of a process that ends between two there would
+/// be half a command line.
+fn command_line(pid: i32) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; MAX_COMMAND_LINE];
+    let length = File::open(format!("/proc/{pid}/cmdline"))?.read(&mut bytes)?;
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// Whether `exe`, as `/proc` shows it, may be the program that is configured, or is the one that is `usual`: by its name only,
@@ -237,6 +249,8 @@ mod tests {
             mount_points: vec![
                 point("etc", true),
                 point("etc/ld.so.preload", false),
+                point("etc/ld.so.ringfence", true),
+                point("etc/ld-musl-x86_64.path", false),
                 point("dev", true),
                 point("dev/ringfence", true),
                 point("dev/infiniband/uverbs0", false),

@@ -42,9 +42,10 @@ fn main() -> ExitCode {
 }
 
 /// Says that the dynamic loader has our library, and what stands where.
-const LOOK: &str = "/bin/cat /proc/self/maps | grep -q /dev/ringfence/libibverbs.so.1 && echo loaded; \
-    cat /etc/ld.so.preload; ls -A /dev/ringfence";
-const SEEN: &str = "loaded\n/dev/ringfence/libibverbs.so.1\nlibibverbs.so.1\nverbs.sock\n";
+const LOOK: &str = "/bin/cat /proc/self/maps | grep -q /etc/ld.so.ringfence/libibverbs.so.1 && echo loaded; \
+    cat /etc/ld.so.preload; ls -A /dev/ringfence; ls -A /etc/ld.so.ringfence";
+const SEEN: &str = "loaded\n/etc/ld.so.ringfence/preload-like-libasan.so\nverbs.sock\nld.so.preload\nlibibverbs.so\n\
+    libibverbs.so.1\npreload-like-libasan.so\n";
 
 fn a_container_is_joined() {
     for stage in ["createRuntime", "prestart"] {
@@ -70,7 +71,7 @@ fn containers_without_our_annotations_are_left_alone() {
         lab.edit(|config| config["annotations"] = json!({"io.kubernetes.cri.sandbox-id": "x"}));
         // Nothing of the administrator's is even read.
         std::fs::write(lab.path("config.toml"), "nonsense").unwrap();
-        lab.script("ls -d /dev/ringfence /etc/ld.so.preload; true");
+        lab.script("ls -d /dev/ringfence /etc/ld.so.*; true");
         assert_eq!(lab.output(), "");
         assert!(!lab.path("run").exists());
     });
@@ -148,14 +149,17 @@ fn the_images_own_preload_file_is_kept() {
         std::fs::write(etc.join("ld.so.preload"), "# theirs\n/lib/theirs.so").unwrap();
         lab.expect_rootfs_as_is();
         lab.script("cat /etc/ld.so.preload 2>/dev/null");
-        assert_eq!(lab.output(), "/dev/ringfence/libibverbs.so.1\n# theirs\n/lib/theirs.so");
+        assert_eq!(lab.output(), "/etc/ld.so.ringfence/preload-like-libasan.so\n# theirs\n/lib/theirs.so");
         assert_eq!(std::fs::read_to_string(etc.join("ld.so.preload")).unwrap(), "# theirs\n/lib/theirs.so");
     });
 }
 
 fn mounts_are_read_only_and_carry_nothing_else() {
     with_lab(|lab| {
-        lab.script("grep -E 'ringfence|preload' /proc/mounts; (: >/dev/ringfence/x); (: >/etc/ld.so.preload); true");
+        lab.script(
+            "grep -E 'ringfence|preload' /proc/mounts; (: >/dev/ringfence/x); (: >/etc/ld.so.preload); \
+            (: >/etc/ld.so.ringfence/x); true",
+        );
         let output = lab.run();
         let text = succeeded(&output);
         let flags = |path: &str| {
@@ -164,9 +168,11 @@ fn mounts_are_read_only_and_carry_nothing_else() {
         };
         assert_eq!(flags("/dev/ringfence"), ["ro", "nosuid", "nodev", "noexec"]);
         assert_eq!(flags("/etc/ld.so.preload"), ["ro", "nosuid", "nodev", "noexec"]);
-        assert_eq!(flags("/dev/ringfence/libibverbs.so.1")[..3], ["ro", "nosuid", "nodev"]);
-        assert!(!flags("/dev/ringfence/libibverbs.so.1").contains(&"noexec".to_owned()));
-        assert_eq!(String::from_utf8_lossy(&output.stderr).matches("Read-only file system").count(), 2);
+        for path in ["/etc/ld.so.ringfence", "/etc/ld.so.ringfence/libibverbs.so.1"] {
+            assert_eq!(flags(path)[..3], ["ro", "nosuid", "nodev"]);
+            assert!(!flags(path).contains(&"noexec".to_owned()));
+        }
+        assert_eq!(String::from_utf8_lossy(&output.stderr).matches("Read-only file system").count(), 3);
     });
 }
 

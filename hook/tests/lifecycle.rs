@@ -350,9 +350,9 @@ fn other_hooks_beside_ours() {
             }
         });
         lab.script("cat /etc/ld.so.preload");
-        assert_eq!(lab.output(), "/dev/ringfence/libibverbs.so.1\n");
+        assert_eq!(lab.output(), "/etc/ld.so.ringfence/preload-like-libasan.so\n");
         let output = lab.crun(&["run", &lab.id]);
-        assert_eq!(succeeded(&output), "/dev/ringfence/libibverbs.so.1\n");
+        assert_eq!(succeeded(&output), "/etc/ld.so.ringfence/preload-like-libasan.so\n");
     });
 }
 
@@ -393,7 +393,7 @@ fn a_bundle_that_nobody_can_write() {
             "mount --bind bundle bundle && mount -o remount,bind,ro bundle && cd bundle && set -- \"$0\" && \
              exec runc --root ../runc run \"$1\"",
         );
-        assert_eq!(succeeded(&output), "/dev/ringfence/libibverbs.so.1\n");
+        assert_eq!(succeeded(&output), "/etc/ld.so.ringfence/preload-like-libasan.so\n");
     });
 }
 
@@ -407,12 +407,12 @@ fn links_on_the_way_to_the_bundle_and_the_root() {
             command.arg("--root").arg(lab.path("runc")).arg("run").arg("--bundle").arg(link.join("bundle"));
             command.arg(&lab.id).stdin(Stdio::null()).output().unwrap()
         };
-        assert_eq!(succeeded(&run(lab)), "/dev/ringfence/libibverbs.so.1\n");
+        assert_eq!(succeeded(&run(lab)), "/etc/ld.so.ringfence/preload-like-libasan.so\n");
         // The root itself as a link is refused by runc, and followed by crun.
         std::os::unix::fs::symlink(&rootfs, lab.path("root-link")).unwrap();
         let root = lab.path("root-link");
         lab.edit(|config| config["root"]["path"] = json!(root));
-        assert_eq!(succeeded(&lab.crun(&["run", &lab.id])), "/dev/ringfence/libibverbs.so.1\n");
+        assert_eq!(succeeded(&lab.crun(&["run", &lab.id])), "/etc/ld.so.ringfence/preload-like-libasan.so\n");
     });
 }
 

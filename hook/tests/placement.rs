@@ -300,11 +300,12 @@ fn the_score_is_the_containers_and_limits_are_no_engines() {
                 lab.edit(|config| config["process"]["oomScoreAdj"] = json!(said));
             }
             lab.write_config();
-            // As an engine's service may have them.
-            let script = "ulimit -S -n 64; ulimit -S -f 1000; ulimit -S -l 16; ulimit -S -c 1000; ulimit -S -u 999; \
-                echo 300 >/proc/self/oom_score_adj; exec runc --root runc create \"$0\" >/dev/null 2>&1 </dev/null";
+            // As an engine's service may have them; runc copies itself into memory, which counts as a file.
+            let script = "ulimit -S -n 64; ulimit -S -f 100000; ulimit -S -l 16; ulimit -S -c 1000; ulimit -S -u 999; \
+                echo 300 >/proc/self/oom_score_adj; exec runc --root runc create \"$0\" >said 2>&1 </dev/null";
             let mut command = std::process::Command::new("bash");
-            assert!(command.args(["-c", script, &lab.id]).current_dir(lab.path("")).status().unwrap().success());
+            let status = command.args(["-c", script, &lab.id]).current_dir(lab.path("")).status().unwrap();
+            assert!(status.success(), "{}", std::fs::read_to_string(lab.path("said")).unwrap());
             let of = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", lab.proxies()[0])).unwrap();
             assert_eq!(of("oom_score_adj").trim(), expected);
             let limits = of("limits");

@@ -5,6 +5,8 @@
  *   semantics list                 names of the cases and how each can be run
  *   semantics CASE one             both ends in this process, one proxy
  *   semantics CASE two             the far end in a child whose proxy is at $PEER_SOCKET
+ *
+ * With SHARED_ARENA in the environment all memory is that of a memory file.
  */
 #include "sides.h"
 

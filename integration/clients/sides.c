@@ -102,7 +102,14 @@ static void open_device(struct state *s)
 		s->cqs[i] = ibv_create_cq(s->context, CQ_DEPTH, NULL, s->channels[i], 0);
 		CHECK(s->cqs[i], "errno %d", errno);
 	}
-	s->arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int file = -1, kind = MAP_PRIVATE | MAP_ANONYMOUS;
+
+	if (getenv("SHARED_ARENA")) {
+		file = memfd_create("arena", MFD_CLOEXEC);
+		kind = MAP_SHARED;
+		CHECK(file >= 0 && !ftruncate(file, ARENA_BYTES), "errno %d", errno);
+	}
+	s->arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, kind, file, 0);
 	CHECK(s->arena != MAP_FAILED, "errno %d", errno);
 	/* Events are waited for with poll, so that a missing one is an answer and not a hang. */
 	fcntl(s->context->async_fd, F_SETFL, fcntl(s->context->async_fd, F_GETFL) | O_NONBLOCK);

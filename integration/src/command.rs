@@ -33,11 +33,16 @@ pub struct Ended {
 
 impl Running {
     /// Starts `command` with its output going to a file of the sandbox.
-    pub fn start(mut command: Command) -> Result<Self> {
+    pub fn start(command: Command) -> Result<Self> {
+        Self::start_reading(command, Stdio::null())
+    }
+
+    /// The same with something to read on its standard input.
+    pub fn start_reading(mut command: Command, input: Stdio) -> Result<Self> {
         let what = describe(&command);
         let log = crate::sandbox::work_dir().join(format!("log-{}", NEXT_LOG.fetch_add(1, Ordering::Relaxed)));
         let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.stdin(input).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| format!("cannot start {what}"))?;
         Ok(Self { what, child, log })
     }

@@ -110,6 +110,15 @@ impl DirectProxy {
         self.proxy.id().cast_signed()
     }
 
+    /// User and system time that it has used, in clock ticks of 10 ms.
+    pub fn processor_ticks(&self) -> Result<u64> {
+        let path = PathBuf::from(format!("/proc/{}/stat", self.pid()));
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let number = |index: usize| -> Result<u64> { Ok(fields.get(index).context("a short line")?.parse()?) };
+        Ok(number(11)? + number(12)?)
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.proxy.try_wait(), Ok(None))

@@ -1,6 +1,7 @@
 //! Whole small nodes: a Debian release with its engines installed and ours beside them, in namespaces and a control group
 //! of its own. What an engine does here it does on a server: paths, daemons, shared mounts, delegated control groups.
 
+pub mod applications;
 mod image;
 mod install;
 mod leftovers;

@@ -29,6 +29,14 @@ pub struct Raw {
     sequence: u32,
 }
 
+/// Rings a worker's bell. A full one rings already.
+pub fn ring_bell(bell: &OwnedFd) -> Result<(), Errno> {
+    match rustix::net::send(bell, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// A datagram and what came with it.
 pub type Received = (Vec<u8>, Vec<OwnedFd>);
 
@@ -123,8 +131,8 @@ pub struct Objects {
     pub raw: Raw,
     /// Doorbell memory.
     pub doorbells: File,
-    /// The worker's eventfd.
-    pub wake: File,
+    /// The worker's bell.
+    pub wake: OwnedFd,
     /// The completion queue's memory.
     pub cq: File,
     /// The queue pairs' memory and what was answered about them.
@@ -182,7 +190,7 @@ impl Objects {
         let mut objects = Self {
             raw,
             doorbells: doorbells.into(),
-            wake: wake.into(),
+            wake,
             cq: only(fds)?.into(),
             qps: Vec::new(),
             mr,

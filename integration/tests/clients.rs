@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, suite};
+use ringfence_integration::{artifacts, client, machine, perftest, suite};
 use ringfence_proxy::launch::{Class, Limits};
 use ringfence_trials::Trial;
 use std::path::{Path, PathBuf};
@@ -65,6 +65,7 @@ fn trials() -> Result<Vec<Trial>> {
         &["sides.c", "pairs.c", "check.c", "cases_data.c", "cases_errors.c", "cases_states.c", "cases_events.c"],
     )?;
     let memory = client::compile("memory", &["loop.c", "check.c"])?;
+    let shared = client::compile("shared", &["loop.c", "check.c"])?;
     let process = client::compile("process", &["loop.c", "check.c"])?;
 
     let mut trials = Vec::new();
@@ -72,14 +73,42 @@ fn trials() -> Result<Vec<Trial>> {
         let mut words = line.split(' ');
         let case = words.next().context("an empty line among the cases")?.to_owned();
         for sides in words {
-            let (program, case, sides) = (semantics.clone(), case.clone(), sides.to_owned());
-            let name = format!("semantics::{case}::{sides}");
-            trials.push(test(name, move || run_semantics(&program, &case, sides == "two")));
+            // Of the container's own memory files, the bytes go other ways.
+            for (kind, arena) in [("semantics", Arena::Private), ("semantics_of_shared_memory", Arena::Shared)] {
+                let (program, case, sides) = (semantics.clone(), case.clone(), sides.to_owned());
+                let name = format!("{kind}::{case}::{sides}");
+                trials.push(test(name, move || run_semantics(&program, &case, sides == "two", arena)));
+            }
         }
     }
     for case in list(&memory)?.lines() {
         let (program, case) = (memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_alone(&program, &[&case], Limits::default())));
+    }
+    for case in list(&shared)?.lines() {
+        let (program, case) = (shared.clone(), case.to_owned());
+        trials.push(test(format!("shared::{case}"), move || run_shared(&program, &case)));
+    }
+    trials.push(test("shared::perftest_with_mmap".to_owned(), perftest_with_mmap));
+    let closing = client::compile("descriptors", &["loop.c", "check.c"])?;
+    for case in list(&closing)?.lines() {
+        let (program, case) = (closing.clone(), case.to_owned());
+        // So few that what somebody keeps who should be gone is missing.
+        let limits = Limits { max_qp: 4, max_cq: 4, ..Limits::default() };
+        trials.push(test(format!("descriptors::{case}"), move || run_alone(&program, &[&case], limits.clone())));
+    }
+    trials.push(test("descriptors::processes_begun_by_python", python));
+    let program = client::compile("legal", &["check.c"])?;
+    trials.push(test("legal::answers_are_those_of_the_kernels_driver", move || legal(&program)));
+    let keep = client::compile("keep", &["keep_memory.c", "keep_limits.c", "loop.c", "check.c"])?;
+    for case in list(&keep)?.lines() {
+        let (program, case) = (keep.clone(), case.to_owned());
+        trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[&case], Limits::default())));
+    }
+    for case in ["quotas_are_whole", "another_process_finds_room"] {
+        let program = keep.clone();
+        let limits = Limits { max_mr: 64, max_mr_bytes: 64 << 20, ..Limits::default() };
+        trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[case], limits)));
     }
     let bench = client::compile("bench", &["loop.c", "check.c"])?;
     for (name, limits, words, most) in RATES {
@@ -111,15 +140,61 @@ fn finish(command: Command) -> Result<()> {
     Running::start(command)?.wait(LIMIT)?.success().map(drop)
 }
 
-fn run_semantics(program: &Path, case: &str, two: bool) -> Result<()> {
+/// What the memory of a side is.
+#[derive(Clone, Copy, PartialEq)]
+enum Arena {
+    Private,
+    Shared,
+}
+
+fn run_semantics(program: &Path, case: &str, two: bool, arena: Arena) -> Result<()> {
     let node = Node::new(None)?;
     let mut proxy = node.proxy(Limits::default())?;
     let mut peer = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
     command.args([case, if two { "two" } else { "one" }]).env("PEER_SOCKET", peer.socket());
+    if arena == Arena::Shared {
+        command.env("SHARED_ARENA", "1");
+    }
     finish(command)?;
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     Ok(())
+}
+
+/// The table has the driver's answers, and ours where they differ.
+fn legal(program: &Path) -> Result<()> {
+    let table = std::fs::read_to_string(artifacts::client_source("legal.tsv"))?;
+    let expected: Vec<&str> = table.lines().filter(|line| !line.starts_with('#')).collect();
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits::default())?;
+    let ended = Running::start(proxy.command(program)?)?.wait(LIMIT)?;
+    let mut answers = ended.output.lines();
+    let mut wrong = Vec::new();
+    for line in expected {
+        let mut columns = line.split('\t');
+        let (question, driver) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
+        let ours = columns.next().unwrap_or(driver);
+        let wanted = format!("{question}\t{ours}");
+        match answers.next() {
+            Some(answer) if answer == wanted => {}
+            answer => wrong.push(format!("{wanted:?} was expected, {:?} came", answer.unwrap_or_default())),
+        }
+    }
+    wrong.extend(answers.map(|answer| format!("{answer:?} is not in the table")));
+    ensure!(wrong.is_empty(), "{} answers differ:\n{}", wrong.len(), wrong.join("\n"));
+    ended.success().map(drop)
+}
+
+fn python() -> Result<()> {
+    if !machine::is_installed("python3") {
+        ringfence_trials::skip("python3 is not installed");
+    }
+    let script = artifacts::client_source("processes.py");
+    run_alone(
+        Path::new("python3"),
+        &[script.to_str().context("the repository's path is not UTF-8")?],
+        Limits::default(),
+    )
 }
 
 fn descriptors(program: &Path) -> Result<()> {
@@ -134,6 +209,79 @@ fn run_alone(program: &Path, args: &[&str], limits: Limits) -> Result<()> {
     finish(command)?;
     ensure!(!proxy.has_ended(), "the proxy has ended");
     Ok(())
+}
+
+/// Huge pages that this machine has for a while; where it has none to give, the case says so.
+struct HugePages {
+    before: String,
+}
+
+impl HugePages {
+    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn reserve(more: u64) -> Self {
+        let before = std::fs::read_to_string(Self::COUNT).unwrap_or_default();
+        let count = before.trim().parse::<u64>().unwrap_or_default();
+        let _ = std::fs::write(Self::COUNT, (count + more).to_string());
+        Self { before }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::COUNT, &self.before);
+    }
+}
+
+fn run_shared(program: &Path, case: &str) -> Result<()> {
+    let _pages = (case == "huge_pages").then(|| HugePages::reserve(4));
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.arg(case);
+    let output = Running::start(command)?.wait(LIMIT)?.success()?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    if let Some(reason) = output.lines().find_map(|line| line.strip_prefix("SKIPPED: ")) {
+        ringfence_trials::skip(reason);
+    }
+    Ok(())
+}
+
+/// A process of a container without one.
+struct Direct<'a>(&'a DirectProxy);
+
+impl perftest::Peer for Direct<'_> {
+    fn spawn(&self, words: &[&str]) -> Result<Running> {
+        let mut command = self.0.command(Path::new(words[0]))?;
+        command.args(&words[1..]);
+        Running::start(command)
+    }
+
+    fn listens(&self, port: u16) -> bool {
+        let listening = format!(":{port:04X} 00000000:0000 0A");
+        std::fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&listening))
+    }
+
+    fn address(&self) -> &str {
+        "127.0.0.1"
+    }
+}
+
+/// A buffer in a file of tmpfs at either side.
+fn perftest_with_mmap() -> Result<()> {
+    let node = Node::new(None)?;
+    let (server, client) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+    // It says so by a failure.
+    let help = Running::start(command(&["ib_write_bw", "--help"])).and_then(|running| running.wait(LIMIT));
+    if !help.is_ok_and(|help| help.output.contains("--mmap")) {
+        ringfence_trials::skip("ib_write_bw is not there, or has no --mmap");
+    }
+    let buffer = PathBuf::from(format!("/dev/shm/ringfence-perftest-{}", std::process::id()));
+    std::fs::File::create_new(&buffer)?.set_len(64 << 20)?;
+    let mmap = format!("--mmap={}", buffer.display());
+    let ran = perftest::run(&Direct(&server), &Direct(&client), "ib_write_bw", &["-s", "65536", "-n", "200", &mmap]);
+    std::fs::remove_file(&buffer)?;
+    ran.map(drop)
 }
 
 fn children(program: &Path) -> Result<()> {
@@ -192,8 +340,8 @@ fn ends_with_init(program: &Path) -> Result<()> {
     wait_until("the stream to run", LIMIT, || stream.output().contains("streaming") || stream.has_ended())?;
     proxy.end_init()?;
     wait_until("the proxy to end", Duration::from_secs(2), || proxy.has_ended())?;
-    ensure!(!proxy.socket().exists(), "{} remains", proxy.socket().display());
-    Ok(())
+    // Its warden clears up.
+    wait_until("its socket to be gone", Duration::from_secs(5), || !proxy.socket().exists())
 }
 
 fn no_privileges(_: &Path) -> Result<()> {
@@ -214,19 +362,11 @@ fn idle(program: &Path) -> Result<()> {
     once(&proxy, program)?;
     // Long enough to fall asleep.
     std::thread::sleep(Duration::from_millis(200));
-    let before = processor_ticks(proxy.pid())?;
+    let before = proxy.processor_ticks()?;
     std::thread::sleep(Duration::from_secs(2));
-    let used = processor_ticks(proxy.pid())? - before;
+    let used = proxy.processor_ticks()? - before;
     ensure!(used <= 1, "an idle proxy used {used} ticks of 10 ms in 2 s");
     Ok(())
-}
-
-/// User and system time of a process, in clock ticks.
-fn processor_ticks(pid: i32) -> Result<u64> {
-    let path = PathBuf::from(format!("/proc/{pid}/stat"));
-    let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
 }
 
 /// No more than the rate allows, within 3 % over two seconds. Less than that is for a benchmark to find: others may have the

@@ -1,6 +1,6 @@
 //! What a container gets: the one place that asks the hook's policy.
 
-use crate::edit::{Facts, Node};
+use crate::edit::{Facts, Node, Nodes};
 use ringfence_hook::config::{Config, Device};
 use ringfence_hook::identity::Namespace;
 use ringfence_hook::policy::Grant;
@@ -8,7 +8,7 @@ use ringfence_hook::{Code, Failure, annotations, config, policy};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// The nodes that a container needs in `config.json`, usually none; `None` if the container is not ours.
+/// The nodes that a container needs in `config.json`; `None` if the container is not ours.
 ///
 /// The administrator's configuration, which may be broken, is not looked at for containers that are not ours.
 pub fn nodes(
@@ -16,13 +16,17 @@ pub fn nodes(
     bundle: &Path,
     policy: Option<&str>,
     config: &Result<Config, config::Error>,
-) -> Result<Option<Vec<Node>>, Failure> {
+) -> Result<Option<Nodes>, Failure> {
     let Some(request) = annotations::wanted(&facts.annotations, policy)? else { return Ok(None) };
     let config = config.as_ref().map_err(|error| Failure::new(Code::Config, error.to_string()))?;
     let namespace = Namespace::of(&facts.annotations, bundle);
     match policy::resolve(&request, &namespace, config)?.grant {
-        Grant::Proxied(..) => Ok(Some(Vec::new())),
-        Grant::Passthrough(device) => nodes_of(device).map(Some),
+        // The hook brings the node itself, with a mode of its own. To open it is for the runtime to allow, with cgroup version 2.
+        Grant::Proxied(..) => {
+            let node = config.inject.userfaultfd().map(|host| (host.major, host.minor));
+            Ok(Some(Nodes { made: Vec::new(), allowed: node.into_iter().collect() }))
+        }
+        Grant::Passthrough(device) => nodes_of(device).map(|made| Some(Nodes { made, allowed: Vec::new() })),
     }
 }
 

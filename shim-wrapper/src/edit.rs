@@ -137,15 +137,33 @@ pub struct Node {
     pub gid: u32,
 }
 
+/// Device nodes that a container is to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Made and allowed by the runtime.
+    pub made: Vec<Node>,
+    /// Numbers, major and minor, of those that are only allowed: the hook brings them.
+    pub allowed: Vec<(u32, u32)>,
+}
+
+impl Nodes {
+    /// Numbers of all that need a rule, where there are `rules` or not: without any, a runtime may allow all devices, and a first
+    /// rule would take them away.
+    fn numbers(&self, rules: bool) -> impl Iterator<Item = (u32, u32)> {
+        let allowed = self.allowed.iter().copied().filter(move |_| rules);
+        self.made.iter().map(|node| (node.major, node.minor)).chain(allowed)
+    }
+}
+
 /// Makes `config` call `hook` and have `nodes`; answers whether anything had to be changed.
-pub fn edit(config: &mut Object<'_>, hook: &Hook, nodes: &[Node]) -> Result<bool, Error> {
+pub fn edit(config: &mut Object<'_>, hook: &Hook, nodes: &Nodes) -> Result<bool, Error> {
     let mut changed = within(config, "hooks", "hooks", |hooks| {
         // Both, whatever the first answers.
         Ok(join(hooks, hook)? | leave(hooks, hook)?)
     })?;
-    if !nodes.is_empty() {
+    if *nodes != Nodes::default() {
         changed |= within(config, "linux", "linux", |linux| {
-            let mut changed = devices(linux, nodes)?;
+            let mut changed = devices(linux, &nodes.made)?;
             changed |= within(linux, "resources", "linux.resources", |resources| allow(resources, nodes))?;
             Ok(changed)
         })?;
@@ -237,12 +255,13 @@ fn devices(linux: &mut Object<'_>, nodes: &[Node]) -> Result<bool, Error> {
 }
 
 /// Last, because later rules take precedence and the first usually denies all.
-fn allow(resources: &mut Object<'_>, nodes: &[Node]) -> Result<bool, Error> {
+fn allow(resources: &mut Object<'_>, nodes: &Nodes) -> Result<bool, Error> {
     let wrong = |_| Error::WrongType { member: "linux.resources.devices", needed: "array of rules" };
     let text = resources.get("devices").unwrap_or("[]");
     let there: Vec<DeviceRule> = serde_json::from_str(text).map_err(wrong)?;
-    let missing = nodes.iter().filter(|node| !there.iter().any(|rule| rule.is_for(node.major, node.minor)));
-    let rule = |Node { major, minor, .. }: &Node| {
+    let numbers = nodes.numbers(!there.is_empty());
+    let missing = numbers.filter(|(major, minor)| !there.iter().any(|rule| rule.is_for(*major, *minor)));
+    let rule = |(major, minor): (u32, u32)| {
         json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}).to_string()
     };
     let added: Vec<_> = missing.map(rule).collect();

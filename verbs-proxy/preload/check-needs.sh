@@ -1,6 +1,7 @@
 #!/bin/sh
 # Fails if a shared library that is preloaded into other people's images needs what those may not have:
-# a glibc newer than 2.17, another library than libc.so.6, thread-local storage, or code that runs when it is loaded.
+# a glibc newer than 2.17, another library than libc.so.6, thread-local storage, or code that runs when it is loaded; or if
+# it has variables for others that cannot be written.
 #
 #   check-needs.sh library
 set -eu
@@ -35,4 +36,10 @@ fi
 if readelf --wide --program-headers "$library" | grep -w TLS >&2; then
 	complain 'has thread-local storage'
 fi
+
+# A second library of the kind in the same process writes its variables, which are ours there.
+writable=$(readelf --wide --sections "$library" | grep -v '\.data\.rel\.ro' | sed -n 's/^ *\[ *\([0-9]*\)\] .* WA  *[0-9]* .*/\1/p')
+for section in $(readelf --wide --dyn-syms "$library" | awk '$4 == "OBJECT" && $7 ~ /^[0-9]+$/ { print $7 }' | sort -u); do
+	printf '%s\n' "$writable" | grep -qx "$section" || complain "has variables in section $section, which cannot be written"
+done
 exit "$failed"

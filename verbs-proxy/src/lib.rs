@@ -6,6 +6,7 @@ pub mod closer;
 pub mod control;
 pub mod datagram;
 pub mod fabric;
+pub mod guarded;
 pub mod launch;
 pub mod memory;
 pub mod pacing;

@@ -4,7 +4,9 @@
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
+use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_proxy::closer::Closer;
+use ringfence_proxy::control::adopted::AdoptedFiles;
 use ringfence_proxy::control::links::Complaints;
 use ringfence_proxy::control::node::{Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
@@ -16,12 +18,14 @@ use ringfence_proxy::fabric::clock::WireClock;
 use ringfence_proxy::fabric::neighbours::Neighbours;
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
+use ringfence_proxy::memory::{RegionTable, places};
 use ringfence_proxy::plane::Plane;
+use ringfence_proxy::plane::bell::Bell;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
-use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
+use ringfence_proxy::shared::{Holes, Mapping, SealedFile};
 use ringfence_proxy::warden::{Directory, Duties, Warden};
-use ringfence_proxy::worker::{Worker, bell, now};
+use ringfence_proxy::worker::{Worker, now};
 use ringfence_sched::BitRate;
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -113,8 +117,6 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let signals = block_signals()?;
     sandbox::raise_file_limit();
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    // No request of a container brings any.
-    ringfence_proxy::datagram::refuse_descriptors(&listener);
 
     let guid = u64::from(random()) << 32 | u64::from(random());
     // Locally administered, as for an interface identifier that no manufacturer gave.
@@ -151,21 +153,30 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     sandbox::become_user(id)?;
     sandbox::give_up_files().context("Landlock")?;
 
-    let doorbell_file = SealedFile::create("ringfence-bells", PAGE)?;
-    let doorbells = Arc::new(Mapping::of(&doorbell_file)?).header(0);
     let limits = &launch.limits;
+    let places = places(limits.max_mr);
+    let doorbell_file = SealedFile::create("ringfence-bells", bells_bytes(places))?;
+    let bells = Arc::new(Mapping::of(&doorbell_file)?);
+    let (regions, entrance) = RegionTable::new(bells.headers(KEYS_OFFSET, places as usize));
     let shaping = Shaping::new(&policy, link, now());
-    let plane = Plane::new(doorbells, limits.max_mr, shaping);
-    let bell = Arc::new(bell()?);
-    let worker = Worker::start(plane, Arc::clone(&bell), u64::from(launch.worker.spin_us) * 1000)
-        .context("cannot start the worker")?;
+    let plane = Plane::new(bells.header(0), regions, shaping);
+    // Threads are made before the system calls for it are forbidden.
+    let closers = Closers {
+        container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
+        neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
+    };
+    let (bell, ringer) = Bell::new(&closers.container).context("cannot make a pair of sockets")?;
+    let worker =
+        Worker::start(plane, bell, u64::from(launch.worker.spin_us) * 1000).context("cannot start the worker")?;
     let node = Node {
         worker,
         quota: Quota::new(limits),
         limits: limits.clone(),
+        entrance,
+        places,
         queues: Queues::default(),
         doorbell_file: Arc::new(doorbell_file.into_fd()),
-        bell,
+        bell: Arc::new(ringer),
         processors,
         device: ringfence_proxy::control::device::SoftDevice::new(&launch.device, guid, limits),
         port: taken.port,
@@ -174,13 +185,12 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         neighbours: Neighbours::new(budget),
         complaints: Complaints::default(),
         shares: HashMap::new(),
+        adopted: AdoptedFiles::default(),
+        // Where there is none, the container's own memory files cannot be registered, and everything else can.
+        holes: Holes::new().inspect_err(|error| eprintln!("ringfence-proxy: no userfaultfd: {error}")).ok(),
         last_pd: 0,
         last_share: 0,
-        // Threads are made before the system calls for it are forbidden.
-        closers: Closers {
-            container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
-            neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
-        },
+        closers,
     };
     node.warden.await_up().context("the warden did not come up")?;
     sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;

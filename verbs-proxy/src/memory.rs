@@ -3,10 +3,15 @@
 // UNSAFETY: computes addresses inside mappings and copies between them.
 #![allow(unsafe_code)]
 
+mod table;
+
+use crate::guarded::{self, Guard};
 use crate::shared::Mapping;
 use ringfence_protocol::verbs::Access;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+pub use table::{Entrance, Granted, RegionTable, places};
 
 /// A protection domain, unique in the proxy's lifetime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,10 +24,30 @@ pub struct PdId(pub u32);
 pub struct Piece {
     address: *mut u8,
     bytes: usize,
+    /// Where the memory may be gone.
+    guard: Option<Guard>,
 }
 
 // SAFETY: an address of the process, not of a thread.
 unsafe impl Send for Piece {}
+
+/// The memory on this side of a copy is gone: the container took pages away from a file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// What was to be read.
+    Source,
+    /// What was to be written.
+    Target,
+}
+
+/// Why an atomic was not executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAtomic {
+    /// Not 8 aligned bytes.
+    Misaligned,
+    /// The memory is gone.
+    Lost,
+}
 
 impl Piece {
     /// Bytes.
@@ -36,13 +61,20 @@ impl Piece {
     pub fn of(mapping: &Mapping, offset: usize, bytes: usize) -> Option<Self> {
         let end = offset.checked_add(bytes)?;
         // SAFETY: `offset <= end <= mapping.bytes()`.
-        (end <= mapping.bytes()).then(|| Self { address: unsafe { mapping.base().as_ptr().add(offset) }, bytes })
+        let address = |offset| unsafe { mapping.base().as_ptr().add(offset) };
+        (end <= mapping.bytes()).then(|| Self { address: address(offset), bytes, guard: mapping.guard() })
     }
 
     /// Bytes of the proxy's own, to copy from.
     #[must_use]
     pub fn of_own(bytes: &[u8]) -> Self {
-        Self { address: bytes.as_ptr().cast_mut(), bytes: bytes.len() }
+        Self { address: bytes.as_ptr().cast_mut(), bytes: bytes.len(), guard: None }
+    }
+
+    /// The same, to copy to.
+    #[must_use]
+    pub fn of_own_mut(bytes: &mut [u8]) -> Self {
+        Self { address: bytes.as_mut_ptr(), bytes: bytes.len(), guard: None }
     }
 
     /// What remains after the first `offset` bytes, at most `bytes` of it.
@@ -50,7 +82,7 @@ impl Piece {
     pub fn slice(self, offset: usize, bytes: usize) -> Self {
         let offset = offset.min(self.bytes);
         // SAFETY: `offset` is at most the piece's length.
-        Self { address: unsafe { self.address.add(offset) }, bytes: bytes.min(self.bytes - offset) }
+        Self { address: unsafe { self.address.add(offset) }, bytes: bytes.min(self.bytes - offset), ..self }
     }
 
     /// The atomic at this place, if it is 8 bytes long and aligned.
@@ -61,20 +93,36 @@ impl Piece {
             .then(|| unsafe { AtomicU64::from_ptr(self.address.cast()) })
     }
 
-    /// FETCH_AND_ADD or CMP_AND_SWP on this place: the former value, or `None` if it is not 8 aligned bytes.
-    #[must_use]
-    pub fn fetch_update(&self, update: impl Fn(u64) -> u64) -> Option<u64> {
-        let atomic = self.atomic()?;
-        Some(atomic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(update(old))).unwrap_or_else(|old| old))
+    /// FETCH_AND_ADD or CMP_AND_SWP on this place: the former value.
+    pub fn fetch_update(&self, update: impl Fn(u64) -> u64) -> Result<u64, NotAtomic> {
+        let atomic = self.atomic().ok_or(NotAtomic::Misaligned)?;
+        let Some(guard) = self.guard else {
+            let update = |old| Some(update(old));
+            return Ok(atomic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, update).unwrap_or_else(|old| old));
+        };
+        // The first guess is as good as any: a wrong one finds the value out.
+        let mut expected = 0;
+        loop {
+            // SAFETY: a piece lies in a live mapping; aligned, as was checked.
+            let found = unsafe { guarded::compare_exchange(guard, self.address, expected, update(expected)) };
+            match found.map_err(|_| NotAtomic::Lost)? {
+                found if found == expected => return Ok(found),
+                found => expected = found,
+            }
+        }
     }
 }
 
 /// Copies `from` over `to`, as far as both go, the last byte last.
 ///
-/// Applications wait for a WRITE by polling its last byte, as RNICs deliver in order; `memcpy` alone would not.
+/// Applications wait for a WRITE by polling its last byte, as RNICs deliver in order; `memcpy` alone would not. If memory is
+/// [`Lost`], a part may have been copied.
 #[inline(always)]
-pub fn copy(to: Piece, from: Piece) {
+pub fn copy(to: Piece, from: Piece) -> Result<(), Lost> {
     let bytes = to.bytes.min(from.bytes);
+    if let Some(guard) = to.guard.or(from.guard) {
+        return copy_guarded(guard, to, from, bytes);
+    }
     let both = to.address.addr() | from.address.addr();
     // SAFETY (all blocks below): pieces lie in live mappings and `bytes` is within both. The peer may write at the same
     // time, in another process: what arrives is then a mix, and nothing here looks at it. Regions may overlap only where
@@ -99,14 +147,34 @@ pub fn copy(to: Piece, from: Piece) {
             AtomicU8::from_ptr(to.address.add(bytes - 1)).store(value, Ordering::Release);
         }
     }
+    Ok(())
+}
+
+#[inline(never)]
+fn copy_guarded(guard: Guard, to: Piece, from: Piece, bytes: usize) -> Result<(), Lost> {
+    // SAFETY: pieces lie in live mappings, `bytes` is within both, and whoever shares them expects any bytes.
+    let copied = unsafe { guarded::copy(guard, to.address, from.address, bytes) };
+    copied.map_err(|fault| {
+        let target = to.guard.is_some() && (from.guard.is_none() || fault.is_in(to.address, bytes));
+        if target { Lost::Target } else { Lost::Source }
+    })
 }
 
 /// Copies `bytes` from the gathered `from`, starting at `from_offset`, to the scattered `to`, starting at `to_offset`.
-pub fn copy_list(to: &[Piece], mut to_offset: usize, from: &[Piece], mut from_offset: usize, mut bytes: usize) {
+///
+/// # Errors
+/// As for [`copy`].
+pub fn copy_list(
+    to: &[Piece],
+    mut to_offset: usize,
+    from: &[Piece],
+    mut from_offset: usize,
+    mut bytes: usize,
+) -> Result<(), Lost> {
     let (mut to, mut from) = (to.iter(), from.iter());
     let (mut target, mut source) = (to.next(), from.next());
     while bytes > 0 {
-        let (Some(t), Some(s)) = (target, source) else { return };
+        let (Some(t), Some(s)) = (target, source) else { break };
         if to_offset >= t.bytes {
             to_offset -= t.bytes;
             target = to.next();
@@ -115,12 +183,13 @@ pub fn copy_list(to: &[Piece], mut to_offset: usize, from: &[Piece], mut from_of
             source = from.next();
         } else {
             let step = bytes.min(t.bytes - to_offset).min(s.bytes - from_offset);
-            copy(t.slice(to_offset, step), s.slice(from_offset, step));
+            copy(t.slice(to_offset, step), s.slice(from_offset, step))?;
             to_offset += step;
             from_offset += step;
             bytes -= step;
         }
     }
+    Ok(())
 }
 
 /// Why an access is refused; the names of the proxy's vendor error codes.
@@ -135,17 +204,20 @@ pub enum AccessFault {
     Rights = 3,
     /// The range reaches outside it.
     Range = 4,
+    /// It is memory of the container's own that is gone.
+    Lost = 5,
 }
 
 /// A memory region.
 #[derive(Debug)]
 pub struct MemoryRegion {
-    key: u32,
     pd: PdId,
     access: Access,
     iova: u64,
     length: u64,
     first: *mut u8,
+    /// Where the memory may be gone.
+    guard: Option<Guard>,
     /// Keeps `first` valid.
     mapping: Arc<Mapping>,
     /// What peers call it when it is shared with them.
@@ -167,15 +239,21 @@ impl MemoryRegion {
         access: Access,
         share: u32,
     ) -> Option<Self> {
-        let first = Piece::of(&mapping, offset, usize::try_from(length).ok()?)?.address;
+        let first = Piece::of(&mapping, offset, usize::try_from(length).ok()?)?;
         iova.checked_add(length)?;
-        Some(Self { key: 0, pd, access, iova, length, first, mapping, share })
+        Some(Self { pd, access, iova, length, first: first.address, guard: first.guard, mapping, share })
     }
 
     /// Offset in the region's mapping of `address`, which must have been admitted.
     #[must_use]
     pub fn mapping_offset(&self, piece: &Piece) -> u64 {
         (piece.address.addr() - self.mapping.base().as_ptr().addr()) as u64
+    }
+
+    /// Whether its memory may be gone. No neighbour gets to see it then.
+    #[must_use]
+    pub fn may_fault(&self) -> bool {
+        self.guard.is_some()
     }
 
     /// Whether the region admits this access.
@@ -192,128 +270,15 @@ impl MemoryRegion {
             return Err(AccessFault::Range);
         }
         // SAFETY: `offset + bytes <= length`, which `new` checked to lie in the mapping.
-        Ok(Piece { address: unsafe { self.first.add(offset as usize) }, bytes: bytes as usize })
-    }
-}
-
-/// All memory regions of a container, by key.
-///
-/// A key is a place in the table in its low bits and chance in its high ones, and the place is chosen by chance, so
-/// that keys cannot be guessed from one another (ReDMArk, USENIX Security 2021). lkey and rkey are the same number, as
-/// on many RNICs; what it may be used for are the region's rights.
-#[derive(Debug)]
-pub struct RegionTable {
-    slots: Vec<Option<MemoryRegion>>,
-    used: usize,
-}
-
-impl RegionTable {
-    /// A table for up to `regions` regions (at most 2^20).
-    #[must_use]
-    pub fn new(regions: u32) -> Self {
-        // Twice as many places as regions: a free one is found in two tries on average.
-        let slots = (regions.clamp(8, 1 << 20) as usize * 2).next_power_of_two();
-        Self { slots: std::iter::repeat_with(|| None).take(slots).collect(), used: 0 }
-    }
-
-    /// Adds a region and returns its key; `None` if the table is full.
-    pub fn insert(&mut self, mut region: MemoryRegion, mut random: impl FnMut() -> u32) -> Option<u32> {
-        if self.used * 2 >= self.slots.len() {
-            return None;
-        }
-        let mask = self.slots.len() - 1;
-        loop {
-            let key = random();
-            // Zero is what careless programs pass for "no key".
-            if key != 0 && self.slots[key as usize & mask].is_none() {
-                region.key = key;
-                self.slots[key as usize & mask] = Some(region);
-                self.used += 1;
-                return Some(key);
-            }
-        }
-    }
-
-    /// Takes a region out.
-    pub fn remove(&mut self, key: u32) -> Option<MemoryRegion> {
-        let mask = self.slots.len() - 1;
-        let slot = &mut self.slots[key as usize & mask];
-        let region = slot.take_if(|region| region.key == key);
-        self.used -= usize::from(region.is_some());
-        region
-    }
-
-    /// The region with this key.
-    #[must_use]
-    #[inline(always)]
-    pub fn get(&self, key: u32) -> Option<&MemoryRegion> {
-        self.slots[key as usize & (self.slots.len() - 1)].as_ref().filter(|region| region.key == key)
-    }
-
-    /// Checks an access against the region that it names.
-    #[inline(always)]
-    pub fn admit(&self, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<Piece, AccessFault> {
-        self.get(key).ok_or(AccessFault::Key)?.admit(pd, addr, bytes, access)
+        let address = unsafe { self.first.add(offset as usize) };
+        Ok(Piece { address, bytes: bytes as usize, guard: self.guard })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared::{PAGE, SealedFile};
     use proptest::prelude::*;
-
-    const PD: PdId = PdId(1);
-
-    fn table() -> (RegionTable, u32) {
-        let file = SealedFile::create("test", PAGE).unwrap();
-        let mapping = Arc::new(Mapping::of(&file).unwrap());
-        let region = MemoryRegion::new(mapping, 100, 1000, 0x5000_0064, PD, Access::LOCAL_WRITE, 0).unwrap();
-        let mut table = RegionTable::new(8);
-        let mut next = 7;
-        let key = table
-            .insert(region, || {
-                next += 0x100;
-                next
-            })
-            .unwrap();
-        (table, key)
-    }
-
-    #[test]
-    fn accesses_are_checked_against_key_domain_rights_and_range() {
-        let (table, key) = table();
-        #[track_caller]
-        fn case(
-            table: &RegionTable,
-            key: u32,
-            pd: PdId,
-            addr: u64,
-            bytes: u64,
-            access: Access,
-            expected: Result<usize, AccessFault>,
-        ) {
-            assert_eq!(table.admit(key, pd, addr, bytes, access).map(|piece| piece.bytes()), expected);
-        }
-        let start = 0x5000_0064;
-        case(&table, key, PD, start, 1000, Access::LOCAL_WRITE, Ok(1000));
-        case(&table, key, PD, start + 1000, 0, Access(0), Ok(0));
-        case(&table, key, PD, start, 1001, Access(0), Err(AccessFault::Range));
-        case(&table, key, PD, start - 1, 1, Access(0), Err(AccessFault::Range));
-        case(&table, key, PD, start + 1, u64::MAX, Access(0), Err(AccessFault::Range));
-        case(&table, key, PD, u64::MAX, 2, Access(0), Err(AccessFault::Range));
-        case(&table, key, PdId(2), start, 1, Access(0), Err(AccessFault::Domain));
-        case(&table, key, PD, start, 1, Access::REMOTE_READ, Err(AccessFault::Rights));
-        case(&table, key ^ 0x1000, PD, start, 1, Access(0), Err(AccessFault::Key));
-    }
-
-    #[test]
-    fn a_removed_region_has_no_key() {
-        let (mut table, key) = table();
-        assert!(table.remove(key ^ 0x1000).is_none());
-        assert!(table.remove(key).is_some());
-        assert_eq!(table.admit(key, PD, 0x5000_0064, 1, Access(0)).unwrap_err(), AccessFault::Key);
-    }
 
     proptest! {
         #[test]
@@ -330,7 +295,7 @@ mod tests {
                 let mut at = 0;
                 lengths.iter().map(|bytes| {
                     // SAFETY: the lengths add up to the buffer's.
-                    let piece = Piece { address: unsafe { base.add(at) }, bytes: *bytes };
+                    let piece = Piece { address: unsafe { base.add(at) }, bytes: *bytes, guard: None };
                     at += bytes;
                     piece
                 }).collect::<Vec<_>>()
@@ -342,7 +307,7 @@ mod tests {
             }
             let from = cut(source.as_ptr().cast_mut(), &from);
             let to = cut(target.as_mut_ptr(), &to);
-            copy_list(&to, to_offset, &from, from_offset, bytes);
+            copy_list(&to, to_offset, &from, from_offset, bytes).unwrap();
             prop_assert_eq!(target, expected);
         }
     }

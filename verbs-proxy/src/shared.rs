@@ -1,90 +1,28 @@
-//! Memory that the proxy shares with others: sealed memory files and mappings of them.
+//! Memory that the proxy shares with others: memory files and mappings of them.
 //!
-//! Every file is sealed against resizing before it is mapped, so that no access through a mapping can raise SIGBUS.
+//! Every file of the proxies' own is sealed against resizing before it is mapped, so that no access through a mapping can raise
+//! SIGBUS. Mappings of what the container shares among its processes itself ([`ForeignFile`]) say that theirs may.
 
 // UNSAFETY: mapping memory and handing out references into it; everything else uses the safe types of this module.
 #![allow(unsafe_code)]
 
+mod foreign;
+mod sealed;
+
+use crate::guarded::Guard;
 use ringfence_protocol::ring::{SLOT_BYTES, Slot};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{
-    FallocateFlags, MemfdFlags, Mode, SealFlags, fallocate, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs,
-    ftruncate, memfd_create,
-};
+use rustix::fd::AsFd;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+pub use foreign::{ForeignFile, Holes, Identity, UFFDIO_REGISTER};
+pub use sealed::SealedFile;
+
 /// Bytes of a page on every architecture that Ringfence runs on.
 pub const PAGE: usize = 4096;
-
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
-
-/// A memory file whose size can no longer change.
-#[derive(Debug)]
-pub struct SealedFile {
-    fd: OwnedFd,
-    bytes: usize,
-}
-
-impl SealedFile {
-    /// A new file of zeros.
-    pub fn create(name: &str, bytes: usize) -> Result<Self, Errno> {
-        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL)
-            // Kernels before 6.3 do not know NOEXEC_SEAL.
-            .or_else(|_| memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING))?;
-        // Nobody opens it again but our warden: who was given it for reading could open it for writing otherwise.
-        fchmod(&fd, Mode::RUSR)?;
-        ftruncate(&fd, bytes as u64)?;
-        fcntl_add_seals(&fd, SEALS)?;
-        Ok(Self { fd, bytes })
-    }
-
-    /// Whether somebody else's file can be taken in: sealed memory of ordinary pages.
-    ///
-    /// The seals come first: only memory files have any, and the kernel answers for all others without asking them, which a
-    /// file system that a hostile program serves would answer when it likes. Huge pages are refused, because one that is not
-    /// to be had is a SIGBUS to whoever touches it.
-    pub fn inspect(fd: impl AsFd) -> Result<(), Errno> {
-        const TMPFS_MAGIC: u64 = 0x0102_1994;
-        if !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK | SealFlags::GROW) {
-            return Err(Errno::PERM);
-        }
-        if fstatfs(&fd)?.f_type as u64 == TMPFS_MAGIC { Ok(()) } else { Err(Errno::MEDIUMTYPE) }
-    }
-
-    /// Somebody else's file, accepted only if [`Self::inspect`] finds nothing wrong with it.
-    pub fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
-        Self::inspect(&fd)?;
-        let bytes = usize::try_from(fstat(&fd)?.st_size).map_err(|_| Errno::INVAL)?;
-        Ok(Self { fd, bytes })
-    }
-
-    /// A file that cannot be sealed because it has a name, in a directory where only proxies write.
-    pub fn trusted(fd: OwnedFd) -> Result<Self, Errno> {
-        let bytes = usize::try_from(fstat(&fd)?.st_size).map_err(|_| Errno::INVAL)?;
-        Ok(Self { fd, bytes })
-    }
-
-    /// The descriptor alone.
-    #[must_use]
-    pub fn into_fd(self) -> OwnedFd {
-        self.fd
-    }
-
-    /// Bytes, fixed for good.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl AsFd for SealedFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
 
 /// Makes sure that these bytes of a file with a name can be written through a mapping: where the file system is full, that would
 /// be a SIGBUS. A file system that cannot tell is believed to have room.
@@ -100,6 +38,10 @@ pub fn allocate(file: impl AsFd, offset: usize, bytes: usize) -> Result<(), Errn
 pub struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
+    /// What is unmapped: more than the bytes asked for, where pages are huge.
+    whole: (NonNull<u8>, usize),
+    /// Where an access may fail.
+    holes: Option<Holes>,
 }
 
 // SAFETY: a mapping is an address range of the process, not bound to a thread; access goes through atomics or `copy`.
@@ -109,37 +51,126 @@ unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `base` and `bytes` are what mmap returned, and the owner is gone.
+        // SAFETY: the range is what mmap returned, and the owner is gone.
         // An error would mean that the range is no mapping, which cannot happen; nothing could be done about it.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+        let _ = unsafe { munmap(self.whole.0.as_ptr().cast(), self.whole.1) };
     }
+}
+
+/// Whose pages.
+#[derive(Clone, Copy, Debug)]
+pub enum RunFile<'a> {
+    /// A file of a proxy's.
+    Sealed(&'a SealedFile),
+    /// One of the container's own.
+    Foreign(&'a ForeignFile, &'a Holes),
 }
 
 /// A run of pages of a file, for [`Mapping::of_runs`].
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
     /// The file.
-    pub file: &'a SealedFile,
+    pub file: RunFile<'a>,
     /// Byte offset, page aligned.
     pub offset: usize,
     /// Bytes, page aligned.
     pub bytes: usize,
 }
 
+impl Run<'_> {
+    /// Bytes of the file's pages.
+    fn page(&self) -> usize {
+        match self.file {
+            RunFile::Sealed(_) => PAGE,
+            RunFile::Foreign(file, _) => file.page(),
+        }
+    }
+
+    /// Maps it at this address, which the caller has reserved.
+    ///
+    /// # Safety
+    /// Nothing uses what is there.
+    unsafe fn map_at(&self, at: *mut u8, protection: ProtFlags) -> Result<Option<Holes>, Errno> {
+        let end = self.offset.checked_add(self.bytes).ok_or(Errno::INVAL)?;
+        if self.bytes == 0 {
+            return Err(Errno::INVAL);
+        }
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        match self.file {
+            RunFile::Sealed(file) => {
+                if end > file.bytes().next_multiple_of(PAGE) {
+                    return Err(Errno::INVAL);
+                }
+                // SAFETY: promised by the caller.
+                unsafe { mmap(at.cast(), self.bytes, protection, flags, file, self.offset as u64)? };
+                Ok(None)
+            }
+            RunFile::Foreign(file, holes) => {
+                // Huge pages are reserved for whoever needs them, which is never the proxy.
+                let flags = flags | MapFlags::NORESERVE;
+                // SAFETY: promised by the caller.
+                unsafe { mmap(at.cast(), self.bytes, protection, flags, file, self.offset as u64)? };
+                holes.watch_over(at, self.bytes)?;
+                Ok(Some(holes.clone()))
+            }
+        }
+    }
+}
+
 impl Mapping {
     /// The whole file.
     pub fn of(file: &SealedFile) -> Result<Self, Errno> {
-        Self::of_runs(
-            &[Run { file, offset: 0, bytes: file.bytes().next_multiple_of(PAGE) }],
-            ProtFlags::READ | ProtFlags::WRITE,
-            false,
-        )
+        let run = Run { file: RunFile::Sealed(file), offset: 0, bytes: file.bytes().next_multiple_of(PAGE) };
+        Self::of_runs(&[run], ProtFlags::READ | ProtFlags::WRITE, false)
     }
 
     /// Runs of files side by side in one range of addresses. `populate`: fill the page tables now, not fault by fault, but
     /// with pages only that are there.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for huge pages beside others; what the kernel says.
     pub fn of_runs(runs: &[Run<'_>], protection: ProtFlags, populate: bool) -> Result<Self, Errno> {
+        match runs {
+            [run] if run.page() > PAGE => return Self::of_huge(run, protection),
+            runs if runs.iter().any(|run| run.page() > PAGE) => return Err(Errno::OPNOTSUPP),
+            _ => {}
+        }
         let bytes = runs.iter().try_fold(0usize, |sum, run| sum.checked_add(run.bytes)).ok_or(Errno::NOMEM)?;
+        let mut mapping = Self::reserve(bytes)?;
+        let mut at = 0;
+        for run in runs {
+            // SAFETY: the target lies inside our own reservation, which nobody uses yet: `at + run.bytes <= bytes`.
+            let holes = unsafe { run.map_at(mapping.base.as_ptr().add(at), protection)? };
+            mapping.holes = mapping.holes.take().or(holes);
+            at += run.bytes;
+        }
+        if populate {
+            mapping.populate();
+        }
+        Ok(mapping)
+    }
+
+    /// A run of huge pages, which are mapped whole at an address that is a multiple of them.
+    fn of_huge(run: &Run<'_>, protection: ProtFlags) -> Result<Self, Errno> {
+        let page = run.page();
+        let first = run.offset / page * page;
+        let end = run.offset.checked_add(run.bytes).and_then(|end| end.checked_next_multiple_of(page));
+        let bytes = end.and_then(|end| end.checked_sub(first)).ok_or(Errno::INVAL)?;
+        let mut mapping = Self::reserve(bytes.checked_add(page).ok_or(Errno::NOMEM)?)?;
+        let start = mapping.base.as_ptr().addr();
+        // SAFETY: as many bytes as a page more than needed are reserved.
+        let aligned = unsafe { mapping.base.add(start.next_multiple_of(page) - start) };
+        let whole = Run { offset: first, bytes, ..*run };
+        // SAFETY: inside our own reservation, as above, which nobody uses yet.
+        mapping.holes = unsafe { whole.map_at(aligned.as_ptr(), protection)? };
+        // SAFETY: `run` begins in the first page of `whole`.
+        mapping.base = unsafe { aligned.add(run.offset - first) };
+        mapping.bytes = run.bytes;
+        Ok(mapping)
+    }
+
+    /// Addresses without memory.
+    fn reserve(bytes: usize) -> Result<Self, Errno> {
         if bytes == 0 {
             return Err(Errno::INVAL);
         }
@@ -147,24 +178,21 @@ impl Mapping {
         let base = unsafe {
             mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)?
         };
-        let reservation = Self { base: NonNull::new(base.cast()).ok_or(Errno::NOMEM)?, bytes };
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
-        let mut at = 0;
-        for run in runs {
-            let end = run.offset.checked_add(run.bytes).ok_or(Errno::INVAL)?;
-            if end > run.file.bytes().next_multiple_of(PAGE) || run.bytes == 0 {
-                return Err(Errno::INVAL);
-            }
-            // SAFETY: the target lies inside our own reservation: `at + run.bytes <= bytes`.
-            unsafe {
-                mmap(base.cast::<u8>().add(at).cast(), run.bytes, protection, flags, run.file, run.offset as u64)?;
-            }
-            at += run.bytes;
-        }
-        if populate {
-            reservation.populate();
-        }
-        Ok(reservation)
+        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
+        Ok(Self { base, bytes, whole: (base, bytes), holes: None })
+    }
+
+    /// With what an access must be guarded, since its memory may be gone.
+    #[inline(always)]
+    #[must_use]
+    pub fn guard(&self) -> Option<Guard> {
+        self.holes.as_ref().map(Holes::guard)
+    }
+
+    /// Whether an access may fail.
+    #[must_use]
+    pub fn may_fault(&self) -> bool {
+        self.holes.is_some()
     }
 
     /// Fills the page tables for pages that are in memory. Others would be made, and charged to the proxy instead of the
@@ -210,12 +238,26 @@ impl Mapping {
     /// A structure of atomics at `offset`.
     ///
     /// # Panics
-    /// If it does not fit or is not aligned: offsets are constants of the protocol.
+    /// If it does not fit or is not aligned, or the memory may be gone: offsets are constants of the protocol.
     #[must_use]
     pub fn header<T: Header>(self: &Arc<Self>, offset: usize) -> Held<T> {
         assert!(offset + size_of::<T>() <= self.bytes && offset.is_multiple_of(align_of::<T>()), "header at {offset}");
+        assert!(!self.may_fault(), "a header in memory that may be gone");
         // SAFETY: the assertion; `T: Header` is valid for any bytes and only holds atomics; `Held` keeps the mapping.
         Held { of: unsafe { self.base.add(offset).cast() }, _mapping: Arc::clone(self) }
+    }
+
+    /// Several structures of atomics, side by side from `offset` on.
+    ///
+    /// # Panics
+    /// As [`Self::header`].
+    #[must_use]
+    pub fn headers<T: Header>(self: &Arc<Self>, offset: usize, count: usize) -> HeldSlice<T> {
+        let end = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(offset));
+        let fits = end.is_some_and(|end| end <= self.bytes) && offset.is_multiple_of(align_of::<T>());
+        assert!(fits, "{count} headers at {offset} of {} bytes", self.bytes);
+        // SAFETY: as in `header`.
+        HeldSlice { of: unsafe { self.base.add(offset).cast() }, count, _mapping: Arc::clone(self) }
     }
 }
 
@@ -230,7 +272,7 @@ impl Mapping {
 pub(crate) fn ring_slots(mapping: &Arc<Mapping>, offset: usize, count: u32) -> &'static [Slot] {
     let count = count as usize;
     assert!(
-        offset.is_multiple_of(SLOT_BYTES) && offset + count * SLOT_BYTES <= mapping.bytes,
+        offset.is_multiple_of(SLOT_BYTES) && offset + count * SLOT_BYTES <= mapping.bytes && !mapping.may_fault(),
         "{count} slots at {offset}"
     );
     // SAFETY: the assertion; slots are atomics, valid for any bytes; the caller keeps the mapping alive.
@@ -248,6 +290,8 @@ unsafe impl Header for ringfence_protocol::layout::QpHeader {}
 unsafe impl Header for ringfence_protocol::layout::CqHeader {}
 // SAFETY: atomics only.
 unsafe impl Header for ringfence_protocol::doorbell::Doorbells {}
+// SAFETY: atomics only.
+unsafe impl Header for ringfence_protocol::keys::KeyWord {}
 
 /// A reference into a mapping, with the mapping.
 #[derive(Debug)]
@@ -270,36 +314,32 @@ impl<T: Header> std::ops::Deref for Held<T> {
     }
 }
 
+/// As [`Held`], of several side by side.
+#[derive(Debug)]
+pub struct HeldSlice<T> {
+    of: NonNull<T>,
+    count: usize,
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: `T: Header` is made of atomics.
+unsafe impl<T: Header> Send for HeldSlice<T> {}
+// SAFETY: as above.
+unsafe impl<T: Header> Sync for HeldSlice<T> {}
+
+impl<T: Header> std::ops::Deref for HeldSlice<T> {
+    type Target = [T];
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: made by `Mapping::headers` from a checked place; the mapping lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.of.as_ptr(), self.count) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sealed_file_cannot_be_resized() {
-        let file = SealedFile::create("test", PAGE).unwrap();
-        assert_eq!(ftruncate(&file, 0), Err(Errno::PERM));
-        assert_eq!(ftruncate(&file, 2 * PAGE as u64), Err(Errno::PERM));
-    }
-
-    #[test]
-    fn an_unsealed_file_is_not_adopted() {
-        let fd = memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
-        assert_eq!(SealedFile::adopt(fd).unwrap_err(), Errno::PERM);
-    }
-
-    #[test]
-    fn huge_pages_and_what_is_no_memory_file_are_not_adopted() {
-        let sealed = SealFlags::SHRINK | SealFlags::GROW;
-        // Needs no huge page as long as none is touched.
-        if let Ok(fd) = memfd_create("test", MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB) {
-            fcntl_add_seals(&fd, sealed).unwrap();
-            assert_eq!(SealedFile::adopt(fd).unwrap_err(), Errno::MEDIUMTYPE);
-        }
-        for path in ["/dev/zero", "/", "/proc/self/maps"] {
-            let file = std::fs::File::open(path).unwrap();
-            assert_eq!(SealedFile::adopt(file.into()).unwrap_err(), Errno::INVAL, "{path}");
-        }
-    }
+    use rustix::fs::fstat;
 
     #[test]
     fn runs_of_several_files_lie_side_by_side() {
@@ -307,7 +347,10 @@ mod tests {
         let b = SealedFile::create("b", PAGE).unwrap();
         rustix::io::pwrite(&a, b"A", PAGE as u64).unwrap();
         rustix::io::pwrite(&b, b"B", 0).unwrap();
-        let runs = [Run { file: &b, offset: 0, bytes: PAGE }, Run { file: &a, offset: PAGE, bytes: PAGE }];
+        let runs = [
+            Run { file: RunFile::Sealed(&b), offset: 0, bytes: PAGE },
+            Run { file: RunFile::Sealed(&a), offset: PAGE, bytes: PAGE },
+        ];
         let mapping = Mapping::of_runs(&runs, ProtFlags::READ, true).unwrap();
         // SAFETY: both offsets lie in the mapping, which nobody writes.
         let (first, second) = unsafe { (*mapping.base().as_ptr(), *mapping.base().as_ptr().add(PAGE)) };
@@ -320,7 +363,7 @@ mod tests {
         for page in [0, 1, 40] {
             rustix::io::pwrite(&file, b"x", page * PAGE as u64).unwrap();
         }
-        let runs = [Run { file: &file, offset: 0, bytes: 64 * PAGE }];
+        let runs = [Run { file: RunFile::Sealed(&file), offset: 0, bytes: 64 * PAGE }];
         let mapping = Mapping::of_runs(&runs, ProtFlags::READ | ProtFlags::WRITE, true).unwrap();
         assert_eq!(fstat(&file).unwrap().st_blocks * 512, 3 * PAGE as i64);
         let resident = |line: &str| {
@@ -335,7 +378,7 @@ mod tests {
     #[test]
     fn runs_past_a_files_end_are_refused() {
         let file = SealedFile::create("test", PAGE).unwrap();
-        let runs = [Run { file: &file, offset: PAGE, bytes: PAGE }];
+        let runs = [Run { file: RunFile::Sealed(&file), offset: PAGE, bytes: PAGE }];
         assert_eq!(Mapping::of_runs(&runs, ProtFlags::READ, false).unwrap_err(), Errno::INVAL);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            ┌────────────────────── any state ──────────────────────┐
-//!            ▼                                                       ▼
+//!            ▼                                    (but RESET to ERR)  ▼
 //! RESET ─► INIT ─► RTR ─► RTS ◄─► SQD                               ERR ─► RESET
 //! ```
 //! InfiniBand Architecture Specification 1.4, 11.2.5.2 (tables 91 to 96), as `ib_modify_qp_is_ok` of the Linux kernel has it.
@@ -18,6 +18,18 @@ const RTR: u32 = Mask::AV.0
     | Mask::MIN_RNR_TIMER.0;
 const RTS: u32 = Mask::TIMEOUT.0 | Mask::RETRY_CNT.0 | Mask::RNR_RETRY.0 | Mask::SQ_PSN.0 | Mask::MAX_QP_RD_ATOMIC.0;
 
+/// What may change while a queue pair sends.
+const SENDING: u32 = Mask::ALT_PATH.0 | Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0 | Mask::PATH_MIG_STATE.0;
+/// What may change while it does not: anything but what both ends must agree on.
+const DRAINED: u32 = SENDING
+    | INIT
+    | Mask::AV.0
+    | Mask::TIMEOUT.0
+    | Mask::RETRY_CNT.0
+    | Mask::RNR_RETRY.0
+    | Mask::MAX_QP_RD_ATOMIC.0
+    | Mask::MAX_DEST_RD_ATOMIC.0;
+
 /// Why a transition is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
@@ -29,14 +41,9 @@ pub enum Denied {
         /// Wanted state.
         to: QpState,
     },
-    /// The caller believes in another present state.
-    #[error("the queue pair is in state {is:?}, not {claimed:?}")]
-    Current {
-        /// Present state.
-        is: QpState,
-        /// `cur_qp_state`.
-        claimed: QpState,
-    },
+    /// A state that nobody may claim to be the present one.
+    #[error("the present state cannot be claimed to be {0:?}")]
+    Claim(QpState),
     /// Attributes are missing.
     #[error("attribute mask lacks {0:#x}")]
     Missing(u32),
@@ -46,38 +53,33 @@ pub enum Denied {
 }
 
 /// Whether `mask` may take a queue pair from `from` to `to`.
+///
+/// `claimed` is the state in which the caller believes the queue pair to be. Drivers take his word for it; here the transition
+/// must be one from either state.
 pub fn check(from: QpState, to: QpState, claimed: Option<QpState>, mask: u32) -> Result<(), Denied> {
-    if let Some(claimed) = claimed.filter(|claimed| *claimed != from) {
-        return Err(Denied::Current { is: from, claimed });
+    match claimed {
+        Some(QpState::RTR | QpState::RTS | QpState::SQD) | None => {}
+        Some(other) => return Err(Denied::Claim(other)),
     }
+    check_from(claimed.unwrap_or(from), to, mask)?;
+    check_from(from, to, mask)
+}
+
+fn check_from(from: QpState, to: QpState, mask: u32) -> Result<(), Denied> {
     let (required, optional) = match (from, to) {
+        // A queue pair that was never used has nothing to be in error about.
+        (QpState::RESET, QpState::ERR) => return Err(Denied::Transition { from, to }),
         (_, QpState::RESET | QpState::ERR) => (0, 0),
         (QpState::RESET, QpState::INIT) => (INIT, 0),
         (QpState::INIT, QpState::INIT) => (0, INIT),
         (QpState::INIT, QpState::RTR) => (RTR, Mask::ALT_PATH.0 | Mask::ACCESS_FLAGS.0 | Mask::PKEY_INDEX.0),
-        (QpState::RTR, QpState::RTS) => (
-            RTS,
-            Mask::CUR_STATE.0
-                | Mask::ALT_PATH.0
-                | Mask::ACCESS_FLAGS.0
-                | Mask::MIN_RNR_TIMER.0
-                | Mask::PATH_MIG_STATE.0
-                | Mask::RATE_LIMIT.0,
-        ),
-        (QpState::RTS, QpState::RTS) | (QpState::SQD, QpState::RTS) => (
-            0,
-            Mask::CUR_STATE.0
-                | Mask::ALT_PATH.0
-                | Mask::ACCESS_FLAGS.0
-                | Mask::MIN_RNR_TIMER.0
-                | Mask::PATH_MIG_STATE.0
-                | Mask::RATE_LIMIT.0,
-        ),
-        (QpState::RTS, QpState::SQD) => (0, Mask::EN_SQD_ASYNC_NOTIFY.0 | Mask::CUR_STATE.0),
-        (QpState::SQD, QpState::SQD) => (0, RTR | RTS | INIT | Mask::ALT_PATH.0 | Mask::PATH_MIG_STATE.0),
+        (QpState::RTR, QpState::RTS) => (RTS, Mask::CUR_STATE.0 | SENDING),
+        (QpState::RTS | QpState::SQD, QpState::RTS) => (0, Mask::CUR_STATE.0 | SENDING),
+        (QpState::RTS, QpState::SQD) => (0, Mask::EN_SQD_ASYNC_NOTIFY.0),
+        (QpState::SQD, QpState::SQD) => (0, DRAINED),
         _ => return Err(Denied::Transition { from, to }),
     };
-    let given = mask & !(Mask::STATE.0 | Mask::CUR_STATE.0);
+    let given = mask & !Mask::STATE.0;
     if required & !given != 0 {
         return Err(Denied::Missing(required & !given));
     }
@@ -121,6 +123,10 @@ mod tests {
         case(QpState::INIT, QpState::RTR, state | RTR | Mask::QKEY.0, Err(Denied::Surplus(Mask::QKEY.0)));
         case(QpState::RTR, QpState::RTS, state | RTS, Ok(()));
         case(QpState::RTS, QpState::ERR, state, Ok(()));
+        case(QpState::RTS, QpState::SQD, state | Mask::CUR_STATE.0, Err(Denied::Surplus(Mask::CUR_STATE.0)));
+        case(QpState::SQD, QpState::SQD, state | Mask::AV.0 | Mask::PORT.0, Ok(()));
+        case(QpState::SQD, QpState::SQD, state | Mask::PATH_MTU.0, Err(Denied::Surplus(Mask::PATH_MTU.0)));
+        case(QpState::RTS, QpState::RTS, state | Mask::ALT_PATH.0 | Mask::PATH_MIG_STATE.0, Ok(()));
         case(QpState::ERR, QpState::RESET, state, Ok(()));
     }
 
@@ -132,10 +138,23 @@ mod tests {
             (QpState::INIT, QpState::RTS),
             (QpState::RTS, QpState::INIT),
             (QpState::ERR, QpState::RTS),
+            (QpState::RESET, QpState::ERR),
             (QpState::RESET, QpState(7)),
         ] {
             case(from, to, u32::MAX, Err(Denied::Transition { from, to }));
         }
+    }
+
+    #[test]
+    fn a_claimed_state_must_fit_beside_the_present_one() {
+        let mask = Mask::STATE.0 | Mask::CUR_STATE.0;
+        let claim = |from, claimed, more| check(from, QpState::RTS, Some(claimed), mask | more);
+        assert_eq!(claim(QpState::RTS, QpState::RTS, 0), Ok(()));
+        assert_eq!(claim(QpState::RTS, QpState::SQD, 0), Ok(()));
+        assert_eq!(claim(QpState::RTR, QpState::RTR, RTS), Ok(()));
+        assert_eq!(claim(QpState::RTR, QpState::RTS, 0), Err(Denied::Missing(RTS)));
+        assert_eq!(claim(QpState::RTS, QpState::RTR, RTS), Err(Denied::Surplus(RTS)));
+        assert_eq!(claim(QpState::RTS, QpState::INIT, 0), Err(Denied::Claim(QpState::INIT)));
     }
 
     #[test]

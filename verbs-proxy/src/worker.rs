@@ -1,10 +1,11 @@
 //! The worker thread: turns of the data plane, spinning while there is work, asleep when there is none.
 
 use crate::pacing::Nanos;
+use crate::plane::bell::Bell;
 use crate::plane::{Notice, Plane};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+use rustix::io::Errno;
 use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use std::sync::Arc;
@@ -20,21 +21,19 @@ pub fn now() -> Nanos {
 
 type Command = Box<dyn FnOnce(&mut Plane) + Send>;
 
-/// A wake-up that can be waited for with poll. Others may hold those of the container: see [`silence`].
-pub fn bell() -> Result<OwnedFd, Errno> {
+/// A wake-up between threads of this process, that can be waited for with poll. Nobody else ever holds it.
+fn signal() -> Result<OwnedFd, Errno> {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
 }
 
-/// Rings one that nobody outside this process holds; a full counter is rung already.
-fn ring(bell: impl AsFd) {
-    let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
+/// A full counter is raised already.
+fn raise(signal: impl AsFd) {
+    let _ = rustix::io::write(&signal, &1u64.to_ne_bytes());
 }
 
-/// Takes all rings. Never waits, whatever the other holders of the bell did to its flags or read from it.
-pub fn silence(bell: impl AsFd) {
-    const CURRENT_POSITION: u64 = u64::MAX;
-    let mut count = [0; 8];
-    let _ = preadv2(bell, &mut [IoSliceMut::new(&mut count)], CURRENT_POSITION, ReadWriteFlags::NOWAIT);
+/// Takes a signal back. Never waits.
+pub fn lower(signal: impl AsFd) {
+    let _ = rustix::io::read(&signal, &mut [0; 8]);
 }
 
 #[derive(Debug)]
@@ -54,16 +53,20 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. `bell` is the eventfd that the container's processes write to.
-    pub fn start(plane: Plane, bell: Arc<OwnedFd>, spin: Nanos) -> std::io::Result<Self> {
+    /// Starts the thread. `bell` is what the container's processes ring.
+    pub fn start(plane: Plane, bell: Bell, spin: Nanos) -> std::io::Result<Self> {
         let (commands, received) = channel();
         let (notice, notices) = channel();
-        let signals = Arc::new(Signals {
-            commands_waiting: AtomicBool::new(false),
-            wake: self::bell()?,
-            notices_waiting: self::bell()?,
-        });
-        let thread = Thread { plane, commands: received, notices: notice, signals: Arc::clone(&signals), bell };
+        let signals =
+            Arc::new(Signals { commands_waiting: AtomicBool::new(false), wake: signal()?, notices_waiting: signal()? });
+        let thread = Thread {
+            plane,
+            commands: received,
+            notices: notice,
+            signals: Arc::clone(&signals),
+            bell: Some(bell),
+            rung: false,
+        };
         std::thread::Builder::new().name("worker".into()).stack_size(256 << 10).spawn(move || {
             // A sleep must not be prolonged by the default slack of 50 µs: pieces on the modelled link are shorter.
             let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
@@ -87,7 +90,7 @@ impl Worker {
         });
         self.commands.send(command).expect("the worker thread lives as long as the process");
         self.signals.commands_waiting.store(true, Ordering::Release);
-        ring(&self.signals.wake);
+        raise(&self.signals.wake);
         answered.recv().expect("the worker answers every command")
     }
 
@@ -103,7 +106,10 @@ struct Thread {
     commands: Receiver<Command>,
     notices: Sender<Notice>,
     signals: Arc<Signals>,
-    bell: Arc<OwnedFd>,
+    /// What the container rings; none after it abused that.
+    bell: Option<Bell>,
+    /// There are rings to be taken from it.
+    rung: bool,
 }
 
 impl Thread {
@@ -153,7 +159,7 @@ impl Thread {
             any |= self.notices.send(notice).is_ok();
         }
         if any {
-            ring(&self.signals.notices_waiting);
+            raise(&self.signals.notices_waiting);
         }
     }
 
@@ -164,26 +170,43 @@ impl Thread {
             Some(at) => Some(at - self.plane.now),
             None => None,
         };
+        self.silence_bell();
         if self.plane.rest_all() && self.plane.prepare_sleep() {
             let timeout = wait
                 .map(|wait| Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as _ });
-            let mut fds = vec![PollFd::new(&self.signals.wake, PollFlags::IN), PollFd::new(&*self.bell, PollFlags::IN)];
-            const OWN: usize = 2;
+            let mut fds = vec![PollFd::new(&self.signals.wake, PollFlags::IN)];
+            fds.extend(self.bell.iter().map(|bell| PollFd::new(bell, PollFlags::IN)));
+            let own = fds.len();
             let links = self.plane.links.iter();
             fds.extend(links.map(|link| PollFd::from_borrowed_fd(link.bell.as_fd(), PollFlags::IN)));
             // An interrupted or failed poll is a wake-up like any other.
             let _ = poll(&mut fds, timeout.as_ref());
             let rung = |fd: &PollFd<'_>| !fd.revents().is_empty();
-            for fd in fds[..OWN].iter().filter(|fd| rung(fd)) {
-                silence(fd);
+            if rung(&fds[0]) {
+                lower(&self.signals.wake);
             }
-            if fds[OWN..].iter().any(rung) {
+            self.rung = fds[1..own].iter().any(rung);
+            if fds[own..].iter().any(rung) {
                 drop(fds);
                 self.plane.silence_links();
             }
         }
         self.plane.awake();
         spinner.slept(self.plane.now, now());
+    }
+}
+
+impl Thread {
+    /// Takes the container's rings, of which it has heard. Not when it wakes, which is in the way of a request, but before it
+    /// sleeps again: whoever has rung has set its queue's bit before, which is looked at after this and before the sleep.
+    fn silence_bell(&mut self) {
+        if std::mem::take(&mut self.rung)
+            && let Some(bell) = &self.bell
+            && bell.silence().is_err()
+        {
+            // Nothing but a hostile program does that, and its container may do without being heard while the worker sleeps.
+            self.bell = None;
+        }
     }
 }
 
@@ -302,13 +325,18 @@ mod tests {
     use std::cell::Cell;
 
     #[test]
-    fn a_bell_whose_flags_another_holder_changed_does_not_hold_anybody_up() {
-        let bell = bell().unwrap();
-        rustix::fs::fcntl_setfl(&bell, rustix::fs::OFlags::empty()).unwrap();
-        silence(&bell);
-        rustix::io::write(&bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        silence(&bell);
-        silence(&bell);
+    fn a_signal_is_raised_and_lowered() {
+        let raised = |signal: &OwnedFd| {
+            let mut fds = [PollFd::new(signal, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(1)
+        };
+        let signal = signal().unwrap();
+        lower(&signal);
+        raise(&signal);
+        raise(&signal);
+        assert!(raised(&signal));
+        lower(&signal);
+        assert!(!raised(&signal));
     }
 
     fn turns_until_sleep(spinner: &mut Spinner, step: Nanos) -> u32 {

@@ -7,8 +7,9 @@ use ringfence_hook::config::{self, Config};
 use ringfence_hook::identity::{Identity, Namespace};
 use ringfence_hook::policy::{self, Grant, Origin, Resolution, Setting};
 use ringfence_hook::state::Annotations;
+use ringfence_hook::{preload_file, userfaultfd};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The whole story.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -137,14 +138,26 @@ fn proxied(config: &Config) -> Vec<Mount> {
     let directory = &config.inject.container_dir;
     let own = config.run_dir.join("containers").join("ID");
     let mount = |destination: PathBuf, source: String| Mount { destination, source, read_only: true };
-    vec![
+    let library = Path::new("/etc").join(preload_file::DIRECTORY);
+    let hosts = config.inject.library.display();
+    let mut mounts = vec![
         mount(directory.clone(), format!("{}, with the proxy's socket", own.join("mount").display())),
-        mount(directory.join("libibverbs.so.1"), config.inject.library.display().to_string()),
+        mount(library.clone(), own.join("library").display().to_string()),
+        mount(library.join("libibverbs.so.1"), hosts.to_string()),
         mount(
             "/etc/ld.so.preload".into(),
-            format!("{}/libibverbs.so.1, then the image's own lines", directory.display()),
+            format!("{}, then the image's own lines", library.join(preload_file::NAME).display()),
         ),
-    ]
+        mount("the image's own libibverbs.so.1".into(), format!("{hosts}, if it has all symbols of that one")),
+        mount(
+            "/etc/ld-musl-x86_64.path".into(),
+            format!("{}, then the image's own lines, if it has musl", library.display()),
+        ),
+    ];
+    if config.inject.userfaultfd().is_some() {
+        mounts.push(passed(userfaultfd::PATH.into()));
+    }
+    mounts
 }
 
 fn passed(node: PathBuf) -> Mount {

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         a_symbolic_link_stays_one_and_modes_stay,
         k3s_gets_a_drop_in_or_advice,
         docker_has_a_runtime_per_profile,
+        docker_s_flags_are_looked_at,
         hooks_are_such_that_podman_and_crio_take_them,
         an_administrator_s_hooks_dir_is_kept,
         an_engine_that_is_not_there_is_told,
@@ -242,6 +243,32 @@ fn docker_has_a_runtime_per_profile() {
     assert_eq!(json["runtimes"]["ringfence-gold"], serde_json::json!({"path": "/usr/bin/ringfence-runtime-gold"}));
     host.refuse("configure --engine docker --policy ../x", "--policy \"../x\"");
     host.refuse("configure --engine podman --policy gold", "--policy is for --engine docker");
+}
+
+fn docker_s_flags_are_looked_at() {
+    const DROP_IN: &str = "/etc/systemd/system/docker.service.d/nvidia.conf";
+    let host = Host::new();
+    host.write("/lib/systemd/system/docker.service", "[Service]\nExecStart=/usr/bin/dockerd -H fd://\n");
+    host.write(DROP_IN, "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd -H fd:// --default-runtime=nvidia\n");
+    host.refuse(
+        "configure --engine docker --set-as-default",
+        "--default-runtime=nvidia in /etc/systemd/system/docker.service.d/nvidia.conf",
+    );
+    host.succeed("configure --engine docker");
+    host.succeed("unconfigure --engine docker");
+
+    host.write(DROP_IN, "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --default-runtime ringfence\n");
+    let text = host.succeed("configure --engine docker --set-as-default");
+    assert!(text.contains("the default already"), "{text}");
+    assert!(!host.read("/etc/docker/daemon.json").contains("default-runtime"));
+    host.refuse("unconfigure --engine docker", "take the flag out first");
+    host.write(DROP_IN, "");
+    host.succeed("unconfigure --engine docker");
+
+    host.write(DROP_IN, "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --config-file=/etc/other.json\n");
+    host.succeed("configure --engine docker --set-as-default");
+    assert!(host.read("/etc/other.json").contains("\"default-runtime\""));
+    host.succeed("unconfigure --engine docker");
 }
 
 fn hooks_are_such_that_podman_and_crio_take_them() {

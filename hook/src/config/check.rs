@@ -5,6 +5,9 @@ use crate::annotations::{DEVICE_NAME, is_device_name};
 use crate::units;
 use std::path::{Component, Path};
 
+/// The longest path of a socket: `sun_path` without the zero at its end.
+const MAX_SOCKET_PATH: usize = 107;
+
 impl Config {
     /// Checks every value; the error names the first that is wrong.
     pub(super) fn check(&self) -> Result<(), String> {
@@ -45,7 +48,22 @@ impl Config {
                 return Err(format!("device name = {:?} is given twice", device.name));
             }
         }
+        self.check_run_dir()?;
         self.policy.check()
+    }
+
+    /// Proxies meet at sockets in the run-dir, whose paths the kernel bounds (`unix(7)`).
+    fn check_run_dir(&self) -> Result<(), String> {
+        let longest = self.devices.iter().map(|device| device.name.len()).max().unwrap_or(0);
+        let below = "/fabric/".len() + longest + "/sockets/".len() + "65535".len();
+        let (length, most) = (self.run_dir.as_os_str().len(), MAX_SOCKET_PATH - below);
+        if length > most {
+            let path = &self.run_dir;
+            return Err(format!(
+                "run-dir = {path:?} has {length} bytes, and may have {most}: the paths of proxies' sockets in it would be too long"
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -35,6 +35,7 @@ const ALL: &str = r#"
             [inject]
             library = "/opt/lib.so"
             container-dir = "/dev/rf"
+            userfaultfd = false
             [[device]]
             name = "soft0"
             kind = "soft"
@@ -82,6 +83,7 @@ fn every_key_is_read() {
     assert_eq!(config.proxy.cpuset, Limit::Own(Cpuset::List("0-1,3".into())));
     assert_eq!(config.proxy.cpu_weight, Limit::Own(Weight(20)));
     assert_eq!(config.inject.directory_name(), "rf");
+    assert!(!config.inject.userfaultfd);
     assert_eq!(config.devices[0].link, Some(25_000_000_000));
     assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
     assert_eq!(config.policy.defaults.class, Some(Class::Bulk));
@@ -91,7 +93,14 @@ fn every_key_is_read() {
 
 #[test]
 fn mistakes_are_named() {
+    let long = |bytes: usize, device: &str| {
+        format!("run-dir = \"/{}\"\n[[device]]\nname = \"{device}\"\nkind = \"soft\"", "d".repeat(bytes - 1))
+    };
+    assert!(Config::parse(&long(80, "soft0")).is_ok());
     for (text, expected) in [
+        (&*long(81, "soft0"), "has 81 bytes, and may have 80: the paths of proxies' sockets"),
+        (&*long(80, "soft00"), "may have 79"),
+        (&*long(120, "soft0"), "has 120 bytes"),
         ("run-dri = \"/x\"", "line 1: unknown field `run-dri`"),
         ("\n[proxy]\nspin = 1", "line 3: unknown field `spin`"),
         ("run-dir = \"run\"", "run-dir = \"run\" must be an absolute path"),

@@ -22,6 +22,7 @@ struct Config {
 #[serde(rename_all = "camelCase")]
 struct Process {
     oom_score_adj: Option<i32>,
+    env: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -192,6 +193,14 @@ impl Bundle {
     /// `config.json` it is 0, whatever the engine's service has.
     pub fn oom_score_adj(&self) -> i32 {
         self.config.process.as_ref().and_then(|process| process.oom_score_adj).unwrap_or(0).clamp(-999, 1000)
+    }
+
+    /// The directories of `LD_LIBRARY_PATH` with which the container begins, relative to its root.
+    pub fn library_path(&self) -> Vec<String> {
+        let environment = self.config.process.iter().filter_map(|process| process.env.as_ref()).flatten();
+        let path = environment.filter_map(|variable| variable.strip_prefix("LD_LIBRARY_PATH=")).next_back();
+        let directories = path.unwrap_or_default().split([':', ';']).filter_map(|path| path.strip_prefix('/'));
+        directories.filter(|directory| !directory.is_empty()).map(str::to_owned).collect()
     }
 
     /// Whether the container asked that its mounts be seen elsewhere.

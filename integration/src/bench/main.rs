@@ -199,6 +199,22 @@ fn register() -> Result<Vec<Figure>> {
         let floor = value(&values, "pwrite")? / 1e3;
         figures.push(Figure::new(name, value(&values, "register")? / 1e3, "µs").beside(floor));
     }
+    for (bytes, size) in [("4096", "4 KiB"), ("65536", "64 KiB"), ("1048576", "1 MiB")] {
+        for (buffers, which) in [("1", "the same buffer"), ("16", "16 buffers in turn")] {
+            let runs = (0..5).map(|_| run(&proxy, &["again", bytes, buffers])).collect::<Result<Vec<_>>>()?;
+            let of = |name| Ok(median(runs.iter().map(|run| value(run, name)).collect::<Result<_>>()?) / 1e3);
+            let name = format!("register, WRITE {size}, deregister, {which}");
+            let floor: Result<f64> = of("pwrite");
+            figures.push(Figure::new(&name, of("again")?, "µs").beside(floor?).goal(Goal::RatioAtMost(5.0)));
+        }
+    }
+    let values = run(&proxy, &["rounds", "100000"])?;
+    for (name, figure, unit, most) in [
+        ("mappings", "more mappings after 100,000 such rounds", "", 8.0),
+        ("kib", "more memory after 100,000 such rounds", "KiB", 256.0),
+    ] {
+        figures.push(Figure::new(figure, value(&values, name)?, unit).goal(Goal::AtMost(most)));
+    }
     Ok(figures)
 }
 

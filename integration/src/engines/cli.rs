@@ -3,18 +3,23 @@
 use super::Member;
 use crate::command::{Ended, Running, wait_until};
 use crate::node::{IMAGE, LIMIT, Node};
-use anyhow::{Context, Result};
-use std::process::Command;
+use anyhow::{Context, Result, ensure};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// How long an image may take.
+const IMPORT: Duration = Duration::from_secs(180);
 
 /// podman or docker, with its global options.
 #[derive(Clone, Debug)]
 pub struct Cli<'a> {
     node: &'a Node,
     words: Vec<String>,
+    /// What its containers are made of.
+    image: &'static str,
 }
 
 /// A container in the background. Removed by force when dropped.
@@ -26,14 +31,31 @@ pub struct Container<'a> {
 
 impl<'a> Cli<'a> {
     pub(super) fn new(node: &'a Node, words: &[&str]) -> Self {
-        Self { node, words: words.iter().map(|word| (*word).to_owned()).collect() }
+        Self { node, words: words.iter().map(|word| (*word).to_owned()).collect(), image: IMAGE }
+    }
+
+    /// The same for containers of another image than [`IMAGE`].
+    #[must_use]
+    pub fn of_image(self, image: &'static str) -> Self {
+        Self { image, ..self }
+    }
+
+    /// Makes the image `name` of the root file system that `archive` writes to its standard output by tar.
+    pub fn import(&self, name: &str, mut archive: Command) -> Result<()> {
+        let mut tar = archive.stdout(Stdio::piped()).spawn().context("cannot start tar")?;
+        let input = tar.stdout.take().context("it is piped")?;
+        let imported = Running::start_reading(self.command(&["import", "-", name]), input.into())?.wait(IMPORT);
+        let made = tar.wait()?;
+        imported?.success()?;
+        ensure!(made.success(), "tar: {made}");
+        Ok(())
     }
 
     /// The same with further global options.
     #[must_use]
     pub fn with(&self, options: &[&str]) -> Self {
         let words = self.words.iter().map(String::as_str).chain(options.iter().copied()).collect::<Vec<_>>();
-        Self::new(self.node, &words)
+        Self { image: self.image, ..Self::new(self.node, &words) }
     }
 
     /// The node that it runs on.
@@ -69,7 +91,7 @@ impl<'a> Cli<'a> {
     /// `run --rm` in the foreground, in the node's network namespace.
     #[must_use]
     pub fn once_command(&self, options: &[&str], program: &[&str]) -> Command {
-        self.command(&[&["run", "--rm", "--network=host"], options, &[IMAGE], program].concat())
+        self.command(&[&["run", "--rm", "--network=host"], options, &[self.image], program].concat())
     }
 
     /// Runs [`Self::once_command`], however it ends.
@@ -88,7 +110,7 @@ impl<'a> Cli<'a> {
         let name = format!("one-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let container = Container { cli: self.clone(), name };
         let words = ["run", "--detach", "--network", network, "--name", &container.name];
-        self.run(&[&words, options, &[IMAGE], program].concat())?;
+        self.run(&[&words, options, &[self.image], program].concat())?;
         Ok(container)
     }
 }

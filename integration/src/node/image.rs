@@ -35,13 +35,18 @@ const PACKAGES: [&str; 15] = [
 /// Where a node's root file system says which packages it was made with.
 const MADE_WITH: &str = "var/lib/ringfence-node-packages";
 
-/// The root file system of `suite`'s nodes; from the cache, or made (half a minute and the network) if it is not there or has
-/// not the same packages.
+/// The root file system of `suite`'s nodes.
 pub(super) fn root(suite: Suite) -> Result<PathBuf> {
-    let dir = artifacts::cache().join(format!("node-{}", suite.name()));
-    let packages = packages(suite);
-    if std::fs::read_to_string(dir.join(MADE_WITH)).ok().as_deref() != Some(&packages) {
-        make(suite, &packages, &dir).with_context(|| format!("cannot make a node of Debian's {}", suite.name()))?;
+    tree(suite, "node", &packages(suite), &[])
+}
+
+/// A root file system of `suite`, of mmdebstrap's `options`; from the cache, or made (half a minute and the network) if it is not
+/// there or has not the same packages.
+pub(super) fn tree(suite: Suite, name: &str, packages: &str, options: &[&str]) -> Result<PathBuf> {
+    let dir = artifacts::cache().join(format!("{name}-{}", suite.name()));
+    if std::fs::read_to_string(dir.join(MADE_WITH)).ok().as_deref() != Some(packages) {
+        make(suite, packages, options, &dir)
+            .with_context(|| format!("cannot make {name} of Debian's {}", suite.name()))?;
     }
     Ok(dir)
 }
@@ -55,7 +60,7 @@ fn packages(suite: Suite) -> String {
     packages.join(",")
 }
 
-fn make(suite: Suite, packages: &str, dir: &Path) -> Result<()> {
+fn make(suite: Suite, packages: &str, options: &[&str], dir: &Path) -> Result<()> {
     std::fs::create_dir_all(artifacts::cache())?;
     let partial = sandbox::partial_dir();
     let target = partial.to_str().context("the repository's path is not UTF-8")?;
@@ -70,9 +75,8 @@ fn make(suite: Suite, packages: &str, dir: &Path) -> Result<()> {
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         &include,
-        suite.name(),
-        target,
     ];
+    let words = [&words, options, &[suite.name(), target]].concat();
     let made = Running::start(command(&words))?.wait(Duration::from_secs(600))?.success();
     let made = made.and_then(|_| Ok(std::fs::write(partial.join(MADE_WITH), packages)?));
     if made.is_err() {

@@ -73,6 +73,10 @@ for node in 'null 1 3' 'zero 1 5' 'full 1 7' 'random 1 8' 'urandom 1 9' 'tty 5 0
     set -- $node
     mknod -m 666 "$root/dev/$1" c "$2" "$3"
 done
+# For root alone, as the machine has it; its number is not the same everywhere.
+if [ -c /dev/userfaultfd ]; then
+    mknod -m 600 "$root/dev/userfaultfd" c "0x$(stat -c %t /dev/userfaultfd)" "0x$(stat -c %T /dev/userfaultfd)"
+fi
 for pair in fd:/proc/self/fd stdin:/proc/self/fd/0 stdout:/proc/self/fd/1 stderr:/proc/self/fd/2 ptmx:pts/ptmx; do
     ln -s "${pair#*:}" "$root/dev/${pair%%:*}"
 done

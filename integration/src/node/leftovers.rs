@@ -65,9 +65,9 @@ impl Leftovers {
             let mut fields = line.split(' ').skip(3);
             let (root, point) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
             // A control group's mount has the name of the test's sandbox in its root.
-            let is_ours =
-                [root, point].iter().any(|path| path.contains("/ringfence/") || path.ends_with("ld.so.preload"))
-                    || point.ends_with("/ringfence");
+            let is_ours = [root, point].iter().any(|path| {
+                path.contains("/ringfence/") || path.contains("/ld.so.preload") || path.contains("/ld.so.ringfence")
+            }) || point.ends_with("/ringfence");
             if is_ours {
                 self.mounts.push(format!("{root} on {point}"));
             }

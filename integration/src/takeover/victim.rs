@@ -1,16 +1,16 @@
 //! The container beside the attacker's: it exchanges data with the attacker, and has secrets that are not among them.
 
 use super::exchange::{Endpoint, Exchange};
-use crate::raw::{Objects, Raw};
+use crate::raw::{Objects, Raw, ring_bell};
 use anyhow::{Context, Result, ensure};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{AllocRegion, Handle, MrReply, Op, PortInfo, PortQuery, RegMr, Segment};
+use ringfence_protocol::doorbell::{SUMMARY_OFFSET, WORDS_OFFSET};
 use ringfence_protocol::layout::RINGS_OFFSET;
 use ringfence_protocol::ring::SLOT_BYTES;
 use ringfence_protocol::verbs::{Access, Opcode, SendFlags, WcStatus};
 use ringfence_protocol::work::{SendBase, SendFields, Sge};
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -100,9 +100,11 @@ impl Application {
         file.write_all_at(words.as_bytes(), (RINGS_OFFSET + self.sent as usize * SLOT_BYTES) as u64)?;
         self.sent += 1;
         let word = reply.queue / 64 % 64;
-        self.objects.doorbells.write_all_at(&(1u64 << (reply.queue % 64)).to_le_bytes(), 128 + u64::from(word) * 8)?;
-        self.objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), 64)?;
-        (&self.objects.wake).write_all(&1u64.to_ne_bytes())?;
+        self.objects
+            .doorbells
+            .write_all_at(&(1u64 << (reply.queue % 64)).to_le_bytes(), WORDS_OFFSET + u64::from(word) * 8)?;
+        self.objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), SUMMARY_OFFSET)?;
+        ring_bell(&self.objects.wake)?;
         Ok(())
     }
 

@@ -1,15 +1,18 @@
 //! Descriptors: of every kind, in flight, and those that others hold.
 
 use crate::kinds::{every, lingering as lingering_socket};
-use crate::{Scene, post_writes};
+use crate::{Scene, descriptors, post_writes};
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::wait_until;
-use ringfence_integration::raw::{Objects, Raw};
+use ringfence_integration::direct::DirectProxy;
+use ringfence_integration::raw::{Objects, Raw, SCM_MAX_FDS, ring_bell};
 use ringfence_integration::stalled::StalledPage;
 use ringfence_protocol::control::{Hello, Op};
 use ringfence_proxy::launch::Limits;
-use rustix::net::SendFlags;
-use std::os::fd::AsFd;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
@@ -109,6 +112,56 @@ pub fn every_kind(scene: &mut Scene) -> Result<()> {
     Raw::greet(&proxy.socket())?;
     proxy.end_init()?;
     wait_until("the proxy to end with its container", END, || proxy.has_ended())
+}
+
+/// Everything that the holder of one end of a pair of sockets can do to the other, which wakes the worker: descriptors that
+/// linger, as many as there is room for; a hang-up of every kind.
+pub fn abused_bell(scene: &mut Scene) -> Result<()> {
+    let mut proxy = scene.node.proxy(Limits::default())?;
+    let bell = |proxy: &DirectProxy| -> Result<OwnedFd> {
+        let (_raw, fds) = Raw::greet(&proxy.socket())?;
+        fds.into_iter().nth(1).context("HELLO brings the bell second")
+    };
+    let end = bell(&proxy)?;
+    // Its flags are the proxy's, too: nothing may rely on them.
+    rustix::fs::fcntl_setfl(&end, rustix::fs::OFlags::empty())?;
+    let (socket, _peer) = lingering_socket(60)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FDS))];
+    let mut sent = 0;
+    for _ in 0..64 {
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [socket.as_fd(); SCM_MAX_FDS];
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sent += usize::from(sendmsg(&end, &[IoSlice::new(&[1])], &mut control, flags).is_ok());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Whoever closes it last waits; that must not be this test.
+    std::thread::spawn(move || drop(socket));
+    let start = Instant::now();
+    Objects::make(&proxy.socket()).context("after descriptors on the bell")?;
+    ensure!(start.elapsed() < END, "answers took {:?}", start.elapsed());
+    ensure!(descriptors(proxy.pid())? < 700, "the proxy has taken {} descriptors", descriptors(proxy.pid())?);
+    if sent == 0 {
+        // Linux 6.16: nothing got through, and the bell is as it was.
+        ring_bell(&bell(&proxy)?)?;
+    }
+    proxy.end_init()?;
+    wait_until("the proxy to end with its container", END, || proxy.has_ended())?;
+
+    let proxy = scene.node.proxy(Limits::default())?;
+    let end = bell(&proxy)?;
+    ring_bell(&end)?;
+    rustix::net::shutdown(&end, rustix::net::Shutdown::Both)?;
+    rustix::net::connect_unspec(&end)?;
+    drop(end);
+    // A worker that never slept again would use all of a processor.
+    std::thread::sleep(Duration::from_millis(300));
+    let before = proxy.processor_ticks()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let used = proxy.processor_ticks()? - before;
+    ensure!(used <= 30, "an idle proxy used {used} ticks of 10 ms in 1 s");
+    Objects::make(&proxy.socket()).map(drop).context("after a hang-up of the bell")
 }
 
 /// Takes an event into memory whose page fault nobody answers, while the next is due.

@@ -1,17 +1,20 @@
 //! Containers that break every rule: the proxy survives, keeps serving the container's other processes, and the node's
 //! other containers notice nothing.
 
+mod adopted;
 mod descriptors;
 mod kinds;
 mod memory;
+mod unanswering;
 
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
-use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS};
+use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS, ring_bell};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
 use ringfence_protocol::control::{Handle, Hello, MAGIC, MAX_DATAGRAM, Op, OpenReply};
+use ringfence_protocol::doorbell::{SUMMARY_OFFSET, WORDS_OFFSET};
 use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes};
 use ringfence_protocol::ring::SLOT_BYTES;
 use ringfence_protocol::verbs::{Opcode, SendFlags as PostFlags};
@@ -19,7 +22,6 @@ use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
 use rustix::net::SendFlags;
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = client::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 19] = [
+    let tests: [(&str, Attack); 23] = [
         ("random_datagrams", random_datagrams),
         ("random_bodies", random_bodies),
         ("too_many_descriptors", too_many_descriptors),
@@ -57,6 +59,10 @@ fn trials() -> Result<Vec<Trial>> {
         ("answers_that_nobody_takes", descriptors::unread_answers),
         ("descriptors_that_linger", descriptors::lingering),
         ("descriptors_of_every_kind", descriptors::every_kind),
+        ("descriptors_of_every_kind_as_memory", adopted::every_kind),
+        ("memory_files_without_end", adopted::without_end),
+        ("memory_files_of_other_sizes", adopted::of_other_sizes),
+        ("a_bell_that_is_abused", descriptors::abused_bell),
         ("a_reader_of_events_that_stalls", descriptors::stalled_reader),
     ];
     Ok(tests
@@ -293,7 +299,7 @@ fn random_ring_memory(scene: &mut Scene) -> Result<()> {
                 let count = 8 * (1 + scene.random.below(64)).min((words - at / 8) as usize);
                 file.write_all_at(&scene.random.bytes(count), at)?;
             }
-            (&objects.wake).write_all(&1u64.to_ne_bytes())?;
+            ring_bell(&objects.wake)?;
         }
         // The words of the headers, one by one.
         for (_, file) in files(&objects) {
@@ -350,9 +356,9 @@ fn post_writes(objects: &Objects, first: u32, count: u32) -> Result<()> {
 /// Sets the queue's doorbell bit and wakes the worker, as a producer does.
 fn ring(objects: &Objects, queue: u32) -> Result<()> {
     let word = queue / 64 % 64;
-    objects.doorbells.write_all_at(&(1u64 << (queue % 64)).to_le_bytes(), 128 + u64::from(word) * 8)?;
-    objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), 64)?;
-    (&objects.wake).write_all(&1u64.to_ne_bytes())?;
+    objects.doorbells.write_all_at(&(1u64 << (queue % 64)).to_le_bytes(), WORDS_OFFSET + u64::from(word) * 8)?;
+    objects.doorbells.write_all_at(&(1u64 << word).to_le_bytes(), SUMMARY_OFFSET)?;
+    ring_bell(&objects.wake)?;
     Ok(())
 }
 
@@ -385,9 +391,9 @@ fn doorbell_storm(scene: &mut Scene) -> Result<()> {
     let all = [0xff; 8 * 64];
     let end = Instant::now() + Duration::from_millis(500);
     while Instant::now() < end {
-        objects.doorbells.write_all_at(&all, 128)?;
-        objects.doorbells.write_all_at(&[0xff; 8], 64)?;
-        (&objects.wake).write_all(&1u64.to_ne_bytes())?;
+        objects.doorbells.write_all_at(&all, WORDS_OFFSET)?;
+        objects.doorbells.write_all_at(&[0xff; 8], SUMMARY_OFFSET)?;
+        ring_bell(&objects.wake)?;
     }
     scene.works().context("right after the storm")
 }

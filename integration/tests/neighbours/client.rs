@@ -1,18 +1,18 @@
 //! A program of a container that says what it likes to its proxy, with many queue pairs.
 
 use anyhow::{Context, Result, bail, ensure};
-use ringfence_integration::raw::Raw;
+use ringfence_integration::raw::{Raw, ring_bell};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{
     AllocRegion, CqReply, CreateCq, CreateQp, Handle, Index, ModifyQp, MrReply, NO_HANDLE, Op, OpenReply, PortInfo,
     PortQuery, QpAttr, QpReply, RegMr, Segment,
 };
+use ringfence_protocol::doorbell::{SUMMARY_OFFSET, WORDS_OFFSET};
 use ringfence_protocol::layout::RINGS_OFFSET;
 use ringfence_protocol::ring::{SLOT_BYTES, Words};
 use ringfence_protocol::verbs::{Access, Opcode, QpAttrMask as Mask, QpState, QpType, SendFlags};
 use ringfence_protocol::work::{SendBase, SendFields, Sge};
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub const RUNS_PER_MESSAGE: u64 = 160;
 pub struct Client {
     raw: Raw,
     doorbells: File,
-    wake: File,
+    wake: OwnedFd,
     context: u32,
     pd: u32,
     cq: u32,
@@ -74,7 +74,7 @@ impl Client {
         Ok(Self {
             raw,
             doorbells: doorbells.into(),
-            wake: wake.into(),
+            wake,
             context,
             pd: pd.handle,
             cq: cq.handle,
@@ -212,9 +212,9 @@ impl Client {
         queue.posted += 1;
         let queue = queue.reply.queue;
         let word = u64::from(queue / 64);
-        self.doorbells.write_all_at(&(1u64 << (queue % 64)).to_ne_bytes(), 128 + word * 8)?;
-        self.doorbells.write_all_at(&(1u64 << word).to_ne_bytes(), 64)?;
-        self.wake.write_all(&1u64.to_ne_bytes())?;
+        self.doorbells.write_all_at(&(1u64 << (queue % 64)).to_ne_bytes(), WORDS_OFFSET + word * 8)?;
+        self.doorbells.write_all_at(&(1u64 << word).to_ne_bytes(), SUMMARY_OFFSET)?;
+        ring_bell(&self.wake)?;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ program() {
         return
     fi
     # The container's image is this machine's own root.
-    (cd "$host/$package" && RINGFENCE_TEST_IMAGE=/ timeout 240 "$host/$path" "$@") || failed_programs+=" $package/tests/$name"
+    (cd "$host/$package" && RINGFENCE_TEST_IMAGE=/ timeout 900 "$host/$path" "$@") || failed_programs+=" $package/tests/$name"
     eventually nothing_left || { leftovers; failed_programs+=" $package/tests/$name:leftovers"; clean; }
 }
 

@@ -23,6 +23,15 @@ const STOP: &str =
 /// `before` becomes `after`, and `after` stays.
 #[track_caller]
 fn becomes(before: &str, hook: &Hook, nodes: &[Node], after: &str) {
+    becomes_with(before, hook, &made(nodes), after);
+}
+
+fn made(nodes: &[Node]) -> Nodes {
+    Nodes { made: nodes.to_vec(), allowed: Vec::new() }
+}
+
+#[track_caller]
+fn becomes_with(before: &str, hook: &Hook, nodes: &Nodes, after: &str) {
     let mut config = Object::parse(before).unwrap();
     assert_eq!(edit(&mut config, hook, nodes), Ok(before != after));
     assert_eq!(config.to_text(), after);
@@ -34,7 +43,7 @@ fn becomes(before: &str, hook: &Hook, nodes: &[Node], after: &str) {
 #[track_caller]
 fn refused(before: &str, nodes: &[Node], message: &str) {
     let mut config = Object::parse(before).unwrap();
-    assert_eq!(edit(&mut config, &hook(None), nodes).unwrap_err().to_string(), message);
+    assert_eq!(edit(&mut config, &hook(None), &made(nodes)).unwrap_err().to_string(), message);
 }
 
 #[test]
@@ -86,7 +95,7 @@ fn a_hook_of_ours_from_elsewhere_serves() {
 fn a_hook_without_policy_does_not_serve_for_one() {
     let there = format!(r#"{{"hooks":{{"createRuntime":[{CREATE}],"poststop":[{STOP}]}}}}"#);
     let mut config = Object::parse(&there).unwrap();
-    assert_eq!(edit(&mut config, &hook(Some("gold")), &[]), Ok(true));
+    assert_eq!(edit(&mut config, &hook(Some("gold")), &Nodes::default()), Ok(true));
     let after: Value = serde_json::from_str(&config.to_text()).unwrap();
     assert_eq!(after["hooks"]["createRuntime"][0]["args"][3], "gold");
     assert_eq!(after["hooks"]["createRuntime"][1], serde_json::from_str::<Value>(CREATE).unwrap());
@@ -147,6 +156,20 @@ fn nodes_are_made_and_allowed_last() {
 }
 
 #[test]
+fn what_the_hook_brings_is_only_allowed() {
+    let hooks = format!(r#""hooks":{{"createRuntime":[{CREATE}],"poststop":[{STOP}]}}"#);
+    let nodes = Nodes { made: Vec::new(), allowed: vec![(10, 257)] };
+    let rule = r#"{"access":"rwm","allow":true,"major":10,"minor":257,"type":"c"}"#;
+    let deny = r#"{"allow":false,"access":"rwm"}"#;
+    let config = |rules: &str| format!(r#"{{{hooks},"linux":{{"resources":{{"devices":[{rules}]}}}}}}"#);
+    becomes_with(&config(deny), &hook(None), &nodes, &config(&format!("{deny},{rule}")));
+    // Where nothing is denied, a rule of ours would deny the rest.
+    for config in [config(""), format!(r#"{{{hooks},"linux":{{}}}}"#), format!("{{{hooks}}}")] {
+        becomes_with(&config, &hook(None), &nodes, &config);
+    }
+}
+
+#[test]
 fn a_node_that_the_engine_gave_is_not_given_twice() {
     let config = |kind: &str, minor: u32| {
         format!(
@@ -156,7 +179,7 @@ fn a_node_that_the_engine_gave_is_not_given_twice() {
     for kind in ["c", "u"] {
         let text = config(kind, 192);
         let mut object = Object::parse(&text).unwrap();
-        assert_eq!(edit(&mut object, &hook(None), &[node()]), Ok(true));
+        assert_eq!(edit(&mut object, &hook(None), &made(&[node()])), Ok(true));
         let after: Value = serde_json::from_str(&object.to_text()).unwrap();
         assert_eq!(after["linux"]["devices"].as_array().unwrap().len(), 1);
     }
@@ -235,7 +258,7 @@ proptest! {
     #[test]
     fn only_what_must_change_does_and_only_once(before in config(), policy in proptest::option::of("[a-z]{1,4}"), devices in any::<bool>()) {
         let hook = hook(policy.as_deref());
-        let nodes = if devices { vec![node()] } else { Vec::new() };
+        let nodes = if devices { made(&[node()]) } else { Nodes { made: Vec::new(), allowed: vec![(10, 257)] } };
         let text = before.to_string();
         let mut object = Object::parse(&text).unwrap();
         if edit(&mut object, &hook, &nodes).is_err() {
@@ -244,7 +267,7 @@ proptest! {
         let once = object.to_text();
         let after: Value = serde_json::from_str(&once).unwrap();
         for (key, value) in before.as_object().unwrap() {
-            if key != "hooks" && !(devices && key == "linux") {
+            if key != "hooks" && key != "linux" {
                 prop_assert_eq!(&after[key], value);
             }
         }

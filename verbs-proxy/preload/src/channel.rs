@@ -7,6 +7,7 @@ use crate::abi::{ibv_comp_channel, ibv_context, ibv_cq};
 use crate::connection;
 use crate::context::Context;
 use crate::cq::Cq;
+use crate::descriptor::Identity;
 use crate::process::Generation;
 use crate::registry::COMPLETION_QUEUES;
 use crate::sys::{self, Errno, Fd};
@@ -20,6 +21,8 @@ use zerocopy::IntoBytes;
 #[repr(C)]
 pub struct Channel {
     base: ibv_comp_channel,
+    /// Who is behind the descriptor, which the program may close or duplicate.
+    events: Identity,
     handle: u32,
     generation: Generation,
 }
@@ -59,8 +62,10 @@ pub unsafe extern "C" fn ibv_create_comp_channel(context: *mut ibv_context) -> *
         connection::call_with(generation, Op::CREATE_COMP_CHANNEL, request.as_bytes(), &[], &mut fds);
     let [socket] = fds;
     sys::pointer_or_errno(reply.and_then(|reply| {
-        let base = ibv_comp_channel { context, fd: socket.ok_or(libc::EPROTO)?.into_raw(), refcnt: 0 };
-        Ok(Box::into_raw(Box::new(Channel { base, handle: reply.handle, generation })).cast())
+        let socket = socket.ok_or(libc::EPROTO)?.into_known();
+        let base = ibv_comp_channel { context, fd: socket.as_raw(), refcnt: 0 };
+        let channel = Channel { base, events: socket.identity(), handle: reply.handle, generation };
+        Ok(Box::into_raw(Box::new(channel)).cast())
     }))
 }
 
@@ -75,7 +80,7 @@ pub unsafe extern "C" fn ibv_destroy_comp_channel(channel: *mut ibv_comp_channel
     let request = Handle { handle: this.handle, reserved: 0 };
     let result: Result<(), Errno> = connection::call(this.generation, Op::DESTROY_COMP_CHANNEL, &request);
     sys::zero_or_errno(result.map(|()| {
-        sys::close(this.base.fd);
+        this.events.close_at(this.base.fd);
         // SAFETY: allocated by `ibv_create_comp_channel`, and the caller gives it up.
         drop(unsafe { Box::from_raw(channel.cast::<Channel>()) });
     }))
@@ -95,7 +100,7 @@ pub unsafe extern "C" fn ibv_get_cq_event(
     }
     loop {
         let mut cookie = 0_u64;
-        match sys::read(this.base.fd, cookie.as_mut_bytes()) {
+        match this.events.read_at(this.base.fd, cookie.as_mut_bytes()) {
             Ok(length) if length == size_of::<u64>() => {}
             // The proxy closed its end.
             Ok(_) => return sys::zero_or_minus_one(Err(libc::EIO)),

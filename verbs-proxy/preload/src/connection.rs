@@ -1,19 +1,32 @@
 //! The connection to the proxy: one per process, made on first use.
+//!
+//! The program may close its descriptors, or a thread may be torn out of a call. So the descriptors are looked at before
+//! each use ([`crate::descriptor`]), no signal handler runs between a request and its answer, and an answer that nobody
+//! waits for any more is passed over.
 
 // UNSAFETY: the connection's state is a static guarded by a lock that lies elsewhere.
 #![allow(unsafe_code)]
 
+use crate::descriptor::{Fd, Inherited, Known};
+use crate::pages::signals::Blocked;
 use crate::process::{self, Generation};
 use crate::shared::Shared;
-use crate::sys::{self, Errno, Fd};
-use crate::{device, pages, registry};
+use crate::sys::{self, Errno};
+use crate::{atfork, mr, pages, registry};
 use core::cell::UnsafeCell;
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_protocol::VERSION;
 use ringfence_protocol::control::{
     Handle, Hello, HelloReply, MAGIC, MAX_DATAGRAM, MAX_FDS, Op, ReplyHeader, RequestHeader, SOCKET_PATH,
 };
 use ringfence_protocol::doorbell::Doorbells;
+use ringfence_protocol::keys::{KeyWord, Keys};
+use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// More key words than any proxy has.
+const MOST_PLACES: u32 = 1 << 24;
 
 /// Names another socket than [`SOCKET_PATH`].
 const SOCKET_VARIABLE: &core::ffi::CStr = c"RINGFENCE_SOCKET";
@@ -26,12 +39,34 @@ pub struct Connection {
     /// How to tell the worker of work.
     pub doorbells: &'static Doorbells,
     /// How to wake it.
-    pub wake: i32,
+    wake: Known,
+    /// Which keys its memory regions answer to.
+    pub words: &'static [KeyWord],
+    /// The order of keys.
+    pub keys: Keys,
+    /// Bytes of deregistered regions that may be kept, and how many regions.
+    pub keep: (u64, u32),
     /// Whether spinning for somebody else's progress is hopeless.
     pub yield_at_once: bool,
     /// How many devices there are.
     pub devices: u32,
-    socket: i32,
+    socket: Known,
+}
+
+impl Connection {
+    /// Wakes the worker, which sleeps. Fails if the connection is gone.
+    pub fn wake(&self) -> Result<(), Errno> {
+        let woken = self.wake.number().and_then(sys::ring);
+        if woken.is_err() {
+            self.generation.set_dead();
+        }
+        woken.map_err(|_| libc::EIO)
+    }
+
+    /// Whether somebody closed our socket, or the proxy has gone.
+    fn is_cut(&self) -> bool {
+        self.socket.number().map_or(true, sys::hung_up)
+    }
 }
 
 #[derive(Debug)]
@@ -47,51 +82,74 @@ unsafe impl Sync for Global {}
 
 static STATE: Global = Global(UnsafeCell::new(State { connection: None, sequence: 0 }));
 
+/// What a forked child has of the connection.
+static INHERITED: [Inherited; 2] = [Inherited::none(), Inherited::none()];
+
+/// In a child of `fork(3)`: lets go of the parent's connection, so that the proxy sees the parent's end when it comes.
+extern "C" fn forked() {
+    INHERITED.iter().for_each(Inherited::close);
+}
+
 /// Descriptors that came with a reply.
 pub type Fds = [Option<Fd>; MAX_FDS];
 
-/// The process's connection, made anew if there is none, it was the parent's, or the proxy behind it has gone.
+/// The process's connection, made anew if there is none, it was the parent's, the program closed it, or the proxy behind
+/// it has gone.
 ///
 /// Fails with the errno of `connect(2)` where there is no proxy.
 pub fn connect() -> Result<Connection, Errno> {
     let process = process::process()?;
+    let blocked = Blocked::new();
     let _held = process.control.lock();
     // SAFETY: the control lock is held.
     let state = unsafe { &mut *STATE.0.get() };
     if let Some(old) = state.connection {
-        if old.generation.is_current() && !old.generation.is_dead() && !sys::hung_up(old.socket) {
+        if old.generation.is_current() && !old.generation.is_dead() && !old.is_cut() {
             return Ok(old);
         }
-        // The parent's, or of a proxy that has gone: let go of what is left of it, so that the proxy sees the parent's
-        // end when it comes.
+        // Let go of what is left of it. Children of `fork(3)` have done so already, others of the parent's do it here.
         pages::forget();
-        sys::close(old.socket);
-        sys::close(old.wake);
+        old.socket.close();
+        old.wake.close();
         registry::forget();
-        device::forget();
+        mr::kept::forget();
         state.connection = None;
     }
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if !WATCHED.swap(true, Ordering::Relaxed) {
+        atfork::in_child(forked);
+    }
     let path = sys::environment(SOCKET_VARIABLE).filter(|path| !path.is_empty());
-    let socket = sys::connect(path.unwrap_or(SOCKET_PATH.as_bytes()))?;
+    let socket = sys::connect(path.unwrap_or(SOCKET_PATH.as_bytes()))?.hidden();
     let hello = Hello { version: VERSION, reserved: 0 };
     let mut fds = Fds::default();
-    let reply: HelloReply = exchange(&socket, 0, Op::HELLO, hello.as_bytes(), &[], &mut fds).map_err(i32::abs)?;
+    let reply: HelloReply =
+        exchange(&blocked, socket.known(), 0, Op::HELLO, hello.as_bytes(), &[], &mut fds).map_err(i32::abs)?;
     let [Some(memory), Some(wake)] = fds else {
         return Err(libc::EMFILE);
     };
     if reply.version != VERSION {
         return Err(libc::EPROTO);
     }
-    let doorbells = Shared::map(&memory, size_of::<Doorbells>())?;
+    if !reply.places.is_power_of_two() || reply.places > MOST_PLACES {
+        return Err(libc::EPROTO);
+    }
+    let doorbells = Shared::map(&memory, bells_bytes(reply.places))?;
+    let (socket, wake) = (socket.into_known(), wake.hidden().into_known());
+    INHERITED.iter().zip([socket, wake]).for_each(|(inherited, known)| inherited.set(known));
     let connection = Connection {
         generation: process.begin(),
         // SAFETY: doorbells are made of atomics; the mapping is never ended, because queue pairs of this generation may
         // ring as long as the process runs.
         doorbells: unsafe { doorbells.head() },
-        wake: wake.into_raw(),
+        wake,
+        // SAFETY: as above.
+        words: unsafe { doorbells.words(KEYS_OFFSET, reply.places) },
+        keys: Keys::new(reply.places, reply.secret),
+        keep: (reply.keep_bytes, reply.keep_regions),
         yield_at_once: reply.processors == 1,
         devices: reply.devices,
-        socket: socket.into_raw(),
+        socket,
     };
     core::mem::forget(doorbells);
     state.connection = Some(connection);
@@ -116,10 +174,22 @@ pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
     tail: &[u8],
     fds: &mut [Option<Fd>],
 ) -> Result<R, Errno> {
+    call_passing(generation, op, &[request, tail], None, fds)
+}
+
+/// The same, with a descriptor for the proxy.
+pub fn call_passing<R: FromBytes + IntoBytes + Immutable>(
+    generation: Generation,
+    op: Op,
+    request: &[&[u8]; 2],
+    pass: Option<c_int>,
+    fds: &mut [Option<Fd>],
+) -> Result<R, Errno> {
     // Before the lock: in a forked child the lock of the parent's page may not be ours.
     if !generation.is_current() {
         return Err(libc::EIO);
     }
+    let blocked = Blocked::new();
     let _held = generation.process().control.lock();
     // SAFETY: the control lock is held.
     let state = unsafe { &mut *STATE.0.get() };
@@ -130,13 +200,12 @@ pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
         return Err(libc::EIO);
     }
     state.sequence = state.sequence.wrapping_add(1);
-    let socket = Fd::new(connection.socket);
     let mut received = Fds::default();
-    let mut result = exchange(&socket, state.sequence, op, request, tail, &mut received);
+    let number = state.sequence;
+    let mut result = exchange_passing(&blocked, connection.socket, number, op, request, pass, &mut received);
     if result.is_ok() && received.iter().flatten().count() < fds.len() {
-        result = Err(undo(&socket, state, op, &result));
+        result = Err(undo(&blocked, connection.socket, state, op, &result));
     }
-    let _ = socket.into_raw();
     let reply = result.inspect_err(|errno| {
         // Refusals leave the connection in step; anything else does not.
         if *errno < 0 {
@@ -150,31 +219,47 @@ pub fn call_with<R: FromBytes + IntoBytes + Immutable>(
 
 /// The process had no room for a reply's descriptors: destroys what the proxy made, so that the call fails alone. Returns
 /// its errno, as [`exchange`] does.
-fn undo<R: IntoBytes + Immutable>(socket: &Fd, state: &mut State, op: Op, reply: &Result<R, Errno>) -> Errno {
-    let undo = match op {
-        Op::OPEN => Op::CLOSE,
-        Op::ALLOC_REGION => Op::FREE_REGION,
-        Op::CREATE_COMP_CHANNEL => Op::DESTROY_COMP_CHANNEL,
-        Op::CREATE_CQ => Op::DESTROY_CQ,
-        Op::CREATE_QP => Op::DESTROY_QP,
+fn undo<R: IntoBytes + Immutable>(
+    blocked: &Blocked,
+    socket: Known,
+    state: &mut State,
+    op: Op,
+    reply: &Result<R, Errno>,
+) -> Errno {
+    let undo: &[Op] = match op {
+        Op::OPEN => &[Op::CLOSE],
+        Op::ALLOC_REGION => &[Op::FREE_REGION],
+        Op::REG_FRESH => &[Op::FREE_REGION, Op::DEREG_MR],
+        Op::CREATE_COMP_CHANNEL => &[Op::DESTROY_COMP_CHANNEL],
+        Op::CREATE_CQ => &[Op::DESTROY_CQ],
+        Op::CREATE_QP => &[Op::DESTROY_QP],
         // Nothing brings a resized queue's old memory back.
         _ => return -libc::EMFILE,
     };
     // Each of these replies begins with what it made.
-    let Ok(Ok((made, _))) = reply.as_ref().map(|reply| u32::read_from_prefix(reply.as_bytes())) else {
-        return -libc::EPROTO;
-    };
-    state.sequence = state.sequence.wrapping_add(1);
-    let request = Handle { handle: made, reserved: 0 };
-    match exchange::<()>(socket, state.sequence, undo, request.as_bytes(), &[], &mut Fds::default()) {
-        Ok(()) => libc::EMFILE,
-        Err(errno) => -errno.abs(),
+    let mut rest = reply.as_ref().map_or(&[][..], IntoBytes::as_bytes);
+    for undo in undo {
+        let Ok((made, more)) = u32::read_from_prefix(rest) else {
+            return -libc::EPROTO;
+        };
+        rest = more;
+        state.sequence = state.sequence.wrapping_add(1);
+        let request = Handle { handle: made, reserved: 0 };
+        let number = state.sequence;
+        let undone = exchange::<()>(blocked, socket, number, *undo, request.as_bytes(), &[], &mut Fds::default());
+        if let Err(errno) = undone {
+            return -errno.abs();
+        }
     }
+    libc::EMFILE
 }
 
-/// Whether the proxy has gone; remembers it.
+/// Whether the connection is cut, or another has taken its place; remembers it.
 pub fn is_gone(connection: &Connection) -> bool {
-    if !connection.generation.is_dead() && sys::hung_up(connection.socket) {
+    if !connection.generation.is_current() {
+        return true;
+    }
+    if !connection.generation.is_dead() && connection.is_cut() {
         connection.generation.set_dead();
     }
     connection.generation.is_dead()
@@ -182,25 +267,125 @@ pub fn is_gone(connection: &Connection) -> bool {
 
 /// One request and its reply. A refusal is the proxy's positive errno; a broken connection a negative one.
 fn exchange<R: FromBytes>(
-    socket: &Fd,
+    blocked: &Blocked,
+    socket: Known,
     sequence: u32,
     op: Op,
     request: &[u8],
     tail: &[u8],
     fds: &mut Fds,
 ) -> Result<R, Errno> {
+    exchange_passing(blocked, socket, sequence, op, &[request, tail], None, fds)
+}
+
+fn exchange_passing<R: FromBytes>(
+    blocked: &Blocked,
+    socket: Known,
+    sequence: u32,
+    op: Op,
+    request: &[&[u8]; 2],
+    pass: Option<c_int>,
+    fds: &mut Fds,
+) -> Result<R, Errno> {
+    let broken = |errno: Errno| -errno;
     let header = RequestHeader { magic: MAGIC, op, sequence, reserved: 0 };
-    sys::sendmsg(socket.raw(), &[header.as_bytes(), request, tail]).map_err(|errno| -errno)?;
+    let parts = [header.as_bytes(), request[0], request[1]];
+    sys::sendmsg(socket.number().map_err(broken)?, &parts, pass).map_err(|errno| match errno {
+        // The kernel does not pass the descriptor on, and has sent nothing.
+        libc::ETOOMANYREFS | libc::EPERM | libc::EINVAL | libc::EBADF if pass.is_some() => errno,
+        errno => -errno,
+    })?;
+    sys::await_soon(socket.number().map_err(broken)?);
     let mut datagram = [0; MAX_DATAGRAM];
-    let length = sys::recvmsg(socket.raw(), &mut datagram, fds).map_err(|errno| -errno)?;
-    let Ok((header, body)) = ReplyHeader::read_from_prefix(&datagram[..length]) else {
-        return Err(-libc::ECONNRESET);
-    };
-    if header.magic != MAGIC || header.sequence != sequence || header.errno > i32::MAX as u32 {
-        return Err(-libc::EPROTO);
+    loop {
+        let number = socket.number().map_err(broken)?;
+        let length = match sys::recvmsg(number, &mut datagram, fds) {
+            // Nothing that answers takes so long: whoever wants to end the program now may.
+            Err(libc::EAGAIN) => {
+                blocked.let_defaults_through();
+                sys::wait_for(number, libc::POLLIN);
+                continue;
+            }
+            other => other.map_err(broken)?,
+        };
+        let Ok((header, body)) = ReplyHeader::read_from_prefix(&datagram[..length]) else {
+            return Err(-libc::ECONNRESET);
+        };
+        // The answer to a request of which the thread was torn out before it came: nobody waits for it.
+        if header.magic == MAGIC && is_before(header.sequence, sequence) {
+            *fds = Fds::default();
+            continue;
+        }
+        if header.magic != MAGIC || header.sequence != sequence || header.errno > i32::MAX as u32 {
+            return Err(-libc::EPROTO);
+        }
+        if header.errno != 0 {
+            return Err(header.errno as Errno);
+        }
+        return R::read_from_bytes(body).map_err(|_| -libc::EPROTO);
     }
-    if header.errno != 0 {
-        return Err(header.errno as Errno);
+}
+
+/// Whether one sequence number was given out before another.
+fn is_before(one: u32, other: u32) -> bool {
+    (one.wrapping_sub(other) as i32) < 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+    /// A socket of ours and one that stands for the proxy's.
+    fn sockets() -> (Fd, OwnedFd) {
+        let mut ends = [0; 2];
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+        // SAFETY: writes two descriptors, which nobody else has.
+        unsafe {
+            assert_eq!(libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()), 0);
+            (Fd::adopt(ends[0]).unwrap(), OwnedFd::from_raw_fd(ends[1]))
+        }
     }
-    R::read_from_bytes(body).map_err(|_| -libc::EPROTO)
+
+    fn reply(proxy: &OwnedFd, sequence: u32, handle: u32) {
+        use std::os::fd::AsRawFd;
+        let header = ReplyHeader { magic: MAGIC, sequence, errno: 0, reserved: 0 };
+        let body = Handle { handle, reserved: 0 };
+        sys::sendmsg(proxy.as_raw_fd(), &[header.as_bytes(), body.as_bytes()], None).unwrap();
+    }
+
+    fn ask(socket: &Fd, sequence: u32) -> Result<Handle, Errno> {
+        let request = Handle { handle: 0, reserved: 0 };
+        exchange(&Blocked::new(), socket.known(), sequence, Op::ALLOC_PD, request.as_bytes(), &[], &mut Fds::default())
+    }
+
+    #[test]
+    fn answers_to_abandoned_requests_are_passed_over() {
+        let (socket, proxy) = sockets();
+        for (sequence, handle) in [(u32::MAX - 1, 1), (u32::MAX, 2), (0, 3)] {
+            reply(&proxy, sequence, handle);
+        }
+        assert_eq!(ask(&socket, 0).map(|reply| reply.handle), Ok(3));
+        reply(&proxy, 2, 4);
+        assert_eq!(ask(&socket, 1).map(|reply| reply.handle), Err(-libc::EPROTO), "an answer from the future");
+    }
+
+    #[test]
+    fn nothing_is_said_to_whoever_has_our_number_now() {
+        let ((socket, proxy), (other, theirs)) = (sockets(), sockets());
+        let number = socket.number().unwrap();
+        let other = other.into_raw();
+        // SAFETY: replaces a descriptor of this test.
+        unsafe { libc::dup2(other, number) };
+        assert_eq!(ask(&socket, 1).map(|reply| reply.handle), Err(-libc::EBADF));
+        drop(socket);
+        let theirs = theirs.into_raw_fd();
+        assert!(!sys::hung_up(theirs), "our end of theirs was closed");
+        let mut byte = [0];
+        // SAFETY: receives into one byte.
+        let received = unsafe { libc::recv(theirs, byte.as_mut_ptr().cast(), 1, libc::MSG_DONTWAIT) };
+        assert_eq!((received, sys::errno()), (-1, libc::EAGAIN), "something was sent to it");
+        [number, other, theirs].into_iter().for_each(sys::close);
+        drop(proxy);
+    }
 }

@@ -5,13 +5,16 @@
 
 use crate::abi::{ABI_IS_EXTENDED, ibv_context, ibv_device, ibv_device_attr, ibv_device_attr_ex, verbs_context};
 use crate::connection::{self, Connection};
+use crate::descriptor::Identity;
 use crate::device::Device;
+use crate::mr::kept;
 use crate::sys::{self, Errno, Fd};
 use crate::{cq, cq_ex, poll, port, post, qp, unsupported};
 use alloc::boxed::Box;
 use core::ffi::{c_char, c_int};
 use core::mem;
 use core::ptr;
+use core::sync::atomic::AtomicBool;
 use ringfence_protocol::control::{Handle, Index, Op, OpenReply};
 use zerocopy::IntoBytes;
 
@@ -19,8 +22,12 @@ use zerocopy::IntoBytes;
 #[repr(C)]
 pub struct Context {
     verbs: verbs_context,
-    /// Of the device.
+    /// In which it was opened.
     pub connection: Connection,
+    /// Who is behind the descriptor of asynchronous events, which the program may close or duplicate.
+    pub events: Identity,
+    /// The program has been told that the device is gone.
+    pub told: AtomicBool,
     /// What the proxy calls it.
     pub handle: u32,
     /// What the proxy said when it was opened.
@@ -40,12 +47,19 @@ impl Context {
     fn open(device: &Device) -> Result<*mut ibv_context, Errno> {
         let request = Index { index: device.index, reserved: 0 };
         let mut fds: [Option<Fd>; 1] = [None];
-        let connection = device.connection;
+        // Not that by which the device was listed: it may have been the parent's.
+        let connection = connection::connect()?;
         let open: OpenReply =
             connection::call_with(connection.generation, Op::OPEN, request.as_bytes(), &[], &mut fds)?;
         let [Some(events)] = fds else {
             return Err(libc::EPROTO);
         };
+        if open.node_guid != device.guid {
+            let request = Handle { handle: open.context, reserved: 0 };
+            let _: Result<(), Errno> = connection::call(connection.generation, Op::CLOSE, &request);
+            return Err(libc::ENODEV);
+        }
+        let events = events.into_known();
         // SAFETY: null pointers and zeros are valid in every field; a zero `pthread_mutex_t` is an open mutex.
         let mut verbs: verbs_context = unsafe { mem::zeroed() };
         verbs.sz = size_of::<verbs_context>();
@@ -56,7 +70,7 @@ impl Context {
         verbs.close_xrcd = Some(unsupported::called_without_object);
         verbs.context.device = device.as_raw();
         verbs.context.cmd_fd = -1;
-        verbs.context.async_fd = events.into_raw();
+        verbs.context.async_fd = events.as_raw();
         verbs.context.num_comp_vectors = open.num_comp_vectors as c_int;
         verbs.context.abi_compat = ABI_IS_EXTENDED;
         let ops = &mut verbs.context.ops;
@@ -69,7 +83,14 @@ impl Context {
         ops.post_srq_recv = Some(unsupported::post_srq_recv);
         ops.bind_mw = Some(unsupported::called_without_object);
         ops.dealloc_mw = Some(unsupported::called_without_object);
-        let context = Box::into_raw(Box::new(Self { verbs, connection, handle: open.context, open }));
+        let context = Box::into_raw(Box::new(Self {
+            verbs,
+            connection,
+            events: events.identity(),
+            told: AtomicBool::new(false),
+            handle: open.context,
+            open,
+        }));
         // SAFETY: just made; projecting to a field.
         Ok(unsafe { &raw mut (*context).verbs.context })
     }
@@ -122,12 +143,15 @@ pub unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_co
 /// `ibv_close_device(3)`: always succeeds, as rdma-core's does.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ibv_close_device(context: *mut ibv_context) -> c_int {
+    // SAFETY: the caller opened the device.
+    let generation = unsafe { Context::from_raw(context) }.connection.generation;
+    kept::give_up(generation, |region| region.context == context);
     // SAFETY: the caller opened the device and gives it up here.
     let context = unsafe { Box::from_raw(ptr::from_ref(Context::from_raw(context)).cast_mut()) };
     let request = Handle { handle: context.handle, reserved: 0 };
-    // In a forked child, or after the proxy's end, there is nobody to tell.
+    // In a forked child, or after the connection's end, there is nobody to tell.
     let _: Result<(), Errno> = connection::call(context.connection.generation, Op::CLOSE, &request);
-    sys::close(context.verbs.context.async_fd);
+    context.events.close_at(context.verbs.context.async_fd);
     0
 }
 

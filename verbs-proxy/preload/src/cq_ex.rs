@@ -15,6 +15,8 @@ use ringfence_protocol::completion::Completion;
 const STANDARD_FLAGS: u64 = 0x7f;
 /// `IBV_CQ_INIT_ATTR_MASK_FLAGS`.
 const MASK_FLAGS: u32 = 1;
+/// `IBV_CQ_INIT_ATTR_MASK_PD`.
+const MASK_PD: u32 = 2;
 /// `IBV_CREATE_CQ_ATTR_SINGLE_THREADED`: the program promises what our lock would see to; it may be taken anyway.
 const SINGLE_THREADED: u32 = 1;
 
@@ -23,7 +25,13 @@ pub unsafe extern "C" fn create_cq_ex(context: *mut ibv_context, attr: *mut ibv_
     // SAFETY: the caller gave attributes.
     let attr = unsafe { &*attr };
     let flags = if attr.comp_mask & MASK_FLAGS != 0 { attr.flags } else { 0 };
-    if attr.wc_flags & !STANDARD_FLAGS != 0 || attr.comp_mask & !MASK_FLAGS != 0 || flags & !SINGLE_THREADED != 0 {
+    // There are no parent domains to be named.
+    let domain = attr.comp_mask & MASK_PD != 0 && !attr.parent_domain.is_null();
+    if attr.wc_flags & !STANDARD_FLAGS != 0
+        || attr.comp_mask & !(MASK_FLAGS | MASK_PD) != 0
+        || domain
+        || flags & !SINGLE_THREADED != 0
+    {
         return sys::pointer_or_errno(Err(libc::EOPNOTSUPP));
     }
     // SAFETY: the caller opened the device and created the channel.

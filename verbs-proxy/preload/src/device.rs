@@ -1,20 +1,23 @@
 //! The device list.
+//!
+//! A device is a fact about the machine, not part of a connection: a program may list devices, fork or close every
+//! descriptor, and then open what it chose.
 
 // UNSAFETY: entry points of a C interface.
 #![allow(unsafe_code)]
 
 use crate::abi::{NAME_MAX, PATH_MAX, ibv_device};
 use crate::connection::{self, Connection};
-use crate::lock::Spin;
 use crate::sys::{self, Errno};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::{c_char, c_int};
+use core::iter;
 use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use ringfence_protocol::control::{DeviceInfo, Index, Op};
 
-/// A device of one connection. It lives as long as the process: programs keep pointers to devices that they did not
-/// open, and there are few.
+/// A device. It lives as long as the process: programs keep pointers to devices that they did not open, and there are few.
 #[repr(C)]
 pub struct Device {
     base: ibv_device,
@@ -24,23 +27,27 @@ pub struct Device {
     pub index: u32,
     /// Network order.
     pub guid: u64,
-    /// Of the connection that listed it.
-    pub connection: Connection,
+    /// The last generation in which the proxy listed it; zero for none.
+    listed: AtomicU32,
+    /// The one that became known before it.
+    next: AtomicPtr<Device>,
 }
 
-// SAFETY: never changed after its making; its pointers are null.
+// SAFETY: all but its atomics is never changed after its making; its pointers are null or devices, which live forever.
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
 
-static DEVICES: Spin<Vec<&'static Device>> = Spin::new(Vec::new());
+/// The device that became known last. Devices are only ever added, so that a child that was forked in the middle of it finds
+/// the list whole.
+static KNOWN: AtomicPtr<Device> = AtomicPtr::new(ptr::null_mut());
 
-/// A new connection begins: its devices are to be asked for.
-pub fn forget() {
-    // SAFETY: the caller holds the control lock. After a fork, a thread that is not there any more may have held the
-    // lock; otherwise opening it early would at worst let a reader see the list's old or new contents.
-    unsafe { DEVICES.unlock() };
-    DEVICES.lock().clear();
+fn known() -> impl Iterator<Item = &'static Device> {
+    let follow = |device: *mut Device| {
+        // SAFETY: null, or a device, which lives forever.
+        unsafe { device.cast_const().as_ref() }
+    };
+    iter::successors(follow(KNOWN.load(Ordering::Acquire)), move |device| follow(device.next.load(Ordering::Acquire)))
 }
 
 impl Device {
@@ -58,14 +65,49 @@ impl Device {
         ptr::from_ref(&self.base).cast_mut()
     }
 
-    fn ask(connection: &Connection, index: u32) -> Result<Self, Errno> {
+    /// The proxy's n-th device, asked for once a connection.
+    fn nth(connection: &Connection, index: u32) -> Result<&'static Self, Errno> {
+        let generation = connection.generation.number();
+        let listed = |device: &&Self| device.index == index && device.listed.load(Ordering::Relaxed) == generation;
+        if let Some(device) = known().find(listed) {
+            return Ok(device);
+        }
+        let device = Self::ask(connection, index)?.find_or_add();
+        device.listed.store(generation, Ordering::Relaxed);
+        Ok(device)
+    }
+
+    fn is_same_as(&self, other: &Self) -> bool {
+        (self.index, self.guid, self.base.name) == (other.index, other.guid, other.base.name)
+    }
+
+    /// The one that programs know already, or this from now on.
+    fn find_or_add(self: Box<Self>) -> &'static Self {
+        let fresh = Box::into_raw(self);
+        // SAFETY: nobody else knows it before it is added, and from then on it lives forever.
+        let this = unsafe { &*fresh };
+        loop {
+            let last = KNOWN.load(Ordering::Acquire);
+            if let Some(found) = known().find(|device| device.is_same_as(this)) {
+                // SAFETY: it was not added, and `this` is not used any more.
+                drop(unsafe { Box::from_raw(fresh) });
+                return found;
+            }
+            this.next.store(last, Ordering::Relaxed);
+            if KNOWN.compare_exchange(last, fresh, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return this;
+            }
+        }
+    }
+
+    fn ask(connection: &Connection, index: u32) -> Result<Box<Self>, Errno> {
         let request = Index { index, reserved: 0 };
         let info: DeviceInfo = connection::call(connection.generation, Op::DEVICE, &request)?;
         let length = info.name.iter().position(|&byte| byte == 0).ok_or(libc::EPROTO)?;
         let name = &info.name[..length];
         let mut digits = [b'0'; 10];
         let number = decimal(index, &mut digits);
-        Ok(Self {
+        Ok(Box::new(Self {
             base: ibv_device {
                 ops: [None; 2],
                 node_type: info.node_type as c_int,
@@ -78,8 +120,9 @@ impl Device {
             provider_private: [0; 16],
             index,
             guid: info.node_guid,
-            connection: *connection,
-        })
+            listed: AtomicU32::new(0),
+            next: AtomicPtr::new(ptr::null_mut()),
+        }))
     }
 }
 
@@ -112,25 +155,7 @@ fn list() -> Result<Vec<&'static Device>, Errno> {
         Err(libc::ENOENT | libc::ENOTDIR | libc::ECONNREFUSED | libc::EACCES | libc::EPERM) => return Ok(Vec::new()),
         Err(errno) => return Err(errno),
     };
-    if let Some(known) = known_devices(&connection) {
-        return Ok(known);
-    }
-    let mut devices = Vec::new();
-    for index in 0..connection.devices {
-        devices.push(&*Box::leak(Box::new(Device::ask(&connection, index)?)));
-    }
-    // Two threads may come here at once; then both pairs of pointers stay valid, and later calls get the first.
-    if let Some(known) = known_devices(&connection) {
-        return Ok(known);
-    }
-    DEVICES.lock().clone_from(&devices);
-    Ok(devices)
-}
-
-fn known_devices(connection: &Connection) -> Option<Vec<&'static Device>> {
-    let known = DEVICES.lock();
-    let same = known.first().is_some_and(|device| device.connection.generation == connection.generation);
-    same.then(|| known.clone())
+    (0..connection.devices).map(|index| Device::nth(&connection, index)).collect()
 }
 
 /// `ibv_get_device_list(3)`.
@@ -187,6 +212,21 @@ pub unsafe extern "C" fn ibv_get_device_index(device: *mut ibv_device) -> c_int 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn device(index: u32, guid: u64) -> Box<Device> {
+        // SAFETY: all of it is numbers and null pointers.
+        let device: Device = unsafe { core::mem::zeroed() };
+        Box::new(Device { index, guid, ..device })
+    }
+
+    #[test]
+    fn a_device_that_is_listed_again_is_the_same() {
+        let one = device(1000, 7).find_or_add();
+        let other = device(1000, 8).find_or_add();
+        assert!(!ptr::eq(one, other));
+        assert!(ptr::eq(one, device(1000, 7).find_or_add()));
+        assert!(ptr::eq(other, device(1000, 8).find_or_add()));
+    }
 
     #[test]
     fn numbers_are_written_in_full() {

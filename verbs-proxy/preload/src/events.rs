@@ -4,12 +4,13 @@
 #![allow(unsafe_code)]
 
 use crate::abi::{ibv_async_event, ibv_context};
+use crate::connection::is_gone;
 use crate::context::Context;
 use crate::cq::Cq;
 use crate::lock::Acknowledged;
 use crate::qp::Qp;
 use crate::registry::{COMPLETION_QUEUES, QUEUE_PAIRS};
-use crate::sys;
+use crate::sys::{self, Errno};
 use core::ffi::{c_int, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -63,20 +64,32 @@ fn about(event: EventType) -> About {
     }
 }
 
+/// The connection of a context is gone: the program hears it once as an event, as of any device that is gone.
+fn gone(owner: &Context, errno: Errno, to: *mut ibv_async_event) -> c_int {
+    if owner.told.swap(true, Ordering::Relaxed) {
+        return sys::zero_or_minus_one(Err(errno));
+    }
+    // SAFETY: the caller of `ibv_get_async_event` gave a place for the event.
+    unsafe { *to = ibv_async_event { element: ptr::null_mut(), event_type: EventType::DEVICE_FATAL.0 } };
+    0
+}
+
 /// `ibv_get_async_event(3)`: waits, unless the program made the descriptor non-blocking.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ibv_get_async_event(context: *mut ibv_context, to: *mut ibv_async_event) -> c_int {
     // SAFETY: the caller opened the device.
     let (owner, fd) = unsafe { (Context::from_raw(context), (*context).async_fd) };
-    if !owner.connection.generation.is_current() {
+    // A child reads nothing of its parent's; whoever lost his connection is told so.
+    if !owner.connection.generation.is_of_this_process() {
         return sys::zero_or_minus_one(Err(libc::EIO));
     }
     loop {
         let mut event = AsyncEvent::new_zeroed();
-        match sys::read(fd, event.as_mut_bytes()) {
+        match owner.events.read_at(fd, event.as_mut_bytes()) {
             Ok(length) if length == size_of::<AsyncEvent>() => {}
             // The proxy closed its end.
-            Ok(_) => return sys::zero_or_minus_one(Err(libc::EIO)),
+            Ok(_) => return gone(owner, libc::EIO, to),
+            Err(libc::EBADF) if is_gone(&owner.connection) => return gone(owner, libc::EBADF, to),
             Err(errno) => return sys::zero_or_minus_one(Err(errno)),
         }
         let element: Option<*mut c_void> = match about(event.event) {

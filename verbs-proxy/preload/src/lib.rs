@@ -5,10 +5,11 @@
 //! no constructor, nothing from glibc that is newer than 2.17, and no system call before the first verb.
 //!
 //! - [`abi`]: the C types of `infiniband/verbs.h`.
-//! - [`process`], [`connection`]: which process we are since the last fork, and its connection to the proxy.
+//! - [`process`], [`connection`], [`descriptor`], [`atfork`]: which process we are since the last fork, its connection to the
+//!   proxy, and which descriptors still are ours.
 //! - [`device`], [`context`], [`port`], [`pd`], [`mr`], [`channel`], [`cq`], [`qp`], [`events`]: the verbs.
 //! - [`post`], [`poll`], [`work_queue`]: the data path; no system call, no allocation.
-//! - [`pages`]: how ordinary memory becomes memory that the proxy shares.
+//! - [`pages`]: how ordinary memory becomes memory that the proxy shares; [`adopt`]: how memory is registered that is shared.
 //! - [`names`], [`rates`], [`kernel_copies`], [`address`], [`sysfs`], [`fork`]: what needs no proxy.
 //! - [`unsupported`], [`versions`]: what a device without the capability answers, under every name and version.
 
@@ -18,11 +19,14 @@ extern crate alloc;
 
 mod abi;
 mod address;
+mod adopt;
+mod atfork;
 mod channel;
 mod connection;
 mod context;
 mod cq;
 mod cq_ex;
+mod descriptor;
 mod device;
 mod events;
 mod fork;

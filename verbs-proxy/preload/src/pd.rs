@@ -6,6 +6,7 @@
 use crate::abi::{ibv_context, ibv_pd};
 use crate::connection;
 use crate::context::Context;
+use crate::mr::kept;
 use crate::process::Generation;
 use crate::sys::{self, Errno};
 use alloc::boxed::Box;
@@ -64,6 +65,7 @@ pub unsafe extern "C" fn ibv_alloc_pd(context: *mut ibv_context) -> *mut ibv_pd 
 pub unsafe extern "C" fn ibv_dealloc_pd(pd: *mut ibv_pd) -> c_int {
     // SAFETY: the caller allocated the domain.
     let domain = unsafe { Pd::from_raw(pd) };
+    kept::give_up(domain.generation, |region| region.pd == pd);
     let request = Handle { handle: domain.handle(), reserved: 0 };
     let result: Result<(), Errno> = connection::call(domain.generation, Op::DEALLOC_PD, &request);
     sys::zero_or_errno(result.map(|()| {

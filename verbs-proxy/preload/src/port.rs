@@ -198,12 +198,14 @@ pub unsafe extern "C" fn _ibv_query_gid_table(
     count as isize
 }
 
+/// `ENOENT` for what there is not: elsewhere it is a file in `/sys`.
 fn pkey(context: &Context, port: u8, index: c_int) -> Result<u16, Errno> {
-    let info = port_info(context, u32::from(port))?;
+    let info = port_info(context, u32::from(port))
+        .map_err(|errno| if errno == libc::EINVAL { libc::ENOENT } else { errno })?;
     match u32::try_from(index) {
         Ok(0) if info.pkey_tbl_len > 0 => Ok(DEFAULT_PKEY),
         Ok(index) if index < info.pkey_tbl_len => Ok(0),
-        _ => Err(libc::EINVAL),
+        _ => Err(libc::ENOENT),
     }
 }
 

@@ -45,8 +45,12 @@ pub unsafe extern "C" fn post_send(qp: *mut ibv_qp, first: *mut ibv_send_wr, bad
         }
         drop(posting);
         // What stands before a bad request has been posted.
-        if next != first && queue_pair.header.send_bell.must_ring() {
-            ring(queue_pair);
+        if next != first
+            && queue_pair.header.send_bell.must_ring()
+            && let Err(errno) = ring(queue_pair)
+        {
+            // Nobody will ever look at them.
+            (result, next) = (Err(errno), first);
         }
     }
     result.map_or_else(
@@ -81,8 +85,12 @@ pub unsafe extern "C" fn post_recv(qp: *mut ibv_qp, first: *mut ibv_recv_wr, bad
         }
         drop(posting);
         // Only when a sender waits for this, or the request is to be flushed.
-        if next != first && queue_pair.header.receive_bell.must_ring() {
-            ring(queue_pair);
+        if next != first
+            && queue_pair.header.receive_bell.must_ring()
+            && let Err(errno) = ring(queue_pair)
+        {
+            // Nobody will ever look at them.
+            (result, next) = (Err(errno), first);
         }
     }
     result.map_or_else(
@@ -95,10 +103,8 @@ pub unsafe extern "C" fn post_recv(qp: *mut ibv_qp, first: *mut ibv_recv_wr, bad
 }
 
 #[cold]
-fn ring(queue_pair: &Qp) {
-    if queue_pair.connection.doorbells.ring(queue_pair.queue) {
-        sys::signal_eventfd(queue_pair.connection.wake);
-    }
+fn ring(queue_pair: &Qp) -> Result<(), Errno> {
+    if queue_pair.connection.doorbells.ring(queue_pair.queue) { queue_pair.connection.wake() } else { Ok(()) }
 }
 
 /// # Safety

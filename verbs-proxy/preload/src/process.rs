@@ -36,6 +36,7 @@ static LAST: AtomicU32 = AtomicU32::new(0);
 pub struct Generation {
     process: &'static Process,
     number: u32,
+    pid: u32,
 }
 
 impl Generation {
@@ -56,6 +57,16 @@ impl Generation {
         self.process.dead.store(1, Ordering::Relaxed);
     }
 
+    /// Whether the process is still the one in which it began, whatever became of the connection.
+    pub fn is_of_this_process(self) -> bool {
+        self.pid == sys::getpid()
+    }
+
+    /// What tells it from other generations of this process. Never zero.
+    pub fn number(self) -> u32 {
+        self.number
+    }
+
     /// The process's page.
     pub fn process(self) -> &'static Process {
         self.process
@@ -73,10 +84,11 @@ impl Process {
     pub fn begin(&'static self) -> Generation {
         let wiped = sys::advise(ptr::from_ref(self).cast_mut().cast(), PAGE_BYTES, libc::MADV_WIPEONFORK).is_ok();
         let number = (LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & !BY_PID) | if wiped { 0 } else { BY_PID };
-        self.pid.store(sys::getpid(), Ordering::Relaxed);
+        let pid = sys::getpid();
+        self.pid.store(pid, Ordering::Relaxed);
         self.dead.store(0, Ordering::Relaxed);
         self.generation.store(number, Ordering::Release);
-        Generation { process: self, number }
+        Generation { process: self, number, pid }
     }
 }
 

@@ -30,6 +30,9 @@ const INIT_ATTR_PD: u32 = 1 << 0;
 /// `IBV_QP_INIT_ATTR_CREATE_FLAGS`.
 const INIT_ATTR_CREATE_FLAGS: u32 = 1 << 2;
 
+/// Attributes that can be asked for; all of them are answered.
+const QUERIED: u32 = (1 << 25) - 1;
+
 /// What one work request may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -88,8 +91,13 @@ impl Qp {
     /// # Safety
     /// The domain and the completion queues are alive.
     unsafe fn create(pd: *mut ibv_pd, init: &mut ibv_qp_init_attr) -> Result<*mut ibv_qp, Errno> {
-        if init.qp_type != QpType::RC.0 || !init.srq.is_null() {
-            return Err(libc::EOPNOTSUPP);
+        match QpType(init.qp_type) {
+            QpType::RC if init.srq.is_null() => {}
+            QpType::RC | QpType::UC | QpType::UD | QpType::RAW_PACKET | QpType::XRC_SEND | QpType::DRIVER => {
+                return Err(libc::EOPNOTSUPP);
+            }
+            // No type that a program can ask this verb for.
+            _ => return Err(libc::EINVAL),
         }
         if pd.is_null() || init.send_cq.is_null() || init.recv_cq.is_null() {
             return Err(libc::EINVAL);
@@ -253,9 +261,12 @@ pub unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, 
 pub unsafe extern "C" fn ibv_query_qp(
     qp: *mut ibv_qp,
     attr: *mut ibv_qp_attr,
-    _mask: c_int,
+    mask: c_int,
     init: *mut ibv_qp_init_attr,
 ) -> c_int {
+    if mask as u32 & !QUERIED != 0 {
+        return sys::zero_or_errno(Err(libc::EOPNOTSUPP));
+    }
     // SAFETY: the caller created the queue pair.
     let queue_pair = unsafe { Qp::from_raw(qp) };
     let request = Handle { handle: queue_pair.base.handle, reserved: 0 };

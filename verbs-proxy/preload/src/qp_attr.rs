@@ -5,19 +5,26 @@ use crate::sys::Errno;
 use ringfence_protocol::control::{AddressVector, QpAttr};
 use ringfence_protocol::verbs::{Access, QpAttrMask, QpState};
 
-/// Attributes that belong to capabilities that the device does not announce.
-const NOT_OFFERED: u32 = QpAttrMask::ALT_PATH.0 | QpAttrMask::CAP.0 | QpAttrMask::RATE_LIMIT.0;
+/// Attributes of the first version of the interface. Those that came later, and what has no meaning yet, a driver that does
+/// not have them answers with `EOPNOTSUPP`; wrong ones among these, with `EINVAL`.
+const STANDARD: u32 = (1 << 21) - 1;
 
-/// All bits that have a meaning.
-const KNOWN: u32 = ((1 << 21) - 1) | QpAttrMask::RATE_LIMIT.0;
+/// The only port.
+const PORT: u8 = 1;
 
-/// For the proxy, which checks the values.
+/// Queue pair and packet numbers have 24 bits; drivers take the rest away.
+const NUMBER: u32 = (1 << 24) - 1;
+
+/// The most that the three bits of a retry counter hold.
+const RETRIES: u8 = 7;
+
+/// For the proxy, which checks the values; what drivers cut to size is cut here.
 pub fn to_wire(attr: &ibv_qp_attr, mask: QpAttrMask) -> Result<QpAttr, Errno> {
-    if mask.0 & !KNOWN != 0 {
-        return Err(libc::EINVAL);
-    }
-    if mask.0 & NOT_OFFERED != 0 {
+    if mask.0 & !STANDARD != 0 {
         return Err(libc::EOPNOTSUPP);
+    }
+    if mask.contains(QpAttrMask::AV) && attr.ah_attr.port_num != PORT {
+        return Err(libc::EINVAL);
     }
     Ok(QpAttr {
         mask: mask.0,
@@ -25,18 +32,18 @@ pub fn to_wire(attr: &ibv_qp_attr, mask: QpAttrMask) -> Result<QpAttr, Errno> {
         cur_state: QpState(attr.cur_qp_state),
         path_mtu: attr.path_mtu,
         qkey: attr.qkey,
-        rq_psn: attr.rq_psn,
-        sq_psn: attr.sq_psn,
-        dest_qp_num: attr.dest_qp_num,
+        rq_psn: attr.rq_psn & NUMBER,
+        sq_psn: attr.sq_psn & NUMBER,
+        dest_qp_num: attr.dest_qp_num & NUMBER,
         access: Access(attr.qp_access_flags),
         pkey_index: u32::from(attr.pkey_index),
         max_rd_atomic: u32::from(attr.max_rd_atomic),
         max_dest_rd_atomic: u32::from(attr.max_dest_rd_atomic),
-        min_rnr_timer: u32::from(attr.min_rnr_timer),
+        min_rnr_timer: u32::from(attr.min_rnr_timer % 32),
         port: u32::from(attr.port_num),
         timeout: u32::from(attr.timeout),
-        retry_cnt: u32::from(attr.retry_cnt),
-        rnr_retry: u32::from(attr.rnr_retry),
+        retry_cnt: u32::from(attr.retry_cnt.min(RETRIES)),
+        rnr_retry: u32::from(attr.rnr_retry.min(RETRIES)),
         en_sqd_async_notify: u32::from(attr.en_sqd_async_notify),
         sq_draining: u32::from(attr.sq_draining),
         path_mig_state: attr.path_mig_state,
@@ -138,8 +145,8 @@ mod tests {
             min_rnr_timer: 11,
             port: 12,
             timeout: 13,
-            retry_cnt: 14,
-            rnr_retry: 15,
+            retry_cnt: 6,
+            rnr_retry: 7,
             en_sqd_async_notify: 16,
             sq_draining: 17,
             path_mig_state: 2,
@@ -167,7 +174,20 @@ mod tests {
             &QpAttr::default(),
             ibv_qp_cap { max_send_wr: 0, max_recv_wr: 0, max_send_sge: 0, max_recv_sge: 0, max_inline_data: 0 },
         );
-        assert_eq!(to_wire(&attr, QpAttrMask::ALT_PATH), Err(libc::EOPNOTSUPP));
-        assert_eq!(to_wire(&attr, QpAttrMask(1 << 30)), Err(libc::EINVAL));
+        assert_eq!(to_wire(&attr, QpAttrMask::RATE_LIMIT), Err(libc::EOPNOTSUPP));
+        assert_eq!(to_wire(&attr, QpAttrMask(1 << 21)), Err(libc::EOPNOTSUPP));
+        assert!(to_wire(&attr, QpAttrMask::DEST_QPN).is_ok());
+    }
+
+    #[test]
+    fn values_are_cut_as_drivers_cut_them() {
+        let cap = ibv_qp_cap { max_send_wr: 0, max_recv_wr: 0, max_send_sge: 0, max_recv_sge: 0, max_inline_data: 0 };
+        let mut attr = from_wire(&QpAttr::default(), cap);
+        (attr.dest_qp_num, attr.sq_psn, attr.rq_psn) = (u32::MAX, 1 << 24, 0x0100_0001);
+        (attr.retry_cnt, attr.rnr_retry, attr.min_rnr_timer) = (8, 255, 33);
+        let wire = to_wire(&attr, QpAttrMask::STATE).unwrap();
+        assert_eq!((wire.dest_qp_num, wire.sq_psn, wire.rq_psn), (0x00ff_ffff, 0, 1));
+        assert_eq!((wire.retry_cnt, wire.rnr_retry, wire.min_rnr_timer), (7, 7, 1));
+        assert_eq!(to_wire(&attr, QpAttrMask::AV), Err(libc::EINVAL), "port 0");
     }
 }

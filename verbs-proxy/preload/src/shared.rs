@@ -5,6 +5,7 @@
 
 use crate::sys::{self, Errno, Fd};
 use core::ffi::c_void;
+use ringfence_protocol::keys::KeyWord;
 use ringfence_protocol::ring::{SLOT_BYTES, Slot};
 
 /// A mapping that ends when dropped.
@@ -36,6 +37,17 @@ impl Shared {
         assert!(size_of::<T>() <= self.bytes, "a mapping of {} bytes", self.bytes);
         // SAFETY: in bounds by the check, aligned to a page, alive by the caller's promise.
         unsafe { &*self.address.cast::<T>() }
+    }
+
+    /// Key words from `offset` on.
+    ///
+    /// # Safety
+    /// As for [`Self::slots`].
+    pub unsafe fn words(&self, offset: usize, words: u32) -> &'static [KeyWord] {
+        let end = (words as usize).checked_mul(size_of::<KeyWord>()).and_then(|bytes| bytes.checked_add(offset));
+        assert!(end.is_some_and(|end| end <= self.bytes), "{words} key words at {offset} of {} bytes", self.bytes);
+        // SAFETY: in bounds by the check, aligned because the offset is a multiple of a page, made of atomics.
+        unsafe { core::slice::from_raw_parts(self.address.byte_add(offset).cast(), words as usize) }
     }
 
     /// Ring slots from `offset` on.

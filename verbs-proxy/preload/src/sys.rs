@@ -6,9 +6,15 @@
 // UNSAFETY: system calls.
 #![allow(unsafe_code)]
 
-use core::ffi::{c_int, c_long, c_void};
+pub use crate::descriptor::Fd;
+use core::ffi::{CStr, c_int, c_long, c_void};
+use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::AtomicU32;
+use zerocopy::IntoBytes;
+
+/// Bytes of a page.
+const PAGE_BYTES: usize = 4096;
 
 /// A positive errno.
 pub type Errno = c_int;
@@ -55,36 +61,7 @@ pub fn zero_or_minus_one(result: Result<(), Errno>) -> c_int {
     }
 }
 
-/// A descriptor that is closed when dropped.
-#[derive(Debug)]
-pub struct Fd(c_int);
-
-impl Fd {
-    /// Takes over a descriptor.
-    pub fn new(fd: c_int) -> Self {
-        Self(fd)
-    }
-
-    /// The number.
-    pub fn raw(&self) -> c_int {
-        self.0
-    }
-
-    /// Gives up ownership.
-    pub fn into_raw(self) -> c_int {
-        let fd = self.0;
-        core::mem::forget(self);
-        fd
-    }
-}
-
-impl Drop for Fd {
-    fn drop(&mut self) {
-        close(self.0);
-    }
-}
-
-/// Closes a descriptor.
+/// Closes a descriptor. Callers have seen that it is theirs.
 pub fn close(fd: c_int) {
     // SAFETY: closing a number touches no memory; the callers own the descriptor.
     unsafe { libc::syscall(libc::SYS_close, fd) };
@@ -133,15 +110,24 @@ pub fn read(fd: c_int, buffer: &mut [u8]) -> Result<usize, Errno> {
     checked(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) } as c_long)
 }
 
-/// Adds one to an eventfd.
-pub fn signal_eventfd(fd: c_int) {
-    let one = 1_u64;
-    // SAFETY: eight readable bytes. It can only fail with EAGAIN, when the counter is full and the reader awake anyway.
-    unsafe { libc::syscall(libc::SYS_write, fd, &raw const one, size_of::<u64>()) };
+/// Rings the worker's bell.
+pub fn ring(fd: c_int) -> Result<(), Errno> {
+    let (byte, flags) = (1_u8, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    loop {
+        // SAFETY: one readable byte, and no address.
+        let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, &raw const byte, 1, flags, ptr::null::<c_void>(), 0) };
+        match checked(sent) {
+            // A full bell rings already.
+            Ok(_) | Err(libc::EAGAIN) => return Ok(()),
+            // Short of memory: the worker would sleep on.
+            Err(libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => sched_yield(),
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
-/// Sends one datagram.
-pub fn sendmsg(fd: c_int, parts: &[&[u8]]) -> Result<(), Errno> {
+/// Sends one datagram, with a descriptor beside it if there is one to pass.
+pub fn sendmsg(fd: c_int, parts: &[&[u8]], pass: Option<c_int>) -> Result<(), Errno> {
     let mut iov = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; 4];
     assert!(parts.len() <= iov.len(), "a datagram of {} parts", parts.len());
     for (slot, part) in iov.iter_mut().zip(parts) {
@@ -151,17 +137,35 @@ pub fn sendmsg(fd: c_int, parts: &[&[u8]]) -> Result<(), Errno> {
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
     message.msg_iov = iov.as_mut_ptr();
     message.msg_iovlen = parts.len();
+    let mut control = [0_u64; 4];
+    if let Some(pass) = pass {
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: computes sizes; both are below that of `control`.
+        let (space, length) = unsafe { (libc::CMSG_SPACE(4), libc::CMSG_LEN(4)) };
+        message.msg_controllen = space as _;
+        // SAFETY: `control` has room for a header and one descriptor, and is aligned for the header.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = length as _;
+            libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(pass);
+        }
+    }
     loop {
         // SAFETY: the message names `parts`, which are borrowed and only read.
         match checked(unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_NOSIGNAL) }) {
             Ok(_) => return Ok(()),
             Err(libc::EINTR) => {}
+            // A program made all of its descriptors non-blocking.
+            Err(libc::EAGAIN) => wait_for(fd, libc::POLLOUT),
             Err(errno) => return Err(errno),
         }
     }
 }
 
-/// Receives one datagram and up to `N` descriptors, which are close-on-exec. Zero bytes mean that the peer is gone.
+/// Receives one datagram and up to `N` descriptors, which are close-on-exec. Zero bytes mean that the peer is gone, `EAGAIN`
+/// that there was none for [`PATIENCE`].
 pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<Fd>; N]) -> Result<usize, Errno> {
     const CONTROL_WORDS: usize = 16;
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -190,9 +194,10 @@ pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<F
             let number = (length - unsafe { libc::CMSG_LEN(0) } as usize) / size_of::<c_int>();
             for index in 0..number {
                 // SAFETY: the header's length covers this many descriptors; they may be unaligned.
-                let fd = Fd::new(unsafe { libc::CMSG_DATA(header).cast::<c_int>().add(index).read_unaligned() });
-                // What does not fit is closed right away.
-                if let Some(slot) = fds.get_mut(count) {
+                let number = unsafe { libc::CMSG_DATA(header).cast::<c_int>().add(index).read_unaligned() };
+                // What does not fit is closed right away. What another thread has closed already is missing.
+                let fd = Fd::adopt(number);
+                if let (Some(slot), Ok(fd)) = (fds.get_mut(count), fd) {
                     *slot = Some(fd);
                 }
                 count += 1;
@@ -210,11 +215,36 @@ pub fn recvmsg<const N: usize>(fd: c_int, buffer: &mut [u8], fds: &mut [Option<F
 
 /// Whether the peer of a socket has hung up.
 pub fn hung_up(fd: c_int) -> bool {
-    let mut poll = libc::pollfd { fd, events: 0, revents: 0 };
-    // SAFETY: one `pollfd`, writable; a zero timeout never waits.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
+    poll(fd, 0, 0) & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
 }
+
+/// Waits for what may be waited for without end.
+pub fn wait_for(fd: c_int, events: i16) {
+    poll(fd, events, -1);
+}
+
+/// Lets others run until there is something to read, for some ten microseconds at most: most answers are there by then, and to
+/// be woken for them takes as long again.
+pub fn await_soon(fd: c_int) {
+    const LOOKS: u32 = 50;
+    for _ in 0..LOOKS {
+        if poll(fd, libc::POLLIN, 0) != 0 {
+            return;
+        }
+        sched_yield();
+    }
+}
+
+/// What a descriptor is ready for; nothing after an interruption.
+fn poll(fd: c_int, events: i16, timeout: c_int) -> i16 {
+    let mut poll = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: one `pollfd`, writable. Not the C library's function, which threads are cancelled in.
+    let ready = unsafe { libc::syscall(libc::SYS_poll, &raw mut poll, 1_usize, timeout) };
+    if ready == 1 { poll.revents } else { 0 }
+}
+
+/// How long an answer may take before somebody may want to end the program that waits for it: longer than any does.
+const PATIENCE: libc::timeval = libc::timeval { tv_sec: 1, tv_usec: 0 };
 
 /// Connects a SEQPACKET socket to a path.
 pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
@@ -231,11 +261,24 @@ pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
     let fd = checked(unsafe {
         libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0)
     })?;
-    let fd = Fd::new(fd as c_int);
+    let fd = Fd::adopt(fd as c_int)?;
+    let patience = PATIENCE;
+    // SAFETY: a readable value of this size. Without it, waiting has no end; nothing else depends on it.
+    unsafe {
+        libc::syscall(
+            libc::SYS_setsockopt,
+            fd.number()?,
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            &raw const patience,
+            size_of::<libc::timeval>(),
+        )
+    };
     loop {
         // SAFETY: the address is readable for its size.
-        let result =
-            unsafe { libc::syscall(libc::SYS_connect, fd.raw(), &raw const address, size_of::<libc::sockaddr_un>()) };
+        let result = unsafe {
+            libc::syscall(libc::SYS_connect, fd.number()?, &raw const address, size_of::<libc::sockaddr_un>())
+        };
         match checked(result) {
             Ok(_) => return Ok(fd),
             Err(libc::EINTR) => {}
@@ -247,7 +290,7 @@ pub fn connect(path: &[u8]) -> Result<Fd, Errno> {
 /// Maps `bytes` of a file for reading and writing, or anonymous private memory.
 pub fn map(bytes: usize, file: Option<&Fd>) -> Result<*mut c_void, Errno> {
     let (flags, fd) = match file {
-        Some(fd) => (libc::MAP_SHARED, fd.raw()),
+        Some(fd) => (libc::MAP_SHARED, fd.number()?),
         None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
     };
     // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
@@ -273,4 +316,117 @@ pub fn environment(name: &core::ffi::CStr) -> Option<&'static [u8]> {
         let value = libc::getenv(name.as_ptr());
         (!value.is_null()).then(|| core::ffi::CStr::from_ptr(value).to_bytes())
     }
+}
+
+/// Opens a path, close-on-exec.
+pub fn open(path: &CStr, flags: c_int) -> Result<Fd, Errno> {
+    // SAFETY: reads a terminated path.
+    let number = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC, 0) };
+    Fd::adopt(checked(number)? as c_int)
+}
+
+/// What a symbolic link says.
+pub fn read_link(path: &CStr, target: &mut [u8]) -> Result<usize, Errno> {
+    let (buffer, length) = (target.as_mut_ptr(), target.len());
+    // SAFETY: reads a terminated path and writes into the buffer.
+    checked(unsafe { libc::syscall(libc::SYS_readlinkat, libc::AT_FDCWD, path.as_ptr(), buffer, length) })
+}
+
+/// `fcntl(2)` with a command that takes a number or nothing.
+pub fn fcntl(fd: c_int, command: c_int, argument: c_int) -> Result<c_int, Errno> {
+    // SAFETY: touches no memory.
+    checked(unsafe { libc::syscall(libc::SYS_fcntl, fd, command, argument) }).map(|answer| answer as c_int)
+}
+
+/// A descriptor of our own for somebody else's file.
+pub fn duplicate(fd: c_int) -> Result<Fd, Errno> {
+    Fd::adopt(fcntl(fd, libc::F_DUPFD_CLOEXEC, 0)?)
+}
+
+/// Status of an open file.
+pub fn stat(fd: c_int) -> Result<libc::stat, Errno> {
+    // SAFETY: all-zero is a valid `stat`.
+    let mut status: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: writes a `stat`.
+    checked(unsafe { libc::syscall(libc::SYS_fstat, fd, &raw mut status) })?;
+    Ok(status)
+}
+
+/// The kind of an open file's file system: its magic number.
+pub fn file_system(fd: c_int) -> Result<u64, Errno> {
+    // SAFETY: all-zero is a valid `statfs`.
+    let mut status: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: writes a `statfs`.
+    checked(unsafe { libc::syscall(libc::SYS_fstatfs, fd, &raw mut status) })?;
+    Ok(status.f_type as u64)
+}
+
+/// Shows `each` the names in an open directory until it answers something.
+pub fn each_entry<T>(directory: c_int, mut each: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
+    /// Where a `linux_dirent64` says how long it is ...
+    const LENGTH: usize = 16;
+    /// ... and where its name begins.
+    const NAME: usize = 19;
+    let mut buffer = [0_u64; 256];
+    loop {
+        let (start, size) = (buffer.as_mut_ptr(), size_of_val(&buffer));
+        // SAFETY: writes into the buffer.
+        let filled = checked(unsafe { libc::syscall(libc::SYS_getdents64, directory, start, size) }).ok()?;
+        let mut entries = &buffer.as_bytes()[..filled];
+        while let Some(length) = entries.get(LENGTH..LENGTH + 2) {
+            let length = usize::from(u16::from_ne_bytes([length[0], length[1]]));
+            let (entry, rest) = entries.split_at_checked(length).filter(|_| length > NAME)?;
+            entries = rest;
+            let name = entry[NAME..].split(|byte| *byte == 0).next().unwrap_or_default();
+            if let Some(found) = each(name) {
+                return Some(found);
+            }
+        }
+        if filled == 0 {
+            return None;
+        }
+    }
+}
+
+/// Makes pages for these addresses, as the first access would. `EFAULT` where that is not possible.
+pub fn populate(pages: &Range<usize>, writable: bool) -> Result<(), Errno> {
+    /// `MADV_POPULATE_READ`, since Linux 5.14.
+    const READ: c_int = 22;
+    /// `MADV_POPULATE_WRITE`, as well.
+    const WRITE: c_int = 23;
+    let advise = |start: usize, length: usize, advice: c_int| {
+        // SAFETY: fills page tables, and changes nothing that is there.
+        checked(unsafe { libc::syscall(libc::SYS_madvise, start, length, advice) })
+    };
+    match advise(pages.start, pages.len(), if writable { WRITE } else { READ }) {
+        Ok(_) => return Ok(()),
+        Err(libc::EINVAL) => {}
+        Err(libc::ENOMEM) => return Err(libc::ENOMEM),
+        Err(_) => return Err(libc::EFAULT),
+    }
+    let known = 0_u8;
+    if advise((&raw const known).addr() & !(PAGE_BYTES - 1), PAGE_BYTES, READ).is_ok() {
+        // The kernel knows the advice, but has no way for this memory.
+        return Err(libc::EFAULT);
+    }
+    // Older kernels make a page of shared memory for whoever reads it, too, and this way without a signal where they cannot.
+    for page in pages.clone().step_by(PAGE_BYTES) {
+        let mut byte = 0_u8;
+        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let remote = libc::iovec { iov_base: page as *mut c_void, iov_len: 1 };
+        // SAFETY: reads one byte of the process itself, if it is there.
+        let read = unsafe {
+            libc::syscall(
+                libc::SYS_process_vm_readv,
+                getpid(),
+                &raw const local,
+                1_usize,
+                &raw const remote,
+                1_usize,
+                0_usize,
+            )
+        };
+        checked(read)?;
+    }
+    Ok(())
 }

@@ -67,7 +67,7 @@ pub unsafe extern "C" fn ibv_read_sysfs_file(
     if fd < 0 {
         return -1;
     }
-    match sys::read(Fd::new(fd as c_int).raw(), to) {
+    match Fd::adopt(fd as c_int).and_then(|file| sys::read(file.number()?, to)) {
         Ok(0) => 0,
         Ok(length) if to[length - 1] == b'\n' => {
             to[length - 1] = 0;

@@ -9,6 +9,7 @@ use crate::abi::ibv_recv_wr;
 use crate::sys;
 use core::ffi::{c_int, c_void};
 use core::ptr;
+use core::sync::atomic::AtomicU8;
 
 /// For functions that return an errno.
 #[unsafe(no_mangle)]
@@ -58,9 +59,10 @@ pub unsafe extern "C" fn post_srq_recv(
     ringfence_errno()
 }
 
-/// Read by provider libraries: whether objects of a device that is gone may be destroyed as if it were there.
+/// Read by provider libraries: whether objects of a device that is gone may be destroyed as if it were there. In memory that can
+/// be written: a program may bring a libibverbs under another name, and what that one writes to its own variable comes here.
 #[unsafe(no_mangle)]
-pub static verbs_allow_disassociate_destroy: u8 = 0;
+pub static verbs_allow_disassociate_destroy: AtomicU8 = AtomicU8::new(0);
 
 /// `ibv_get_device_list` of the interface of 2005, whose structures nobody uses any more: there are no devices.
 #[unsafe(no_mangle)]

@@ -1,9 +1,9 @@
 //! Control messages: one datagram each on a Unix SEQPACKET socket, one connection per application process.
 //!
 //! The client sends a [`RequestHeader`] followed by the body that belongs to its [`Op`]; the proxy answers each request,
-//! in order, with a [`ReplyHeader`] and, on success, the reply body. File descriptors travel beside the reply. Bodies are
-//! plain little bytes with fixed sizes; a datagram of another size than its op demands is a protocol error and ends the
-//! connection, as does a file descriptor sent where none is expected.
+//! in order, with a [`ReplyHeader`] and, on success, the reply body. File descriptors travel beside the reply, and beside
+//! [`Op::ADOPT_REGION`]. Bodies are plain little bytes with fixed sizes; a datagram of another size than its op demands is a
+//! protocol error and ends the connection, as does a file descriptor sent where none is expected, or none where one is.
 //!
 //! Handles belong to one connection. A handle is an index and a generation; a stale one gets `EINVAL`.
 
@@ -45,7 +45,8 @@ macro_rules! wire {
 pub struct Op(pub u32);
 
 impl Op {
-    /// [`Hello`] → [`HelloReply`]; doorbell memory, wake eventfd. Must come first, once.
+    /// [`Hello`] → [`HelloReply`]; doorbells and key words ([`crate::layout::bells_bytes`]), the socket on which a datagram wakes
+    /// the worker. Must come first, once.
     pub const HELLO: Self = Self(1);
     /// [`Index`] (n-th device) → [`DeviceInfo`]; `ENODEV` past the last.
     pub const DEVICE: Self = Self(2);
@@ -68,8 +69,16 @@ impl Op {
     pub const FREE_REGION: Self = Self(13);
     /// [`RegMr`], then `segments` times [`Segment`] → [`MrReply`].
     pub const REG_MR: Self = Self(14);
-    /// [`Handle`] → nothing. After the reply no one touches the memory through this region.
+    /// [`Handle`] → nothing. After the reply no one touches the memory through this region. Also for one that was revoked
+    /// ([`crate::keys`]).
     pub const DEREG_MR: Self = Self(15);
+    /// [`Handle`] (context), and one descriptor from the client → [`Handle`]: a memory file of the container's own, open for
+    /// reading and writing, whose pages [`Op::REG_MR`] may name. The connection owns the handle until [`Op::FREE_REGION`]. `EINVAL`
+    /// for what is no memory file, `EOPNOTSUPP` where the proxy's kernel cannot map one safely.
+    pub const ADOPT_REGION: Self = Self(16);
+    /// [`RegFresh`] → [`FreshReply`]; a memory file. [`Op::ALLOC_REGION`] and [`Op::REG_MR`] of its first pages in one, for a
+    /// file that the client fills afterwards.
+    pub const REG_FRESH: Self = Self(17);
     /// [`Handle`] (context) → [`Handle`]; the socket that carries the event's queue cookies, a message of 8 bytes each.
     pub const CREATE_COMP_CHANNEL: Self = Self(20);
     /// [`Handle`] → nothing; `EBUSY` while a CQ uses it.
@@ -125,13 +134,21 @@ wire! {
     }
 
     /// Reply to [`Op::HELLO`].
-    struct HelloReply(16) {
+    struct HelloReply(40) {
         /// [`crate::VERSION`].
         version: u32,
         /// Devices that the policy allows.
         devices: u32,
         /// Processors that container and proxy have between them; with one, nobody should spin.
         processors: u32,
+        /// Key words, a power of two.
+        places: u32,
+        /// What the client orders its keys by ([`crate::keys::Keys`]).
+        secret: u64,
+        /// Bytes of deregistered regions that the client may keep, withdrawn, for another registration.
+        keep_bytes: u64,
+        /// How many such regions.
+        keep_regions: u32,
         /// Zero.
         reserved: u32,
     }
@@ -282,7 +299,7 @@ wire! {
 
     /// A run of pages of one region. All together are the pages of a [`RegMr`]'s bytes, and no more.
     struct Segment(24) {
-        /// Of [`Op::ALLOC_REGION`].
+        /// Of [`Op::ALLOC_REGION`] or [`Op::ADOPT_REGION`].
         region: u32,
         /// Zero.
         reserved: u32,
@@ -296,10 +313,43 @@ wire! {
     struct MrReply(16) {
         /// For [`Op::DEREG_MR`].
         handle: u32,
+        /// The same as `rkey`.
         lkey: u32,
         rkey: u32,
+        /// [`crate::keys::Incarnation`] of the key's word.
+        incarnation: u32,
+    }
+
+    /// Body of [`Op::REG_FRESH`].
+    struct RegFresh(48) {
+        /// As [`AllocRegion::context`].
+        context: u32,
+        /// As [`RegMr::pd`].
+        pd: u32,
+        /// As [`AllocRegion::bytes`].
+        bytes: u64,
+        /// As [`RegMr::iova`].
+        iova: u64,
+        /// As [`RegMr::length`].
+        length: u64,
+        /// As [`RegMr::first_offset`].
+        first_offset: u64,
+        /// As [`RegMr::access`].
+        access: Access,
         /// Zero.
         reserved: u32,
+    }
+
+    /// Reply to [`Op::REG_FRESH`].
+    struct FreshReply(16) {
+        /// The file, for [`Op::FREE_REGION`].
+        region: u32,
+        /// As [`MrReply::handle`].
+        handle: u32,
+        /// As [`MrReply::lkey`] and [`MrReply::rkey`].
+        key: u32,
+        /// As [`MrReply::incarnation`].
+        incarnation: u32,
     }
 
     /// Body of [`Op::CREATE_CQ`].

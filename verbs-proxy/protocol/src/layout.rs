@@ -4,6 +4,15 @@ use crate::doorbell::{Line, QueueBell};
 use crate::ring::SLOT_BYTES;
 use crate::sync::{AtomicU32, Ordering, fence};
 
+/// Offset of the key words ([`crate::keys::KeyWord`]) in the file of the doorbells, which lie before them.
+pub const KEYS_OFFSET: usize = 4096;
+
+/// Bytes of that file, where the proxy's table of regions has so many places.
+#[must_use]
+pub fn bells_bytes(places: u32) -> usize {
+    KEYS_OFFSET + places as usize * size_of::<u64>()
+}
+
 /// Offset of the first ring in a queue pair's or completion queue's file; headers lie before it.
 pub const RINGS_OFFSET: usize = 4096;
 

@@ -12,6 +12,7 @@
 pub mod completion;
 pub mod control;
 pub mod doorbell;
+pub mod keys;
 pub mod layout;
 #[cfg(all(test, loom))]
 mod models;
@@ -24,4 +25,4 @@ pub mod work;
 ///
 /// The library is mounted into the container by the hook that starts the proxy, from the same package, so the two can
 /// only differ if an administrator mixed packages.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

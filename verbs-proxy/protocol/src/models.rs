@@ -1,8 +1,13 @@
-//! The rings and bells under loom: every interleaving of both sides, at the size of the smallest interesting case.
+//! The rings, bells and key words under loom: every interleaving of both sides, at the size of the smallest interesting case.
+
+// UNSAFETY: a cell whose use by two threads at a time is what loom looks for.
+#![allow(unsafe_code)]
 
 use crate::doorbell::{Doorbells, QueueBell};
+use crate::keys::{Incarnation, KeyWord};
 use crate::layout::{Arm, CqHeader};
 use crate::ring::{Consumer, Producer, Slot, Words};
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 
@@ -124,5 +129,95 @@ fn an_armed_queue_sees_the_completion_or_gets_an_event() {
         header.arm(Arm::Any);
         let seen = Consumer::new(&slots, 0).peek().is_some();
         assert!(proxy.join().unwrap() || seen);
+    });
+}
+
+/// A region whose memory the worker may touch only while its word has the key, and the container only when it has not.
+struct Region {
+    bells: Doorbells,
+    word: KeyWord,
+    memory: UnsafeCell<()>,
+}
+
+// SAFETY: nothing is read from or written to the cell; loom reports when two threads have it at a time.
+unsafe impl Sync for Region {}
+
+const KEY: u32 = 9;
+
+impl Region {
+    fn registered() -> (Arc<Self>, Incarnation) {
+        let region = Self { bells: Doorbells::default(), word: KeyWord::default(), memory: UnsafeCell::new(()) };
+        let incarnation = Incarnation::new(1);
+        region.word.grant(incarnation, KEY);
+        (Arc::new(region), incarnation)
+    }
+
+    /// One turn of the worker: an access, if the key is good.
+    fn turn(&self, last: &mut u64) {
+        self.bells.answer(last);
+        if self.word.admits(KEY) {
+            self.memory.with_mut(|_| ());
+        }
+    }
+}
+
+/// What the container does to take the key back, once: it may not go on without the answer.
+fn deregister(region: &Region, incarnation: Incarnation) {
+    assert!(region.word.withdraw(incarnation, KEY));
+    let question = region.bells.ask();
+    if region.bells.is_answered(question) {
+        assert!(region.word.is_withdrawn(incarnation));
+        region.memory.with_mut(|_| ());
+    }
+}
+
+#[test]
+fn after_an_answer_no_access_is_under_way_or_begins() {
+    loom::model(|| {
+        let (region, incarnation) = Region::registered();
+        let worker = {
+            let region = Arc::clone(&region);
+            thread::spawn(move || {
+                let mut last = 0;
+                for _ in 0..3 {
+                    region.turn(&mut last);
+                }
+            })
+        };
+        deregister(&region, incarnation);
+        worker.join().unwrap();
+    });
+}
+
+#[test]
+fn nor_when_the_worker_sleeps_instead_of_answering() {
+    loom::model(|| {
+        let (region, incarnation) = Region::registered();
+        let worker = {
+            let region = Arc::clone(&region);
+            thread::spawn(move || {
+                let mut last = 0;
+                region.turn(&mut last);
+                let _ = region.bells.prepare_sleep();
+                region.bells.awake();
+                region.turn(&mut last);
+            })
+        };
+        deregister(&region, incarnation);
+        worker.join().unwrap();
+    });
+}
+
+#[test]
+fn a_region_is_either_revoked_or_restored() {
+    loom::model(|| {
+        let (region, incarnation) = Region::registered();
+        assert!(region.word.withdraw(incarnation, KEY));
+        let proxy = {
+            let region = Arc::clone(&region);
+            thread::spawn(move || region.word.revoke(incarnation))
+        };
+        let restored = region.word.restore(incarnation, KEY + 1);
+        assert!(proxy.join().unwrap() != restored);
     });
 }

@@ -140,6 +140,7 @@ numbers! {
         RAW_PACKET = 8,
         XRC_SEND = 9,
         XRC_RECV = 10,
+        DRIVER = 0xff,
     }
 }
 

@@ -6,7 +6,7 @@
 use super::node::Node;
 use super::session::{PeerFault, Session};
 use crate::datagram;
-use ringfence_protocol::control::{MAGIC, MAX_DATAGRAM, ReplyHeader, RequestHeader};
+use ringfence_protocol::control::{MAGIC, MAX_DATAGRAM, Op, ReplyHeader, RequestHeader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -74,24 +74,31 @@ impl Connection {
         if let Some(goes_on) = super::obedient::serve(&self.socket, &buffer[..received.bytes]) {
             return if goes_on { Served::On } else { Served::End };
         }
-        let bare = received.fds.is_empty();
-        node.closers.container.close_all(received.fds);
+        let mut fds = received.fds;
         // A container can end its connections as often as it likes: its faults are not worth a line of log each.
-        let answered = if received.truncated || !bare {
+        let answered = if received.truncated || fds.len() > 1 {
             Err(PeerFault::Surplus)
         } else {
-            self.answer(&buffer[..received.bytes], node)
+            let mut fd = fds.pop();
+            let answered = self.answer(&buffer[..received.bytes], &mut fd, node);
+            // Of no use to this request.
+            fds.extend(fd);
+            answered
         };
+        node.closers.container.close_all(fds);
         if answered.is_ok() { Served::On } else { Served::End }
     }
 
-    fn answer(&mut self, datagram: &[u8], node: &mut Node) -> Result<(), PeerFault> {
+    fn answer(&mut self, datagram: &[u8], fd: &mut Option<OwnedFd>, node: &mut Node) -> Result<(), PeerFault> {
         let (header, body) =
             RequestHeader::read_from_prefix(datagram).map_err(|_| PeerFault::Size { op: 0, bytes: datagram.len() })?;
         if header.magic != MAGIC {
             return Err(PeerFault::Magic);
         }
-        let answer = self.session.serve(header.op, body, node)?;
+        if fd.is_some() != (header.op == Op::ADOPT_REGION) {
+            return Err(PeerFault::Surplus);
+        }
+        let answer = self.session.serve(header.op, body, fd, node)?;
         let reply = |errno: u32| ReplyHeader { magic: MAGIC, sequence: header.sequence, errno, reserved: 0 };
         let sent = match &answer {
             Ok(answer) => {

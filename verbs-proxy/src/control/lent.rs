@@ -34,7 +34,7 @@ impl Drop for Contents {
     fn drop(&mut self) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // It can only fail for a file that is immutable, since neighbours read it: seals against writing were ruled out.
-        if fallocate(&self.file, flags, 0, self.file.bytes() as u64).is_err()
+        if fallocate(&self.file, flags, 0, self.file.length()).is_err()
             && let Some(emptier) = &self.emptier
         {
             emptier.empty(&self.file);
@@ -44,15 +44,17 @@ impl Drop for Contents {
 
 impl Lent {
     /// A new file of zeros that takes `taken` until it is emptied, and a descriptor for the container. `emptier`: for a file
-    /// that neighbours may read.
+    /// that neighbours may read. `spare`: where the container may enlarge a mapping of the file beyond `bytes`, it finds
+    /// pages, its own and charged to it alone, instead of a SIGBUS.
     pub fn create(
         name: &str,
         bytes: usize,
         taken: Vec<Taken>,
         closer: &Closer,
         emptier: Option<Emptier>,
+        spare: u64,
     ) -> Result<(Self, OwnedFd), Errno> {
-        let file = SealedFile::create(name, bytes)?;
+        let file = SealedFile::create_longer(name, bytes, spare)?;
         let theirs = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
         let contents = Contents { file, emptier, _taken: taken };
         Ok((Self { contents: Some(contents), closer: closer.clone() }, theirs))
@@ -93,8 +95,9 @@ mod tests {
         let quota = Quota::new(&Limits { max_mr_bytes: 1 << 20, ..Limits::default() });
         let closer = Closer::start("a", 1).unwrap();
         let taken = vec![quota.take(Resource::MrBytes, 1 << 20).unwrap()];
-        let (file, kept) = Lent::create("test", 1 << 20, taken, &closer, None).unwrap();
+        let (file, kept) = Lent::create("test", 1 << 20, taken, &closer, None, 1 << 30).unwrap();
         rustix::io::pwrite(&kept, &[1; 1 << 20], 0).unwrap();
+        rustix::io::pwrite(&kept, &[1; 1 << 20], 1 << 29).unwrap();
         assert_eq!(quota.take(Resource::MrBytes, 1).unwrap_err(), Errno::NOMEM);
         drop(file);
         let _ = closer.settle(Duration::from_secs(60));

@@ -1,14 +1,19 @@
 //! Links to neighbours, as the control thread makes and ends them.
 
+use super::adopted::RegionFile;
+use super::lent::Lent;
 use super::node::Node;
-use crate::fabric::neighbours::{Means, Neighbour, NeighbourFault};
+use crate::fabric::neighbours::{Means, Neighbour, NeighbourFault, Owed, SharedRun, amount};
 use crate::pacing::Nanos;
+use crate::plane::bounce::{BYTES, Bounce};
 use crate::plane::link::LinkFault;
 use crate::plane::links::LinkId;
+use crate::shared::Mapping;
 use crate::worker::now;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
+use std::sync::Arc;
 
 /// Until another try with a proxy that has no room for a connection.
 const RETRY: Nanos = 20_000_000;
@@ -132,41 +137,80 @@ impl Node {
         }
     }
 
-    /// Shares a region over a link.
-    pub fn share(&mut self, link: LinkId, key: u32) {
+    /// Shares something over a link.
+    pub fn share(&mut self, link: LinkId, owed: Owed) {
         let position = self.neighbours.list.iter().position(|neighbour| neighbour.link() == Some(link));
         if let Some(position) = position {
-            self.neighbours.list[position].owe(key);
+            self.neighbours.list[position].owe(owed);
             self.share_owed(position);
         }
     }
 
     fn share_owed(&mut self, position: usize) {
-        while let Some(key) = self.neighbours.list[position].next_owed() {
-            // Deregistered meanwhile.
-            let Some(backing) = self.shares.get(&key) else { continue };
-            let (name, neighbour) = (backing.share, &mut self.neighbours.list[position]);
-            match neighbour.share(name, &backing.runs, &mut self.warden) {
+        while let Some(owed) = self.neighbours.list[position].next_owed() {
+            let Some(link) = self.neighbours.list[position].link() else { return };
+            let (name, runs) = match owed {
+                Owed::Region(share) => match self.shares.get(&share) {
+                    Some(backing) => (share, backing.runs.clone()),
+                    // Deregistered meanwhile.
+                    None => continue,
+                },
+                Owed::Bounce => match self.bounce(link) {
+                    Ok((name, run)) => (name, vec![run]),
+                    Err(_) => {
+                        // Whoever needs it asks again when its timers say so.
+                        self.worker.call(move |plane| plane.unshare(link, None));
+                        continue;
+                    }
+                },
+            };
+            match self.neighbours.list[position].share(name, &runs, &mut self.warden) {
                 Ok(()) => {}
                 Err(NeighbourFault::Unshared(_)) => {
-                    // Whoever needs it asks again when its timers say so.
-                    if let Some(link) = neighbour.link() {
-                        self.worker
-                            .call(move |plane| plane.links.get_mut(link).and_then(|link| link.shared.remove(&name)));
-                    }
+                    // The same.
+                    self.worker.call(move |plane| plane.unshare(link, Some(name)));
                 }
                 Err(fault) => return self.end_neighbour(position, &fault),
             }
         }
     }
 
+    /// The link's buffer for what its neighbour must not map, made if there is none: its name and its pages.
+    fn bounce(&mut self, link: LinkId) -> Result<(u32, SharedRun), Errno> {
+        let made = self.worker.call(move |plane| {
+            let link = plane.links.get_mut(link)?;
+            let bounce = link.bounce.as_ref()?;
+            link.shared.insert(bounce.share, false);
+            Some((bounce.share, bounce.run.clone()))
+        });
+        if let Some(made) = made {
+            return Ok(made);
+        }
+        let lease = self.neighbours.budget.take_own(amount([BYTES as u64]))?;
+        let emptier = Some(self.warden.emptier());
+        let (file, _) = Lent::create("ringfence-bounce", BYTES, Vec::new(), &self.closers.neighbours, emptier, 0)?;
+        let mapping = Mapping::of(&file)?;
+        let share = self.next_share();
+        let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: BYTES as u64 };
+        let bounce = Bounce::new(share, run.clone(), mapping, lease);
+        let unused = self.worker.call(move |plane| match plane.links.get_mut(link) {
+            Some(link) => {
+                link.shared.insert(share, false);
+                link.bounce.replace(bounce)
+            }
+            None => Some(bounce),
+        });
+        drop(unused);
+        Ok((share, run))
+    }
+
     /// A region is gone: neighbours let go of it.
-    pub fn forget_share(&mut self, key: u32, share: u32) {
-        self.shares.remove(&key);
+    pub fn forget_share(&mut self, share: u32) {
+        self.shares.remove(&share);
         if self.neighbours.list.is_empty() {
             return;
         }
-        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(key));
+        self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(share));
         let links = self.neighbours.list.iter().filter_map(Neighbour::link).collect::<Vec<LinkId>>();
         let links = self.worker.call(move |plane| {
             let had =

@@ -2,9 +2,11 @@
 //!
 //! It may take milliseconds over a registration; the worker goes on meanwhile.
 
+pub mod adopted;
 mod connection;
 pub mod device;
 pub mod handles;
+pub mod kept;
 pub mod lent;
 pub mod links;
 pub mod node;
@@ -14,9 +16,10 @@ pub mod quota;
 pub mod session;
 
 use crate::datagram;
+use crate::fabric::neighbours::Owed;
 use crate::pacing::Nanos;
 use crate::plane::Notice;
-use crate::worker::{now, silence};
+use crate::worker::{lower, now};
 use connection::{Connection, Served};
 use node::Node;
 use ringfence_protocol::control::AsyncEvent;
@@ -31,6 +34,10 @@ const MAX_CONNECTIONS: usize = 1024;
 
 /// Descriptors of one party that wait to be closed before nothing more is taken in from it.
 pub const MAX_CLOSING: usize = 1024;
+
+/// How often the next request is looked for before the thread sleeps: requests come in rows, and to be woken takes longer than
+/// most of them.
+const LOOKS: u32 = 100;
 
 /// How long nobody is let in after an attempt that failed, which it would again at once: for want of descriptors, say.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -70,6 +77,7 @@ impl Server {
     /// Serves until the container ends.
     pub fn run(&mut self) -> Result<End, Errno> {
         let mut accepting = true;
+        let mut looks = 0;
         loop {
             let closers = &self.node.closers;
             let (full, others_full) = (closers.container.is_full(), closers.neighbours.is_full());
@@ -103,7 +111,14 @@ impl Server {
             );
             let pause = (!accepting || full || others_full).then_some(PAUSE);
             let due = self.node.neighbours.wake_at().map(until);
-            match poll(&mut fds, pause.into_iter().chain(due).min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
+            let look = (looks > 0).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
+            let timeouts = pause.into_iter().chain(due).chain(look);
+            match poll(&mut fds, timeouts.min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
+                Ok(0) if looks > 0 => {
+                    looks -= 1;
+                    rustix::thread::sched_yield();
+                    continue;
+                }
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error),
@@ -132,6 +147,7 @@ impl Server {
             for index in (0..connections).rev() {
                 if ready[FIXED + index] {
                     self.serve_connection(index);
+                    looks = LOOKS;
                 }
             }
             if ready[3] {
@@ -196,7 +212,7 @@ impl Server {
     }
 
     fn hear_worker(&mut self) {
-        silence(self.node.worker.notices_fd());
+        lower(self.node.worker.notices_fd());
         while let Ok(notice) = self.node.worker.notices.try_recv() {
             match notice {
                 Notice::Event { owner, event, cookie } => {
@@ -207,7 +223,8 @@ impl Server {
                         let _ = datagram::send(events, event.as_bytes(), &[]);
                     }
                 }
-                Notice::Share { link, key } => self.node.share(link, key),
+                Notice::Share { link, share } => self.node.share(link, Owed::Region(share)),
+                Notice::Bounce { link } => self.node.share(link, Owed::Bounce),
                 Notice::Fault { link, fault } => self.node.link_failed(link, fault),
             }
         }

@@ -1,5 +1,6 @@
 //! What all connections of a container have in common.
 
+use super::adopted::AdoptedFiles;
 use super::device::SoftDevice;
 use super::links::Complaints;
 use super::quota::{Quota, Resource, Taken};
@@ -8,8 +9,10 @@ use crate::fabric::addresses;
 use crate::fabric::neighbours::{Backing, Neighbours};
 use crate::fabric::ports::{Gid, Port};
 use crate::launch::Limits;
+use crate::memory::Entrance;
 use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
+use crate::shared::Holes;
 use crate::warden::Warden;
 use crate::worker::{Worker, now};
 use ringfence_protocol::control::{AddressVector, GidInfo};
@@ -62,9 +65,13 @@ pub struct Node {
     pub limits: Limits,
     /// Bell numbers.
     pub queues: Queues,
-    /// Doorbell memory.
+    /// Where memory regions enter the data plane.
+    pub entrance: Entrance,
+    /// Places of its table, each with a key word.
+    pub places: u32,
+    /// Doorbells and key words.
     pub doorbell_file: Arc<OwnedFd>,
-    /// What the container's processes wake the worker with.
+    /// What the container's processes wake the worker with: the end of a [`crate::plane::bell::Bell`] that is given away.
     pub bell: Arc<OwnedFd>,
     /// Processors that the container may run on.
     pub processors: u32,
@@ -80,8 +87,12 @@ pub struct Node {
     pub neighbours: Neighbours,
     /// What is wrong with them.
     pub complaints: Complaints,
-    /// What backs each region, by key.
+    /// What backs each region, by its name for neighbours.
     pub shares: HashMap<u32, Backing>,
+    /// The container's own files that regions are made of.
+    pub adopted: AdoptedFiles,
+    /// What mapping those takes. None where the kernel has no userfaultfd.
+    pub holes: Option<Holes>,
     /// The last protection domain.
     pub last_pd: u32,
     /// The last name of a region.

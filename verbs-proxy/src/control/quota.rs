@@ -1,5 +1,6 @@
 //! What a container holds, against what its policy allows. Exhaustion is `ENOMEM`, as on a full device.
 
+use super::kept;
 use crate::launch::Limits;
 use rustix::fd::{AsFd, AsRawFd, RawFd};
 use rustix::io::Errno;
@@ -25,9 +26,15 @@ pub enum Resource {
     QueueBytes,
     /// Protection domains, contexts and channels together.
     Other,
+    /// Handles of memory regions: those of regions that were revoked as well, until they are deregistered.
+    MrHandle,
+    /// Bytes of deregistered regions that connections may keep: [`crate::control::kept`].
+    KeptBytes,
+    /// How many such regions.
+    Kept,
 }
 
-const KINDS: usize = 8;
+const KINDS: usize = 11;
 
 /// Contexts, protection domains and completion channels of one container: no device limit of this kind is smaller.
 const MAX_OTHER: u64 = 4096;
@@ -39,6 +46,12 @@ const REGIONS_PER_MR: u64 = 4;
 /// Bytes of queues for each byte of memory regions that the policy allows, and how many there are at least.
 const QUEUE_SHARE: u64 = 4;
 const LEAST_QUEUE_BYTES: u64 = 16 << 20;
+
+/// Bytes that the policy allows to be registered, for each that may be kept after it was deregistered; and how many may be.
+const KEPT_SHARE: u64 = 16;
+const MOST_KEPT_BYTES: u64 = 256 << 20;
+/// Regions that may be.
+const MOST_KEPT: u64 = 2048;
 
 /// Descriptors that stay free of the container's objects: for what is received, and what waits to be closed.
 const RESERVED_DESCRIPTORS: u64 = 4096;
@@ -74,6 +87,11 @@ impl Quota {
         // Regions are whole pages: each may have one more page than its bytes at either end.
         let pages = limits.max_mr_bytes.saturating_add(u64::from(limits.max_mr) * 2 * crate::shared::PAGE as u64);
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        // The file of each takes a descriptor, which nothing else must lack.
+        let kept = u64::from(limits.max_mr).min(MOST_KEPT).min(descriptors / 16);
+        // Of less no connection would have any.
+        let kept = kept - kept % kept::PART;
+        let kept_bytes = (limits.max_mr_bytes / KEPT_SHARE).min(MOST_KEPT_BYTES);
         let below = |reserved: u64| RawFd::try_from(descriptors - reserved).unwrap_or(RawFd::MAX);
         Self {
             used: Arc::default(),
@@ -82,10 +100,14 @@ impl Quota {
                 u64::from(limits.max_cq),
                 u64::from(limits.max_mr),
                 limits.max_mr_bytes,
-                pages,
-                u64::from(limits.max_mr) * REGIONS_PER_MR,
+                // Whatever is kept, a registration within the policy finds room for its pages.
+                pages.saturating_add(kept_bytes),
+                u64::from(limits.max_mr) * REGIONS_PER_MR + kept,
                 (limits.max_mr_bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
                 MAX_OTHER,
+                u64::from(limits.max_mr) + kept,
+                kept_bytes,
+                kept,
             ],
             ceilings: [
                 below(RESERVED_DESCRIPTORS.min(descriptors / 2)),
@@ -114,6 +136,12 @@ impl Quota {
     #[must_use]
     pub fn admits_connection(&self, socket: impl AsFd) -> bool {
         socket.as_fd().as_raw_fd() < self.ceilings[1]
+    }
+
+    /// What is left.
+    #[must_use]
+    pub fn left(&self, resource: Resource) -> u64 {
+        self.limit(resource).saturating_sub(self.used[resource as usize].load(Ordering::Relaxed))
     }
 
     /// The limit.

@@ -57,7 +57,7 @@ const MAX_LINKS: usize = 2;
 /// Those that have connected and said nothing.
 const MAX_SILENT: usize = 32;
 
-pub use shares::{Backing, SharedRun, amount};
+pub use shares::{Backing, Owed, SharedRun, amount};
 
 /// A socket to a neighbour.
 #[derive(Debug)]

@@ -14,7 +14,7 @@
 // UNSAFETY: declares what may be overlaid on shared memory.
 #![allow(unsafe_code)]
 
-use crate::shared::{Header, Held, Mapping, PAGE, Run, SealedFile, allocate};
+use crate::shared::{Header, Held, Mapping, PAGE, Run, RunFile, SealedFile, allocate};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, ftruncate, open};
 use rustix::io::Errno;
@@ -164,11 +164,11 @@ impl Taken {
         let identities = table(&fabric.join("identities"), size_of::<Identities>())?;
         let gids = table(&fabric.join("gids"), size_of::<Pages>())?;
         let whole = |file: &SealedFile, protection| {
-            let run = Run { file, offset: 0, bytes: file.bytes().next_multiple_of(PAGE) };
+            let run = Run { file: RunFile::Sealed(file), offset: 0, bytes: file.bytes().next_multiple_of(PAGE) };
             Mapping::of_runs(&[run], protection, false).map(Arc::new)
         };
-        let own = Run { file: &gids.writable, offset: usize::from(lid) * PAGE, bytes: PAGE };
-        allocate(own.file, own.offset, own.bytes)?;
+        let own = Run { file: RunFile::Sealed(&gids.writable), offset: usize::from(lid) * PAGE, bytes: PAGE };
+        allocate(&gids.writable, own.offset, own.bytes)?;
         allocate(&identities.writable, 0, size_of::<Identities>())?;
         let own = Arc::new(Mapping::of_runs(&[own], ProtFlags::READ | ProtFlags::WRITE, false)?).header(0);
         let tenure = Tenure {

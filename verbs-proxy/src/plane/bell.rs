@@ -1,8 +1,9 @@
-//! How the workers at the two ends of a link wake each other, without waiting for each other.
+//! How the workers at the two ends of a link wake each other, and a container its worker, without waiting for each other.
 //!
 //! Nobody waits on a descriptor that somebody else made or holds. A counter (eventfd) or pipe that two processes hold can be
 //! filled, or its O_NONBLOCK taken away, between a look and a write. So each end makes a pair of datagram sockets, keeps the
-//! end that it listens on to itself, and gives the other end away; ringing is a datagram of one byte:
+//! end that it listens on to itself, and gives the other end away; ringing is a datagram of one byte. A proxy gives all
+//! processes of its container the same end:
 //!
 //! - Sending to a Unix socket with MSG_DONTWAIT takes spinlocks only, whatever the pair's maker does meanwhile.
 //! - Receiving holds a mutex while it copies, for as long as a hostile page takes to appear; nobody but us can receive on the
@@ -55,11 +56,11 @@ impl Drop for Foreign {
 #[derive(Debug)]
 pub struct Bell(Foreign);
 
-/// Who rings sent descriptors along, which no proxy does.
+/// Who rings sent descriptors along, which no proxy and no preload library does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Baggage;
 
-/// Datagrams taken at a time: a neighbour that keeps ringing keeps us awake, but not from our other work.
+/// Datagrams taken at a time: who keeps ringing keeps us awake, but not from our other work.
 const MOST: usize = 64;
 
 impl Bell {
@@ -203,7 +204,7 @@ mod tests {
             pair(SocketType::STREAM),
             pair(SocketType::SEQPACKET),
             udp.into(),
-            crate::worker::bell().unwrap(),
+            rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap(),
             std::fs::File::open("/dev/zero").unwrap().into(),
         ];
         for fd in others {

@@ -89,6 +89,7 @@ fn share_channel(cqs: &[Option<Box<CqEntry>>], a: usize, b: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::RegionTable;
     use crate::plane::channel::{Channel, event_sockets};
     use crate::plane::cq::Cq;
     use crate::plane::qp::Owner;
@@ -100,8 +101,8 @@ mod tests {
     #[test]
     fn events_without_room_come_later_and_in_order() {
         let mapping = |bytes| Arc::new(Mapping::of(&SealedFile::create("test", bytes).unwrap()).unwrap());
-        let mut plane =
-            Plane::new(mapping(PAGE).header(0), 1, Shaping::new(&ringfence_sched::Policy::default(), None, 0));
+        let shaping = Shaping::new(&ringfence_sched::Policy::default(), None, 0);
+        let mut plane = Plane::new(mapping(PAGE).header(0), RegionTable::alone(1).0, shaping);
         let (ours, theirs) = event_sockets().unwrap();
         let channel = Arc::new(Channel::new(ours));
         let owner = Owner { connection: 1, context: 1 };

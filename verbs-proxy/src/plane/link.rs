@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::bell::{Bell, Ringer};
+use super::bounce::{Bounce, Place};
 use super::wire::{Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
@@ -102,8 +103,23 @@ pub struct Link {
     pub shares: HashMap<u32, Share>,
     /// Our regions that the other end can reach: asked for (false) or confirmed (true), by our name.
     pub shared: HashMap<u32, bool>,
+    /// What the other end reads in place of memory that it must not map, once there is one.
+    pub bounce: Option<Bounce>,
+    /// One is being made, or offered to the other end.
+    pub bounce_asked: bool,
     /// Entries were pushed since the last [`Self::flush`].
     dirty: bool,
+}
+
+/// How far the buffer is for what a message needs of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There.
+    At(Place),
+    /// Full, until the other end has read what is in it.
+    Later,
+    /// The other end does not have it yet.
+    NotShared,
 }
 
 impl Link {
@@ -130,6 +146,8 @@ impl Link {
             outstanding: 0,
             shares: HashMap::new(),
             shared: HashMap::new(),
+            bounce: None,
+            bounce_asked: false,
             dirty: false,
         }
     }
@@ -149,22 +167,67 @@ impl Link {
     }
 
     fn free(&mut self, needed: u32) -> Result<bool, LinkFault> {
-        let produced = self.send.position();
-        if SLOTS - produced.wrapping_sub(self.consumed) >= needed {
+        if SLOTS - self.send.position().wrapping_sub(self.consumed) >= needed {
             return Ok(true);
         }
+        self.look()?;
+        Ok(SLOTS - self.send.position().wrapping_sub(self.consumed) >= needed)
+    }
+
+    /// How far the other end has read.
+    fn look(&mut self) -> Result<(), LinkFault> {
+        let produced = self.send.position();
         let consumed = self.send_header.consumed.0.load(Ordering::Acquire);
         if produced.wrapping_sub(consumed) > SLOTS {
             return Err(LinkFault::Consumed { consumed, produced });
         }
         self.consumed = consumed;
-        Ok(SLOTS - produced.wrapping_sub(consumed) >= needed)
+        Ok(())
+    }
+
+    /// Room in the buffer for `bytes` that the next message names.
+    pub fn bounce_room(&mut self, bytes: u32) -> Result<Room, LinkFault> {
+        let Some(bounce) = self.bounce.as_ref().filter(|bounce| self.shared.get(&bounce.share) == Some(&true)) else {
+            return Ok(Room::NotShared);
+        };
+        if let Some(place) = bounce.room(bytes) {
+            return Ok(Room::At(place));
+        }
+        self.look()?;
+        let consumed = self.consumed;
+        let place = self.bounce.as_mut().and_then(|bounce| {
+            bounce.release(consumed);
+            bounce.room(bytes)
+        });
+        Ok(place.map_or(Room::Later, Room::At))
+    }
+
+    /// The next message names this place of the buffer.
+    pub fn bounce_hold(&mut self, place: Place) {
+        let message = self.send.position();
+        if let Some(bounce) = &mut self.bounce {
+            bounce.hold(place, message);
+        }
+    }
+
+    /// The other end cannot reach memory of this name, or there is none to make the buffer of: whoever needs it asks again.
+    pub fn unshare(&mut self, share: Option<u32>) {
+        if let Some(share) = share {
+            self.shared.remove(&share);
+        }
+        if self.bounce.as_ref().map(|bounce| bounce.share) == share {
+            self.bounce_asked = false;
+        }
+    }
+
+    /// Whether a request with so many extensions can be sent now.
+    pub fn has_room(&mut self, extensions: u32) -> Result<bool, LinkFault> {
+        Ok(self.outstanding < MAX_OUTSTANDING && self.free(1 + extensions + RESERVED)?)
     }
 
     /// Sends a request; false if there is no room now.
     pub fn request(&mut self, request: &Request, extensions: &[Words]) -> Result<bool, LinkFault> {
-        let slots = 1 + extensions.len() as u32;
-        if self.outstanding >= MAX_OUTSTANDING || !self.free(slots + RESERVED)? {
+        if !self.has_room(extensions.len() as u32)? {
             return Ok(false);
         }
         self.send.push_extended(&request.pack(), extensions);
@@ -196,8 +259,12 @@ impl Link {
     /// Goes on past a message of `slots` slots.
     pub fn advance(&mut self, slots: u32) {
         self.receive.advance(slots);
+    }
+
+    /// All messages up to here have been dealt with. `at_once`: the other end may wait for the memory that the last one named.
+    pub fn publish(&mut self, at_once: bool) {
         // Not for each message: the other end reads this word only when its ring looks full.
-        if self.receive.position().wrapping_sub(self.published) >= SLOTS / 8 {
+        if at_once || self.receive.position().wrapping_sub(self.published) >= SLOTS / 8 {
             self.published = self.receive.position();
             self.receive_header.consumed.0.store(self.published, Ordering::Release);
         }

@@ -5,6 +5,7 @@
 //! responder's own checks) → completion in the [`cq`].
 
 pub mod bell;
+pub mod bounce;
 pub mod channel;
 pub mod cq;
 pub mod events;
@@ -16,6 +17,7 @@ pub mod remote;
 pub mod respond;
 pub mod setup;
 pub mod shaping;
+mod source;
 pub mod transmit;
 pub mod wire;
 
@@ -47,12 +49,17 @@ pub enum Notice {
         /// The queue's cookie.
         cookie: u64,
     },
-    /// Region `key` must be shared with the other end of a link.
+    /// A region must be shared with the other end of a link.
     Share {
         /// The link.
         link: LinkId,
-        /// The region's key.
-        key: u32,
+        /// The region's name.
+        share: u32,
+    },
+    /// A link needs a buffer for memory that is not shared with neighbours.
+    Bounce {
+        /// The link.
+        link: LinkId,
     },
     /// The other end of a link broke the protocol.
     Fault {
@@ -98,6 +105,8 @@ pub struct Plane {
     touched: Vec<usize>,
     owed: events::Owed,
     notices: Vec<Notice>,
+    /// The last question of the container's that was answered.
+    answered: u64,
     /// The time of this turn.
     pub now: Nanos,
     from: Vec<Piece>,
@@ -110,13 +119,13 @@ const IDLE_LOOKS: u32 = 4096;
 impl Plane {
     /// A plane without queues.
     #[must_use]
-    pub fn new(doorbells: Held<Doorbells>, max_mr: u32, shaping: Shaping) -> Self {
+    pub fn new(doorbells: Held<Doorbells>, regions: RegionTable, shaping: Shaping) -> Self {
         Self {
             doorbells,
             qps: std::iter::repeat_with(|| None).take(MAX_QUEUES as usize).collect(),
             by_number: HashMap::new(),
             cqs: Vec::new(),
-            regions: RegionTable::new(max_mr),
+            regions,
             links: Links::default(),
             incarnations: 0,
             shaping,
@@ -125,6 +134,7 @@ impl Plane {
             touched: Vec::new(),
             owed: events::Owed::default(),
             notices: Vec::new(),
+            answered: 0,
             now: 0,
             from: Vec::new(),
             to: Vec::new(),
@@ -146,6 +156,8 @@ impl Plane {
     /// One look at everything that may have work. True if there was some.
     #[inline]
     pub fn turn(&mut self) -> bool {
+        // Every access of this plane begins and ends within a turn.
+        self.doorbells.answer(&mut self.answered);
         let mut worked = false;
         self.shaping.begin(self.now);
         if self.doorbells.any() {

@@ -1,20 +1,20 @@
 //! Requests to and from other proxies: what goes over a [`super::link`] and what its answers mean.
 
-use super::intake::vendor;
-use super::link::{Link, LinkFault};
+use super::bounce::LARGEST;
+use super::link::{LinkFault, Room};
 use super::links::LinkId;
-use super::qp::{Data, Peer, Qp, Waits, Wqe};
+use super::qp::{Peer, Qp, Waits};
 use super::respond::Verdict;
 use super::shaping::OnWire;
-use super::transmit::{self, Handed, sges};
+use super::source::{self, Source};
+use super::transmit::{self, Handed};
 use super::wire::{self, Kind, Request, Response};
 use super::{Notice, Plane};
-use crate::memory::{Piece, RegionTable};
+use crate::memory::Piece;
 use crate::pacing::{self, Nanos};
 use crate::state;
 use ringfence_protocol::ring::Words;
-use ringfence_protocol::verbs::{Access, Opcode, QpState, WcStatus};
-use ringfence_protocol::work::{self, Sge};
+use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcStatus};
 
 /// A neighbour that has lost its processor answers late, but is not gone.
 pub(super) const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
@@ -49,7 +49,7 @@ impl Plane {
     /// Sends a piece to the proxy at the other end of link `at`.
     pub(super) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Handed {
         let at = self.link_for(queue, index, piece, at);
-        let Self { qps, regions, links, notices, .. } = self;
+        let Self { qps, regions, links, notices, from, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
         let Some(link) = links.get_mut(at) else {
             qp.peer = Peer::None;
@@ -57,8 +57,12 @@ impl Plane {
         };
         let wqe = &qp.pending[index];
         let mut extensions: Vec<Words> = Vec::new();
-        let pieces = match pack_source(qp, wqe, piece, regions, link, &mut extensions) {
-            Ok(pieces) => pieces,
+        let mut source = source::pack(qp, wqe, piece, regions, link, &mut extensions);
+        if let Err(Source::Foreign) = source {
+            source = source::bounce(qp, wqe, piece, regions, link, from, &mut extensions);
+        }
+        let (pieces, place) = match source {
+            Ok(source) => source,
             Err(Source::Fault(_)) if index > 0 => {
                 // The region went after the request was admitted: it fails when those before it are complete.
                 qp.rewind(index, piece.offset);
@@ -66,9 +70,16 @@ impl Plane {
                 return Handed::Stop;
             }
             Err(Source::Fault(vendor_err)) => return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor_err),
-            Err(Source::NotShared(key, share)) => {
-                if link.shared.insert(share, false).is_none() {
-                    notices.push(Notice::Share { link: at, key });
+            Err(waits @ (Source::NotShared(..) | Source::Foreign)) => {
+                match waits {
+                    Source::NotShared(key, share) if link.shared.insert(share, false).is_none() => {
+                        regions.lend(key);
+                        notices.push(Notice::Share { link: at, share });
+                    }
+                    Source::Foreign if !std::mem::replace(&mut link.bounce_asked, true) => {
+                        notices.push(Notice::Bounce { link: at });
+                    }
+                    _ => {}
                 }
                 qp.rewind(index, piece.offset);
                 qp.waits.share = true;
@@ -76,8 +87,14 @@ impl Plane {
                 self.await_answer(queue, MIN_SHARE_TIMEOUT);
                 return Handed::Stop;
             }
+            Err(Source::NoRoom) => return self.wait_for_room(queue, index, piece),
+            Err(Source::Link(fault)) => return self.fail_request(queue, at, fault),
         };
         let request = transmit::request(qp, wqe, piece, pieces);
+        if let Some(place) = place {
+            // There is room for the request, which `bounce_source` saw to.
+            link.bounce_hold(place);
+        }
         match link.request(&request, &extensions) {
             Ok(true) => {
                 link.flush();
@@ -86,20 +103,27 @@ impl Plane {
                 }
                 Handed::On
             }
-            Ok(false) => {
-                qp.rewind(index, piece.offset);
-                let at = qp.put_off(self.now, ROOM_POLL, LONGEST_ROOM_POLL);
-                qp.waits.until = at;
-                self.alarm(at, queue);
-                Handed::Stop
-            }
-            Err(fault) => {
-                self.fail_link(at, fault);
-                // Looked at again in the next turn, it finds another link or none.
-                self.alarm(self.now, queue);
-                Handed::Stop
-            }
+            Ok(false) => self.wait_for_room(queue, index, piece),
+            Err(fault) => self.fail_request(queue, at, fault),
         }
+    }
+
+    fn wait_for_room(&mut self, queue: u32, index: usize, piece: &OnWire) -> Handed {
+        let now = self.now;
+        if let Some(qp) = &mut self.qps[queue as usize] {
+            qp.rewind(index, piece.offset);
+            let at = qp.put_off(now, ROOM_POLL, LONGEST_ROOM_POLL);
+            qp.waits.until = at;
+            self.alarm(at, queue);
+        }
+        Handed::Stop
+    }
+
+    fn fail_request(&mut self, queue: u32, at: LinkId, fault: LinkFault) -> Handed {
+        self.fail_link(at, fault);
+        // Looked at again in the next turn, it finds another link or none.
+        self.alarm(self.now, queue);
+        Handed::Stop
     }
 
     /// Sees that an answer which does not come is missed, unless that is seen to.
@@ -123,32 +147,28 @@ impl Plane {
             link.advance(1);
             link.outstanding = link.outstanding.saturating_sub(1);
             self.on_response(at, &Response::unpack(&words));
+            self.publish(at, wire::kind(&words) == Kind::GRANT);
             return Ok(true);
         }
         let request = Request::unpack(&words);
         let port = link.port;
         let extensions = request.extensions().ok_or(LinkFault::Malformed)?;
         let mut inline = Vec::new();
-        let known = read_source(link, &request, extensions, &mut self.from, &mut inline)?;
+        let known = source::read(link, &request, extensions, &mut self.from, &mut inline)?;
         link.advance(1 + extensions);
         let verdict = if !known {
             // Its memory region was deregistered while the request was under way.
             Verdict::Nak(WcStatus::REM_OP_ERR)
-        } else if let Some((share, key)) = self.must_share(at, &request) {
-            if let Some(link) = self.links.get_mut(at)
-                && link.shared.insert(share, false).is_none()
-            {
-                self.notices.push(Notice::Share { link: at, key });
-            }
+        } else if self.must_share(at, &request)? {
+            self.publish(at, false);
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, 0).map(|()| true);
         } else if let Err(wait) = self.may_be_read(at, &request) {
+            self.publish(at, false);
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, wait.max(1)).map(|()| true);
         } else {
             self.respond(port, &request)
         };
-        if let Verdict::Data(..) = verdict {
-            self.shaping.was_read(request.bytes);
-        }
+        self.publish(at, request.pieces != wire::INLINE && request.pieces > 0);
         let (kind, status, share, value) = match verdict {
             Verdict::Ack => (Kind::ACK, WcStatus::SUCCESS, 0, 0),
             Verdict::Silent => (Kind::DROPPED, WcStatus::SUCCESS, 0, 0),
@@ -156,10 +176,16 @@ impl Plane {
             Verdict::Nak(status) => (Kind::NAK, status, 0, 0),
             Verdict::Value(former) => (Kind::ATOMIC, WcStatus::SUCCESS, 0, former),
             Verdict::Data(piece, key) => match self.regions.get(key) {
+                Some(region) if region.may_fault() => self.bounce_data(at, &request, piece)?,
                 Some(region) => (Kind::GRANT, WcStatus::SUCCESS, region.share, region.mapping_offset(&piece)),
                 None => (Kind::NAK, WcStatus::REM_OP_ERR, 0, 0),
             },
+            // What neighbours show us is there.
+            Verdict::Lost => (Kind::NAK, WcStatus::REM_OP_ERR, 0, 0),
         };
+        if kind == Kind::GRANT {
+            self.shaping.was_read(request.bytes);
+        }
         self.answer(at, &request, kind, status, share, value).map(|()| true)
     }
 
@@ -186,11 +212,18 @@ impl Plane {
         })
     }
 
+    fn publish(&mut self, at: LinkId, at_once: bool) {
+        if let Some(link) = self.links.get_mut(at) {
+            link.publish(at_once);
+        }
+    }
+
     /// The queue pair of ours that a READ is for, if it may make any.
-    fn read_from(&self, link: &Link, request: &Request) -> Option<&Qp> {
+    fn read_from(&self, at: LinkId, request: &Request) -> Option<&Qp> {
         if request.opcode != Opcode::RDMA_READ || request.total == 0 {
             return None;
         }
+        let link = self.links.get(at)?;
         let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
         let allowed = qp.responds()
             && qp.attr.dest_qp_num == request.from
@@ -201,23 +234,62 @@ impl Plane {
 
     /// Whether the container's rate lets out what a READ asks for; else how long its requester should wait.
     fn may_be_read(&mut self, at: LinkId, request: &Request) -> Result<(), Nanos> {
-        let Some(link) = self.links.get(at) else { return Ok(()) };
-        if self.read_from(link, request).is_none() {
+        if self.read_from(at, request).is_none() {
             return Ok(());
         }
         self.shaping.may_be_read(request.bytes, self.now)
     }
 
-    /// Whether a READ asks for memory that its proxy cannot reach yet: the region's name and key.
-    fn must_share(&self, at: LinkId, request: &Request) -> Option<(u32, u32)> {
-        let link = self.links.get(at)?;
-        let qp = self.read_from(link, request)?;
+    /// Whether a READ asks for memory that its proxy cannot reach yet; then it is seen to.
+    fn must_share(&mut self, at: LinkId, request: &Request) -> Result<bool, LinkFault> {
+        let Some(pd) = self.read_from(at, request).map(|qp| qp.pd) else { return Ok(false) };
+        let Self { links, regions, notices, .. } = self;
+        let Some(link) = links.get_mut(at) else { return Ok(false) };
         let total = u64::from(request.total);
-        if self.regions.admit(request.rkey, qp.pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
-            return None;
+        if regions.admit(request.rkey, pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
+            return Ok(false);
         }
-        let region = self.regions.get(request.rkey)?;
-        (link.shared.get(&region.share) != Some(&true)).then_some((region.share, request.rkey))
+        let Some(region) = regions.get(request.rkey) else { return Ok(false) };
+        if !region.may_fault() {
+            let shared = link.shared.get(&region.share).copied();
+            if shared.is_none() {
+                link.shared.insert(region.share, false);
+                regions.lend(request.rkey);
+                notices.push(Notice::Share { link: at, share: region.share });
+            }
+            return Ok(shared != Some(true));
+        }
+        if request.bytes > LARGEST {
+            return Err(LinkFault::Malformed);
+        }
+        let room = link.bounce_room(request.bytes)?;
+        if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
+            notices.push(Notice::Bounce { link: at });
+        }
+        Ok(!matches!(room, Room::At(_)))
+    }
+
+    /// Answers a READ of memory that the neighbour must not map, for which there is room.
+    fn bounce_data(
+        &mut self,
+        at: LinkId,
+        request: &Request,
+        piece: Piece,
+    ) -> Result<(Kind, WcStatus, u32, u64), LinkFault> {
+        let refused = (Kind::NAK, WcStatus::REM_OP_ERR, 0, 0);
+        let Some(link) = self.links.get_mut(at) else { return Ok(refused) };
+        let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
+            return Ok(refused);
+        };
+        if bounce.fill(place, &[piece]).is_ok() {
+            let share = bounce.share;
+            link.bounce_hold(place);
+            return Ok((Kind::GRANT, WcStatus::SUCCESS, share, place.offset()));
+        }
+        if let Some(&queue) = self.by_number.get(&request.to) {
+            self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
+        }
+        Ok((Kind::NAK, WcStatus::REM_ACCESS_ERR, 0, 0))
     }
 
     fn on_response(&mut self, at: LinkId, response: &Response) {
@@ -296,6 +368,13 @@ impl Plane {
         };
     }
 
+    /// Memory of this name, or the buffer, cannot be shared over this link.
+    pub fn unshare(&mut self, at: LinkId, share: Option<u32>) {
+        if let Some(link) = self.links.get_mut(at) {
+            link.unshare(share);
+        }
+    }
+
     /// Memory was shared over this link, in either direction: whoever waited for that goes on.
     pub fn share_arrived(&mut self, at: LinkId) {
         for queue in 0..self.qps.len() {
@@ -305,88 +384,4 @@ impl Plane {
             }
         }
     }
-}
-
-enum Source {
-    /// A local key does not hold any more.
-    Fault(u16),
-    /// The region with this key and name is not shared with the neighbour yet.
-    NotShared(u32, u32),
-}
-
-/// Packs the source of a piece for another proxy: the data if they were inline, else where they are.
-fn pack_source(
-    qp: &Qp,
-    wqe: &Wqe,
-    piece: &OnWire,
-    regions: &RegionTable,
-    link: &Link,
-    extensions: &mut Vec<Words>,
-) -> Result<u8, Source> {
-    if wqe.fetches() || piece.bytes == 0 {
-        return Ok(0);
-    }
-    if let Data::Inline(data) = &wqe.data {
-        let data = &data[piece.offset as usize..(piece.offset + piece.bytes) as usize];
-        for part in data.chunks(work::EXTENSION_INLINE as usize) {
-            let mut words = [0u64; 7];
-            zerocopy::IntoBytes::as_mut_bytes(&mut words)[..part.len()].copy_from_slice(part);
-            extensions.push(work::pack_inline(&words));
-        }
-        return Ok(wire::INLINE);
-    }
-    let (mut offset, mut bytes) = (u64::from(piece.offset), u64::from(piece.bytes));
-    let mut list: Vec<Sge> = Vec::new();
-    for sge in sges(&wqe.data).iter().filter(|sge| sge.length > 0) {
-        let skipped = offset.min(u64::from(sge.length));
-        offset -= skipped;
-        let length = (u64::from(sge.length) - skipped).min(bytes);
-        if length == 0 {
-            continue;
-        }
-        bytes -= length;
-        let memory = regions
-            .admit(sge.lkey, qp.pd, sge.addr + skipped, length, Access(0))
-            .map_err(|fault| Source::Fault(fault as u16))?;
-        let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
-        if link.shared.get(&region.share) != Some(&true) {
-            return Err(Source::NotShared(sge.lkey, region.share));
-        }
-        list.push(Sge { addr: region.mapping_offset(&memory), length: length as u32, lkey: region.share });
-    }
-    extensions.extend(list.chunks(work::SGES_PER_EXTENSION as usize).map(work::pack_sges));
-    Ok(list.len() as u8)
-}
-
-/// The source of a request from another proxy. False if it names memory that is not shared (any more).
-fn read_source(
-    link: &Link,
-    request: &Request,
-    extensions: u32,
-    from: &mut Vec<Piece>,
-    inline: &mut Vec<u8>,
-) -> Result<bool, LinkFault> {
-    from.clear();
-    if request.pieces == wire::INLINE {
-        for index in 0..extensions {
-            let words = work::extension_inline(&link.extension(index).ok_or(LinkFault::Malformed)?);
-            inline.extend_from_slice(zerocopy::IntoBytes::as_bytes(&words));
-        }
-        inline.truncate(request.bytes as usize);
-        from.push(Piece::of_own(inline));
-        return Ok(true);
-    }
-    let mut total = 0;
-    for index in 0..u32::from(request.pieces) {
-        let words = link.extension(index / work::SGES_PER_EXTENSION).ok_or(LinkFault::Malformed)?;
-        let sge = work::extension_sge(&words, index % work::SGES_PER_EXTENSION);
-        let Some(piece) = link.shared_piece(sge.lkey, sge.addr, sge.length) else { return Ok(false) };
-        total += u64::from(sge.length);
-        from.push(piece);
-    }
-    let fetches = matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
-    if !fetches && total != u64::from(request.bytes) {
-        return Err(LinkFault::Malformed);
-    }
-    Ok(true)
 }

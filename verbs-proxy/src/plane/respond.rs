@@ -4,7 +4,7 @@ use super::Plane;
 use super::intake::{self, vendor};
 use super::qp::{Qp, Receiving};
 use super::wire::Request;
-use crate::memory::{Piece, copy_list};
+use crate::memory::{AccessFault, Lost, NotAtomic, Piece, copy_list};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcFlags, WcOpcode, WcStatus};
 
@@ -26,6 +26,8 @@ pub enum Verdict {
     Data(Piece, u32),
     /// An atomic's former value.
     Value(u64),
+    /// The requester's own memory is gone; the responder has nothing to do with that.
+    Lost,
 }
 
 /// Answers of atomics that a responder remembers: `max_qp_rd_atom`.
@@ -93,7 +95,7 @@ impl Plane {
 
     /// Refuses a request that breaks the rules: the responder's queue pair is in error from then on
     /// (InfiniBand Architecture Specification, 9.9.3, responder error classes B, C and E).
-    fn refuse(&mut self, queue: u32, status: WcStatus, event: EventType) -> Verdict {
+    pub(super) fn refuse(&mut self, queue: u32, status: WcStatus, event: EventType) -> Verdict {
         self.to_error(queue);
         self.event(queue, event);
         Verdict::Nak(status)
@@ -174,7 +176,14 @@ impl Plane {
             if let Err(fault) = intake::resolve(qp, &receiving.sges, regions, Access::LOCAL_WRITE, to) {
                 return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, fault as u16, WcStatus::REM_OP_ERR);
             }
-            copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize);
+            match copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize) {
+                Ok(()) => {}
+                Err(Lost::Source) => return Verdict::Lost,
+                Err(Lost::Target) => {
+                    let vendor = AccessFault::Lost as u16;
+                    return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, vendor, WcStatus::REM_OP_ERR);
+                }
+            }
         }
         if last {
             let with_imm = incoming.opcode == Opcode::SEND_WITH_IMM;
@@ -189,7 +198,13 @@ impl Plane {
                 return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
             };
             let offset = incoming.offset as usize;
-            copy_list(&[target], offset, &self.from, 0, incoming.bytes as usize);
+            match copy_list(&[target], offset, &self.from, 0, incoming.bytes as usize) {
+                Ok(()) => {}
+                Err(Lost::Source) => return Verdict::Lost,
+                Err(Lost::Target) => {
+                    return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
+                }
+            }
         }
         if last && incoming.opcode == Opcode::RDMA_WRITE_WITH_IMM {
             // After the data, as on the wire, where the immediate data is in the last packet.
@@ -230,9 +245,13 @@ impl Plane {
             _ if old == incoming.compare_add => incoming.swap,
             _ => old,
         });
-        // `None`: aligned for the application, but not in memory, as with an `iova` of another alignment.
-        let Some(former) = former else {
-            return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
+        let former = match former {
+            Ok(former) => former,
+            // Aligned for the application, but not in memory, as with an `iova` of another alignment.
+            Err(NotAtomic::Misaligned) => {
+                return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
+            }
+            Err(NotAtomic::Lost) => return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR),
         };
         if let Some(qp) = &mut self.qps[queue as usize] {
             if qp.responder.atomics.len() >= MAX_RD_ATOMIC as usize {

@@ -9,7 +9,7 @@ use super::respond::{MAX_RD_ATOMIC, OWN_PORT};
 use crate::shared::Mapping;
 use crate::state;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
-use ringfence_protocol::verbs::{Access, QpAttrMask as Mask, QpState};
+use ringfence_protocol::verbs::{QpAttrMask as Mask, QpState};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -150,10 +150,13 @@ impl Plane {
     }
 }
 
+/// Access flags that have a meaning somewhere. Those that mean nothing to a queue pair are kept for who asks, as drivers do:
+/// bits of the interface, and `IBV_ACCESS_OPTIONAL_RANGE`.
+const ACCESS: u32 = 0x3ff0_03ff;
+
 fn check_values(attr: &QpAttr) -> Result<(), Errno> {
     let within =
         |bit: Mask, value: u32, range: std::ops::RangeInclusive<u32>| attr.mask & bit.0 == 0 || range.contains(&value);
-    let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
     let fine = within(Mask::PORT, attr.port, 1..=1)
         && within(Mask::PKEY_INDEX, attr.pkey_index, 0..=0)
         && within(Mask::PATH_MTU, attr.path_mtu, 1..=MAX_MTU)
@@ -164,7 +167,8 @@ fn check_values(attr: &QpAttr) -> Result<(), Errno> {
         && within(Mask::MIN_RNR_TIMER, attr.min_rnr_timer, 0..=31)
         && within(Mask::MAX_QP_RD_ATOMIC, attr.max_rd_atomic, 0..=MAX_RD_ATOMIC)
         && within(Mask::MAX_DEST_RD_ATOMIC, attr.max_dest_rd_atomic, 0..=MAX_RD_ATOMIC)
-        && within(Mask::ACCESS_FLAGS, attr.access.0 & !access.0, 0..=0)
+        && within(Mask::ACCESS_FLAGS, attr.access.0 & !ACCESS, 0..=0)
+        // Alternate paths are InfiniBand's; the kernel refuses them on Ethernet with the same errno.
         && attr.mask & (Mask::ALT_PATH.0 | Mask::RATE_LIMIT.0 | Mask::CAP.0 | Mask::QKEY.0) == 0;
     if fine { Ok(()) } else { Err(Errno::INVAL) }
 }

@@ -1,5 +1,8 @@
 //! The data plane driven by hand: a rig plays the container's library on the same rings.
 
+mod foreign;
+mod keys;
+
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
 use super::link::{BYTES, End, Link, LinkFault, Share};
@@ -10,7 +13,7 @@ use super::shaping::Shaping;
 use super::{CqEntry, Notice, Plane};
 use crate::closer::Closer;
 use crate::fabric::budget::{Amount, Budget};
-use crate::memory::{MemoryRegion, PdId};
+use crate::memory::{Entrance, Granted, MemoryRegion, PdId, RegionTable};
 use crate::shared::{Mapping, PAGE, SealedFile};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -45,6 +48,8 @@ struct Rig {
     _cq: Arc<Mapping>,
     memory: Arc<Mapping>,
     file: SealedFile,
+    entrance: Entrance,
+    granted: Granted,
     key: u32,
     events: Vec<EventType>,
 }
@@ -56,16 +61,17 @@ impl Rig {
 
     fn shaped(shaping: Shaping) -> Self {
         let doorbells = Arc::new(Mapping::of(&SealedFile::create("bells", PAGE).unwrap()).unwrap()).header(0);
-        let mut plane = Plane::new(doorbells, 64, shaping);
+        let (regions, mut entrance) = RegionTable::alone(64);
+        let mut plane = Plane::new(doorbells, regions, shaping);
         let cq = Arc::new(Mapping::of(&SealedFile::create("cq", cq_bytes(SLOTS)).unwrap()).unwrap());
         let owner = Owner { connection: 1, context: 1 };
         plane.cqs.push(Some(Box::new(CqEntry { cq: Cq::new(Arc::clone(&cq), SLOTS, None, 7), owner })));
         let file = SealedFile::create("memory", MEMORY).unwrap();
         let memory = Arc::new(Mapping::of(&file).unwrap());
         let region = MemoryRegion::new(Arc::clone(&memory), 0, MEMORY as u64, IOVA, PD, ALL, 1).unwrap();
-        let key = plane.regions.insert(region, super::super::control::session::random).unwrap();
+        let granted = entrance.insert(region, super::super::control::session::random).unwrap();
         let completions = Consumer::new(crate::shared::ring_slots(&cq, RINGS_OFFSET, SLOTS), 0);
-        Self { plane, completions, _cq: cq, memory, file, key, events: Vec::new() }
+        Self { plane, completions, _cq: cq, memory, file, entrance, granted, key: granted.key, events: Vec::new() }
     }
 
     fn qp(&mut self, queue: u32, number: u32) -> RigQp {
@@ -505,6 +511,7 @@ impl TwoRigs {
                     match notice {
                         Notice::Event { event, .. } => self.rigs[index].events.push(event),
                         Notice::Share { .. } => self.share(index),
+                        Notice::Bounce { .. } => self.bounce(index),
                         Notice::Fault { fault, .. } => panic!("{fault}"),
                     }
                 }

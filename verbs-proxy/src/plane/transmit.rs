@@ -7,11 +7,11 @@ use super::respond::{OWN_PORT, Verdict};
 use super::shaping::{Kind, OnWire};
 use super::wire::Request;
 use super::{Notice, Outcome, Plane};
-use crate::memory::{Piece, RegionTable, copy, copy_list};
+use crate::memory::{AccessFault, Lost, Piece, RegionTable, copy, copy_list};
 use crate::pacing::{self, Nanos};
 use crate::state;
 use ringfence_protocol::completion::Completion;
-use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
+use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
 use ringfence_protocol::work::{self, SendBase, Sge};
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Closed, Ops};
@@ -24,6 +24,8 @@ const BATCH_BYTES: u32 = 256 << 10;
 const UNPARKED: usize = 64;
 /// Requests of one queue pair under way to another proxy.
 const PIPELINE: usize = 128;
+/// Local memory that was taken away.
+pub(super) const LOST: u16 = AccessFault::Lost as u16;
 /// The shortest timeout of a request to nobody: a fraction of that would keep the worker busy with nothing else.
 const MIN_TIMEOUT: Nanos = 1_000_000;
 
@@ -53,8 +55,8 @@ impl Plane {
     }
 
     /// The short way for the commonest request, a small WRITE to a queue pair of the same proxy with nothing before it.
-    /// Returns how many went it, no more than the policy allows without a look at the clock. Whatever is unusual is left in the ring for [`Self::advance`], which finds out again
-    /// what is wrong with it.
+    /// Returns how many went it, no more than the policy allows without a look at the clock. Whatever is unusual is left in the
+    /// ring for [`Self::advance`], which finds out again what is wrong with it.
     #[inline]
     fn express(&mut self, queue: u32, allowance: Allowance) -> usize {
         let Self { qps, regions, cqs, touched, shaping, .. } = self;
@@ -107,11 +109,10 @@ impl Plane {
                 regions.admit(fields.rkey, other.pd, fields.remote_addr, u64::from(bytes), Access::REMOTE_WRITE);
             let Ok(target) = target else { break };
             let due = paid.plus(charged(Bytes(bytes.into())));
-            if due > allowance.out {
+            if due > allowance.out || copy(target, source).is_err() {
                 break;
             }
             paid = due;
-            copy(target, source);
             qp.send.advance(1);
             count += 1;
             moved += bytes;
@@ -127,7 +128,7 @@ impl Plane {
                 };
                 if let Err(overrun) = entry.cq.push(&completion) {
                     if overrun.first {
-                        let event = ringfence_protocol::verbs::EventType::CQ_ERR;
+                        let event = EventType::CQ_ERR;
                         self.notices.push(Notice::Event { owner: entry.owner, event, cookie: entry.cq.cookie });
                     }
                 } else if entry.cq.has_channel() && !entry.cq.touched {
@@ -288,14 +289,21 @@ impl Plane {
                 if scatter(qp, index, regions, to).is_err() {
                     return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor::REMOTE);
                 }
-                copy_list(to, piece.offset as usize, &[data], 0, piece.bytes as usize);
+                match copy_list(to, piece.offset as usize, &[data], 0, piece.bytes as usize) {
+                    Ok(()) => {}
+                    Err(Lost::Target) => return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, LOST),
+                    Err(Lost::Source) => return self.refuse_read(queue, index),
+                }
             }
             Verdict::Value(former) => {
                 if scatter(qp, index, regions, to).is_err() {
                     return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor::REMOTE);
                 }
-                copy_list(to, 0, &[Piece::of_own(&former.to_ne_bytes())], 0, 8);
+                if copy_list(to, 0, &[Piece::of_own(&former.to_ne_bytes())], 0, 8).is_err() {
+                    return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, LOST);
+                }
             }
+            Verdict::Lost => return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, LOST),
             Verdict::Nak(status) => return self.give_up(queue, index, status, vendor::REMOTE),
             Verdict::Rnr(timer) => {
                 if qp.attr.rnr_retry != 7 {
@@ -336,6 +344,15 @@ impl Plane {
         qp.put_off = 0;
         self.complete_front(queue);
         Handed::On
+    }
+
+    /// The responder of a READ finds its memory gone. It is a queue pair of this proxy: neighbours show no such memory.
+    fn refuse_read(&mut self, queue: u32, index: usize) -> Handed {
+        let local = self.qps[queue as usize].as_ref().filter(|qp| qp.peer == Peer::Local);
+        if let Some(&peer) = local.and_then(|qp| self.by_number.get(&qp.attr.dest_qp_num)) {
+            self.refuse(peer, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
+        }
+        self.give_up(queue, index, WcStatus::REM_ACCESS_ERR, LOST)
     }
 
     pub(super) fn give_up(&mut self, queue: u32, index: usize, status: WcStatus, vendor_err: u16) -> Handed {
@@ -441,7 +458,13 @@ pub(super) fn sges(data: &Data) -> &[Sge] {
 }
 
 /// The memory of one piece of a request's source.
-fn gather(qp: &Qp, wqe: &Wqe, regions: &RegionTable, piece: &OnWire, from: &mut Vec<Piece>) -> Result<(), u16> {
+pub(super) fn gather(
+    qp: &Qp,
+    wqe: &Wqe,
+    regions: &RegionTable,
+    piece: &OnWire,
+    from: &mut Vec<Piece>,
+) -> Result<(), u16> {
     if let Data::Inline(data) = &wqe.data {
         from.clear();
         from.push(Piece::of_own(data));

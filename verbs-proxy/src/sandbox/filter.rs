@@ -1,6 +1,7 @@
 //! The system calls that are left once a container can say something, and with which arguments. Everything else answers
 //! `EPERM`.
 
+use crate::shared::UFFDIO_REGISTER;
 use anyhow::Result;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Compare, SeccompCondition, SeccompFilter,
@@ -22,7 +23,7 @@ const PROXY: &[i64] = &[
     libc::SYS_poll, libc::SYS_ppoll, libc::SYS_futex, libc::SYS_sched_yield, libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep, libc::SYS_restart_syscall, libc::SYS_eventfd2, libc::SYS_getcpu,
     // Sockets that are open.
-    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_preadv2,
+    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev,
     libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_accept4, libc::SYS_connect,
     libc::SYS_bind, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_shutdown, libc::SYS_close,
     // Memory files.
@@ -47,8 +48,8 @@ const FCNTL: &[u64] = &[
 ];
 /// `linux/fs.h`, `_IOW('f', 2, long)`.
 const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
-/// `ioctl(2)`: without blocking, and what waits in a socket to be read.
-const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ];
+/// `ioctl(2)`: without blocking, what waits in a socket to be read, and holes in a range of the proxy's own addresses.
+const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ, UFFDIO_REGISTER];
 /// `setsockopt(2)` at `SOL_SOCKET`: how much may wait to be read, and whether descriptors may come along (`SO_PASSRIGHTS` of
 /// `asm-generic/socket.h`).
 const SOCKET_OPTIONS: &[u64] = &[libc::SO_SNDBUF as u64, 83];

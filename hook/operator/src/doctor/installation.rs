@@ -97,6 +97,9 @@ fn runtimes(report: &mut Report, host: &Host, config: &Config) {
 
 fn run_dir(report: &mut Report, path: &Path) {
     let shown = path.display();
+    // The user's own, who is told of it.
+    let user = rustix::process::geteuid();
+    let owner = if user.is_root() { "root".to_owned() } else { format!("user {}", user.as_raw()) };
     match path.symlink_metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             report.ok("run-dir", format!("{shown} is made by the first container"));
@@ -105,11 +108,11 @@ fn run_dir(report: &mut Report, path: &Path) {
         Ok(metadata) if !metadata.is_dir() => {
             report.fail("run-dir", format!("{shown} is not a directory"), format!("rm {shown}"));
         }
-        Ok(metadata) if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 => {
-            let message = format!("{shown} can be written by others than root");
-            report.fail("run-dir", message, format!("chown root:root {shown} && chmod go-w {shown}"));
+        Ok(metadata) if metadata.uid() != user.as_raw() || metadata.mode() & 0o022 != 0 => {
+            let message = format!("{shown} can be written by others than {owner}");
+            report.fail("run-dir", message, format!("chown {} {shown} && chmod go-w {shown}", user.as_raw()));
         }
-        Ok(_) => report.ok("run-dir", format!("{shown} is root's alone")),
+        Ok(_) => report.ok("run-dir", format!("{shown} is writable for {owner} alone")),
     }
 }
 

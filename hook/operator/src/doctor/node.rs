@@ -2,7 +2,7 @@
 
 use super::Report;
 use ringfence_hook::config::{Cgroup, Config, Kind};
-use ringfence_hook::uids;
+use ringfence_hook::{uids, userfaultfd};
 use rustix::process::{Resource, getrlimit};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -20,6 +20,7 @@ pub fn check(report: &mut Report, config: &Config) {
     limits(report);
     uids(report, config);
     devices(report, config);
+    userfaultfd(report, config, userfaultfd::Host::find(), rustix::process::geteuid().is_root());
     failures(report, &config.run_dir);
     left_behind(report, config);
 }
@@ -134,6 +135,33 @@ fn devices(report: &mut Report, config: &Config) {
     }
 }
 
+/// Whether containers get `/dev/userfaultfd`, which is `found` on this node.
+fn userfaultfd(report: &mut Report, config: &Config, found: Option<userfaultfd::Host>, is_root: bool) {
+    const SUBJECT: &str = "userfaultfd";
+    let Some(host) = found else {
+        let message = "the kernel has no /dev/userfaultfd: a system call into memory that is being registered may fail";
+        return report.warn(SUBJECT, message, "upgrade to Linux 6.1 or later");
+    };
+    match config.inject.userfaultfd {
+        false => report.ok(SUBJECT, "containers do not get /dev/userfaultfd: inject.userfaultfd is false"),
+        true if is_root => report.ok(SUBJECT, "containers get /dev/userfaultfd"),
+        true if host.is_open => report.ok(SUBJECT, "containers get /dev/userfaultfd, which everybody may open here"),
+        true => {
+            let rule = r#"echo 'KERNEL=="userfaultfd", MODE="0666"' >/etc/udev/rules.d/60-userfaultfd.rules"#;
+            let fix = format!(
+                "sudo sh -c '{}' && sudo udevadm control --reload && sudo udevadm trigger {}",
+                rule.replace('\'', r"'\\''"),
+                userfaultfd::PATH
+            );
+            report.warn(
+                SUBJECT,
+                "containers without root do not get /dev/userfaultfd, which only root may open here",
+                fix,
+            );
+        }
+    }
+}
+
 fn failures(report: &mut Report, run_dir: &Path) {
     let entries = match ringfence_hook::failures::read(run_dir) {
         Ok(entries) => entries,
@@ -190,6 +218,26 @@ mod tests {
             "{}",
             check.message
         );
+    }
+
+    #[test]
+    fn userfaultfd_is_told_as_containers_get_it() {
+        let host = |is_open| Some(userfaultfd::Host { major: 10, minor: 257, is_open });
+        let mut off = Config::default();
+        off.inject.userfaultfd = false;
+        for (config, found, is_root, status, message) in [
+            (Config::default(), host(false), true, Status::Ok, "containers get"),
+            (Config::default(), host(true), false, Status::Ok, "everybody may open"),
+            (Config::default(), host(false), false, Status::Warning, "without root do not get"),
+            (Config::default(), None, true, Status::Warning, "the kernel has no"),
+            (off, host(false), false, Status::Ok, "inject.userfaultfd is false"),
+        ] {
+            let mut report = Report::default();
+            userfaultfd(&mut report, &config, found, is_root);
+            let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
+            assert_eq!(check.status, status, "{message}");
+            assert!(check.message.contains(message), "{}", check.message);
+        }
     }
 
     #[test]

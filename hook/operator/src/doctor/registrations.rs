@@ -3,7 +3,7 @@
 use super::{Report, hooks};
 use crate::engines::host::Host;
 use crate::engines::process::output;
-use crate::engines::{Engine, crio as crio_files, docker as docker_file, hooks_d, podman as podman_files};
+use crate::engines::{Engine, Options, crio as crio_files, docker as docker_file, hooks_d, podman as podman_files};
 use ringfence_hook::config::Config;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,8 +32,28 @@ pub fn docker(report: &mut Report, host: &Host, config: &Config) {
         ""
     };
     report.ok("docker", format!("{version}{hint}"));
-    let path = Path::new(docker_file::DEFAULT);
-    let text = host.read(path).map(Option::unwrap_or_default);
+    let path = match docker_file::config_path(host, &Options::default()) {
+        Ok(path) => path,
+        Err(error) => return report.warn("docker", format!("{error:#}"), "sudo ringfence doctor"),
+    };
+    let text = host.read(&path).map(Option::unwrap_or_default);
+    let flag = docker_file::flags::find(host, docker_file::DEFAULT_RUNTIME).unwrap_or_default();
+    let named = text.as_ref().ok().and_then(|text| docker_file::default_runtime(text).unwrap_or_default());
+    match (flag, named) {
+        (Some(flag), Some(named)) => {
+            let (flag, file) = (flag.value, flag.file.display());
+            let message = format!(
+                "dockerd does not start: {file} has --default-runtime={flag}, and {} names {named}, too",
+                path.display()
+            );
+            report.fail("docker", message, format!("take default-runtime out of {} or {file}", path.display()));
+        }
+        (Some(flag), None) => {
+            let message = format!("the default runtime is {}, by a flag in {}", flag.value, flag.file.display());
+            report.ok("docker", message);
+        }
+        (None, _) => {}
+    }
     let registered = match text.and_then(|text| docker_file::registered(&text)) {
         Ok(registered) => registered,
         Err(error) => return report.fail("docker", format!("{}: {error:#}", path.display()), "correct that file"),

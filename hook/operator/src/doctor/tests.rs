@@ -74,6 +74,16 @@ fn an_engine_is_fine_once_it_is_configured() {
 }
 
 #[test]
+fn a_default_runtime_that_is_named_twice_is_told() {
+    let root = Root::new();
+    root.configure(Engine::Docker);
+    root.write("lib/systemd/system/docker.service", "[Service]\nExecStart=/usr/bin/dockerd --default-runtime=nvidia\n");
+    assert_eq!(root.complaints(Engine::Docker), []);
+    root.edit("etc/docker/daemon.json", "{", "{\"default-runtime\": \"runc\",");
+    root.expect(Engine::Docker, Status::Problem, "dockerd does not start", "/lib/systemd/system/docker.service");
+}
+
+#[test]
 fn registrations_that_containerd_would_not_serve_are_told() {
     let root = Root::new();
     root.configure(Engine::Containerd);

@@ -2,6 +2,7 @@
 //!
 //! Values that we do not touch keep their text, however they are written.
 
+pub mod flags;
 mod object;
 #[cfg(test)]
 mod tests;
@@ -126,18 +127,30 @@ pub fn configure_host(host: &Host, options: &Options) -> Result<Plan> {
         bail!("--policy {policy:?} must be letters, digits, dashes, dots and underscores");
     }
     let binary = runtime.to_str().context("runtime.path must be UTF-8")?.to_owned();
-    let registration = Registration {
+    let mut registration = Registration {
         has_link: host.is_program(Path::new(&link(&binary, policy))),
         binary,
         policy: policy.to_owned(),
         set_as_default: options.set_as_default,
     };
-    let path = options.config.as_deref().unwrap_or(Path::new(DEFAULT));
-    let text = host.read(path)?.unwrap_or_default();
+    let mut plan = Plan::default();
+    if let Some(flag) = flags::find(host, DEFAULT_RUNTIME)?.filter(|_| options.set_as_default) {
+        let (file, value) = (flag.file.display(), &flag.value);
+        if *value != registration.name() {
+            bail!(
+                "dockerd is told --{DEFAULT_RUNTIME}={value} in {file}, and does not start when daemon.json names a default, too; \
+                 take the flag out of that file first, or have it name {}, nothing was changed",
+                registration.name()
+            );
+        }
+        registration.set_as_default = false;
+        plan.notes.push(format!("it is the default already, by --{DEFAULT_RUNTIME} in {file}"));
+    }
+    let path = config_path(host, options)?;
+    let text = host.read(&path)?.unwrap_or_default();
     let new = configure(&text, &registration);
     let new = new.with_context(|| format!("cannot register with {}, nothing was changed", path.display()))?;
-    let mut plan = Plan::default();
-    plan.set(host, path, Some(new))?;
+    plan.set(host, &path, Some(new))?;
     if !plan.changes.is_empty() {
         plan.next = Some(RELOAD);
     }
@@ -150,15 +163,41 @@ const RELOAD: &str = "systemctl reload docker (running containers stay)";
 
 /// What takes all runtimes of ours out.
 pub fn unconfigure_host(host: &Host, options: &Options) -> Result<Plan> {
-    let path = options.config.as_deref().unwrap_or(Path::new(DEFAULT));
+    let path = config_path(host, options)?;
     let mut plan = Plan::default();
-    let Some(text) = host.read(path)?.filter(|text| text.contains(NAME)) else { return Ok(plan) };
+    let Some(text) = host.read(&path)?.filter(|text| text.contains(NAME)) else { return Ok(plan) };
+    let ours = registered(&text).unwrap_or_default();
+    if let Some(flag) =
+        flags::find(host, DEFAULT_RUNTIME)?.filter(|flag| ours.iter().any(|(name, _)| *name == flag.value))
+    {
+        let (file, value) = (flag.file.display(), flag.value);
+        bail!(
+            "dockerd is told --{DEFAULT_RUNTIME}={value} in {file}, and does not start without that runtime; take the flag out first"
+        );
+    }
     let new = unconfigure(&text).with_context(|| format!("{}; mend it first, nothing was changed", path.display()))?;
     if new.as_deref() != Some(&text) {
-        plan.set(host, path, new)?;
+        plan.set(host, &path, new)?;
         plan.next = Some(RELOAD);
     }
     Ok(plan)
+}
+
+/// The flag, and without dashes the key of [`DEFAULT`], that names the runtime of containers which ask for none.
+pub const DEFAULT_RUNTIME: &str = "default-runtime";
+
+/// The file that dockerd reads: what the administrator says, or else its flag, or else [`DEFAULT`].
+pub fn config_path(host: &Host, options: &Options) -> Result<PathBuf> {
+    match &options.config {
+        Some(path) => Ok(path.clone()),
+        None => Ok(flags::find(host, "config-file")?.map_or(DEFAULT.into(), |flag| flag.value.into())),
+    }
+}
+
+/// What `text` says of [`DEFAULT_RUNTIME`].
+pub fn default_runtime(text: &str) -> Result<Option<String>> {
+    let root = Object::parse(text)?;
+    Ok(root.get(DEFAULT_RUNTIME).and_then(|raw| serde_json::from_str(raw.get()).ok()))
 }
 
 fn runtimes(root: &Object) -> Result<Object> {

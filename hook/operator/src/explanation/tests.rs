@@ -65,7 +65,7 @@ fn every_value_says_who_gave_it() {
     assert_eq!(from("class"), ("bulk", "policy.bounds"));
     assert_eq!(from("max-qp"), ("16", "policy.defaults"));
     assert_eq!(from("max-mr"), ("4096", "built in"));
-    assert_eq!(mounts[2].destination, PathBuf::from("/etc/ld.so.preload"));
+    assert!(mounts.iter().any(|mount| mount.destination == Path::new("/etc/ld.so.preload")));
     let unused: Vec<_> = found.unused.iter().map(|unused| (unused.annotation.as_str(), unused.why.as_str())).collect();
     assert_eq!(
         unused,

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         explain::the_examples_for_kubernetes_are_granted,
         state::what_is_left_behind_is_listed_and_removed,
         state::failures_of_the_hook_are_listed,
+        state::a_user_is_shown_his_own,
     ])
 }
 

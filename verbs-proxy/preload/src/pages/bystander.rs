@@ -16,24 +16,37 @@ const ABOVE: usize = 16 << 10;
 /// Runs `work`, which changes the pages in `range`, where it does not stand on them.
 ///
 /// The thread's stack or thread-local memory may be in the range, and the kernel writes there too (`rseq`) whenever it
-/// resumes the thread. So then a second thread does the work on a stack of its own while the kernel holds the first.
-pub fn run<F: FnMut()>(range: &Range<usize>, work: &mut F) -> Result<(), i32> {
-    run_for([range].into_iter(), work)
+/// resumes the thread. So then a second thread does the work on a stack of its own while the kernel holds the first. What
+/// the work needs it must own: the first thread's stack may be out of reach before it ends.
+pub fn run<R: Copy, F: Fn() -> Result<R, i32> + Copy>(range: &Range<usize>, work: F) -> Result<R, i32> {
+    run_for([range.clone()].into_iter(), work)
 }
 
 /// The same for several ranges.
-pub fn run_for<'a, F: FnMut()>(mut ranges: impl Iterator<Item = &'a Range<usize>>, work: &mut F) -> Result<(), i32> {
+pub fn run_for<R: Copy, F: Fn() -> Result<R, i32> + Copy>(
+    mut ranges: impl Iterator<Item = Range<usize>>,
+    work: F,
+) -> Result<R, i32> {
     let own = own();
-    if !ranges.any(|range| own.iter().any(|own| overlap(own, range))) {
-        work();
-        return Ok(());
+    if !ranges.any(|range| own.iter().any(|own| overlap(own, &range))) {
+        return work();
+    }
+    // valgrind ends with a program that makes such a thread.
+    if sys::is_emulated() {
+        return Err(libc::EOPNOTSUPP);
     }
     let stack = sys::anonymous(STACK)?;
-    // SAFETY: `work` lives until the clone has ended, and nobody else uses the stack.
-    let result = unsafe { clone_and_wait(stack + STACK, call::<F>, core::ptr::from_mut(work) as usize) };
+    let mut order = Order { work, result: Err(libc::EAGAIN) };
+    // SAFETY: the order lives until the clone has ended, and nobody else uses the stack.
+    let result = unsafe { clone_and_wait(stack + STACK, call::<R, F>, &raw mut order as usize) };
     // SAFETY: the clone has ended.
     unsafe { sys::munmap(stack, STACK) };
-    result
+    result.and(order.result)
+}
+
+struct Order<R, F> {
+    work: F,
+    result: Result<R, i32>,
 }
 
 /// Memory that this thread writes to as it runs: around its stack pointer, and around its thread pointer.
@@ -41,7 +54,12 @@ pub fn own() -> [Range<usize>; 2] {
     let (stack, thread): (usize, usize);
     // SAFETY: reads two registers; the thread control block starts with its own address in every ABI for x86-64.
     unsafe { asm!("mov {}, rsp", "mov {}, fs:[0]", out(reg) stack, out(reg) thread, options(nostack, readonly)) };
-    [stack.saturating_sub(BELOW)..stack + ABOVE, thread.saturating_sub(BELOW)..thread + ABOVE]
+    around(stack, thread)
+}
+
+/// The same of a thread with these stack and thread pointers.
+pub fn around(stack: usize, thread: usize) -> [Range<usize>; 2] {
+    [stack, thread].map(|pointer| pointer.saturating_sub(BELOW)..pointer.saturating_add(ABOVE))
 }
 
 /// Whether this thread's stack is in the range.
@@ -53,9 +71,15 @@ fn overlap(one: &Range<usize>, other: &Range<usize>) -> bool {
     one.start < other.end && other.start < one.end
 }
 
-extern "C" fn call<F: FnMut()>(work: usize) {
-    // SAFETY: `run` passed a pointer to `F`.
-    unsafe { (*(work as *mut F))() }
+extern "C" fn call<R: Copy, F: Fn() -> Result<R, i32> + Copy>(order: usize) {
+    // SAFETY: `run` passed a pointer to an order, and waits. The work is copied to this stack first, and its result to the
+    // other one when that can be reached again.
+    unsafe {
+        let order = order as *mut Order<R, F>;
+        let work = (*order).work;
+        let result = work();
+        (*order).result = result;
+    }
 }
 
 /// # Safety

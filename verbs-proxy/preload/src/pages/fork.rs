@@ -1,99 +1,58 @@
 //! A child of `fork` gets private copies of shared pages, as of other memory.
 //!
-//! Shared mappings stay shared across a fork, so:
-//! 1. Before, all shared pages become read-only: other threads that write wait ([`fault`]). Pages that the forking thread
-//!    must write to meanwhile (its stack, its control block) become private, and a copy of them is kept.
-//! 2. The child replaces all others by private copies, then tells the parent.
-//! 3. The parent, having waited, puts back what it wrote to its private pages, byte by byte where they differ from the
-//!    copy: the device may have written to the same page. Then everybody goes on.
+//! Pages that are shared with the proxy are no child's, unless it is made by `fork`, which tells the library of it:
+//! 1. When it is about to be made, nothing else may write to shared pages. A thread of its own has nothing to wait for. Of
+//!    several threads, the others are stopped when the forking one enters the kernel for the fork ([`escort`]): by then it has
+//!    all the locks that it wants, so nobody who is stopped has one of those. Where that is not to be had, pages are
+//!    read-only from the beginning of the fork and other writers wait ([`fault`]), if none of them blocks SIGSEGV.
+//! 2. The pages become read-only. Those that the forking thread must write to meanwhile (its stack, its control block) become
+//!    private, and what they had is kept ([`windows`]).
+//! 3. The child replaces all others by private copies, then says so.
+//! 4. The parent puts back what was written to its private pages, and everybody goes on.
 
 // UNSAFETY: replaces the application's memory, in handlers that the C library calls.
 #![allow(unsafe_code)]
 
+use super::array::Array;
+use super::escort::{self, Escort};
 use super::patch::Patch;
-use super::state::State;
-use super::{PAGE, STATE, bystander, fault, sys};
+use super::windows::Windows;
+use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads};
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
-
-/// Pages that may become private in the parent; more would be those of other fork handlers.
-const WINDOWS: usize = 256;
+use core::ops::{ControlFlow, Range};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 /// Process and thread that are forking; zero if none. The child finds its parent's numbers.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 static THREAD: AtomicU32 = AtomicU32::new(0);
 
-/// Pages that are private during the fork. Written by the forking thread only, or for it.
-struct Windows {
-    pages: UnsafeCell<[usize; WINDOWS]>,
-    count: AtomicUsize,
-    /// What each had, page after page.
-    bases: AtomicUsize,
-}
-
-// SAFETY: used by the forking thread, or by the one that works while that is held.
-unsafe impl Sync for Windows {}
-
-static PRIVATE: Windows =
-    Windows { pages: UnsafeCell::new([0; WINDOWS]), count: AtomicUsize::new(0), bases: AtomicUsize::new(0) };
+static WINDOWS: Windows = Windows::new();
 
 /// The pipe by which the child says that it has its copies: both ends, or -1.
 static READ_END: AtomicU32 = AtomicU32::new(u32::MAX);
 static WRITE_END: AtomicU32 = AtomicU32::new(u32::MAX);
 
-impl Windows {
-    fn pages(&self) -> &[usize] {
-        // SAFETY: the first `count` are written; only the forking thread adds more.
-        unsafe { &(&*self.pages.get())[..self.count.load(Relaxed)] }
-    }
+/// What only the forking thread, or the one that works for it, touches while the gate is held.
+struct Fork {
+    patches: Array<Patch>,
+    escort: Option<Escort>,
+    /// Signals that the forking thread blocked before.
+    blocked: u64,
+}
 
-    /// Replaces a page of `patch` by private memory and keeps what it had.
-    fn open(&self, patch: &Patch, page: usize) -> Result<(), i32> {
-        let count = self.count.load(Relaxed);
-        if count == WINDOWS {
-            return Err(libc::ENOMEM);
-        }
-        let aside = sys::anonymous(PAGE)?;
-        let base = self.bases.load(Relaxed) + count * PAGE;
-        // SAFETY: `aside` and `base` are ours; the page is read-only for all others.
-        unsafe {
-            let moved = patch.copy(page, PAGE, base).and_then(|()| {
-                core::ptr::copy_nonoverlapping(base as *const u8, aside as *mut u8, PAGE);
-                sys::mprotect(aside, PAGE, patch.protection)?;
-                sys::move_pages(aside, PAGE, page)
-            });
-            if moved.is_err() {
-                sys::munmap(aside, PAGE);
-                return moved;
-            }
-            (*self.pages.get())[count] = page;
-        }
-        self.count.store(count + 1, Relaxed);
-        Ok(())
-    }
+struct Global(UnsafeCell<Fork>);
 
-    /// Brings what was written to the private page `index` into the file, and the file back under its address.
-    fn close(&self, patch: &Patch, index: usize) -> Result<(), i32> {
-        let (page, base) = (self.pages()[index], self.bases.load(Relaxed) + index * PAGE);
-        let place = patch.place(page);
-        let all = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: `view` is ours; nobody writes to the page until it is the file's.
-        unsafe {
-            let view = sys::mmap(0, PAGE, all, libc::MAP_SHARED, patch.file, place)?;
-            let frozen = sys::mprotect(page, PAGE, patch.protection & !libc::PROT_WRITE);
-            for at in 0..PAGE {
-                let byte = ((page + at) as *const u8).read_volatile();
-                if byte != ((base + at) as *const u8).read_volatile() {
-                    ((view + at) as *mut u8).write_volatile(byte);
-                }
-            }
-            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-            let mapped = sys::mmap(page, PAGE, patch.protection, flags, patch.file, place);
-            sys::munmap(view, PAGE);
-            frozen.and(mapped).map(drop)
-        }
-    }
+// SAFETY: reached by the holder of the gate, and by whom it waits for.
+unsafe impl Sync for Global {}
+
+static FORK: Global = Global(UnsafeCell::new(Fork { patches: Array::new(), escort: None, blocked: 0 }));
+
+/// # Safety
+/// The gate is held for the caller, and no other reference is in use.
+unsafe fn fork() -> &'static mut Fork {
+    // SAFETY: promised by the caller.
+    unsafe { &mut *FORK.0.get() }
 }
 
 /// A write to a read-only page while this thread forks, or in the child before its turn: makes the page private.
@@ -103,140 +62,199 @@ pub fn resolve(address: usize) -> Option<bool> {
     if process == 0 || (process == sys::process() && THREAD.load(Relaxed) != sys::thread()) {
         return None;
     }
-    // SAFETY: the forking thread holds the lock, and is interrupted.
-    let patches = unsafe { STATE.held() }.patches();
-    let patch = patches.iter().find(|patch| patch.range.contains(&address))?;
+    // SAFETY: the forking thread has the gate, and is interrupted where it uses nothing of this.
+    let patches = unsafe { &(*FORK.0.get()).patches };
+    let patch = patches.iter().find(|patch| patch.contains(address))?;
     if patch.protection & libc::PROT_WRITE == 0 {
         return None;
     }
-    Some(PRIVATE.open(patch, address & !(PAGE - 1)).is_ok())
+    Some(WINDOWS.open(patch, address & !(PAGE - 1)).is_ok())
+}
+
+/// What is shared at this moment, wherever the application has moved it.
+fn gather(patches: &mut Array<Patch>) {
+    patches.clear();
+    let state = STATE.lock();
+    if !state.shares() {
+        return;
+    }
+    let _ = maps::visit(&(0..usize::MAX), false, |mapping| {
+        state.each_shown(&mapping, &mut |shown| {
+            let patch = Patch { start: shown.start, end: shown.end, protection: shown.protection, aside: shown.aside };
+            if patch.aside == 0 {
+                patches.push(patch);
+                return;
+            }
+            // What the application wants children to find may differ from mapping to mapping.
+            let aside = patch.aside..patch.aside + (patch.end - patch.start);
+            let _ = maps::visit(&aside, false, |mapping| {
+                if let Some(part) = mapping.clip(&aside) {
+                    let start = patch.start + (part.start - aside.start);
+                    patches.push(Patch { start, end: start + part.length(), aside: part.start, ..patch });
+                }
+                ControlFlow::Continue(())
+            });
+        });
+        ControlFlow::Continue(())
+    });
 }
 
 extern "C" fn prepare() {
-    core::mem::forget(STATE.lock());
-    // SAFETY: just locked; this thread keeps the lock until after the fork.
-    let state = unsafe { STATE.held() };
-    state.prepare_patches();
-    if state.patches().is_empty() || fault::install().is_err() {
-        state.clear_patches();
+    core::mem::forget(GATE.lock());
+    // SAFETY: just locked; this thread keeps the gate until after the fork.
+    let fork = unsafe { fork() };
+    gather(&mut fork.patches);
+    if fork.patches.is_empty() {
         return;
     }
-    let Ok(bases) = sys::anonymous(WINDOWS * PAGE) else {
-        state.clear_patches();
+    if fault::install().is_err() || WINDOWS.begin().is_err() {
+        fork.patches.clear();
         return;
-    };
-    PRIVATE.bases.store(bases, Relaxed);
-    PRIVATE.count.store(0, Relaxed);
+    }
     let [read, write] = sys::pipe().map_or([u32::MAX; 2], |ends| ends.map(|end| end as u32));
     READ_END.store(read, Relaxed);
     WRITE_END.store(write, Relaxed);
+    fork.blocked = signals::unblock(libc::SIGSEGV);
     THREAD.store(sys::thread(), Relaxed);
     PROCESS.store(sys::process(), Relaxed);
-    let own = bystander::own();
-    let patches = state.patches();
+    if sys::threads() > 1 {
+        fork.escort = if hold::may_stop() { escort::start() } else { None };
+        if fork.escort.is_some() {
+            return;
+        }
+        if !threads::nobody_blocks(libc::SIGSEGV) {
+            // Nothing keeps others from the pages without harm: the child does not get them.
+            finish(fork);
+            return;
+        }
+    }
+    let own = bystander::own().map(|own| (own.start, own.end));
+    let frozen = bystander::run_for(fork.patches.iter().map(|patch| patch.start..patch.end), move || {
+        freeze(&own.map(|(start, end)| start..end));
+        Ok(())
+    });
+    // Without a thread to do it the caller must be able to go on, and the child does not get these pages.
+    if frozen.is_err() {
+        finish(fork);
+    }
+}
+
+/// Nobody writes to what is shared, and the forking thread, which uses `own`, can go on.
+pub fn freeze(own: &[Range<usize>]) {
+    // SAFETY: called by the forking thread, or for it.
+    let fork = unsafe { fork() };
     fault::announce();
-    let frozen = bystander::run_for(patches.iter().map(|patch| &patch.range), &mut || {
-        for patch in patches.iter().filter(|patch| patch.protection & libc::PROT_WRITE != 0) {
-            // SAFETY: writers are caught by the handler.
-            let _ = unsafe { sys::mprotect(patch.range.start, patch.range.len(), patch.frozen()) };
-            for own in &own {
-                let start = patch.range.start.max(own.start & !(PAGE - 1));
-                for page in (start..patch.range.end.min(own.end)).step_by(PAGE) {
-                    if PRIVATE.pages().contains(&page) {
-                        continue;
-                    }
-                    if PRIVATE.open(patch, page).is_err() {
-                        // Without memory for a copy this page stays as it is, or the thread could not go on.
-                        // SAFETY: its own protection.
-                        let _ = unsafe { sys::mprotect(page, PAGE, patch.protection) };
-                    }
+    for patch in fork.patches.iter() {
+        patch.mark();
+        // SAFETY: writers are stopped, or caught by the handler.
+        unsafe {
+            let _ = sys::madvise(patch.start, patch.end - patch.start, libc::MADV_DOFORK);
+            let _ = sys::mprotect(patch.start, patch.end - patch.start, patch.frozen());
+        }
+        if patch.protection & libc::PROT_WRITE == 0 {
+            continue;
+        }
+        for own in own {
+            let start = patch.start.max(own.start & !(PAGE - 1));
+            for page in (start..patch.end.min(own.end)).step_by(PAGE) {
+                if !WINDOWS.contains(page) && WINDOWS.open(patch, page).is_err() {
+                    // Without memory for a copy this page stays as it is, or the thread could not go on.
+                    // SAFETY: its own protection.
+                    let _ = unsafe { sys::mprotect(page, PAGE, patch.protection) };
                 }
             }
         }
-    });
-    // Without a thread to do it, the caller must be able to go on; the child shares these pages then.
-    if frozen.is_err() {
-        thaw();
+    }
+}
+
+/// In the parent, when the child has its copies or there is none: everything as it was.
+pub fn thaw() {
+    // SAFETY: called by the forking thread, or for it.
+    let fork = unsafe { fork() };
+    for patch in fork.patches.iter() {
+        patch.unmark();
+        // SAFETY: their own protection, or for the private pages in it the same.
+        let _ = unsafe { sys::mprotect(patch.start, patch.end - patch.start, patch.protection) };
+    }
+    WINDOWS.close_all(&fork.patches);
+    WINDOWS.forget_all();
+    for patch in fork.patches.iter() {
+        // SAFETY: as it was, for what is ours; what the application has mapped there meanwhile it has mapped itself.
+        let _ = unsafe { sys::madvise(patch.start, patch.end - patch.start, libc::MADV_DONTFORK) };
+    }
+    fault::finish();
+}
+
+/// Waits until the child says that it has its copies, or has died.
+pub fn wait_for_child() {
+    close_end(&WRITE_END);
+    let end = READ_END.load(Relaxed);
+    if end != u32::MAX {
+        let _ = sys::read(end as i32, &mut [0]);
     }
 }
 
 extern "C" fn parent() {
     if PROCESS.load(Relaxed) != 0 {
-        close_end(&WRITE_END);
-        let end = READ_END.load(Relaxed);
-        if end != u32::MAX {
-            // One byte when the child has its copies; the end of the file if it died, or was never born.
-            let _ = sys::read(end as i32, &mut [0]);
-        }
-        thaw();
-    }
-    // SAFETY: locked by `prepare`.
-    unsafe { STATE.unlock() };
-}
-
-/// In the parent: everything as it was, and everybody goes on.
-fn thaw() {
-    // SAFETY: this thread holds the lock.
-    let state = unsafe { STATE.held() };
-    let patches = state.patches();
-    let _ = bystander::run_for(patches.iter().map(|patch| &patch.range), &mut || {
-        for patch in patches.iter().filter(|patch| patch.protection & libc::PROT_WRITE != 0) {
-            // SAFETY: its own protection, or for the private pages in it the same.
-            let _ = unsafe { sys::mprotect(patch.range.start, patch.range.len(), patch.protection) };
-        }
-        for (index, page) in PRIVATE.pages().iter().enumerate() {
-            if let Some(patch) = patches.iter().find(|patch| patch.range.contains(page)) {
-                // If it fails the page stays private, and the next registration shares it anew.
-                let _ = PRIVATE.close(patch, index);
+        // SAFETY: this thread holds the gate.
+        let fork = unsafe { fork() };
+        match fork.escort.take() {
+            Some(escort) => escort.end(),
+            None => {
+                wait_for_child();
+                let patches = fork.patches.iter().map(|patch| patch.start..patch.end);
+                let _ = bystander::run_for(patches, || {
+                    thaw();
+                    Ok(())
+                });
             }
         }
-    });
-    end(state);
+        finish(fork);
+    }
+    // SAFETY: locked by `prepare`.
+    unsafe { GATE.unlock() };
 }
 
 extern "C" fn child() {
-    // SAFETY: the lock is held by the thread that this one is a copy of.
-    let state = unsafe { STATE.held() };
+    // SAFETY: the gate is held by the thread that this one is a copy of.
+    let fork = unsafe { fork() };
     if PROCESS.load(Relaxed) != 0 {
-        for patch in state.patches() {
-            // A page without memory for its copy stays read-only: better a fault than a write into the parent.
-            let mut start = patch.range.start;
-            while start < patch.range.end {
-                let mut end = start;
-                while end < patch.range.end && end - start < COPY && !PRIVATE.pages().contains(&end) {
-                    end += PAGE;
-                }
-                if start < end {
-                    let _ = patch.privatise(start, end - start);
-                }
-                start = if end < patch.range.end && PRIVATE.pages().contains(&end) { end + PAGE } else { end };
+        for patch in fork.patches.iter() {
+            let wiped = patch.is_wiped();
+            let mut start = patch.start;
+            while start < patch.end {
+                let end = WINDOWS.next(start).min(patch.end);
+                patch.privatise(start, end, wiped);
+                start = end + PAGE;
             }
         }
         let write = WRITE_END.load(Relaxed);
         if write != u32::MAX {
             sys::write(write as i32, &[1]);
         }
-        end(state);
+        if let Some(escort) = fork.escort.take() {
+            escort.forget();
+        }
+        fault::finish();
+        finish(fork);
     }
-    state.forget();
-    // SAFETY: locked by `prepare`, and no reference remains.
-    unsafe { STATE.unlock() };
+    // SAFETY: no other thread exists here, and nothing changes this state but who holds the gate.
+    unsafe {
+        STATE.reset();
+        STATE.lock().forget_in_child();
+        GATE.unlock();
+    }
 }
 
-/// What the child copies at once.
-const COPY: usize = 16 << 20;
-
 /// The fork is over, for either side.
-fn end(state: &mut State) {
+fn finish(fork: &mut Fork) {
     PROCESS.store(0, Relaxed);
     THREAD.store(0, Relaxed);
-    PRIVATE.count.store(0, Relaxed);
-    // SAFETY: made by `prepare`, and used by the windows only, which are closed.
-    unsafe { sys::munmap(PRIVATE.bases.swap(0, Relaxed), WINDOWS * PAGE) };
+    WINDOWS.end();
     close_end(&READ_END);
     close_end(&WRITE_END);
-    fault::finish();
-    state.clear_patches();
+    fork.patches.clear();
+    signals::block_again(libc::SIGSEGV, fork.blocked);
 }
 
 fn close_end(end: &AtomicU32) {

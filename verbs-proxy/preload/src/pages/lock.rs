@@ -43,14 +43,12 @@ impl<T> Lock<T> {
         Locked(self)
     }
 
-    /// The value, for whoever knows that the lock is held on its behalf.
+    /// Gives back a lock that was held, if at all, by a thread that this process does not have: in a forked child.
     ///
     /// # Safety
-    /// The lock is held, and whoever holds it neither uses the value meanwhile nor gives the lock back.
-    #[allow(clippy::mut_from_ref)] // As `Locked`, but for code that no guard can reach.
-    pub unsafe fn held(&self) -> &mut T {
-        // SAFETY: promised by the caller.
-        unsafe { &mut *self.value.get() }
+    /// This is the only thread, and what the lock guards is whole.
+    pub unsafe fn reset(&self) {
+        self.word.store(FREE, Release);
     }
 
     /// Gives back a lock whose guard was forgotten.

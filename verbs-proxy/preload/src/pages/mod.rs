@@ -2,39 +2,67 @@
 //!
 //! [`acquire`] copies the pages into a region's file once and maps the file over them; [`release`] gives private memory
 //! with the same contents back when the last registration of a page ends. A child of `fork` has private copies, and nothing
-//! registered. Contents and addresses never change for the
-//! application.
+//! registered. Contents and addresses never change for the application, and what it does to its memory meanwhile
+//! ([`interpose`]) has the effect that it has on private memory: a region keeps its pages, as those that a driver has pinned.
+//!
+//! - [`state`], [`table`]: which pages are shared, and what is to be done.
+//! - [`swap`]: replaces pages; [`hold`], [`uffd`], [`stop`] (with [`threads`], [`trace`]), [`fault`], [`bystander`]: keeps everybody from them meanwhile.
+//! - [`maps`]: what is mapped where; [`fork`], [`escort`], [`patch`], [`windows`]: forks.
+//! - [`array`], [`kept`], [`lock`], [`signals`], [`sys`]: memory, descriptors, locks and system calls that disturb nobody.
 
+mod array;
 mod bystander;
+mod escort;
 mod fault;
 mod fork;
-mod freeze;
+mod hold;
+mod interpose;
+mod kept;
 mod lock;
 mod maps;
 mod patch;
-mod signals;
+pub mod signals;
 mod state;
+mod stop;
 mod swap;
 mod sys;
 mod table;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_changes;
+#[cfg(test)]
 mod tests_concurrent;
 #[cfg(test)]
 mod tests_fork;
 #[cfg(test)]
 mod tests_speed;
+#[cfg(test)]
+mod tests_threads;
+mod threads;
+mod trace;
+mod uffd;
+mod windows;
 
 use alloc::vec::Vec;
-use core::ops::Range;
+use array::Array;
+use core::ops::{ControlFlow, Range};
 use lock::Lock;
 use signals::Blocked;
-use state::State;
+use state::{Offer, Outcome, State};
 
 const PAGE: usize = 4096;
 
+/// Held from the beginning of a registration, or of its end, to the end of it, and during a fork. Who holds it may ask the
+/// proxy.
+static GATE: Lock<()> = Lock::new(());
+
+/// Held for no longer than pages are replaced. Who holds it calls nothing of the C library, because an allocator that calls
+/// [`interpose`] waits for it, with locks of its own.
 static STATE: Lock<State> = Lock::new(State::new());
+
+/// How often a registration begins anew because the application changes its mappings meanwhile.
+const TURNS: u32 = 16;
 
 /// A run of pages of one region, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +86,8 @@ pub struct Acquired {
 
 /// Where memory that the proxy reaches comes from.
 pub trait Regions {
-    /// A region of so many bytes and the file behind it, sealed against resizing, which the caller will own; or `errno`.
+    /// A region of so many bytes and the file behind it, sealed against resizing, which the caller will own; or `errno`. The file
+    /// is longer than the region: where the C library enlarges a mapping of it (`realloc`) there must be pages.
     fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), i32>;
     /// Nothing refers to the region any more; what it contains is lost.
     fn free(&mut self, region: u32);
@@ -76,22 +105,125 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     let pages = pages(addr, length)?;
     fork::watch();
     let _blocked = Blocked::new();
-    let mut state = STATE.lock();
-    let segments = state.acquire(pages, writable, regions)?;
-    Ok(Acquired { first_offset: (addr % PAGE) as u64, segments })
+    let _gate = GATE.lock();
+    let mut offer: Option<Offer> = None;
+    let mut segments = Array::new();
+    let (mut result, mut taken) = (Err(libc::EAGAIN), false);
+    for _ in 0..TURNS {
+        result = {
+            let mut state = STATE.lock();
+            let result = state.acquire(&pages, writable, offer, regions);
+            if result == Ok(Outcome::Done) {
+                state.segments(pages.clone(), &mut segments);
+            }
+            result
+        };
+        let Ok(Outcome::Needs(bytes)) = result else {
+            taken = true;
+            break;
+        };
+        result = Err(libc::EAGAIN);
+        if let Some(unfit) = offer.take() {
+            sys::close(unfit.file);
+            regions.free(unfit.region);
+        }
+        match regions.allocate(bytes) {
+            Ok((region, file)) => offer = Some(Offer { region, file, bytes }),
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    // Mapped, or of no use: a mapping needs no descriptor.
+    if let Some(offer) = &offer {
+        sys::close(offer.file);
+        if !taken {
+            regions.free(offer.region);
+        }
+    }
+    free_unused(regions);
+    // What the kernel says where it may lock no more memory; of verbs it is this.
+    let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });
+    result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
 }
 
 /// Ends what [`acquire`] of the same range began.
 pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
     let Ok(pages) = pages(addr, length) else { return };
     let _blocked = Blocked::new();
+    let _gate = GATE.lock();
     STATE.lock().release(pages, regions);
+    free_unused(regions);
 }
 
-/// Drops all knowledge of shared pages without touching them: their regions are gone.
-pub fn forget() {
+/// Tells the source of regions that nothing refers to any more. The gate is held, so nobody else takes them.
+fn free_unused(regions: &mut dyn Regions) {
+    loop {
+        let freed = {
+            let mut state = STATE.lock();
+            let last = state.freed.len().checked_sub(1);
+            last.map(|last| {
+                let region = state.freed[last];
+                state.freed.remove(last..last + 1);
+                region
+            })
+        };
+        match freed {
+            Some(region) => regions.free(region),
+            None => break,
+        }
+    }
+}
+
+/// Whether every page of the range still shows what [`acquire`] put there: the application has neither unmapped nor replaced
+/// nor moved it, and may still read and (if asked for) write it.
+///
+/// To be asked between `acquire` of the same range and its `release` only. Costs one question to the kernel for each mapping of
+/// the range (before Linux 6.11: reading `/proc/self/maps`), and allocates nothing.
+#[cfg_attr(not(test), allow(dead_code))] // For whoever keeps registrations.
+pub fn still_acquired(addr: usize, length: usize, writable: bool, acquired: &Acquired) -> bool {
+    let Ok(pages) = pages(addr, length) else { return false };
     let _blocked = Blocked::new();
-    STATE.lock().forget();
+    STATE.lock().still_shows(&pages, writable, &acquired.segments)
+}
+
+/// A mapping of a file, whole, as the program made it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub range: Range<usize>,
+    /// `PROT_*`.
+    pub protection: i32,
+    pub shared: bool,
+    /// Byte in the file where it starts.
+    pub offset: u64,
+    /// Major and minor number.
+    pub device: (u32, u32),
+    pub inode: u64,
+}
+
+/// The mappings that reach into a range of addresses, in their order: for memory that is shared already.
+pub fn mappings(range: &Range<usize>) -> Result<Vec<Shown>, i32> {
+    let mut all = Vec::new();
+    maps::visit(range, false, |mapping| {
+        let maps::Mapping { protection, shared, offset, device, inode, .. } = mapping;
+        all.push(Shown { range: mapping.range(), protection, shared, offset, device, inode });
+        ControlFlow::Continue(())
+    })?;
+    Ok(all)
+}
+
+/// What is shared becomes private memory, if it is mapped here: the regions are gone, or they are those of a parent.
+pub fn forget() {
+    struct Gone;
+    impl Regions for Gone {
+        fn allocate(&mut self, _: u64) -> Result<(u32, i32), i32> {
+            Err(libc::EIO)
+        }
+        fn free(&mut self, _: u32) {}
+    }
+    let _blocked = Blocked::new();
+    STATE.lock().forget(&Gone);
 }
 
 fn pages(addr: usize, length: usize) -> Result<Range<usize>, i32> {

@@ -1,55 +1,97 @@
-//! A part of the application's memory that is a region's file.
+//! A part of the application's memory that shows a region's file, during a fork.
 
 // UNSAFETY: replaces the application's memory.
 #![allow(unsafe_code)]
 
 use super::sys;
-use core::ops::Range;
 
-/// Addresses of one protection that map consecutive bytes of a file.
-#[derive(Clone, Debug)]
+/// Addresses of one protection.
+#[derive(Clone, Copy, Debug)]
 pub struct Patch {
-    pub range: Range<usize>,
+    pub start: usize,
+    pub end: usize,
     /// `PROT_*`
     pub protection: i32,
-    pub file: i32,
-    /// Byte in the file where `range` starts.
-    pub offset: u64,
+    /// Where the application's own mapping is kept, empty, or zero.
+    pub aside: usize,
 }
 
+/// What the child copies at once.
+const COPY: usize = 2 << 20;
+
 impl Patch {
-    /// Where in the file the address is.
-    pub fn place(&self, address: usize) -> u64 {
-        self.offset + (address - self.range.start) as u64
+    pub fn contains(&self, address: usize) -> bool {
+        self.start <= address && address < self.end
     }
 
     /// The protection that lets nobody write.
     pub fn frozen(&self) -> i32 {
-        self.protection & !libc::PROT_WRITE
+        self.protection & !libc::PROT_WRITE | libc::PROT_READ
     }
 
-    /// Copies what is at `address` to `target`, also if the application may not read it at present.
-    ///
-    /// # Safety
-    /// Nothing else uses the memory at `target`.
-    pub unsafe fn copy(&self, address: usize, length: usize, target: usize) -> Result<(), i32> {
-        // SAFETY: promised by the caller.
-        unsafe { sys::pread(self.file, target, length, self.place(address)) }
+    fn aside_at(&self, address: usize) -> usize {
+        if self.aside == 0 { 0 } else { self.aside + (address - self.start) }
     }
 
-    /// Replaces the memory at `address` by a private copy, which nobody may write to meanwhile.
-    pub fn privatise(&self, address: usize, length: usize) -> Result<(), i32> {
-        let aside = sys::anonymous(length)?;
-        // SAFETY: `aside` is ours until it has been moved.
-        unsafe {
-            let moved = self.copy(address, length, aside).and_then(|()| {
-                sys::mprotect(aside, length, self.protection)?;
-                sys::move_pages(aside, length, address)
-            });
-            if moved.is_err() {
-                sys::munmap(aside, length);
+    /// In the parent: so that the child can see whether the application wants it to find zeros here.
+    pub fn mark(&self) {
+        if self.aside != 0 {
+            // SAFETY: memory that is kept aside, and empty.
+            unsafe {
+                if sys::mprotect(self.aside, super::PAGE, libc::PROT_READ | libc::PROT_WRITE).is_ok() {
+                    (self.aside as *mut u8).write_volatile(1);
+                }
             }
-            moved
+        }
+    }
+
+    /// In the parent, afterwards.
+    pub fn unmark(&self) {
+        if self.aside != 0 {
+            // SAFETY: as above.
+            unsafe {
+                let _ = sys::madvise(self.aside, super::PAGE, libc::MADV_DONTNEED);
+                let _ = sys::mprotect(self.aside, super::PAGE, libc::PROT_NONE);
+            }
+        }
+    }
+
+    /// In the child: whether the application wants it to find zeros here. The patch was marked.
+    pub fn is_wiped(&self) -> bool {
+        // SAFETY: memory that is kept aside, if the child has it, which the first call finds out.
+        self.aside != 0
+            && unsafe {
+                sys::mprotect(self.aside, super::PAGE, libc::PROT_READ).is_ok()
+                    && (self.aside as *const u8).read_volatile() == 0
+            }
+    }
+
+    /// In the child: replaces the memory from `start` to `end` by a private copy, or, `wiped`, by zeros. What the application
+    /// wanted no child to have goes. Memory for which there is no copy stays read-only: better a fault than a write into the
+    /// parent.
+    pub fn privatise(&self, start: usize, end: usize, wiped: bool) {
+        let mut at = start;
+        while at < end {
+            let length = (end - at).min(COPY);
+            let aside = self.aside_at(at);
+            let target = if aside == 0 { sys::anonymous(length).unwrap_or(0) } else { aside };
+            let all = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: `target` is ours until it is moved; there is no other thread.
+            unsafe {
+                match if target == 0 { Err(libc::ENOMEM) } else { sys::mprotect(target, length, all) } {
+                    Ok(()) => {
+                        if !wiped {
+                            sys::copy(at, target, length);
+                        }
+                        let _ = sys::mprotect(target, length, self.protection);
+                        let _ = sys::move_pages(target, length, at);
+                    }
+                    // The application keeps this memory from its children.
+                    Err(_) if aside != 0 => sys::munmap(at, length),
+                    Err(_) => {}
+                }
+            }
+            at += length;
         }
     }
 }

@@ -24,6 +24,23 @@ impl Blocked {
         let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
         Self(before)
     }
+
+    /// Has those signals delivered after all for which no handler runs: they end or stop the program, if its user wants that.
+    pub fn let_defaults_through(&self) {
+        let mut through = 0;
+        for signal in 1..=64 {
+            let mut action = [0usize; 4];
+            let arguments = [signal as usize, 0, action.as_mut_ptr() as usize, 8, 0, 0];
+            // SAFETY: writes the present action: the handler, flags, the restorer and a mask, a word each.
+            if unsafe { sys::call(libc::SYS_rt_sigaction, arguments) }.is_ok() && action[0] == libc::SIG_DFL {
+                through |= bit(signal);
+            }
+        }
+        let mask = through & !self.0;
+        let arguments = [libc::SIG_UNBLOCK as usize, &raw const mask as usize, 0, 8, 0, 0];
+        // SAFETY: reads a mask of the kernel's size.
+        let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
+    }
 }
 
 impl Drop for Blocked {
@@ -32,4 +49,21 @@ impl Drop for Blocked {
         // SAFETY: reads a mask of the kernel's size.
         let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
     }
+}
+
+/// Lets the thread take one signal, whatever it blocks. What it blocked before.
+pub fn unblock(signal: i32) -> u64 {
+    let (mask, mut before) = (bit(signal), 0u64);
+    let arguments = [libc::SIG_UNBLOCK as usize, &raw const mask as usize, &raw mut before as usize, 8, 0, 0];
+    // SAFETY: reads and writes two masks of the kernel's size.
+    let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
+    before
+}
+
+/// Lets the thread block the signal again, if it did.
+pub fn block_again(signal: i32, before: u64) {
+    let mask = before & bit(signal);
+    let arguments = [libc::SIG_BLOCK as usize, &raw const mask as usize, 0, 8, 0, 0];
+    // SAFETY: reads a mask of the kernel's size.
+    let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
 }

@@ -1,314 +1,384 @@
-//! What [`super::acquire`] and [`super::release`] do, under the lock.
+//! What is shared, and what [`super::acquire`] and [`super::release`] do, under the lock.
+//!
+//! Nothing here allocates by the C library, and nothing asks the proxy: see [`super::array`] and [`super::acquire`].
 
+mod back;
+
+use super::array::Array;
 use super::maps::{self, Kind, Mapping};
-use super::patch::Patch;
-use super::swap::{self, Area};
+use super::swap::{self, Area, Rest, Shared, Shown};
 use super::sys::{self, Identity};
 use super::table::{Run, Table};
 use super::{PAGE, Regions, Segment};
-use super::{bystander, freeze};
-use alloc::vec::Vec;
-use core::ops::Range;
+use super::{bystander, interpose};
+use back::discard;
+use core::ops::{ControlFlow, Range};
 
 /// The file behind a region.
+#[derive(Clone, Copy)]
 struct Backing {
     region: u32,
-    file: i32,
     identity: Identity,
+    /// Bytes of the region. The file is longer.
+    bytes: u64,
     /// Pages that runs of the table refer to.
     pages: usize,
-    /// Some that runs referred to may still show somewhere: they could not be made private, or were moved.
+    /// Some that runs referred to may still show somewhere, because there was no memory for private ones.
     astray: bool,
 }
 
-impl Backing {
-    /// The descriptor, unless the application closed it (as daemons do with all that they do not know).
-    fn file(&self) -> Option<i32> {
-        (sys::identify(self.file) == Ok(self.identity)).then_some(self.file)
-    }
+/// A region that the caller of [`State::acquire`] has to offer.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    pub region: u32,
+    pub file: i32,
+    pub bytes: u64,
+}
 
-    /// Whether the application sees some of these bytes, at whatever address.
-    fn shows(&self, bytes: &Range<u64>, regions: &dyn Regions) -> bool {
-        let shows = |mapping: &Mapping| {
-            let end = mapping.offset + mapping.range.len() as u64;
-            let identity = Identity { device: mapping.device, inode: mapping.inode };
-            mapping.shared
-                && identity == self.identity
-                && mapping.offset < bytes.end
-                && bytes.start < end
-                && !regions.is_own(mapping.range.start)
-        };
-        maps::read(0..usize::MAX).map_or(true, |all| all.iter().any(shows))
-    }
-
-    /// Whether it must not be freed yet: the proxy empties what is.
-    fn is_in_use(&self, regions: &dyn Regions) -> bool {
-        self.pages > 0 || (self.astray && self.shows(&(0..u64::MAX), regions))
-    }
-
-    fn close(&self) {
-        if let Some(file) = self.file() {
-            sys::close(file);
-        }
-    }
-
-    /// Whether the mapping shows the page of this file that `run` says; the application may have mapped something else
-    /// there, or nothing.
-    fn is_mapped(&self, run: &Run, mapping: &Mapping) -> bool {
-        let offset = (run.offset * PAGE + (mapping.range.start - run.first * PAGE)) as u64;
-        let identity = Identity { device: mapping.device, inode: mapping.inode };
-        mapping.shared && identity == self.identity && mapping.offset == offset
-    }
+/// What came of [`State::acquire`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// Nothing was done: it takes a region of so many bytes.
+    Needs(u64),
 }
 
 pub struct State {
     table: Table,
-    backings: Vec<Backing>,
-    patches: Vec<Patch>,
+    /// By region.
+    backings: Array<Backing>,
+    /// Regions that nothing refers to any more, for the caller to free.
+    pub freed: Array<u32>,
+    // Kept for their memory.
+    mappings: Array<Mapping>,
+    areas: Array<Area>,
+    outdated: Array<Run>,
+    runs: Array<Run>,
 }
 
 impl State {
     pub const fn new() -> Self {
-        Self { table: Table::new(), backings: Vec::new(), patches: Vec::new() }
+        Self {
+            table: Table::new(),
+            backings: Array::new(),
+            freed: Array::new(),
+            mappings: Array::new(),
+            areas: Array::new(),
+            outdated: Array::new(),
+            runs: Array::new(),
+        }
     }
 
+    /// Shares what of the pages is not shared yet, by the region that is offered, and counts one registration more for all of
+    /// them. The offer is taken when the outcome is [`Outcome::Done`], also if it was of too many bytes, and in the list
+    /// of freed regions after an error.
     pub fn acquire(
         &mut self,
-        pages: Range<usize>,
+        pages: &Range<usize>,
         writable: bool,
-        regions: &mut dyn Regions,
-    ) -> Result<Vec<Segment>, i32> {
-        let mappings = maps::read(bytes(&pages))?;
-        check_access(&pages, &mappings, writable)?;
-        let outdated = self.outdated(&pages, &mappings);
-        let areas = self.areas(&pages, &mappings, &outdated)?;
-        // From here on the table tells the truth: what is not ours any more is a gap.
-        for run in &outdated {
-            for run in self.table.remove(run.range()) {
-                self.drop_pages(&run, false, regions);
+        offer: Option<Offer>,
+        regions: &dyn Regions,
+    ) -> Result<Outcome, i32> {
+        let result = self.examine(pages, writable, regions).and_then(|total| {
+            if total > 0 && offer.is_none_or(|offer| offer.bytes != total) {
+                return Ok(Outcome::Needs(total));
+            }
+            self.drop_outdated(regions);
+            match offer {
+                Some(offer) if total > 0 => self.share(&offer, regions)?,
+                Some(offer) => self.freed.push(offer.region),
+                None => {}
+            }
+            self.table.reference(pages.clone());
+            Ok(Outcome::Done)
+        });
+        if result.is_err() {
+            self.runs.clear();
+            self.table.remove_unheld(pages.clone(), &mut self.runs);
+            self.give_back_all(regions);
+            if let Some(offer) = offer
+                && self.backing(offer.region).is_none()
+                && !self.freed.contains(&offer.region)
+            {
+                self.freed.push(offer.region);
             }
         }
-        let result = self.share(&areas, &outdated, regions);
-        if let Err(error) = result {
-            for run in self.table.remove_unheld(pages) {
-                self.give_back(&run, regions);
-            }
-            return Err(error);
-        }
-        self.table.reference(pages.clone());
-        Ok(self.segments(pages))
+        interpose::set_shared(!self.backings.is_empty());
+        result
     }
 
-    pub fn release(&mut self, pages: Range<usize>, regions: &mut dyn Regions) {
-        for run in self.table.dereference(pages) {
-            self.give_back(&run, regions);
-        }
+    pub fn release(&mut self, pages: Range<usize>, regions: &dyn Regions) {
+        self.runs.clear();
+        self.table.dereference(pages, &mut self.runs);
+        self.give_back_all(regions);
+        interpose::set_shared(!self.backings.is_empty());
     }
 
-    pub fn forget(&mut self) {
+    /// The regions are gone: what shows them becomes private memory, where there is memory for it.
+    pub fn forget(&mut self, regions: &dyn Regions) {
+        self.runs.clear();
+        self.table.remove(0..usize::MAX / PAGE, &mut self.runs);
+        self.give_back_all(regions);
+        self.backings.clear();
+        self.freed.clear();
+        interpose::set_shared(false);
+    }
+
+    /// In a forked child, which has private copies: nothing is shared.
+    pub fn forget_in_child(&mut self) {
         self.table.clear();
-        for backing in self.backings.drain(..) {
-            backing.close();
-        }
-        freeze::forget();
+        self.backings.clear();
+        self.freed.clear();
+        interpose::set_shared(false);
     }
 
-    /// What is shared at this moment, for a fork.
-    pub fn prepare_patches(&mut self) {
-        self.patches.clear();
-        let runs = self.table.runs();
-        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return };
-        let Ok(mappings) = maps::read(first.first * PAGE..(last.first + last.pages) * PAGE) else { return };
-        let mut mappings = &mappings[..];
-        for run in runs {
-            let range = bytes(&run.range());
-            let Some(backing) = self.backings.iter().find(|backing| backing.region == run.region) else { continue };
-            mappings = &mappings[mappings.partition_point(|mapping| mapping.range.end <= range.start)..];
-            for mapping in mappings.iter().take_while(|mapping| mapping.range.start < range.end) {
-                let Some(mapping) = mapping.clone().clip(&range) else { continue };
-                if let (true, Some(file)) = (backing.is_mapped(run, &mapping), backing.file()) {
-                    let Mapping { range, protection, offset, .. } = mapping;
-                    self.patches.push(Patch { range, protection, file, offset });
+    fn backing(&self, region: u32) -> Option<&Backing> {
+        let at = self.backings.binary_search_by_key(&region, |backing| backing.region).ok()?;
+        Some(&self.backings[at])
+    }
+
+    fn backing_mut(&mut self, region: u32) -> Option<&mut Backing> {
+        let at = self.backings.binary_search_by_key(&region, |backing| backing.region).ok()?;
+        Some(&mut self.backings[at])
+    }
+
+    fn backing_of(&self, mapping: &Mapping) -> Option<&Backing> {
+        if !mapping.shared {
+            return None;
+        }
+        let identity = mapping.identity();
+        self.backings.iter().find(|backing| backing.identity == identity)
+    }
+
+    /// Whether the mapping shows the pages that the run says; the application may have mapped something else there.
+    fn shows(&self, run: &Run, mapping: &Mapping) -> bool {
+        let offset = (run.offset * PAGE + (mapping.start - run.first * PAGE)) as u64;
+        mapping.shared
+            && mapping.offset == offset
+            && self.backing(run.region).is_some_and(|backing| backing.identity == mapping.identity())
+    }
+
+    /// The parts of a mapping that show a region's file: those that the table knows, with what is kept aside for them, and
+    /// those that were moved there, or have grown, without.
+    pub fn each_shown(&self, mapping: &Mapping, each: &mut impl FnMut(&Shown)) {
+        if self.backing_of(mapping).is_none() {
+            return;
+        }
+        let mut start = mapping.start;
+        while start < mapping.end {
+            let run = self.table.at(start / PAGE).filter(|run| {
+                let part = mapping.clip(&(start..start + PAGE));
+                part.is_some_and(|part| self.shows(run, &part))
+            });
+            let end = match run {
+                Some(run) => (run.first + run.pages) * PAGE,
+                None => self.table.next_after(start / PAGE).saturating_mul(PAGE),
+            };
+            let end = end.min(mapping.end);
+            let aside = run.map_or(0, |run| run.aside_at(start));
+            each(&Shown { start, end, protection: mapping.protection, aside });
+            start = end;
+        }
+    }
+
+    /// Whether the pages show `segments`, one after the other.
+    pub fn still_shows(&self, pages: &Range<usize>, writable: bool, segments: &[Segment]) -> bool {
+        let needed = needed(writable);
+        let mut next = pages.start * PAGE;
+        for segment in segments {
+            let Some(backing) = self.backing(segment.region) else { return false };
+            let range = next..next.saturating_add(segment.length as usize);
+            let visited = maps::visit(&range, false, |mapping| {
+                let Some(mapping) = mapping.clip(&range) else { return ControlFlow::Continue(()) };
+                let offset = segment.offset + (mapping.start - range.start) as u64;
+                if mapping.start != next
+                    || !mapping.shared
+                    || mapping.protection & needed != needed
+                    || mapping.identity() != backing.identity
+                    || mapping.offset != offset
+                {
+                    return ControlFlow::Break(());
                 }
+                next = mapping.end;
+                ControlFlow::Continue(())
+            });
+            if visited.is_err() || next != range.end {
+                return false;
             }
         }
+        next == pages.end * PAGE
     }
 
-    pub fn patches(&self) -> &[Patch] {
-        &self.patches
-    }
-
-    /// Keeps the memory: in a fork's child nothing should be given back.
-    pub fn clear_patches(&mut self) {
-        self.patches.clear();
-    }
-
-    /// The parts of runs whose addresses show other memory today: the application unmapped them while registered.
-    fn outdated(&self, pages: &Range<usize>, mappings: &[Mapping]) -> Vec<Run> {
-        let mut outdated = Vec::new();
-        for run in self.table.overlapping(pages.clone()) {
-            let backing = self.backings.iter().find(|backing| backing.region == run.region);
-            for mapping in mappings {
-                let Some(mapping) = mapping.clone().clip(&bytes(&run.range())) else { continue };
-                if !backing.is_some_and(|backing| backing.is_mapped(&run, &mapping)) {
-                    outdated.push(run.within(&(mapping.range.start / PAGE..mapping.range.end / PAGE)));
-                }
+    /// Looks at what is mapped, and plans: `areas` are to be shared, `outdated` are parts of runs whose addresses show other
+    /// memory today. How many bytes are to be shared.
+    fn examine(&mut self, pages: &Range<usize>, writable: bool, regions: &dyn Regions) -> Result<u64, i32> {
+        let range = bytes(pages);
+        let mut strays = false;
+        for _ in 0..2 {
+            self.mappings.clear();
+            maps::read(&range, &mut self.mappings)?;
+            check_access(&range, &self.mappings, writable)?;
+            // What the application has moved here, or has let grow, becomes private first.
+            strays = self.privatise_strays(regions)?;
+            if !strays {
+                break;
             }
         }
-        outdated
-    }
-
-    /// What has to be shared: the gaps and the outdated runs, by protection.
-    fn areas(&self, pages: &Range<usize>, mappings: &[Mapping], outdated: &[Run]) -> Result<Vec<Area>, i32> {
-        let mut ranges = self.table.gaps(pages.clone());
-        ranges.extend(outdated.iter().map(Run::range));
-        ranges.sort_by_key(|range| range.start);
-        let mut areas: Vec<Area> = Vec::new();
-        for range in &ranges {
-            for mapping in mappings {
-                let Some(mapping) = mapping.clone().clip(&bytes(range)) else { continue };
-                if mapping.shared || mapping.kind == Kind::Huge {
+        if strays {
+            return Err(libc::EAGAIN);
+        }
+        self.outdated.clear();
+        self.areas.clear();
+        let mut total = 0;
+        for mapping in self.mappings.iter() {
+            let mut start = mapping.start;
+            while start < mapping.end {
+                let (run, end) = match self.table.at(start / PAGE) {
+                    Some(run) => (Some(*run), (run.first + run.pages) * PAGE),
+                    None => (None, self.table.next_after(start / PAGE).saturating_mul(PAGE)),
+                };
+                let end = end.min(mapping.end);
+                let Some(part) = mapping.clip(&(start..end)) else { break };
+                start = end;
+                if let Some(run) = run {
+                    if self.shows(&run, &part) {
+                        continue;
+                    }
+                    self.outdated.push(run.within(&(part.start / PAGE..end / PAGE)));
+                }
+                if part.shared || part.kind == Kind::Huge {
                     return Err(libc::EOPNOTSUPP);
                 }
-                let file_backed = mapping.inode != 0;
-                let is_stack = mapping.kind == Kind::Stack || bystander::is_own_stack(&mapping.range);
-                let area = Area { range: mapping.range, protection: mapping.protection, file_backed, is_stack };
-                match areas.last_mut() {
-                    Some(last)
-                        if last.range.end == area.range.start
-                            && last.protection == area.protection
-                            && last.file_backed == area.file_backed =>
-                    {
-                        last.is_stack |= area.is_stack;
-                        last.range.end = area.range.end;
-                    }
-                    _ => areas.push(area),
+                let area = Area {
+                    start: part.start,
+                    end,
+                    protection: part.protection,
+                    file_backed: part.inode != 0,
+                    is_stack: part.kind == Kind::Stack || bystander::is_own_stack(&part.range()),
+                };
+                total += area.length() as u64;
+                match self.areas.last_mut() {
+                    // Parts of one mapping.
+                    Some(last) if last.end == area.start && last.start >= mapping.start => last.end = end,
+                    _ => self.areas.push(area),
                 }
             }
         }
-        Ok(areas)
+        self.table.reserve(self.areas.len() + self.outdated.len())?;
+        self.backings.reserve(1)?;
+        self.freed.reserve(self.outdated.len() + 2)?;
+        Ok(total)
+    }
+
+    /// Makes private what shows one of our files in `mappings` and is not where the table has it. Whether there was any.
+    fn privatise_strays(&self, regions: &dyn Regions) -> Result<bool, i32> {
+        let (mut any, mut result) = (false, Ok(()));
+        for mapping in self.mappings.iter().filter(|mapping| !regions.is_own(mapping.start)) {
+            self.each_shown(mapping, &mut |shown| {
+                let known = self.table.at(shown.start / PAGE).is_some_and(|run| {
+                    let part = mapping.clip(&(shown.start..shown.end));
+                    part.is_some_and(|part| self.shows(run, &part))
+                });
+                if !known && result.is_ok() {
+                    any = true;
+                    result = swap::give_back(shown, Rest::Stays).1;
+                }
+            });
+        }
+        result.map(|()| any)
+    }
+
+    /// From here on the table tells the truth: what is not ours any more is a gap.
+    fn drop_outdated(&mut self, regions: &dyn Regions) {
+        let mut runs = core::mem::replace(&mut self.runs, Array::new());
+        runs.clear();
+        for at in 0..self.outdated.len() {
+            let range = self.outdated[at].range();
+            self.table.remove(range, &mut runs);
+        }
+        for run in runs.iter() {
+            discard(run, &bytes(&run.range()));
+            // The application may have moved it.
+            if let Some(backing) = self.backing_mut(run.region) {
+                backing.astray = true;
+            }
+            self.drop_pages(run, regions);
+        }
+        self.runs = runs;
     }
 
     /// Shares `areas` by a new region; their runs enter the table with the counts of the outdated ones they replace.
-    fn share(&mut self, areas: &[Area], outdated: &[Run], regions: &mut dyn Regions) -> Result<(), i32> {
-        let total: usize = areas.iter().map(|area| area.range.len()).sum();
-        if total == 0 {
-            return Ok(());
-        }
-        let (region, file) = regions.allocate(total as u64)?;
-        let identity = match sys::identify(file) {
-            Ok(identity) => identity,
-            Err(error) => {
-                regions.free(region);
-                return Err(error);
-            }
-        };
-        sys::close_on_exec(file);
-        self.backings.push(Backing { region, file, identity, pages: 0, astray: false });
-        areas.iter().filter(|area| area.is_stack).for_each(|area| extend_stack(area, file));
-        let mut offset = 0;
-        let mut result = Ok(());
-        for area in areas {
-            let mut done = 0;
-            result = swap::share(area, file, offset as u64, &mut done);
-            let run =
-                Run { first: area.range.start / PAGE, pages: done / PAGE, count: 0, region, offset: offset / PAGE };
-            if done > 0 {
-                self.insert(run, outdated);
+    fn share(&mut self, offer: &Offer, regions: &dyn Regions) -> Result<(), i32> {
+        let identity = sys::identify(offer.file)?;
+        let backing = Backing { region: offer.region, identity, bytes: offer.bytes, pages: 0, astray: false };
+        let at = self.backings.partition_point(|backing| backing.region < offer.region);
+        self.backings.insert(at, backing);
+        self.areas.iter().filter(|area| area.is_stack).for_each(|area| extend_stack(area, offer.file));
+        let (mut offset, mut result) = (0, Ok(()));
+        for at in 0..self.areas.len() {
+            let area = self.areas[at];
+            let mut shared = Shared::default();
+            result = swap::share(&area, offer.file, offset as u64, &mut shared);
+            if shared.bytes > 0 {
+                let Shared { bytes, aside } = shared;
+                let (region, offset) = (offer.region, offset / PAGE);
+                self.insert(Run { first: area.start / PAGE, pages: bytes / PAGE, count: 0, region, offset, aside });
             }
             if result.is_err() {
                 break;
             }
-            offset += done;
+            offset += shared.bytes;
         }
         if result.is_err() {
-            self.forget_unused(regions);
+            self.forget_unused(offer.region, regions);
         }
         result
     }
 
-    fn insert(&mut self, run: Run, outdated: &[Run]) {
-        if let Some(backing) = self.backings.iter_mut().find(|backing| backing.region == run.region) {
+    fn insert(&mut self, run: Run) {
+        if let Some(backing) = self.backing_mut(run.region) {
             backing.pages += run.pages;
         }
         self.table.insert(run);
-        for old in outdated.iter().filter(|old| old.first < run.first + run.pages && run.first < old.first + old.pages)
-        {
+        let end = run.first + run.pages;
+        for old in self.outdated.iter().filter(|old| old.first < end && run.first < old.first + old.pages) {
             for _ in 0..old.count {
                 self.table.reference(run.within(&old.range()).range());
             }
         }
     }
 
-    /// Makes the pages of a run that left the table private again.
-    fn give_back(&mut self, run: &Run, regions: &mut dyn Regions) {
-        let mut private = 0;
-        if let Some(backing) = self.backings.iter().find(|backing| backing.region == run.region)
-            && let (Some(file), Ok(mappings)) = (backing.file(), maps::read(bytes(&run.range())))
-        {
-            for mapping in mappings.iter().filter(|mapping| backing.is_mapped(run, mapping)) {
-                let (range, protection) = (mapping.range.clone(), mapping.protection);
-                let length = range.len();
-                let area = Area { range, protection, file_backed: true, is_stack: false };
-                if swap::privatise(&area, file, mapping.offset).is_ok() {
-                    private += length / PAGE;
-                }
-            }
-        }
-        self.drop_pages(run, private == run.pages, regions);
+    /// Whether anything is shared.
+    pub fn shares(&self) -> bool {
+        !self.backings.is_empty()
     }
 
-    /// The table does not refer to the run's pages any more. Without `empty` they may still show, at their address (there was
-    /// no memory for private ones) or where the application moved them: the contents must stay while they do.
-    fn drop_pages(&mut self, run: &Run, empty: bool, regions: &mut dyn Regions) {
-        let Some(backing) = self.backings.iter_mut().find(|backing| backing.region == run.region) else { return };
-        backing.pages -= run.pages;
-        let (start, length) = ((run.offset * PAGE) as u64, (run.pages * PAGE) as u64);
-        let empty = empty || !backing.shows(&(start..start + length), regions);
-        backing.astray |= !empty;
-        if backing.pages > 0 {
-            if let (true, Some(file)) = (empty, backing.file()) {
-                sys::punch_hole(file, start, length);
-            }
-        } else {
-            self.forget_unused(regions);
-        }
-    }
-
-    fn forget_unused(&mut self, regions: &mut dyn Regions) {
-        self.backings.retain(|backing| {
-            let used = backing.is_in_use(regions);
-            if !used {
-                backing.close();
-                regions.free(backing.region);
-            }
-            used
-        });
-    }
-
-    fn segments(&self, pages: Range<usize>) -> Vec<Segment> {
-        let mut segments: Vec<Segment> = Vec::new();
+    /// Puts the segments of the pages, by address, into `out`.
+    pub fn segments(&self, pages: Range<usize>, out: &mut Array<Segment>) {
         for run in self.table.overlapping(pages) {
             let (offset, length) = ((run.offset * PAGE) as u64, (run.pages * PAGE) as u64);
-            match segments.last_mut() {
+            match out.last_mut() {
                 Some(last) if last.region == run.region && last.offset + last.length == offset => last.length += length,
-                _ => segments.push(Segment { region: run.region, offset, length }),
+                _ => out.push(Segment { region: run.region, offset, length }),
             }
         }
-        segments
     }
 }
 
-fn check_access(pages: &Range<usize>, mappings: &[Mapping], writable: bool) -> Result<(), i32> {
-    let needed = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
-    let mut next = pages.start * PAGE;
+fn check_access(range: &Range<usize>, mappings: &[Mapping], writable: bool) -> Result<(), i32> {
+    let needed = needed(writable);
+    let mut next = range.start;
     for mapping in mappings {
-        if mapping.range.start != next || mapping.protection & needed != needed || mapping.kind == Kind::Kernel {
+        if mapping.start != next || mapping.protection & needed != needed || mapping.kind == Kind::Kernel {
             return Err(libc::EFAULT);
         }
-        next = mapping.range.end;
+        next = mapping.end;
     }
-    if next == pages.end * PAGE { Ok(()) } else { Err(libc::EFAULT) }
+    if next == range.end { Ok(()) } else { Err(libc::EFAULT) }
+}
+
+fn needed(writable: bool) -> i32 {
+    if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ }
 }
 
 /// Leaves some of a growing stack below the area: the kernel extends only its own mapping, not a file's.
@@ -316,7 +386,7 @@ fn check_access(pages: &Range<usize>, mappings: &[Mapping], writable: bool) -> R
 /// The kernel names only the upper part of a stack that has been split already, so this may find other memory; then it
 /// reads a byte there, or nothing. What it writes to the file is overwritten by the area's contents.
 fn extend_stack(area: &Area, file: i32) {
-    let below = area.range.start.saturating_sub(16 * PAGE);
+    let below = area.start.saturating_sub(16 * PAGE);
     let _ = sys::pwrite(file, below, 1, 0);
 }
 

@@ -76,25 +76,6 @@ pub fn pwrite(file: i32, address: usize, length: usize, offset: u64) -> Result<(
     Ok(())
 }
 
-/// Reads `length` bytes of the file.
-///
-/// # Safety
-/// Nothing else uses the memory at `address`.
-pub unsafe fn pread(file: i32, address: usize, length: usize, offset: u64) -> Result<(), i32> {
-    let mut done = 0;
-    while done < length {
-        let arguments = [file as usize, address + done, length - done, offset as usize + done, 0, 0];
-        // SAFETY: the caller owns the memory.
-        match unsafe { call(libc::SYS_pread64, arguments) } {
-            Ok(0) => return Err(libc::EIO),
-            Ok(read) => done += read,
-            Err(libc::EINTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 /// # Safety
 /// As for `mmap(2)`: with `MAP_FIXED` the range is the caller's to replace.
 pub unsafe fn mmap(
@@ -131,7 +112,137 @@ pub unsafe fn munmap(address: usize, length: usize) {
 pub unsafe fn move_pages(from: usize, length: usize, target: usize) -> Result<(), i32> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: promised by the caller.
-    unsafe { call(libc::SYS_mremap, [from, length, length, flags as usize, target, 0]) }.map(drop)
+    unsafe { mremap(from, length, length, flags, target) }.map(drop)
+}
+
+/// Moves pages to `target`, or to where there is room if that is zero, and leaves an empty mapping like theirs behind. Their
+/// new address.
+///
+/// # Safety
+/// Whoever uses the memory copes with zeros, or is kept from it; the range at `target` is the caller's to replace.
+pub unsafe fn empty_into(from: usize, length: usize, target: usize) -> Result<usize, i32> {
+    let fixed = if target == 0 { 0 } else { libc::MREMAP_FIXED };
+    // SAFETY: promised by the caller.
+    unsafe { mremap(from, length, length, libc::MREMAP_MAYMOVE | MREMAP_DONTUNMAP | fixed, target) }
+}
+
+/// A second mapping, somewhere, of what the shared mapping at `address` shows.
+pub fn map_again(address: usize, length: usize) -> Result<usize, i32> {
+    // SAFETY: replaces nothing. The kernel refuses what is not shared.
+    unsafe { mremap(address, 0, length, libc::MREMAP_MAYMOVE, 0) }
+}
+
+/// A mapping of `bytes` in place of one of `before`; its address.
+///
+/// # Safety
+/// Nothing uses the memory.
+pub unsafe fn grow(address: usize, before: usize, bytes: usize) -> Result<usize, i32> {
+    // SAFETY: promised by the caller.
+    unsafe { mremap(address, before, bytes, libc::MREMAP_MAYMOVE, 0) }
+}
+
+const MREMAP_DONTUNMAP: i32 = 4;
+
+/// # Safety
+/// As for `mremap(2)`.
+pub unsafe fn mremap(address: usize, before: usize, after: usize, flags: i32, target: usize) -> Result<usize, i32> {
+    // SAFETY: promised by the caller.
+    unsafe { call(libc::SYS_mremap, [address, before, after, flags as usize, target, 0]) }
+}
+
+/// # Safety
+/// As for `madvise(2)`: some advice drops what is in memory.
+pub unsafe fn madvise(address: usize, length: usize, advice: i32) -> Result<(), i32> {
+    // SAFETY: promised by the caller.
+    unsafe { call(libc::SYS_madvise, [address, length, advice as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Locks pages in memory as they come.
+pub fn lock_on_fault(address: usize, length: usize) {
+    const MLOCK_ONFAULT: usize = 1;
+    // SAFETY: changes no contents. What cannot be locked stays as it is.
+    let _ = unsafe { call(libc::SYS_mlock2, [address, length, MLOCK_ONFAULT, 0, 0, 0]) };
+}
+
+/// Locks pages in memory.
+pub fn lock(address: usize, length: usize) {
+    // SAFETY: as above.
+    let _ = unsafe { call(libc::SYS_mlock, [address, length, 0, 0, 0, 0]) };
+}
+
+/// Whether the mapping is locked in memory: then the kernel refuses to be told that its first page is not needed soon, which
+/// changes nothing else.
+pub fn is_locked(address: usize) -> bool {
+    const MADV_COLD: i32 = 20;
+    // SAFETY: advice that keeps the contents.
+    unsafe { madvise(address, super::PAGE, MADV_COLD) == Err(libc::EINVAL) }
+}
+
+/// The opposite.
+pub fn unlock(address: usize, length: usize) {
+    // SAFETY: as above.
+    let _ = unsafe { call(libc::SYS_munlock, [address, length, 0, 0, 0, 0]) };
+}
+
+/// How long a file this process may write, in bytes.
+pub fn longest_file() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let arguments = [0, libc::RLIMIT_FSIZE as usize, 0, &raw mut limit as usize, 0, 0];
+    // SAFETY: writes one structure.
+    let _ = unsafe { call(libc::SYS_prlimit64, arguments) };
+    limit.rlim_cur
+}
+
+/// Writes to memory that may be written, without changing it. As an instruction, because the compiler makes a load of an
+/// addition of zero.
+pub fn touch(address: usize) {
+    unreported(|| {
+        // SAFETY: zero is added, at once for all other threads, to whatever is there.
+        unsafe { asm!("lock add byte ptr [{}], 0", in(reg) address, options(nostack)) };
+    });
+}
+
+/// Whether valgrind runs the program.
+pub fn is_emulated() -> bool {
+    const RUNNING_ON_VALGRIND: usize = 0x1001;
+    ask_valgrind(RUNNING_ON_VALGRIND, 0) != 0
+}
+
+/// Asks valgrind by what is no instruction's work otherwise (`valgrind/valgrind.h`). Zero where there is none.
+fn ask_valgrind(question: usize, argument: usize) -> usize {
+    let question = [question, argument, 0, 0, 0, 0];
+    let mut answer = 0usize;
+    // SAFETY: turns a register all the way round, and exchanges one with itself.
+    unsafe {
+        asm!(
+            "rol rdi, 3", "rol rdi, 13", "rol rdi, 61", "rol rdi, 51", "xchg rbx, rbx",
+            in("rax") question.as_ptr(), inout("rdx") answer, out("rdi") _, options(nostack, readonly)
+        );
+    }
+    answer
+}
+
+/// Has valgrind report nothing of `work`: pages are used whole, with what lies between an allocator's blocks.
+fn unreported(work: impl FnOnce()) {
+    const CHANGE_ERR_DISABLEMENT: usize = 0x1801;
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1);
+    work();
+    ask_valgrind(CHANGE_ERR_DISABLEMENT, 1usize.wrapping_neg());
+}
+
+/// Copies bytes between mappings. Not the C library's function, which a sanitizer may have replaced by one that looks at
+/// what is copied, and not the kernel, which would need a descriptor.
+///
+/// # Safety
+/// Both ranges are mapped, and do not overlap; nothing uses the target.
+pub unsafe fn copy(from: usize, to: usize, length: usize) {
+    unreported(|| {
+        // SAFETY: promised by the caller.
+        unsafe {
+            asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") length => _,
+                options(nostack, preserves_flags));
+        }
+    });
 }
 
 /// # Safety
@@ -164,18 +275,31 @@ pub fn identify(file: i32) -> Result<Identity, i32> {
     Ok(Identity { device: (libc::major(status.st_dev), libc::minor(status.st_dev)), inode: status.st_ino })
 }
 
-pub fn close_on_exec(file: i32) {
-    // SAFETY: changes a flag of a descriptor that the caller owns.
-    let _ =
-        unsafe { call(libc::SYS_fcntl, [file as usize, libc::F_SETFD as usize, libc::FD_CLOEXEC as usize, 0, 0, 0]) };
+/// The same file under the lowest free number that is at least `lowest`; closed by `execve`.
+pub fn duplicate(file: i32, lowest: i32) -> Result<i32, i32> {
+    let arguments = [file as usize, libc::F_DUPFD_CLOEXEC as usize, lowest as usize, 0, 0, 0];
+    // SAFETY: makes a descriptor.
+    unsafe { call(libc::SYS_fcntl, arguments) }.map(|file| file as i32)
 }
 
-/// Gives the file's pages back to the system.
-pub fn punch_hole(file: i32, offset: u64, length: u64) {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    let arguments = [file as usize, mode as usize, offset as usize, length as usize, 0, 0];
-    // SAFETY: changes the file; its owner asked for it. Failure leaves the pages in use until the file goes.
-    let _ = unsafe { call(libc::SYS_fallocate, arguments) };
+/// How many threads this process has.
+pub fn threads() -> u32 {
+    let mut status = core::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: reads a terminated path, writes a `stat`.
+    let result = unsafe {
+        call(libc::SYS_stat, [c"/proc/self/task".as_ptr() as usize, status.as_mut_ptr() as usize, 0, 0, 0, 0])
+    };
+    // The directory and its own entry are links, too. Where there is no answer there may be many.
+    // SAFETY: the call succeeded, so all of it is written.
+    result.map_or(u32::MAX, |_| unsafe { status.assume_init() }.st_nlink.saturating_sub(2) as u32)
+}
+
+/// Reads what is in a small file.
+pub fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> Result<&'a [u8], i32> {
+    let file = open(path, libc::O_RDONLY | libc::O_CLOEXEC)?;
+    let result = read(file, buffer);
+    close(file);
+    result.map(|length| &buffer[..length])
 }
 
 pub fn futex_wait(word: &AtomicU32, expected: u32) {
@@ -200,4 +324,26 @@ pub fn process() -> u32 {
 pub fn thread() -> u32 {
     // SAFETY: only answers.
     unsafe { call(libc::SYS_gettid, [0; 6]) }.unwrap_or(0) as u32
+}
+
+/// Nanoseconds of a clock that only goes forward.
+pub fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes a time.
+    let _ =
+        unsafe { call(libc::SYS_clock_gettime, [libc::CLOCK_MONOTONIC as usize, &raw mut time as usize, 0, 0, 0, 0]) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Lets others run.
+pub fn give_way() {
+    // SAFETY: touches no memory.
+    let _ = unsafe { call(libc::SYS_sched_yield, [0; 6]) };
+}
+
+/// Sleeps less than a second.
+pub fn sleep(nanoseconds: i64) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
+    // SAFETY: reads a time.
+    let _ = unsafe { call(libc::SYS_nanosleep, [&raw const time as usize, 0, 0, 0, 0, 0]) };
 }

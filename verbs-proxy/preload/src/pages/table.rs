@@ -1,6 +1,7 @@
 //! Which pages are shared with the proxy, where, and for how many registrations.
 
-use alloc::vec::Vec;
+use super::PAGE;
+use super::array::Array;
 use core::ops::Range;
 
 /// Consecutive pages backed by consecutive bytes of one region and held by equally many registrations.
@@ -13,6 +14,8 @@ pub struct Run {
     pub region: u32,
     /// Page number in the region.
     pub offset: usize,
+    /// Where the application's own mapping is kept meanwhile, emptied; zero if it was not.
+    pub aside: usize,
 }
 
 impl Run {
@@ -28,25 +31,42 @@ impl Run {
     pub fn within(&self, range: &Range<usize>) -> Run {
         let first = self.first.max(range.start);
         let end = self.end().min(range.end);
-        Run { first, pages: end - first, offset: self.offset + (first - self.first), ..*self }
+        let skipped = first - self.first;
+        let aside = if self.aside == 0 { 0 } else { self.aside + skipped * PAGE };
+        Run { first, pages: end - first, offset: self.offset + skipped, aside, ..*self }
+    }
+
+    /// What is kept of the application's mapping at `address`, which must be in the run.
+    pub fn aside_at(&self, address: usize) -> usize {
+        if self.aside == 0 { 0 } else { self.aside + (address - self.first * PAGE) }
     }
 
     fn precedes(&self, next: &Run) -> bool {
-        self.end() == next.first && self.region == next.region && self.offset + self.pages == next.offset
+        let aside = if self.aside == 0 { 0 } else { self.aside + self.pages * PAGE };
+        self.end() == next.first
+            && self.region == next.region
+            && self.offset + self.pages == next.offset
+            && aside == next.aside
     }
 }
 
 /// Runs sorted by page, never overlapping.
 pub struct Table {
-    runs: Vec<Run>,
+    runs: Array<Run>,
 }
 
 impl Table {
     pub const fn new() -> Self {
-        Self { runs: Vec::new() }
+        Self { runs: Array::new() }
     }
 
-    pub fn runs(&self) -> &[Run] {
+    /// Makes room for a registration that adds so many runs, and for whatever splits it may cause in its life.
+    pub fn reserve(&mut self, runs: usize) -> Result<(), i32> {
+        self.runs.reserve(self.runs.len() + 2 * runs + 16)
+    }
+
+    #[cfg(test)]
+    fn runs(&self) -> &[Run] {
         &self.runs
     }
 
@@ -61,20 +81,14 @@ impl Table {
         runs.iter().take_while(move |run| run.first < end).map(move |run| run.within(&range))
     }
 
-    /// The pages of `range` that no run holds, by page.
-    pub fn gaps(&self, range: Range<usize>) -> Vec<Range<usize>> {
-        let mut gaps = Vec::new();
-        let mut next = range.start;
-        for run in self.overlapping(range.clone()) {
-            if next < run.first {
-                gaps.push(next..run.first);
-            }
-            next = run.end();
-        }
-        if next < range.end {
-            gaps.push(next..range.end);
-        }
-        gaps
+    /// The run that holds the page.
+    pub fn at(&self, page: usize) -> Option<&Run> {
+        self.runs.get(self.position(page)).filter(|run| run.first <= page)
+    }
+
+    /// Where the next run begins that begins after `page`.
+    pub fn next_after(&self, page: usize) -> usize {
+        self.runs.get(self.runs.partition_point(|run| run.first <= page)).map_or(usize::MAX, |run| run.first)
     }
 
     /// Adds a run in a gap.
@@ -93,25 +107,25 @@ impl Table {
         self.join(indices);
     }
 
-    /// One registration less for each page of `range`; the runs that nobody holds any more leave the table.
-    pub fn dereference(&mut self, range: Range<usize>) -> Vec<Run> {
+    /// One registration less for each page of `range`; the runs that nobody holds any more move from the table to `out`.
+    pub fn dereference(&mut self, range: Range<usize>, out: &mut Array<Run>) {
         let indices = self.isolate(&range);
         for run in &mut self.runs[indices.clone()] {
             run.count = run.count.saturating_sub(1);
         }
-        self.take(indices, |run| run.count == 0)
+        self.take(indices, |run| run.count == 0, out);
     }
 
-    /// Takes the runs inside `range` out of the table, whoever holds them.
-    pub fn remove(&mut self, range: Range<usize>) -> Vec<Run> {
+    /// Moves the runs inside `range` from the table to `out`, whoever holds them.
+    pub fn remove(&mut self, range: Range<usize>, out: &mut Array<Run>) {
         let indices = self.isolate(&range);
-        self.take(indices, |_| true)
+        self.take(indices, |_| true, out);
     }
 
-    /// Takes the runs inside `range` that nobody holds out of the table.
-    pub fn remove_unheld(&mut self, range: Range<usize>) -> Vec<Run> {
+    /// Moves the runs inside `range` that nobody holds from the table to `out`.
+    pub fn remove_unheld(&mut self, range: Range<usize>, out: &mut Array<Run>) {
         let indices = self.isolate(&range);
-        self.take(indices, |run| run.count == 0)
+        self.take(indices, |run| run.count == 0, out);
     }
 
     /// Index of the first run that ends after `page`.
@@ -133,8 +147,7 @@ impl Table {
         self.runs.insert(at, run.within(&(run.first..page)));
     }
 
-    fn take(&mut self, indices: Range<usize>, wanted: impl Fn(&Run) -> bool) -> Vec<Run> {
-        let mut taken: Vec<Run> = Vec::new();
+    fn take(&mut self, indices: Range<usize>, wanted: impl Fn(&Run) -> bool, taken: &mut Array<Run>) {
         let mut kept = indices.start;
         for index in indices.clone() {
             let run = self.runs[index];
@@ -147,9 +160,8 @@ impl Table {
                 taken.push(run);
             }
         }
-        self.runs.drain(kept..indices.end);
+        self.runs.remove(kept..indices.end);
         self.join(indices.start..kept);
-        taken
     }
 
     /// Merges runs in and next to `indices` that a split has separated and nothing separates any more.
@@ -168,7 +180,7 @@ impl Table {
             }
         }
         if kept + 1 < last {
-            self.runs.drain(kept + 1..last);
+            self.runs.remove(kept + 1..last);
         }
     }
 }
@@ -184,7 +196,26 @@ mod tests {
     }
 
     fn run(first: usize, pages: usize, count: u32) -> Run {
-        Run { first, pages, count, region: 7, offset: first - 10 }
+        Run { first, pages, count, region: 7, offset: first - 10, aside: first * PAGE + (1 << 20) }
+    }
+
+    /// The runs that `change` takes out.
+    fn taken(table: &mut Table, change: impl FnOnce(&mut Table, &mut Array<Run>)) -> Vec<Run> {
+        let mut out = Array::new();
+        change(table, &mut out);
+        out.to_vec()
+    }
+
+    /// The pages of `range` without a run.
+    fn gaps(table: &Table, range: Range<usize>) -> Vec<Range<usize>> {
+        let mut gaps: Vec<Range<usize>> = Vec::new();
+        for page in range.filter(|&page| table.at(page).is_none()) {
+            match gaps.last_mut() {
+                Some(last) if last.end == page => last.end = page + 1,
+                _ => gaps.push(page..page + 1),
+            }
+        }
+        gaps
     }
 
     #[test]
@@ -193,7 +224,7 @@ mod tests {
         table.insert(run(10, 10, 1));
         table.reference(13..16);
         assert_eq!(table.runs(), [run(10, 3, 1), run(13, 3, 2), run(16, 4, 1)]);
-        assert_eq!(table.dereference(13..16), []);
+        assert_eq!(taken(&mut table, |table, out| table.dereference(13..16, out)), []);
         assert_eq!(table.runs(), [run(10, 10, 1)]);
     }
 
@@ -202,9 +233,12 @@ mod tests {
         let mut table = Table::new();
         table.insert(run(10, 10, 1));
         table.reference(13..16);
-        assert_eq!(table.dereference(10..20), [run(10, 3, 0), run(16, 4, 0)]);
-        assert_eq!(table.gaps(8..22), [8..13, 16..22]);
-        assert_eq!(table.dereference(13..16), [run(13, 3, 0)]);
+        let freed = taken(&mut table, |table, out| table.dereference(10..20, out));
+        assert_eq!(freed, [run(10, 3, 0), run(16, 4, 0)]);
+        assert_eq!(gaps(&table, 8..22), [8..13, 16..22]);
+        assert_eq!((table.next_after(8), table.next_after(13)), (13, usize::MAX));
+        let freed = taken(&mut table, |table, out| table.dereference(13..16, out));
+        assert_eq!(freed, [run(13, 3, 0)]);
         assert!(table.runs().is_empty());
     }
 
@@ -212,12 +246,14 @@ mod tests {
     fn unrelated_neighbours_stay_apart() {
         let mut table = Table::new();
         table.insert(run(10, 2, 1));
-        table.insert(Run { first: 12, pages: 2, count: 1, region: 8, offset: 2 });
-        table.insert(Run { first: 14, pages: 2, count: 1, region: 8, offset: 9 });
-        table.reference(10..16);
-        assert_eq!(table.runs().len(), 3);
+        table.insert(Run { region: 8, ..run(12, 2, 1) });
+        table.insert(Run { region: 8, offset: 9, ..run(14, 2, 1) });
+        table.insert(Run { region: 8, offset: 11, ..run(16, 2, 1) });
+        table.insert(Run { region: 8, offset: 13, aside: 0, ..run(18, 2, 1) });
+        table.reference(10..20);
+        assert_eq!(table.runs().len(), 4);
         assert_eq!(at(&table, 13).map(|run| run.region), Some(8));
-        assert_eq!(at(&table, 16), None);
+        assert_eq!(at(&table, 20), None);
     }
 
     #[derive(Clone, Debug)]
@@ -248,12 +284,13 @@ mod tests {
                 match step {
                     Step::Acquire(range) => {
                         let mut offset = 0;
-                        for gap in table.gaps(range.clone()) {
+                        for gap in gaps(&table, range.clone()) {
                             for page in gap.clone() {
                                 prop_assert!(!model.contains_key(&page));
                                 model.insert(page, (0, region, offset + page - gap.start));
                             }
-                            let run = Run { first: gap.start, pages: gap.len(), count: 0, region, offset };
+                            let run = Run { pages: gap.len(), count: 0, region, offset, ..run(gap.start.max(10), 1, 0) };
+                            let run = Run { first: gap.start, ..run };
                             table.insert(run);
                             offset += gap.len();
                         }
@@ -265,7 +302,7 @@ mod tests {
                     }
                     Step::Release(which) if which < held.len() => {
                         let range = held.swap_remove(which);
-                        let freed = table.dereference(range.clone());
+                        let freed = taken(&mut table, |table, out| table.dereference(range.clone(), out));
                         let mut expected = Vec::new();
                         for page in range {
                             let Some(entry) = model.get_mut(&page) else { continue };
@@ -283,21 +320,21 @@ mod tests {
                     }
                     Step::Release(_) => {}
                     Step::Remove(range) => {
-                        table.remove(range.clone());
+                        taken(&mut table, |table, out| table.remove(range.clone(), out));
                         model.retain(|page, _| !range.contains(page));
                         held.retain(|other| other.end <= range.start || range.end <= other.start);
                         // Those that overlapped are forgotten, so their other pages go as well.
                         let lost: Vec<usize> =
                             model.keys().copied().filter(|page| !held.iter().any(|range| range.contains(page))).collect();
                         for page in lost {
-                            table.remove(page..page + 1);
+                            taken(&mut table, |table, out| table.remove(page..page + 1, out));
                             model.remove(&page);
                         }
                         for (page, entry) in &mut model {
                             let count = held.iter().filter(|range| range.contains(page)).count() as u32;
                             while entry.0 > count {
                                 entry.0 -= 1;
-                                table.dereference(*page..page + 1);
+                                taken(&mut table, |table, out| table.dereference(*page..page + 1, out));
                             }
                         }
                     }

@@ -31,7 +31,7 @@ impl Regions for Files {
         unsafe {
             let file = libc::syscall(libc::SYS_memfd_create, c"region".as_ptr(), libc::MFD_ALLOW_SEALING) as i32;
             assert!(file >= 0);
-            assert_eq!(libc::ftruncate(file, bytes as i64), 0);
+            assert_eq!(libc::ftruncate(file, bytes as i64 + (1 << 40)), 0);
             assert_eq!(libc::fcntl(file, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW), 0);
             let (all, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
             let view = libc::mmap(core::ptr::null_mut(), bytes as usize, all, shared, file, 0);
@@ -107,9 +107,15 @@ impl Memory {
         }
     }
 
-    fn mappings(&self) -> Vec<maps::Mapping> {
-        maps::read(self.address..self.address + self.length).unwrap()
+    pub fn mappings(&self) -> Vec<maps::Mapping> {
+        mappings(self.address..self.address + self.length)
     }
+}
+
+pub fn mappings(range: Range<usize>) -> Vec<maps::Mapping> {
+    let mut mappings = Array::new();
+    maps::read(&range, &mut mappings).unwrap();
+    mappings.to_vec()
 }
 
 impl Drop for Memory {
@@ -197,13 +203,11 @@ fn memory_moved_while_registered_keeps_its_contents() {
         // SAFETY: mapped by this test.
         assert_eq!(unsafe { *(address as *const u8) }, (at / PAGE * 31 + at) as u8, "byte {at}");
     }
+    // Wherever it is, it is private again, and the region is free.
+    assert!(mappings(elsewhere..elsewhere + 2 * PAGE).iter().all(|mapping| !mapping.shared));
+    assert!(files.views.is_empty());
     // SAFETY: as above.
     unsafe { sys::munmap(elsewhere, 2 * PAGE) };
-    // Whoever frees next finds that it is not needed any more.
-    let other = Memory::new(1);
-    acquire(other.address, PAGE, true, &mut files).unwrap();
-    release(other.address, PAGE, &mut files);
-    assert!(files.views.is_empty());
 }
 
 #[test]
@@ -254,6 +258,44 @@ fn memory_unmapped_while_registered_stays_unmapped() {
     // SAFETY: the test's own pages.
     unsafe { sys::munmap(memory.address + PAGE, PAGE) };
     release(memory.address, memory.length, &mut files);
-    assert_eq!(memory.mappings().iter().map(|mapping| mapping.range.len()).sum::<usize>(), 3 * PAGE);
+    // Another thread of this process may have mapped something there.
+    assert!(memory.mappings().iter().all(|mapping| !mapping.shared));
+    for page in [0, 2, 3] {
+        assert_eq!(memory.get(page * PAGE + 7), (page * 31 + page * PAGE + 7) as u8);
+    }
     assert!(files.views.is_empty());
+}
+
+#[test]
+fn whether_memory_is_still_as_acquired_is_known() {
+    for without in [false, true] {
+        maps::without_query(without);
+        let (mut files, memory) = (Files::new(), Memory::new(8));
+        let (address, length) = (memory.address + 10, memory.length - 20);
+        let first = acquire(address + 2 * PAGE, PAGE, true, &mut files).unwrap();
+        let acquired = acquire(address, length, true, &mut files).unwrap();
+        let still = |writable| still_acquired(address, length, writable, &acquired);
+        assert!(still(true));
+        assert!(still_acquired(address + 2 * PAGE, PAGE, true, &first));
+        assert!(!still_acquired(address + 3 * PAGE, PAGE, true, &first), "other pages of the same files");
+        // SAFETY: the test's own pages.
+        unsafe {
+            sys::mprotect(memory.address + PAGE, PAGE, libc::PROT_READ).unwrap();
+            assert!(!still(true) && still(false));
+            sys::mprotect(memory.address + PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE).unwrap();
+            assert!(still(true));
+            let elsewhere = sys::anonymous(PAGE).unwrap();
+            sys::move_pages(memory.address + 5 * PAGE, PAGE, elsewhere).unwrap();
+            assert!(!still(true) && !still(false), "a hole");
+            sys::move_pages(elsewhere, PAGE, memory.address + 5 * PAGE).unwrap();
+            assert!(still(true));
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            sys::mmap(memory.address + 7 * PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).unwrap();
+            assert!(!still(true), "other memory");
+        }
+        assert!(still_acquired(address + 2 * PAGE, PAGE, true, &first));
+        release(address + 2 * PAGE, PAGE, &mut files);
+        release(address, length, &mut files);
+    }
+    maps::without_query(false);
 }

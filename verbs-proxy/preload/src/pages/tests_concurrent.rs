@@ -3,10 +3,9 @@
 // UNSAFETY: maps memory twice to look at it from both sides.
 #![allow(unsafe_code)]
 
-use super::tests::{Files, Memory, assert_same_memory};
+use super::tests::{Files, Memory, assert_same_memory, mappings};
 use super::tests_fork::both_sides_write_to_stack;
 use super::*;
-use crate::pages::freeze::WITHOUT_USERFAULTFD;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
 /// Threads increment counters on a few pages, each its own counters, without atomics: a lost page is a lost increment.
@@ -54,6 +53,9 @@ fn no_increment_is_lost(address: usize, pages: usize, files: &mut Files, rounds:
     assert!(files.views.is_empty());
 }
 
+/// Everything that can be forced, and what is chosen by itself.
+const METHODS: [Option<&str>; 4] = [None, Some("userfaultfd"), Some("stop"), Some("signals")];
+
 fn zeroed(pages: usize) -> Memory {
     let memory = Memory::new(pages);
     (0..memory.length).for_each(|at| memory.set(at, 0));
@@ -62,22 +64,30 @@ fn zeroed(pages: usize) -> Memory {
 
 #[test]
 fn no_increment_is_lost_with_userfaultfd() {
-    let (mut files, memory) = (Files::new(), zeroed(16));
-    let area =
-        swap::Area { range: 0..0, protection: libc::PROT_READ | libc::PROT_WRITE, file_backed: false, is_stack: false };
-    if !matches!(freeze::method(&area, false, true), freeze::Method::Userfaultfd(_)) {
-        eprintln!("not tested: this system does not let us use userfaultfd on shared memory");
-        return;
+    let mut files = Files::new();
+    hold::force(Some("userfaultfd"));
+    if !matches!(hold::method(true), Ok(hold::Method::Userfaultfd(_))) {
+        eprintln!("SKIPPED: this system does not let us use userfaultfd on shared memory");
+    } else {
+        no_increment_is_lost(zeroed(16).address, 16, &mut files, 2000);
     }
-    no_increment_is_lost(memory.address, 16, &mut files, 2000);
+    hold::force(None);
 }
 
 #[test]
-fn no_increment_is_lost_with_protection() {
-    let (mut files, memory) = (Files::new(), zeroed(16));
-    WITHOUT_USERFAULTFD.store(true, Relaxed);
-    no_increment_is_lost(memory.address, 16, &mut files, 2000);
-    WITHOUT_USERFAULTFD.store(false, Relaxed);
+fn no_increment_is_lost_with_signals() {
+    let mut files = Files::new();
+    hold::force(Some("signals"));
+    no_increment_is_lost(zeroed(16).address, 16, &mut files, 300);
+    hold::force(None);
+}
+
+#[test]
+fn no_increment_is_lost_with_threads_stopped() {
+    let mut files = Files::new();
+    hold::force(Some("stop"));
+    no_increment_is_lost(zeroed(16).address, 16, &mut files, 300);
+    hold::force(None);
 }
 
 /// Initialised, so it is a private mapping of the program's file.
@@ -89,7 +99,7 @@ static DATA: Data = Data([const { AtomicU64::new(7) }; 8 * 512]);
 fn no_increment_is_lost_in_initialised_data() {
     let mut files = Files::new();
     DATA.0.iter().for_each(|word| word.store(0, Relaxed));
-    no_increment_is_lost(&raw const DATA as usize, 8, &mut files, 2000);
+    no_increment_is_lost(&raw const DATA as usize, 8, &mut files, 300);
 }
 
 static CHAINED: AtomicU32 = AtomicU32::new(0);
@@ -105,7 +115,7 @@ extern "C" fn count_and_open(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c
 #[test]
 fn other_faults_reach_the_handler_before() {
     let (mut files, memory, other) = (Files::new(), Memory::new(4), Memory::new(1));
-    WITHOUT_USERFAULTFD.store(true, Relaxed);
+    hold::force(Some("signals"));
     // SAFETY: an ordinary handler; the page is the test's own.
     unsafe {
         let mut before: libc::sigaction = core::mem::zeroed();
@@ -121,7 +131,7 @@ fn other_faults_reach_the_handler_before() {
         release(memory.address, memory.length, &mut files);
         libc::sigaction(libc::SIGSEGV, &before, core::ptr::null_mut());
     }
-    WITHOUT_USERFAULTFD.store(false, Relaxed);
+    hold::force(None);
     assert_eq!(CHAINED.load(Relaxed), 2);
 }
 
@@ -141,18 +151,19 @@ fn share_own_stack(files: &mut Files) {
 #[test]
 fn a_spawned_threads_stack_can_be_shared() {
     let mut files = Files::new();
-    share_own_stack(&mut files);
-    WITHOUT_USERFAULTFD.store(true, Relaxed);
-    share_own_stack(&mut files);
-    WITHOUT_USERFAULTFD.store(false, Relaxed);
+    for method in METHODS {
+        hold::force(method);
+        share_own_stack(&mut files);
+    }
+    hold::force(None);
 }
 
 /// The page of the thread's control block, which the kernel writes to.
 #[test]
 fn thread_local_memory_can_be_shared() {
     let mut files = Files::new();
-    for without in [false, true] {
-        WITHOUT_USERFAULTFD.store(without, Relaxed);
+    for method in METHODS {
+        hold::force(method);
         let page = bystander::own()[1].end - (16 << 10);
         for _ in 0..500 {
             let acquired = acquire(page, 8, true, &mut files).unwrap();
@@ -161,7 +172,7 @@ fn thread_local_memory_can_be_shared() {
             release(page, 8, &mut files);
         }
     }
-    WITHOUT_USERFAULTFD.store(false, Relaxed);
+    hold::force(None);
 }
 
 /// Before `main`, so on the first thread, whose stack grows on demand. Test functions run on others.
@@ -171,11 +182,11 @@ static ON_THE_FIRST_THREAD: extern "C" fn() = {
     extern "C" fn first_thread() {
         if std::env::var_os(FIRST_THREAD).is_some() {
             let mut files = Files::new();
-            for without in [false, true] {
-                WITHOUT_USERFAULTFD.store(without, Relaxed);
+            for (turn, method) in METHODS.into_iter().enumerate() {
+                hold::force(method);
                 share_own_stack(&mut files);
                 both_sides_write_to_stack(&mut files);
-                share_lowest_and_grow(&mut files, if without { 2 << 20 } else { 1 << 20 });
+                share_lowest_and_grow(&mut files, (turn + 1) << 19);
             }
             std::process::exit(77);
         }
@@ -190,9 +201,8 @@ fn share_lowest_and_grow(files: &mut Files, depth: usize) {
     let own = bystander::own()[0].clone();
     let sp = own.end - (16 << 10);
     // Earlier swaps have split it.
-    let below = maps::read(sp - (8 << 20)..sp).unwrap();
-    let lowest =
-        below.iter().rev().fold(sp, |low, mapping| if low <= mapping.range.end { mapping.range.start } else { low });
+    let below = mappings(sp - (8 << 20)..sp);
+    let lowest = below.iter().rev().fold(sp, |low, mapping| if low <= mapping.end { mapping.start } else { low });
     let length = sp + PAGE - lowest;
     let acquired = acquire(lowest, length, true, files).unwrap();
     assert_eq!(grow(depth), depth / PAGE);

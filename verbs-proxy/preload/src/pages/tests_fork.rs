@@ -3,12 +3,12 @@
 // UNSAFETY: forks, and looks at memory from several sides.
 #![allow(unsafe_code)]
 
-use super::tests::{Files, Memory, assert_same_memory};
+use super::tests::{Files, Memory, assert_same_memory, mappings};
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
 /// Runs `work` in a child; its answer. A child that does not end within ten seconds is killed and fails the test.
-fn in_child(work: impl FnOnce() -> i32) -> Child {
+pub fn in_child(work: impl FnOnce() -> i32) -> Child {
     // SAFETY: the child uses what the C library lets it use after a fork, and never returns.
     match unsafe { libc::fork() } {
         0 => {
@@ -25,11 +25,11 @@ fn in_child(work: impl FnOnce() -> i32) -> Child {
     }
 }
 
-struct Child(i32);
+pub struct Child(i32);
 
 impl Child {
     #[track_caller]
-    fn answers(self, expected: i32) {
+    pub fn answers(self, expected: i32) {
         let mut status = 0;
         // SAFETY: waits for our own child.
         assert_eq!(unsafe { libc::waitpid(self.0, &mut status, 0) }, self.0);
@@ -119,7 +119,7 @@ fn a_thread_that_stands_on_shared_memory_forks() {
         // From some pages below to the pointer's own.
         let (start, length) = (own.end - (16 << 10) - 4 * PAGE, 4 * PAGE + 8);
         acquire(start, length, true, &mut files).unwrap();
-        let shared = || maps::read(start..start + length).unwrap().iter().all(|mapping| mapping.shared);
+        let shared = || mappings(start..start + length).iter().all(|mapping| mapping.shared);
         for round in 0..50 {
             in_child(|| round).answers(round);
         }

@@ -39,8 +39,8 @@ fn acquire_beside_pwrite() {
     for (name, bytes, runs) in [("4 KiB", 4 << 10, 201), ("1 MiB", 1 << 20, 101), ("1 GiB", 1 << 30, 5)] {
         let mut files = Files::new();
         let address = touched(bytes, false);
-        for without in [false, true] {
-            freeze::WITHOUT_USERFAULTFD.store(without, core::sync::atomic::Ordering::Relaxed);
+        for method in [None, Some("userfaultfd"), Some("stop"), Some("signals")] {
+            hold::force(method);
             let mut released = Vec::new();
             let mut touching = Vec::new();
             let mut written = Vec::new();
@@ -67,13 +67,13 @@ fn acquire_beside_pwrite() {
             touching.sort();
             println!(
                 "{name} {}: pwrite {:?}, acquire {acquired:?}, then first touch {:?}, release {:?}",
-                if without { "protection" } else { "userfaultfd" },
+                method.unwrap_or("by itself"),
                 written[runs / 2],
                 touching[runs / 2],
                 released[runs / 2]
             );
         }
-        freeze::WITHOUT_USERFAULTFD.store(false, core::sync::atomic::Ordering::Relaxed);
+        hold::force(None);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Does the library load where it must, and stay out of the way where it must?
 
 use super::{library, preloaded};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[track_caller]
@@ -48,6 +48,24 @@ fn versions_are_found_as_nccl_looks_for_them() {
     assert!(ok, "{text}");
 }
 
+/// The C library's functions that we define have no version, and are found whatever version is asked for.
+#[test]
+fn a_program_finds_our_madvise_and_it_works() {
+    let python = "import mmap\nmemory = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
+        memory[0] = 7\nmemory.madvise(mmap.MADV_DONTNEED)\nassert memory[0] == 0\n\
+        try: memory.madvise(12345)\nexcept OSError as error: assert error.errno == 22\n";
+    let output = Command::new("python3")
+        .args(["-c", python])
+        .env("LD_PRELOAD", library())
+        .env("LD_DEBUG", "bindings")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let wanted = format!("{} [0]: normal symbol `madvise' [GLIBC_2.2.5]", library().display());
+    assert!(text.contains(&wanted), "nothing is bound to {wanted}");
+}
+
 #[test]
 fn starting_a_program_makes_no_system_call_of_ours() {
     let output = Command::new("strace")
@@ -74,4 +92,51 @@ fn the_check_of_needs_notices_what_is_too_new() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
     assert!(text.contains("needs GLIBC_2.3") && text.contains("needs libnl-3.so.200"), "{text}");
+}
+
+/// A file of a test's own.
+fn scratch(name: &str) -> PathBuf {
+    library().with_file_name(name)
+}
+
+#[test]
+fn the_check_of_needs_notices_variables_that_cannot_be_written() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("check-needs.sh");
+    for (code, expected) in [("int variable;", true), ("const int variable = 1;", false)] {
+        let (source, made) = (scratch("variables.c"), scratch("variables.so"));
+        std::fs::write(&source, code).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-nostdlib", "-o"]).arg(&made).arg(&source);
+        assert!(cc.status().unwrap().success());
+        let output = Command::new("sh").arg(&script).arg(&made).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), expected, "{code}: {text}");
+        assert_eq!(text.contains("which cannot be written"), !expected, "{code}: {text}");
+    }
+}
+
+/// All symbols are bound when it is loaded, so none may be glibc's alone.
+#[test]
+fn musl_loads_it_too() {
+    const CODE: &str = r#"
+        #include <dlfcn.h>
+        #include <stdio.h>
+        int main(int count, char **path) {
+            void *library = dlopen(path[1], RTLD_NOW);
+            if (!library) { puts(dlerror()); return 1; }
+            void **(*list)(int *) = (void **(*)(int *))dlsym(library, "ibv_get_device_list");
+            int devices = -1;
+            list(&devices);
+            return devices;
+        }"#;
+    if Command::new("musl-gcc").arg("--version").output().is_err() {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED musl: musl-tools is not installed\n");
+        return;
+    }
+    let (source, made) = (scratch("musl.c"), scratch("musl"));
+    std::fs::write(&source, CODE).unwrap();
+    assert!(Command::new("musl-gcc").arg("-o").arg(&made).arg(&source).status().unwrap().success());
+    let output =
+        Command::new(&made).arg(library()).env("RINGFENCE_SOCKET", "/nonexistent/verbs.sock").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

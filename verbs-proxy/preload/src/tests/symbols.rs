@@ -55,5 +55,6 @@ fn nothing_but_verbs_is_exported() {
         .into_iter()
         .filter(|symbol| !symbol.contains("IBVERBS_") && symbol != "OBJECT RINGFENCE")
         .collect();
-    assert!(foreign.is_empty(), "{foreign:#?}");
+    // Without versions: see `libibverbs.map`.
+    assert_eq!(foreign, ["FUNC madvise", "FUNC mremap"]);
 }

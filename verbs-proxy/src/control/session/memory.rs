@@ -1,32 +1,39 @@
 //! Memory: the files behind it, and the regions registered from them.
 
 use super::{Answer, Session, random};
+use crate::control::adopted::RegionFile;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
-use crate::memory::{MemoryRegion, PdId};
-use crate::shared::{Mapping, PAGE, Run};
-use ringfence_protocol::control::{AllocRegion, Handle, MrReply, RegMr, Segment};
+use crate::memory::{Granted, MemoryRegion, PdId};
+use crate::shared::{Mapping, PAGE, Run, RunFile};
+use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, RegFresh, RegMr, Segment};
 use ringfence_protocol::verbs::Access;
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 use std::sync::Arc;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Mappings up to this size have their page tables filled when they are made; larger ones as they are used.
 const POPULATE: u64 = 256 << 20;
 
+/// `realloc` of the C library enlarges the application's mapping of a region's file, as far as there are addresses.
+const GROWTH: u64 = 1 << 47;
+
 #[derive(Debug)]
 pub(super) struct Region {
-    file: Arc<Lent>,
+    file: Arc<RegionFile>,
+    /// For a file of the container's, which counts for itself: its name here.
+    _taken: Option<Taken>,
 }
 
 #[derive(Debug)]
 pub(super) struct Mr {
-    key: u32,
     share: u32,
     pub(super) pd: u32,
-    _taken: [Taken; 2],
+    _taken: Taken,
 }
 
 impl Session {
@@ -36,11 +43,31 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
-        let taken = vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?];
+        let taken = node.pressing(|node| {
+            Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?])
+        })?;
         let emptier = Some(node.warden.emptier());
-        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier)?;
-        let handle = self.regions.insert(Region { file: Arc::new(node.quota.admit(file)?) });
+        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier, GROWTH)?;
+        let file = Arc::new(RegionFile::Lent(node.quota.admit(file)?));
+        let handle = self.regions.insert(Region { file, _taken: None });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
+    }
+
+    /// Takes in a memory file of the container's own.
+    pub(super) fn adopt_region(&mut self, context: u32, fd: OwnedFd, node: &mut Node) -> Result<Answer, Errno> {
+        let closer = &node.closers.container;
+        let taken = self.contexts.get(context).and_then(|_| node.quota.take(Resource::Region, 1));
+        // Without holes being watched for, nothing of the kind can be mapped.
+        let (taken, _) = match taken.and_then(|taken| Ok((taken, node.holes.as_ref().ok_or(Errno::OPNOTSUPP)?))) {
+            Ok(ready) => ready,
+            Err(error) => {
+                closer.close(fd);
+                return Err(error);
+            }
+        };
+        let file = node.adopted.adopt(fd, &node.quota, closer)?;
+        let handle = self.regions.insert(Region { file, _taken: Some(taken) });
+        Ok(Answer::of(Handle { handle, reserved: 0 }))
     }
 
     /// Memory regions made from it keep its pages.
@@ -69,11 +96,16 @@ impl Session {
         for segment in segments {
             let file = Arc::clone(&self.regions.get(segment.region)?.file);
             let end = segment.offset.checked_add(segment.length).ok_or(Errno::INVAL)?;
-            if !(segment.offset | segment.length).is_multiple_of(PAGE as u64)
-                || segment.length == 0
-                || end > file.bytes() as u64
-            {
+            if !(segment.offset | segment.length).is_multiple_of(PAGE as u64) || segment.length == 0 {
                 return Err(Errno::INVAL);
+            }
+            match &*file {
+                RegionFile::Lent(file) if end > file.bytes() as u64 => return Err(Errno::INVAL),
+                // Whoever touches what lies behind the end would get a signal.
+                RegionFile::Adopted(file) if end > file.bytes_now()?.next_multiple_of(file.page() as u64) => {
+                    return Err(Errno::FAULT);
+                }
+                _ => {}
             }
             runs.push(SharedRun { file, offset: segment.offset, bytes: segment.length });
         }
@@ -83,11 +115,41 @@ impl Session {
         if runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.bytes)) != needed || needed.is_none() {
             return Err(Errno::INVAL);
         }
-        let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
-        let (key, share) = register(request, pd_id, runs, node)?;
+        let taken = node.take(Resource::MrHandle, 1)?;
+        let (granted, share) = node.pressing(|node| register(request, pd_id, &runs, node))?;
         self.pds.get(request.pd)?.users += 1;
-        let handle = self.mrs.insert(Mr { key, share, pd: request.pd, _taken: taken });
-        Ok(Answer::of(MrReply { handle, lkey: key, rkey: key, reserved: 0 }))
+        let handle = self.mrs.insert(Mr { share, pd: request.pd, _taken: taken });
+        let incarnation = granted.incarnation.number();
+        Ok(Answer::of(MrReply { handle, lkey: granted.key, rkey: granted.key, incarnation }))
+    }
+
+    /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
+    pub(super) fn reg_fresh(&mut self, request: &RegFresh, node: &mut Node) -> Result<Answer, Errno> {
+        let alloc = AllocRegion { context: request.context, reserved: 0, bytes: request.bytes };
+        let mut answer = self.alloc_region(&alloc, node)?;
+        let Handle { handle: region, .. } = Handle::read_from_bytes(&answer.body).map_err(|_| Errno::INVAL)?;
+        let end = request.first_offset.checked_add(request.length);
+        let pages = end.and_then(|end| end.checked_next_multiple_of(PAGE as u64)).unwrap_or(0);
+        let of_file = RegMr {
+            pd: request.pd,
+            access: request.access,
+            iova: request.iova,
+            length: request.length,
+            first_offset: request.first_offset,
+            segments: 1,
+            reserved: 0,
+        };
+        let segment = Segment { region, reserved: 0, offset: 0, length: pages };
+        let registered = self
+            .reg_mr(&of_file, &[segment], node)
+            .and_then(|registered| MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL));
+        match registered {
+            Ok(MrReply { handle, lkey: key, incarnation, .. }) => {
+                answer.body = FreshReply { region, handle, key, incarnation }.as_bytes().to_vec();
+                Ok(answer)
+            }
+            Err(error) => self.free_region(region).and(Err(error)),
+        }
     }
 
     pub(super) fn dereg_mr(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
@@ -95,27 +157,40 @@ impl Session {
         if let Ok(pd) = self.pds.get(mr.pd) {
             pd.users -= 1;
         }
-        let key = mr.key;
-        // Unmapped here: taking page tables down may take milliseconds, which the worker does not have.
-        drop(node.worker.call(move |plane| plane.regions.remove(key)));
-        node.forget_share(key, mr.share);
+        // It may have been revoked.
+        if let Some(granted) = node.shares.get(&mr.share).map(|backing| backing.granted) {
+            // Unmapped here: taking page tables down may take milliseconds, which the worker does not have.
+            drop(node.worker.call(move |plane| plane.regions.remove(granted)));
+            node.forget_share(mr.share);
+        }
         Ok(Answer::default())
     }
 }
 
-/// Maps the runs side by side and hands the region to the worker: its key and its name for neighbours.
-fn register(request: &RegMr, pd: PdId, runs: Vec<SharedRun>, node: &mut Node) -> Result<(u32, u32), Errno> {
+/// Maps the runs side by side and hands the region to the data plane: what reaches it, and its name for neighbours.
+fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> Result<(Granted, u32), Errno> {
+    let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
     let total: u64 = runs.iter().map(|run| run.bytes).sum();
-    let mapped: Vec<_> = runs
-        .iter()
-        .map(|run| Run { file: &run.file, offset: run.offset as usize, bytes: run.bytes as usize })
-        .collect();
-    let lease = node.neighbours.budget.take_own(amount(runs.iter().map(|run| run.bytes)))?;
-    let mapping = Arc::new(Mapping::of_runs(&mapped, ProtFlags::READ | ProtFlags::WRITE, total <= POPULATE)?);
+    let holes = node.holes.as_ref();
+    let mapped = runs.iter().map(|run| {
+        let file = match &*run.file {
+            RegionFile::Lent(file) => RunFile::Sealed(file),
+            RegionFile::Adopted(file) => RunFile::Foreign(file, holes.ok_or(Errno::OPNOTSUPP)?),
+        };
+        Ok(Run { file, offset: run.offset as usize, bytes: run.bytes as usize })
+    });
+    let mapped = mapped.collect::<Result<Vec<_>, Errno>>()?;
+    // Huge pages are mapped whole, at an address that is a multiple of them.
+    let covered = |run: &SharedRun| run.bytes + 3 * (run.file.page() as u64 - PAGE as u64);
+    let lease = node.neighbours.budget.take_own(amount(runs.iter().map(covered)))?;
+    // Every right to write needs the local one.
+    let writable = request.access.contains(Access::LOCAL_WRITE);
+    let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    let mapping = Arc::new(Mapping::of_runs(&mapped, protection, total <= POPULATE)?);
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
-    let key = node.worker.call(move |plane| plane.regions.insert(region, random)).ok_or(Errno::NOMEM)?;
-    node.shares.insert(key, Backing { share, runs, lease });
-    Ok((key, share))
+    let granted = node.entrance.insert(region, random).ok_or(Errno::NOMEM)?;
+    node.shares.insert(share, Backing { granted, runs: runs.to_vec(), lease, taken });
+    Ok((granted, share))
 }

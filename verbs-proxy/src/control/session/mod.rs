@@ -4,6 +4,7 @@ mod memory;
 mod queues;
 
 use super::handles::Handles;
+use super::kept::Allowance;
 use super::node::Node;
 use super::quota::{Resource, Taken};
 use crate::memory::PdId;
@@ -65,7 +66,7 @@ pub enum PeerFault {
         /// Bytes of the datagram.
         bytes: usize,
     },
-    /// Longer than any request, or descriptors where none are expected.
+    /// Longer than any request, or descriptors where none are expected, or none where one is.
     #[error("an oversized datagram or unexpected descriptors")]
     Surplus,
     /// There is no such op.
@@ -84,6 +85,8 @@ pub enum PeerFault {
 pub struct Session {
     id: u64,
     greeted: bool,
+    /// What the process may keep of what it has deregistered.
+    allowance: Option<Allowance>,
     contexts: Handles<Context>,
     pds: Handles<Pd>,
     /// They belong to the connection, not to the context that they were made in: the process has them in place of its own
@@ -106,6 +109,7 @@ impl Session {
         Self {
             id,
             greeted: false,
+            allowance: None,
             contexts: Handles::default(),
             pds: Handles::default(),
             regions: Handles::default(),
@@ -116,8 +120,14 @@ impl Session {
         }
     }
 
-    /// Serves one request.
-    pub fn serve(&mut self, op: Op, body: &[u8], node: &mut Node) -> Result<Result<Answer, Errno>, PeerFault> {
+    /// Serves one request. It takes `fd` if that belongs to it.
+    pub fn serve(
+        &mut self,
+        op: Op,
+        body: &[u8],
+        fd: &mut Option<OwnedFd>,
+        node: &mut Node,
+    ) -> Result<Result<Answer, Errno>, PeerFault> {
         if self.greeted == (op == Op::HELLO) {
             return Err(PeerFault::Order(op.0));
         }
@@ -141,6 +151,10 @@ impl Session {
             Op::ALLOC_PD => self.alloc_pd(handle(body)?, node),
             Op::DEALLOC_PD => self.dealloc_pd(handle(body)?),
             Op::ALLOC_REGION => self.alloc_region(&parse(op, body)?, node),
+            Op::ADOPT_REGION => {
+                let context = handle(body)?;
+                self.adopt_region(context, fd.take().ok_or(PeerFault::Surplus)?, node)
+            }
             Op::FREE_REGION => self.free_region(handle(body)?),
             Op::REG_MR => {
                 let head = size_of::<RegMr>().min(body.len());
@@ -156,6 +170,7 @@ impl Session {
                     .collect();
                 self.reg_mr(&request, &segments, node)
             }
+            Op::REG_FRESH => self.reg_fresh(&parse(op, body)?, node),
             Op::DEREG_MR => self.dereg_mr(handle(body)?, node),
             Op::CREATE_COMP_CHANNEL => self.create_channel(handle(body)?, node),
             Op::DESTROY_COMP_CHANNEL => self.destroy_channel(handle(body)?),
@@ -175,7 +190,18 @@ impl Session {
             return Err(Errno::PROTO);
         }
         self.greeted = true;
-        let reply = HelloReply { version: VERSION, devices: 1, processors: node.processors, reserved: 0 };
+        // A connection that finds no room keeps nothing.
+        self.allowance = Allowance::of(&node.quota).ok();
+        let reply = HelloReply {
+            version: VERSION,
+            devices: 1,
+            processors: node.processors,
+            places: node.places,
+            secret: u64::from(random()) << 32 | u64::from(random()),
+            keep_bytes: self.allowance.as_ref().map_or(0, |allowance| allowance.bytes),
+            keep_regions: self.allowance.as_ref().map_or(0, |allowance| allowance.regions),
+            reserved: 0,
+        };
         Ok(Answer::of(reply).with(Arc::clone(&node.doorbell_file)).with(Arc::clone(&node.bell)))
     }
 

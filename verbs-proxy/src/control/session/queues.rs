@@ -69,7 +69,7 @@ impl CqRing {
 /// A file for rings, and a descriptor for the container.
 fn queue_memory(name: &str, bytes: usize, node: &Node) -> Result<(Lent, OwnedFd), Errno> {
     let taken = vec![node.take(Resource::QueueBytes, bytes as u64)?];
-    let (memory, theirs) = Lent::create(name, bytes, taken, &node.closers.container, None)?;
+    let (memory, theirs) = Lent::create(name, bytes, taken, &node.closers.container, None, 0)?;
     Ok((node.quota.admit(memory)?, theirs))
 }
 
@@ -255,10 +255,14 @@ impl Session {
 
     pub(super) fn modify_qp(&mut self, request: &ModifyQp, node: &mut Node) -> Result<Answer, Errno> {
         let queue = self.qps.get(request.handle)?.queue;
+        let av = &request.attr.av;
         let destination = if request.attr.mask & QpAttrMask::AV.0 == 0 {
             None
+        } else if av.is_global != 0 && node.gid(u32::from(av.sgid_index))?.gid == [0; 16] {
+            // It would speak under no address.
+            return Err(Errno::NODATA);
         } else {
-            node.resolve(&request.attr.av, request.attr.dest_qp_num)
+            node.resolve(av, request.attr.dest_qp_num)
         };
         let request = *request;
         node.worker.call(move |plane| plane.modify_qp(queue, &request, destination))?;

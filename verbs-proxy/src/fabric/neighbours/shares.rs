@@ -2,11 +2,13 @@
 
 use super::hello::memory;
 use super::{Arc, Foreign, LinkId, Means, Message, Neighbour, NeighbourFault};
-use crate::control::lent::Lent;
+use crate::control::adopted::RegionFile;
+use crate::control::quota::Taken;
 use crate::datagram::MAX_FDS;
 use crate::fabric::budget::{Amount, Lease};
+use crate::memory::Granted;
 use crate::plane::link::Share;
-use crate::shared::{Mapping, Run, SealedFile};
+use crate::shared::{Mapping, Run, RunFile, SealedFile};
 use crate::warden::Warden;
 use crate::worker::Worker;
 use rustix::fd::AsFd;
@@ -18,7 +20,7 @@ use std::collections::{HashMap, VecDeque};
 #[derive(Clone, Debug)]
 pub struct SharedRun {
     /// The file.
-    pub file: Arc<Lent>,
+    pub file: Arc<RegionFile>,
     /// Byte offset.
     pub offset: u64,
     /// Bytes.
@@ -28,12 +30,14 @@ pub struct SharedRun {
 /// A region of the own container, as neighbours may come to share it.
 #[derive(Debug)]
 pub struct Backing {
-    /// Its name for neighbours.
-    pub share: u32,
+    /// Its place among the container's.
+    pub granted: Granted,
     /// Its pages.
     pub runs: Vec<SharedRun>,
     /// What its own mapping takes.
     pub lease: Lease,
+    /// What it takes of the quota.
+    pub taken: [Taken; 2],
 }
 
 /// What mapping some runs takes.
@@ -49,14 +53,23 @@ pub fn amount(runs: impl IntoIterator<Item = u64>) -> Amount {
 /// read would keep them.
 const MAX_IN_FLIGHT: usize = 2 * MAX_FDS;
 
+/// What must be shared with a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// The region with this name.
+    Region(u32),
+    /// The buffer for what it must not map: [`crate::plane::bounce`].
+    Bounce,
+}
+
 /// The regions that were offered to a neighbour and not answered.
 #[derive(Debug, Default)]
 pub(super) struct Given {
     /// By name, with the descriptors of each.
     unanswered: HashMap<u32, usize>,
     in_flight: usize,
-    /// Keys of regions that wait for their turn.
-    owed: VecDeque<u32>,
+    /// What waits for its turn.
+    owed: VecDeque<Owed>,
 }
 
 impl Given {
@@ -69,18 +82,18 @@ impl Given {
 }
 
 impl Neighbour {
-    /// A region must be shared with it.
-    pub fn owe(&mut self, key: u32) {
-        self.given.owed.push_back(key);
+    /// This must be shared with it.
+    pub fn owe(&mut self, owed: Owed) {
+        self.given.owed.push_back(owed);
     }
 
-    /// The region with this key is gone.
-    pub fn owe_no_more(&mut self, key: u32) {
-        self.given.owed.retain(|owed| *owed != key);
+    /// The region with this name is gone.
+    pub fn owe_no_more(&mut self, share: u32) {
+        self.given.owed.retain(|owed| *owed != Owed::Region(share));
     }
 
-    /// The key of the next region to be shared with it, if it has taken enough of those before.
-    pub fn next_owed(&mut self) -> Option<u32> {
+    /// What is to be shared with it next, if it has taken enough of what was before.
+    pub fn next_owed(&mut self) -> Option<Owed> {
         if self.given.in_flight > MAX_IN_FLIGHT - MAX_FDS { None } else { self.given.owed.pop_front() }
     }
 
@@ -89,7 +102,8 @@ impl Neighbour {
         if runs.len() > MAX_FDS {
             return Err(Errno::TOOBIG.into());
         }
-        let read_only = runs.iter().map(|run| warden.read_only(&*run.file)).collect::<Result<Vec<_>, _>>();
+        let open = |run: &SharedRun| warden.read_only(run.file.own().ok_or(Errno::PERM)?);
+        let read_only = runs.iter().map(open).collect::<Result<Vec<_>, _>>();
         let read_only = read_only.map_err(NeighbourFault::Unshared)?;
         let message = Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect() };
         self.send(&message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
@@ -125,7 +139,7 @@ impl Neighbour {
             if let Some(entry) = plane.links.get_mut(link)
                 && entry.shared.get(&share) == Some(&false)
             {
-                entry.shared.remove(&share);
+                entry.unshare(Some(share));
             }
         });
         Ok(())
@@ -156,7 +170,11 @@ impl Neighbour {
         let parts: Vec<_> = files
             .iter()
             .zip(runs)
-            .map(|(file, (offset, bytes))| Run { file, offset: *offset as usize, bytes: *bytes as usize })
+            .map(|(file, (offset, bytes))| Run {
+                file: RunFile::Sealed(file),
+                offset: *offset as usize,
+                bytes: *bytes as usize,
+            })
             .collect();
         let mapping = Mapping::of_runs(&parts, ProtFlags::READ, false);
         // With a last descriptor goes its file, which takes long if it is large.

@@ -1,0 +1,3 @@
+module ringfence.dev/integration/verbs
+
+go 1.19
