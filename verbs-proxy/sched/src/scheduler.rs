@@ -289,6 +289,13 @@ impl Scheduler {
         None
     }
 
+    /// Whether no more than one queue pair waits, for a rate: when that lets it go, it has nobody to take turns with and may
+    /// leave with more to send. On a link it stays, because whoever leaves wants nothing more of the share.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.link.is_none() && self.turns.waiting() <= 1
+    }
+
     /// A queue pair waits for nothing here any more.
     pub fn leave(&mut self, queue: u32, now: Nanos) {
         self.turns.leave(queue);

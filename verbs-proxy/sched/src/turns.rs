@@ -99,6 +99,12 @@ impl Turns {
         self.members == 0
     }
 
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        self.members
+    }
+
     /// Whether somebody waits in this lane.
     #[must_use]
     pub fn any_in(&self, lane: Lane) -> bool {

@@ -331,7 +331,7 @@ impl Plane {
         }
         worked |= self.settle_events();
         worked |= self.serve_wire();
-        self.unpark();
+        worked |= self.unpark();
         worked
     }
 

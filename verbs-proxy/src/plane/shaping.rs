@@ -156,6 +156,12 @@ impl Shaping {
         self.scheduler.next(road, Time(now))
     }
 
+    /// Whether the one queue that is parked may as well leave with requests to send: it has nobody to take turns with.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.scheduler.is_alone()
+    }
+
     /// A queue is not parked any more.
     pub fn leave(&mut self, queue: u32, now: Nanos) {
         self.scheduler.leave(queue, Time(now));

@@ -768,6 +768,30 @@ fn what_the_rates_have_in_hand_goes_without_a_clock() {
 }
 
 #[test]
+fn a_queue_that_had_to_wait_is_worked_for_and_waits_no_longer_than_needed() {
+    let mut rig = Rig::shaped(Shaping::new(&Policy { ops: OpRate::new(1_000_000), ..Policy::default() }, None, 0));
+    let (mut a, _b) = rig.pair();
+    rig.plane.activate(a.queue);
+    rig.plane.now = 1;
+    // More than is in hand, at one time.
+    let mut posted = 0;
+    while !rig.plane.shaping.any_parked() {
+        assert!(posted < 1_000, "nothing is held back");
+        post(&mut a, &SendFields { flags: SendFlags(0), ..rig.fields(Opcode::RDMA_WRITE, 0, 4096, 8) });
+        posted += 1;
+        rig.plane.turn();
+    }
+    for _ in 0..8 {
+        post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 4096, 8));
+    }
+    // A worker that finds no work for a while sleeps; here it has some.
+    rig.plane.now = 2;
+    assert!(rig.plane.turn());
+    assert_eq!(rig.completions().len(), 8);
+    assert!(!rig.plane.shaping.any_parked());
+}
+
+#[test]
 fn a_queue_pair_in_error_is_flushed_though_its_share_is_closed() {
     let mut rig = Rig::shaped(Shaping::new(&Policy { bandwidth: BitRate::new(1), ..Policy::default() }, None, 0));
     let (mut a, _b) = rig.pair();

@@ -143,17 +143,19 @@ impl Plane {
         count
     }
 
-    /// Lets parked queues go on, each in its turn, as far as the container's share goes.
-    pub(super) fn unpark(&mut self) {
+    /// Lets parked queues go on, each in its turn, as far as the container's share goes. True if something moved.
+    pub(super) fn unpark(&mut self) -> bool {
+        let mut worked = false;
         for _ in 0..UNPARKED {
-            let Some(queue) = self.shaping.next_parked(self.now) else { return };
+            let Some(queue) = self.shaping.next_parked(self.now) else { break };
             let parked = match &mut self.qps[queue as usize] {
                 Some(qp) => std::mem::take(&mut qp.parked) && matches!(qp.state, QpState::RTS | QpState::SQD),
                 None => false,
             };
             let outcome = if parked { self.advance(queue) } else { Outcome::Idle };
+            worked |= outcome == Outcome::Worked;
             if let Some(qp) = &mut self.qps[queue as usize]
-                && (qp.parked || (parked && outcome == Outcome::Worked))
+                && (qp.parked || (parked && outcome == Outcome::Worked && !self.shaping.is_alone()))
             {
                 // It waits for its next turn, or goes on with this one.
                 qp.parked = true;
@@ -164,6 +166,7 @@ impl Plane {
                 self.activate(queue);
             }
         }
+        worked
     }
 
     /// Takes requests in and hands them over, a bounded number of pieces.
