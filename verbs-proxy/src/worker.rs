@@ -192,7 +192,10 @@ impl Thread {
             }
         }
         self.plane.awake();
-        spinner.slept(self.plane.now, now());
+        let woken = now();
+        spinner.slept(self.plane.now, woken);
+        // The next turn may not ask for the time, and yet tell a request when to come again.
+        self.plane.now = woken;
     }
 }
 
