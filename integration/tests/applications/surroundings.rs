@@ -72,9 +72,14 @@ pub const OTHERS: [Surroundings; 12] = [
     Surroundings {
         name: "held by signals alone",
         options: &["--env=RINGFENCE_HOLD=signals"],
-        // What this way leaves (verbs-proxy/README.md): it refuses where a thread blocks SIGSEGV, and system calls that
-        // write to the pages fail.
+        // What this way leaves (verbs-proxy/README.md): it refuses where a thread blocks SIGSEGV, system calls that write to
+        // the pages fail, and attributes of memory are lost.
         impossible: &[
+            "attributes: huge_pages",
+            "attributes: not_dumped",
+            "attributes: wiped_on_fork",
+            "attributes: wiped_on_fork_later",
+            "attributes: policy_of_nodes",
             "bystanders: neighbours_blocked",
             "bystanders: neighbours_read",
             "bystanders: forkblocked",
