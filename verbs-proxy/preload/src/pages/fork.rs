@@ -17,6 +17,7 @@ use super::array::Array;
 use super::escort::{self, Escort};
 use super::patch::Patch;
 use super::signals::Blocked;
+use super::state::State;
 use super::windows::Windows;
 use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads};
 use core::arch::asm;
@@ -74,9 +75,8 @@ pub fn resolve(address: usize) -> Option<bool> {
 }
 
 /// What is shared at this moment, wherever the application has moved it.
-fn gather(patches: &mut Array<Patch>) {
+fn gather(state: &State, patches: &mut Array<Patch>) {
     patches.clear();
-    let state = STATE.lock();
     if !state.shares() {
         return;
     }
@@ -107,7 +107,7 @@ extern "C" fn prepare() {
     // SAFETY: just locked; this thread keeps the gate until after the fork.
     let fork = unsafe { fork() };
     fork.blocked = Some(blocked);
-    gather(&mut fork.patches);
+    gather(&STATE.lock(), &mut fork.patches);
     if fork.patches.is_empty() {
         return;
     }
@@ -141,6 +141,15 @@ extern "C" fn prepare() {
     if frozen.is_err() {
         finish(fork);
     }
+}
+
+/// Looks again at what is shared, for the forking thread: others may have unmapped it since, or mapped their own there. False
+/// if one of those who are stopped was just about to change it.
+pub fn gather_again() -> bool {
+    let Some(state) = STATE.try_lock() else { return false };
+    // SAFETY: called for the forking thread.
+    gather(&state, &mut unsafe { fork() }.patches);
+    true
 }
 
 /// Nobody writes to what is shared, and the forking thread, which uses `own`, can go on.

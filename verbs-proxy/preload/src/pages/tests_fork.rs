@@ -240,3 +240,39 @@ fn signals_that_come_during_a_fork_are_handled_by_the_program_alone() {
     });
     child.answers(0);
 }
+
+/// A thread that maps anew what it has registered does so at any moment of another one's fork: no child goes without memory,
+/// and nothing is said about the new mapping that would keep it from later children.
+#[test]
+fn memory_is_mapped_anew_while_another_thread_forks() {
+    let (mut files, memory, anew) = (Files::new(), Memory::new(16), Memory::new(16));
+    let done = AtomicBool::new(false);
+    acquire(memory.address, memory.length, true, &mut files).unwrap();
+    std::thread::scope(|scope| {
+        let forks = scope.spawn(|| {
+            let result = std::panic::catch_unwind(|| {
+                for _ in 0..300 {
+                    in_child(|| {
+                        for at in (0..16).map(|page| page * PAGE) {
+                            std::hint::black_box((memory.get(at), anew.get(at)));
+                        }
+                        42
+                    })
+                    .answers(42);
+                }
+            });
+            done.store(true, Relaxed);
+            result
+        });
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        while !done.load(Relaxed) {
+            acquire(anew.address, anew.length, true, &mut files).unwrap();
+            // SAFETY: the test's own memory.
+            unsafe { sys::mmap(anew.address, anew.length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) }.unwrap();
+            release(anew.address, anew.length, &mut files);
+        }
+        assert!(forks.join().unwrap().is_ok(), "a child came to harm");
+    });
+    release(memory.address, memory.length, &mut files);
+    memory.assert_untouched();
+}
