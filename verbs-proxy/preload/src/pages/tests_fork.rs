@@ -204,7 +204,7 @@ fn signals_that_come_during_a_fork_are_handled_by_the_program_alone() {
         if sys::process() as usize != PROGRAM.load(Relaxed) {
             // Nobody's but a process's with this memory: that of a forked child is its own.
             ELSEWHERE.fetch_add(1, Relaxed);
-        } else if HERE.fetch_add(1, Relaxed) % 8 == 0 {
+        } else if HERE.fetch_add(1, Relaxed).is_multiple_of(8) {
             in_child(|| 42).answers(42);
         }
     }
