@@ -157,6 +157,14 @@ pub unsafe fn madvise(address: usize, length: usize, advice: i32) -> Result<(), 
     unsafe { call(libc::SYS_madvise, [address, length, advice as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Has the program's own userfaultfd, swap or a file bring in what is not there, where the kernel can be asked to (Linux 5.14).
+/// Memory that was never touched stays empty.
+pub fn bring_in(address: usize, length: usize) {
+    const MADV_POPULATE_READ: i32 = 22;
+    // SAFETY: reads the memory, if it may be read.
+    let _ = unsafe { madvise(address, length, MADV_POPULATE_READ) };
+}
+
 /// Locks pages in memory as they come.
 pub fn lock_on_fault(address: usize, length: usize) {
     const MLOCK_ONFAULT: usize = 1;
