@@ -20,7 +20,7 @@ use super::signals::Blocked;
 use super::state::State;
 use super::windows::Windows;
 use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads};
-use core::arch::asm;
+use crate::atfork;
 use core::cell::UnsafeCell;
 use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -286,24 +286,5 @@ pub fn watch() {
     if WATCHED.swap(true, Relaxed) {
         return;
     }
-    let (glibc, other): (usize, usize);
-    // `pthread_atfork` is no symbol of older versions of glibc but part of each program; what it calls is one. Others have
-    // it as standards say.
-    // SAFETY: reads addresses that the linker leaves zero where there is no such symbol.
-    unsafe {
-        asm!(
-            ".weak __register_atfork",
-            ".weak pthread_atfork",
-            "mov {}, qword ptr [rip + __register_atfork@GOTPCREL]",
-            "mov {}, qword ptr [rip + pthread_atfork@GOTPCREL]",
-            out(reg) glibc, out(reg) other, options(nostack, readonly, preserves_flags)
-        );
-    }
-    type Step = extern "C" fn();
-    type Register = extern "C" fn(Step, Step, Step, *const u8) -> i32;
-    if let Some(address) = [glibc, other].into_iter().find(|&address| address != 0) {
-        // SAFETY: both are C functions; the one with three parameters ignores the fourth: the library that is never unloaded.
-        let register = unsafe { core::mem::transmute::<usize, Register>(address) };
-        register(prepare, parent, child, core::ptr::null());
-    }
+    atfork::register(Some(prepare), Some(parent), child);
 }
