@@ -32,7 +32,7 @@ const MAX_DIRECTORIES: usize = 64;
 const MAX_ENTRIES: usize = 1 << 15;
 /// The largest libibverbs; with all that debuggers want it has some megabytes.
 pub const MAX_LIBRARY: usize = 16 << 20;
-/// The most libraries that are replaced.
+/// The most files that are looked at for libraries to replace.
 const MAX_LIBRARIES: usize = 16;
 
 /// glibc's dynamic linker for i386, wherever the rest of it is.
@@ -61,7 +61,8 @@ pub fn libraries(root: &Place, more: &[String]) -> Vec<Library> {
     let (mut seen, mut libraries) = (HashSet::new(), Vec::new());
     for directory in directories {
         for place in files(root, &directory) {
-            if libraries.len() < MAX_LIBRARIES
+            // Those that are none count as well: an image could be full of large ones.
+            if seen.len() < MAX_LIBRARIES
                 && place.inode().is_ok_and(|inode| seen.insert(inode))
                 && let Ok(bytes) = place.read(MAX_LIBRARY)
                 && let Some(offers) = Offers::of(&bytes).filter(|offers| offers.name == NAME)

@@ -77,8 +77,10 @@ fn with_version_2(runtime: &str) {
     with_lab(|lab| {
         lab.script(USERFAULTFD);
         lab.write_config();
+        // crun leaves the cgroup when it cannot attach programs.
         let script = format!(
-            "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec {runtime} --root state run \"$0\""
+            "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && \
+             {{ {runtime} --root state run \"$0\"; status=$?; rmdir \"/sys/fs/cgroup/$0\" 2>/dev/null; exit $status; }}"
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script, &lab.id]);

@@ -373,12 +373,14 @@ static void descriptors_that_do_not_block(void)
 	CHECK_EQ(ibv_get_async_event(loop.context, &event), -1);
 	CHECK_EQ(errno, EAGAIN);
 	/* A copy is the same descriptor by another number. */
-	loop.context->async_fd = fcntl(loop.context->async_fd, F_DUPFD_CLOEXEC, 100);
+	int copy = fcntl(loop.context->async_fd, F_DUPFD_CLOEXEC, 40);
+	CHECK(copy >= 40, "F_DUPFD_CLOEXEC: %s", strerror(errno));
+	loop.context->async_fd = copy;
 	CHECK_EQ(ibv_get_async_event(loop.context, &event), -1);
 	CHECK_EQ(errno, EAGAIN);
 	CHECK_EQ(ibv_destroy_comp_channel(channel), 0);
 	loop_close(&loop);
-	CHECK_EQ(fcntl(100, F_GETFD), -1);
+	CHECK_EQ(fcntl(copy, F_GETFD), -1);
 }
 
 /* What this program was begun with. */
@@ -409,7 +411,7 @@ static void low_numbers_are_the_programs(void)
 	}
 	loop = loop_open();
 	channel = ibv_create_comp_channel(loop.context);
-	CHECK_EQ(open_below(limit.rlim_cur >= HIGHEST ? FD_SETSIZE : 64), 2);
+	CHECK_EQ(open_below(limit.rlim_cur >= HIGHEST ? FD_SETSIZE : (int)limit.rlim_cur / 2), 2);
 	CHECK(loop.context->async_fd < 16 && channel->fd < 16, "%d, %d", loop.context->async_fd, channel->fd);
 	FD_ZERO(&set);
 	FD_SET(loop.context->async_fd, &set);

@@ -116,7 +116,9 @@ static void it_is_kept(void)
 
 	round_of(at, PAGE, 1);
 	CHECK(!is_shared(at), "kept after a single registration");
-	settle(at, PAGE);
+	/* Where the worker gets no processor in time, a region ends by a message, and is not kept. */
+	for (int tries = 0; tries < 100 && !is_shared(at); tries++)
+		settle(at, PAGE);
 	CHECK(is_shared(at), "not kept");
 	CHECK_EQ(ibv_destroy_qp(loop.from), 0);
 	CHECK_EQ(ibv_destroy_qp(loop.to), 0);

@@ -24,7 +24,11 @@ c -o "$target/loading" applications/loading.c check.c -ldl
 mkdir "$target/clients"
 for source in *.c; do
     if [ "$source" != semantics.c ] && grep -q '^int main' "$source" && grep -q '"list"' "$source"; then
-        c -o "$target/clients/${source%.c}" "$source" loop.c check.c -libverbs
+        name=${source%.c}
+        # With the files of its cases, if it has any.
+        set -- "$name"_*.c
+        [ -e "$1" ] || set --
+        c -o "$target/clients/$name" "$source" "$@" loop.c check.c -libverbs
     fi
 done
 

@@ -1,4 +1,4 @@
-//! Having the C library call us in a forked child.
+//! Having the C library call us when it forks.
 
 // UNSAFETY: calls a function of the C library that may not be there.
 #![allow(unsafe_code)]
@@ -6,10 +6,12 @@
 use core::arch::asm;
 use core::ptr;
 
-type Step = extern "C" fn();
+/// What the C library calls.
+pub type Step = extern "C" fn();
 
-/// Has `child` called in every child of `fork(3)` from now on. Other ways to fork do not call it.
-pub fn in_child(child: Step) {
+/// Has these called at every `fork(3)` from now on: before it, and after it in the parent and in the child, as by
+/// `pthread_atfork(3)`. Other ways to fork do not call them.
+pub fn register(prepare: Option<Step>, parent: Option<Step>, child: Step) {
     let (glibc, other): (usize, usize);
     // `pthread_atfork` is no symbol of older versions of glibc but part of each program; what it calls is one. Others have
     // it as standards say.
@@ -27,6 +29,6 @@ pub fn in_child(child: Step) {
     if let Some(address) = [glibc, other].into_iter().find(|&address| address != 0) {
         // SAFETY: both are C functions; the one with three parameters ignores the fourth: the library that is never unloaded.
         let register = unsafe { core::mem::transmute::<usize, Register>(address) };
-        register(None, None, Some(child), ptr::null());
+        register(prepare, parent, Some(child), ptr::null());
     }
 }

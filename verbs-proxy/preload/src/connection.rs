@@ -117,7 +117,7 @@ pub fn connect() -> Result<Connection, Errno> {
     }
     static WATCHED: AtomicBool = AtomicBool::new(false);
     if !WATCHED.swap(true, Ordering::Relaxed) {
-        atfork::in_child(forked);
+        atfork::register(None, None, forked);
     }
     let path = sys::environment(SOCKET_VARIABLE).filter(|path| !path.is_empty());
     let socket = sys::connect(path.unwrap_or(SOCKET_PATH.as_bytes()))?.hidden();

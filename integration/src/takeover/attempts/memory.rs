@@ -149,7 +149,8 @@ fn catch(attack: &mut Attack) -> Result<Seen> {
     let number = attack.hands.number(control + 16);
     let fd = attack.hands.fetch(number)?.context("a descriptor that is none")?;
     let size = File::from(fd.try_clone()?).metadata()?.len();
-    ensure!(size == REGION, "a file of {size} bytes with {said}");
+    // Longer than the region, so that the program's mapping of it can grow.
+    ensure!(size >= REGION, "a file of {size} bytes with {said}");
     attack.share = Some((number, fd));
     Ok(Seen::Reached(format!("{number} came with {said}")))
 }

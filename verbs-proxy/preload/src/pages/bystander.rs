@@ -92,28 +92,6 @@ unsafe fn clone_and_wait(stack: usize, entry: extern "C" fn(usize), argument: us
         | libc::CLONE_FILES
         | libc::CLONE_FS
         | libc::CLONE_SYSVSEM;
-    let mut result = libc::SYS_clone as isize;
-    // SAFETY: the clone starts with a copy of the registers at the instruction after the call, with an aligned stack of its
-    // own, and never leaves this block; CLONE_VFORK keeps this thread in the kernel until the clone has ended.
-    unsafe {
-        asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "xor edi, edi",
-            "mov eax, {exit}",
-            "syscall",
-            "ud2",
-            "2:",
-            exit = const libc::SYS_exit,
-            inlateout("rax") result,
-            in("rdi") flags, in("rsi") stack, in("rdx") 0, in("r10") 0, in("r8") 0,
-            in("r12") argument, in("r13") entry,
-            lateout("rcx") _, lateout("r11") _,
-        );
-    }
-    if result < 0 { Err(-result as i32) } else { Ok(()) }
+    // SAFETY: promised by the caller; CLONE_VFORK keeps this thread in the kernel until the clone has ended.
+    unsafe { sys::clone(stack, entry, argument, flags) }.map(drop)
 }

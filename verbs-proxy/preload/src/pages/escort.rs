@@ -128,12 +128,25 @@ extern "C" fn go_along(order: usize) {
 
 const SYS_CLONE3: i64 = 435;
 
+/// How often all others are stopped, to find none of them in the middle of a change to what is shared.
+const ATTEMPTS: u32 = 1000;
+
 /// The thread is about to fork, and has all locks that it wants. False if it will try again.
 fn fork_of(order: &Order) -> bool {
-    let mut threads = order.threads;
-    // A thread that cannot be stopped, because it waits in the kernel for its own child of `vfork`, say, runs on: the child
-    // may then find what it writes in the meantime.
-    let _ = stop::stop_all(order.tasks, order.thread, &mut threads);
+    let mut threads;
+    let mut attempts = ATTEMPTS;
+    loop {
+        threads = order.threads;
+        // A thread that cannot be stopped, because it waits in the kernel for its own child of `vfork`, say, runs on: the child
+        // may then find what it writes in the meantime.
+        let all = stop::stop_all(order.tasks, order.thread, &mut threads);
+        attempts -= 1;
+        if fork::gather_again() || all.is_err() || attempts == 0 {
+            break;
+        }
+        stop::resume(&threads);
+        sys::sleep(10_000);
+    }
     fork::freeze(&trace::own_of(order.thread));
     let result = loop {
         match trace::next_stop(order.thread, 0) {

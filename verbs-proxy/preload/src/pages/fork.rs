@@ -16,9 +16,11 @@
 use super::array::Array;
 use super::escort::{self, Escort};
 use super::patch::Patch;
+use super::signals::Blocked;
+use super::state::State;
 use super::windows::Windows;
 use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads};
-use core::arch::asm;
+use crate::atfork;
 use core::cell::UnsafeCell;
 use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -37,8 +39,9 @@ static WRITE_END: AtomicU32 = AtomicU32::new(u32::MAX);
 struct Fork {
     patches: Array<Patch>,
     escort: Option<Escort>,
-    /// Signals that the forking thread blocked before.
-    blocked: u64,
+    /// No signal is delivered to the forking thread: its handler might fork, and wait for this fork; the escort, which is
+    /// another process, would run it too; and the child has not got its memory yet.
+    blocked: Option<Blocked>,
 }
 
 struct Global(UnsafeCell<Fork>);
@@ -46,7 +49,7 @@ struct Global(UnsafeCell<Fork>);
 // SAFETY: reached by the holder of the gate, and by whom it waits for.
 unsafe impl Sync for Global {}
 
-static FORK: Global = Global(UnsafeCell::new(Fork { patches: Array::new(), escort: None, blocked: 0 }));
+static FORK: Global = Global(UnsafeCell::new(Fork { patches: Array::new(), escort: None, blocked: None }));
 
 /// # Safety
 /// The gate is held for the caller, and no other reference is in use.
@@ -72,9 +75,8 @@ pub fn resolve(address: usize) -> Option<bool> {
 }
 
 /// What is shared at this moment, wherever the application has moved it.
-fn gather(patches: &mut Array<Patch>) {
+fn gather(state: &State, patches: &mut Array<Patch>) {
     patches.clear();
-    let state = STATE.lock();
     if !state.shares() {
         return;
     }
@@ -100,10 +102,12 @@ fn gather(patches: &mut Array<Patch>) {
 }
 
 extern "C" fn prepare() {
+    let blocked = Blocked::new();
     core::mem::forget(GATE.lock());
     // SAFETY: just locked; this thread keeps the gate until after the fork.
     let fork = unsafe { fork() };
-    gather(&mut fork.patches);
+    fork.blocked = Some(blocked);
+    gather(&STATE.lock(), &mut fork.patches);
     if fork.patches.is_empty() {
         return;
     }
@@ -114,7 +118,7 @@ extern "C" fn prepare() {
     let [read, write] = sys::pipe().map_or([u32::MAX; 2], |ends| ends.map(|end| end as u32));
     READ_END.store(read, Relaxed);
     WRITE_END.store(write, Relaxed);
-    fork.blocked = signals::unblock(libc::SIGSEGV);
+    signals::unblock(libc::SIGSEGV);
     THREAD.store(sys::thread(), Relaxed);
     PROCESS.store(sys::process(), Relaxed);
     if sys::threads() > 1 {
@@ -137,6 +141,15 @@ extern "C" fn prepare() {
     if frozen.is_err() {
         finish(fork);
     }
+}
+
+/// Looks again at what is shared, for the forking thread: others may have unmapped it since, or mapped their own there. False
+/// if one of those who are stopped was just about to change it.
+pub fn gather_again() -> bool {
+    let Some(state) = STATE.try_lock() else { return false };
+    // SAFETY: called for the forking thread.
+    gather(&state, &mut unsafe { fork() }.patches);
+    true
 }
 
 /// Nobody writes to what is shared, and the forking thread, which uses `own`, can go on.
@@ -195,9 +208,9 @@ pub fn wait_for_child() {
 }
 
 extern "C" fn parent() {
+    // SAFETY: this thread holds the gate.
+    let fork = unsafe { fork() };
     if PROCESS.load(Relaxed) != 0 {
-        // SAFETY: this thread holds the gate.
-        let fork = unsafe { fork() };
         match fork.escort.take() {
             Some(escort) => escort.end(),
             None => {
@@ -211,8 +224,10 @@ extern "C" fn parent() {
         }
         finish(fork);
     }
+    let blocked = fork.blocked.take();
     // SAFETY: locked by `prepare`.
     unsafe { GATE.unlock() };
+    drop(blocked);
 }
 
 extern "C" fn child() {
@@ -238,12 +253,14 @@ extern "C" fn child() {
         fault::finish();
         finish(fork);
     }
+    let blocked = fork.blocked.take();
     // SAFETY: no other thread exists here, and nothing changes this state but who holds the gate.
     unsafe {
         STATE.reset();
         STATE.lock().forget_in_child();
         GATE.unlock();
     }
+    drop(blocked);
 }
 
 /// The fork is over, for either side.
@@ -254,7 +271,6 @@ fn finish(fork: &mut Fork) {
     close_end(&READ_END);
     close_end(&WRITE_END);
     fork.patches.clear();
-    signals::block_again(libc::SIGSEGV, fork.blocked);
 }
 
 fn close_end(end: &AtomicU32) {
@@ -270,24 +286,5 @@ pub fn watch() {
     if WATCHED.swap(true, Relaxed) {
         return;
     }
-    let (glibc, other): (usize, usize);
-    // `pthread_atfork` is no symbol of older versions of glibc but part of each program; what it calls is one. Others have
-    // it as standards say.
-    // SAFETY: reads addresses that the linker leaves zero where there is no such symbol.
-    unsafe {
-        asm!(
-            ".weak __register_atfork",
-            ".weak pthread_atfork",
-            "mov {}, qword ptr [rip + __register_atfork@GOTPCREL]",
-            "mov {}, qword ptr [rip + pthread_atfork@GOTPCREL]",
-            out(reg) glibc, out(reg) other, options(nostack, readonly, preserves_flags)
-        );
-    }
-    type Step = extern "C" fn();
-    type Register = extern "C" fn(Step, Step, Step, *const u8) -> i32;
-    if let Some(address) = [glibc, other].into_iter().find(|&address| address != 0) {
-        // SAFETY: both are C functions; the one with three parameters ignores the fourth: the library that is never unloaded.
-        let register = unsafe { core::mem::transmute::<usize, Register>(address) };
-        register(prepare, parent, child, core::ptr::null());
-    }
+    atfork::register(Some(prepare), Some(parent), child);
 }

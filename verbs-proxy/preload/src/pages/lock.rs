@@ -43,6 +43,11 @@ impl<T> Lock<T> {
         Locked(self)
     }
 
+    /// The lock, if nobody has it.
+    pub fn try_lock(&self) -> Option<Locked<'_, T>> {
+        self.word.compare_exchange(FREE, HELD, Acquire, Relaxed).ok().map(|_| Locked(self))
+    }
+
     /// Gives back a lock that was held, if at all, by a thread that this process does not have: in a forked child.
     ///
     /// # Safety

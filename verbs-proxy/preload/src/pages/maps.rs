@@ -79,22 +79,24 @@ pub fn read(range: &Range<usize>, mappings: &mut Array<Mapping>) -> Result<(), i
     })
 }
 
-/// Shows `each` the mappings that reach into `range`, from its start on but also beyond its end, by address. What becomes one
-/// with what was shown already, as mappings may while this goes on, is not shown twice. Without `names` they are [`Kind::Plain`] or
+/// Shows `each` the mappings that reach into `range`, whole, by address. What becomes one with what was shown already, as
+/// mappings may while this goes on, is not shown twice. Without `names` they are [`Kind::Plain`] or
 /// [`Kind::Huge`], which is cheaper where the kernel is asked. Allocates nothing, and opens nothing but what is kept.
 pub fn visit(range: &Range<usize>, names: bool, mut each: impl FnMut(Mapping) -> ControlFlow<()>) -> Result<(), i32> {
     if let Some(file) = MAPS.get() {
         return ask(file, range, names, &mut each);
     }
     let file = sys::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC)?;
-    let mut next = range.start;
+    let mut shown = 0;
     let result = for_each_line(file, |line| {
         let Some(mapping) = parse(line) else { return false };
         if mapping.start >= range.end {
             return true;
         }
-        let Some(mapping) = mapping.clip(&(next..usize::MAX)) else { return false };
-        next = mapping.end;
+        let Some(mapping) = mapping.clip(&(shown..usize::MAX)).filter(|mapping| range.start < mapping.end) else {
+            return false;
+        };
+        shown = mapping.end;
         each(mapping).is_break()
     });
     sys::close(file);
@@ -174,7 +176,7 @@ fn ask(
     names: bool,
     each: &mut impl FnMut(Mapping) -> ControlFlow<()>,
 ) -> Result<(), i32> {
-    let mut next = range.start;
+    let (mut shown, mut next) = (0, range.start);
     while next < range.end {
         let size = size_of::<Query>() as u64;
         let mut query = Query { size, flags: QUERY_OR_NEXT, address: next as u64, ..Query::default() };
@@ -208,8 +210,8 @@ fn ask(
             inode: query.inode,
             kind,
         };
-        let mapping = mapping.clip(&(next..usize::MAX));
-        next = query.end as usize;
+        let mapping = mapping.clip(&(shown..usize::MAX));
+        (shown, next) = (query.end as usize, query.end as usize);
         if mapping.is_some_and(|mapping| each(mapping).is_break()) {
             break;
         }

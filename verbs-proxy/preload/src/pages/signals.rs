@@ -51,19 +51,10 @@ impl Drop for Blocked {
     }
 }
 
-/// Lets the thread take one signal, whatever it blocks. What it blocked before.
-pub fn unblock(signal: i32) -> u64 {
-    let (mask, mut before) = (bit(signal), 0u64);
-    let arguments = [libc::SIG_UNBLOCK as usize, &raw const mask as usize, &raw mut before as usize, 8, 0, 0];
-    // SAFETY: reads and writes two masks of the kernel's size.
-    let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
-    before
-}
-
-/// Lets the thread block the signal again, if it did.
-pub fn block_again(signal: i32, before: u64) {
-    let mask = before & bit(signal);
-    let arguments = [libc::SIG_BLOCK as usize, &raw const mask as usize, 0, 8, 0, 0];
+/// Lets the thread take one signal, whatever it blocks, until a [`Blocked`] from before is dropped.
+pub fn unblock(signal: i32) {
+    let mask = bit(signal);
+    let arguments = [libc::SIG_UNBLOCK as usize, &raw const mask as usize, 0, 8, 0, 0];
     // SAFETY: reads a mask of the kernel's size.
     let _ = unsafe { sys::call(libc::SYS_rt_sigprocmask, arguments) };
 }

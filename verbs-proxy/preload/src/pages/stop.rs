@@ -7,7 +7,6 @@
 #![allow(unsafe_code)]
 
 use super::{sys, threads, trace};
-use core::arch::asm;
 use core::sync::atomic::{AtomicU8, Ordering::*};
 
 /// The helper's stack, in a mapping whose lower part lists the threads.
@@ -223,27 +222,6 @@ pub fn stop_all(tasks: i32, caller: u32, stopped: &mut Threads) -> Result<(), i3
 /// that ends at `stack`.
 pub unsafe fn helper(stack: usize, entry: extern "C" fn(usize), argument: usize, flags: i32) -> Result<u32, i32> {
     let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS | flags;
-    let mut result = libc::SYS_clone as isize;
-    // SAFETY: as in `bystander`, where the same is done for a thread.
-    unsafe {
-        asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "xor edi, edi",
-            "mov eax, {exit}",
-            "syscall",
-            "ud2",
-            "2:",
-            exit = const libc::SYS_exit,
-            inlateout("rax") result,
-            in("rdi") flags, in("rsi") stack, in("rdx") 0, in("r10") 0, in("r8") 0,
-            in("r12") argument, in("r13") entry,
-            lateout("rcx") _, lateout("r11") _,
-        );
-    }
-    if result < 0 { Err(-result as i32) } else { Ok(result as u32) }
+    // SAFETY: promised by the caller.
+    unsafe { sys::clone(stack, entry, argument, flags) }
 }

@@ -26,6 +26,38 @@ pub unsafe fn call(number: i64, arguments: [usize; 6]) -> Result<usize, i32> {
     if (-4095..0).contains(&result) { Err(-result as i32) } else { Ok(result as usize) }
 }
 
+/// Starts a thread or process that shares this one's memory, and calls `entry` on the stack that ends at `stack`; its number.
+///
+/// # Safety
+/// `flags` has `CLONE_VM`; `entry` may be called with `argument` there, with thread-local memory that is not its own; nobody
+/// else uses the stack until the clone has ended.
+pub unsafe fn clone(stack: usize, entry: extern "C" fn(usize), argument: usize, flags: i32) -> Result<u32, i32> {
+    let mut result = libc::SYS_clone as isize;
+    // SAFETY: the clone starts with a copy of the registers at the instruction after the call, with an aligned stack of its
+    // own, and never leaves this block.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "xor edi, edi",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            "2:",
+            exit = const libc::SYS_exit,
+            inlateout("rax") result,
+            in("rdi") flags, in("rsi") stack, in("rdx") 0, in("r10") 0, in("r8") 0,
+            in("r12") argument, in("r13") entry,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    if result < 0 { Err(-result as i32) } else { Ok(result as u32) }
+}
+
 pub fn open(path: &CStr, flags: i32) -> Result<i32, i32> {
     let arguments = [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags as usize, 0, 0, 0];
     // SAFETY: reads a terminated path.
@@ -155,6 +187,14 @@ pub unsafe fn mremap(address: usize, before: usize, after: usize, flags: i32, ta
 pub unsafe fn madvise(address: usize, length: usize, advice: i32) -> Result<(), i32> {
     // SAFETY: promised by the caller.
     unsafe { call(libc::SYS_madvise, [address, length, advice as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Has the program's own userfaultfd, swap or a file bring in what is not there, where the kernel can be asked to (Linux 5.14).
+/// Memory that was never touched stays empty.
+pub fn bring_in(address: usize, length: usize) {
+    const MADV_POPULATE_READ: i32 = 22;
+    // SAFETY: reads the memory, if it may be read.
+    let _ = unsafe { madvise(address, length, MADV_POPULATE_READ) };
 }
 
 /// Locks pages in memory as they come.

@@ -114,6 +114,8 @@ impl Memory {
 
 pub fn mappings(range: Range<usize>) -> Vec<maps::Mapping> {
     let mut mappings = Array::new();
+    // Its own memory would be mapped in the middle of the question otherwise.
+    mappings.reserve(64).unwrap();
     maps::read(&range, &mut mappings).unwrap();
     mappings.to_vec()
 }

@@ -192,3 +192,87 @@ fn a_child_registers_its_own_memory() {
     release(memory.address, memory.length, &mut files);
     memory.assert_untouched();
 }
+
+/// Handlers run in the threads that they were meant for and nowhere else, may fork like anybody, and no child goes without
+/// its memory because a signal came. In a process group of its own, all of which gets the signals.
+#[test]
+fn signals_that_come_during_a_fork_are_handled_by_the_program_alone() {
+    static PROGRAM: AtomicUsize = AtomicUsize::new(0);
+    static ELSEWHERE: AtomicUsize = AtomicUsize::new(0);
+    static HERE: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn handler(_: i32) {
+        if sys::process() as usize != PROGRAM.load(Relaxed) {
+            // Nobody's but a process's with this memory: that of a forked child is its own.
+            ELSEWHERE.fetch_add(1, Relaxed);
+        } else if HERE.fetch_add(1, Relaxed).is_multiple_of(8) {
+            in_child(|| 42).answers(42);
+        }
+    }
+    let (mut files, memory) = (Files::new(), Memory::new(16));
+    let child = in_child(|| {
+        PROGRAM.store(sys::process() as usize, Relaxed);
+        // SAFETY: zeros are a valid action.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as extern "C" fn(i32) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        // SAFETY: of this process and those that it makes.
+        unsafe {
+            libc::setpgid(0, 0);
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+        }
+        acquire(memory.address, memory.length, true, &mut files).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _blocked = Blocked::new();
+                while !done.load(Relaxed) {
+                    // SAFETY: the group is this process's.
+                    unsafe { libc::kill(0, libc::SIGUSR1) };
+                    sys::sleep(100_000);
+                }
+            });
+            for _ in 0..200 {
+                in_child(|| i32::from(memory.get(0)) + 1).answers(i32::from(memory.get(0)) + 1);
+            }
+            done.store(true, Relaxed);
+        });
+        if HERE.load(Relaxed) == 0 { 2 } else { i32::from(ELSEWHERE.load(Relaxed) > 0) }
+    });
+    child.answers(0);
+}
+
+/// A thread that maps anew what it has registered does so at any moment of another one's fork: no child goes without memory,
+/// and nothing is said about the new mapping that would keep it from later children.
+#[test]
+fn memory_is_mapped_anew_while_another_thread_forks() {
+    let (mut files, memory, anew) = (Files::new(), Memory::new(16), Memory::new(16));
+    let done = AtomicBool::new(false);
+    acquire(memory.address, memory.length, true, &mut files).unwrap();
+    std::thread::scope(|scope| {
+        let forks = scope.spawn(|| {
+            let result = std::panic::catch_unwind(|| {
+                for _ in 0..300 {
+                    in_child(|| {
+                        for at in (0..16).map(|page| page * PAGE) {
+                            std::hint::black_box((memory.get(at), anew.get(at)));
+                        }
+                        42
+                    })
+                    .answers(42);
+                }
+            });
+            done.store(true, Relaxed);
+            result
+        });
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        while !done.load(Relaxed) {
+            acquire(anew.address, anew.length, true, &mut files).unwrap();
+            // SAFETY: the test's own memory.
+            unsafe { sys::mmap(anew.address, anew.length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) }.unwrap();
+            release(anew.address, anew.length, &mut files);
+        }
+        assert!(forks.join().unwrap().is_ok(), "a child came to harm");
+    });
+    release(memory.address, memory.length, &mut files);
+    memory.assert_untouched();
+}
