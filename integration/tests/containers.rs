@@ -1,6 +1,6 @@
 //! Unmodified Debian programs in containers under runc with our hook.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ringfence_integration::command::{is_warden, wait_until};
 use ringfence_integration::config::Config;
 use ringfence_integration::container::{Builder, Container};
@@ -68,6 +68,20 @@ const PINGPONG: [&[&str]; 7] = [
     &["-g", "0", "-m", "4096", "-r", "16"],
 ];
 
+/// What perftest reports at most where the client's annotation has this value.
+#[derive(Clone, Copy)]
+enum Most {
+    Gbits(f64),
+    Mpps(f64),
+}
+
+const RATES: [(&str, &str, &str, &[&str], Most); 4] = [
+    ("bandwidth", "100Mbit", "ib_write_bw", &["-n", "200", "-s", "65536"], Most::Gbits(0.1)),
+    ("bandwidth-rx", "100Mbit", "ib_read_bw", &["-n", "200", "-s", "65536"], Most::Gbits(0.1)),
+    ("ops", "10k", "ib_write_bw", &["-n", "5000", "-s", "8"], Most::Mpps(0.01)),
+    ("ops", "10k", "ib_send_bw", &["-n", "5000", "-s", "8"], Most::Mpps(0.01)),
+];
+
 fn trials() -> Result<Vec<Trial>> {
     let image = Image::debian()?;
     let mut trials = Vec::new();
@@ -93,7 +107,12 @@ fn trials() -> Result<Vec<Trial>> {
     let limited = image.clone();
     let limited = test("work_for_a_container_stays_within_its_processors", move || processors(&limited));
     trials.push(limited.with_ignored_flag(!has_cpuset));
-    let tests: [(&str, ImageTest); 13] = [
+    for (key, value, tool, args, most) in RATES {
+        let image = image.clone();
+        let name = format!("{key}_{value}_bounds {tool}");
+        trials.push(test(name, move || rate(&image, (key, value), tool, args, most)));
+    }
+    let tests: [(&str, ImageTest); 14] = [
         ("the_device_is_seen", device_is_seen),
         ("pyverbs_sees_the_device", pyverbs),
         ("programs_without_verbs_are_untouched", without_verbs),
@@ -107,6 +126,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("containers_of_other_nodes_are_out_of_reach", other_node),
         ("a_malformed_annotation_fails_the_start", malformed_annotation),
         ("bandwidth_beyond_the_bound_fails_the_start", beyond_the_bound),
+        ("a_policy_that_would_do_nothing_fails_the_start", nothing_to_do),
     ];
     for (name, run) in tests {
         let image = image.clone();
@@ -156,6 +176,24 @@ fn bandwidth(image: &Image, tool: &str, args: &[&str]) -> Result<()> {
     let expected = if args.contains(&"-a") { 23 } else { 1 };
     ensure!(rows.len() == expected, "{} result lines, expected {expected}:\n{output}", rows.len());
     ensure!(rows.iter().all(|row| row.mpps > 0.0), "a rate of nothing:\n{output}");
+    Ok(())
+}
+
+/// The bound holds for every container that the annotation names, from its first request on: a second's worth of work cannot be
+/// had in a hundredth more than a second, however busy the machine is; how much less is had is the machine's affair.
+fn rate(image: &Image, (key, value): (&str, &str), tool: &str, args: &[&str], most: Most) -> Result<()> {
+    let config = Config::new("")?;
+    let networks = netns::pair()?;
+    let server = Builder::with_rdma(&config, &networks.0).start(image)?;
+    let client = Builder::with_rdma(&config, &networks.1).annotation(key, value).start(image)?;
+    let output = perftest::run(&server, &client, tool, &[&["-F", "--report_gbits"], args].concat())?;
+    let [row] = perftest::bandwidths(&output)[..] else { bail!("not one result line:\n{output}") };
+    let (is, bound) = match most {
+        Most::Gbits(bound) => (row.gbits, bound),
+        Most::Mpps(bound) => (row.mpps, bound),
+    };
+    // What may go at once, and that perftest's first requests are posted before its clock starts.
+    ensure!(is > 0.0 && is <= bound * 1.05, "{is} where {bound} is the most:\n{output}");
     Ok(())
 }
 
@@ -413,4 +451,11 @@ fn malformed_annotation(image: &Image) -> Result<()> {
 fn beyond_the_bound(image: &Image) -> Result<()> {
     let config = Config::new("[policy.bounds]\nbandwidth = \"5Gbit\"\n")?;
     refused(image, &config, "bandwidth", "6Gbit", &["ringfence.dev/bandwidth", "6", "5"])
+}
+
+/// The software device has no link that it models unless the administrator says so: weights would mean nothing.
+fn nothing_to_do(image: &Image) -> Result<()> {
+    let config = Config::new("")?;
+    refused(image, &config, "weight", "10", &["ringfence.dev/weight"])?;
+    refused(image, &config, "class", "latency", &["ringfence.dev/class"])
 }
