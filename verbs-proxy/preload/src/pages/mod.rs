@@ -15,24 +15,24 @@ mod bystander;
 mod escort;
 mod fault;
 mod fork;
-mod hold;
-mod interpose;
+pub mod hold;
+pub mod interpose;
 mod kept;
 mod lock;
-mod maps;
+pub mod maps;
 mod patch;
 pub mod signals;
 mod state;
 mod stop;
 mod swap;
-mod sys;
+pub mod sys;
 mod table;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 #[cfg(test)]
 mod tests_changes;
 #[cfg(test)]
-mod tests_concurrent;
+pub mod tests_concurrent;
 #[cfg(test)]
 mod tests_fork;
 #[cfg(test)]
@@ -51,7 +51,7 @@ use lock::Lock;
 use signals::Blocked;
 use state::{Offer, Outcome, State};
 
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 /// Held from the beginning of a registration, or of its end, to the end of it, and during a fork. Who holds it may ask the
 /// proxy.
