@@ -53,7 +53,7 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(test(format!("shared::{case}"), move || run_shared(&program, &case)));
     }
     trials.push(test("shared::perftest_with_mmap".to_owned(), perftest_with_mmap));
-    let closing = client::compile("descriptors", &["loop.c", "check.c"])?;
+    let closing = client::compile("descriptors", &["descriptors_waits.c", "loop.c", "check.c"])?;
     for case in list(&closing)?.lines() {
         let (program, case) = (closing.clone(), case.to_owned());
         // So few that what somebody keeps who should be gone is missing.
@@ -61,7 +61,7 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(test(format!("descriptors::{case}"), move || run_alone(&program, &[&case], limits.clone())));
     }
     trials.push(test("descriptors::processes_begun_by_python", python));
-    let program = client::compile("legal", &["check.c"])?;
+    let program = client::compile("legal", &["legal_objects.c", "legal_states.c", "legal_posting.c", "check.c"])?;
     trials.push(test("legal::answers_are_those_of_the_kernels_driver", move || legal(&program)));
     let keep = client::compile("keep", &["keep_memory.c", "keep_limits.c", "loop.c", "check.c"])?;
     for case in list(&keep)?.lines() {
