@@ -26,8 +26,6 @@ void some_rounds_of(unsigned char *at, size_t length);
 enum { MOST_TRIES = 200 };
 void settle(unsigned char *at, size_t length);
 int mappings(void);
-/* Whether the page at `at` is mapped shared. */
-bool is_shared(const void *at);
 /* A number by chance, the same ones in each run. */
 extern uint64_t chance;
 unsigned below(unsigned limit);

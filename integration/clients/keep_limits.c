@@ -12,7 +12,7 @@
 static bool any_is_kept(const unsigned char *at, size_t distance, int count)
 {
 	while (count > 0)
-		if (is_shared(at + (size_t)--count * distance))
+		if (loop_is_shared(at + (size_t)--count * distance))
 			return true;
 	return false;
 }
