@@ -23,6 +23,8 @@ const LEAVE: u32 = 3;
 
 /// The thread that is escorted; zero if none is.
 static ESCORTED: AtomicU32 = AtomicU32::new(0);
+/// The process that escorts it.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// What somebody who holds the gate wants of the escort.
 static HOLD: AtomicU32 = AtomicU32::new(NOTHING);
 
@@ -43,8 +45,10 @@ pub fn hold(thread: u32) -> Result<bool, i32> {
             let _ = HOLD.compare_exchange(ASKED, NOTHING, AcqRel, Acquire);
             return Ok(false);
         }
-        if let KEPT | ENTERING = HOLD.compare_exchange(NOTHING, ASKED, AcqRel, Acquire).unwrap_or_else(|state| state) {
-            return Ok(true);
+        match HOLD.compare_exchange(NOTHING, ASKED, AcqRel, Acquire) {
+            Ok(_) => trace::wake(PROCESS.load(Relaxed)),
+            Err(KEPT | ENTERING) => return Ok(true),
+            Err(_) => {}
         }
         if sys::now() - begun > trace::PATIENCE {
             let taken_back = HOLD.compare_exchange(ASKED, NOTHING, AcqRel, Acquire).is_ok();
@@ -159,8 +163,10 @@ impl Escort {
 extern "C" fn go_along(order: usize) {
     // SAFETY: `attempt` wrote an order there, which lives as long as this process.
     let order = unsafe { &*(order as *const Order) };
+    trace::listen();
     let ready = trace::seize(order.thread);
     if ready.is_ok() {
+        PROCESS.store(sys::process(), Relaxed);
         HOLD.store(NOTHING, Release);
         ESCORTED.store(order.thread, Release);
     }

@@ -76,14 +76,40 @@ pub enum Stop {
     Ended,
 }
 
-/// Lets a stopped thread go on, with the signal that it was about to get, until it stops again; stops it when `is_wanted`.
+static SIGCHLD_MASK: u64 = 1 << (libc::SIGCHLD - 1);
+
+/// Has a process of one thread, which blocks all signals, hear of what it traces, and of others, by [`libc::SIGCHLD`].
+pub fn listen() {
+    // The default action, and no flags, a word each with the restorer and a mask.
+    let action = [0usize; 4];
+    let arguments = [libc::SIGCHLD as usize, action.as_ptr() as usize, 0, 8, 0, 0];
+    // SAFETY: changes what this process does with a signal; none other has its list.
+    let _ = unsafe { sys::call(libc::SYS_rt_sigaction, arguments) };
+}
+
+/// Wakes a process that listens.
+pub fn wake(process: u32) {
+    // SAFETY: sends a signal that is blocked there.
+    let _ = unsafe { sys::call(libc::SYS_kill, [process as usize, libc::SIGCHLD as usize, 0, 0, 0, 0]) };
+}
+
+/// Waits until there is something to hear; not long, whatever becomes of the signal.
+fn hear() {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let (mask, time) = (&raw const SIGCHLD_MASK as usize, &raw const time as usize);
+    // SAFETY: reads a mask of the kernel's size and a time.
+    let _ = unsafe { sys::call(libc::SYS_rt_sigtimedwait, [mask, 0, time, 8, 0, 0]) };
+}
+
+/// Lets a stopped thread go on, with the signal that it was about to get, until it stops again; stops it when `is_wanted`. For a
+/// process that listens.
 pub fn next_stop(id: u32, signal: u32, is_wanted: impl Fn() -> bool) -> Stop {
     const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
     // SAFETY: lets the thread go on.
     if unsafe { ptrace(PTRACE_SYSCALL, id, 0, signal as usize) }.is_err() {
         return Stop::Ended;
     }
-    let (mut turns, mut interrupted) = (0, false);
+    let mut interrupted = false;
     let status = loop {
         match wait(id, WNOHANG) {
             Ok((0, _)) | Err(libc::EINTR) => {}
@@ -95,8 +121,7 @@ pub fn next_stop(id: u32, signal: u32, is_wanted: impl Fn() -> bool) -> Stop {
             // SAFETY: a thread that is asked to stop notices nothing else.
             let _ = unsafe { ptrace(PTRACE_INTERRUPT, id, 0, 0) };
         }
-        turns += 1;
-        if turns < 100 { sys::give_way() } else { sys::sleep(100_000) }
+        hear();
     };
     if !libc::WIFSTOPPED(status) {
         return Stop::Ended;
