@@ -27,7 +27,7 @@ if ! integration/vm/build.sh >"$log" 2>&1; then
 fi
 
 # What legal.sh runs.
-cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal.c integration/clients/check.c -libverbs
+cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal{,_objects,_states,_posting}.c integration/clients/check.c -libverbs
 
 # What suite.sh runs: a line for each test program, of its package's directory, its name, and its path.
 if [[ " $* " == *" suite "* ]] && command -v cargo >/dev/null; then
