@@ -129,7 +129,10 @@ const TOPICS: [(&str, &[&str]); 7] = [
             "generations",
         ],
     ),
-    ("resources", &["fdmr", "vma_upwards", "vma_downwards", "large_deregistered"]),
+    (
+        "resources",
+        &["fdmr", "vma_upwards", "vma_downwards", "large_deregistered", "past_the_end_of_a_file"],
+    ),
 ];
 
 /// Allocators, and how each gives memory back at once. Their libraries are linked to beside the programs.

@@ -105,7 +105,7 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     let pages = pages(addr, length)?;
     fork::watch();
     // With no lock held, and no signal held back: who brings it in may be a thread of this process, which does what it likes.
-    sys::bring_in(pages.start * PAGE, pages.len() * PAGE);
+    sys::bring_in(pages.start * PAGE, pages.len() * PAGE)?;
     let _blocked = Blocked::new();
     let _gate = GATE.lock();
     let mut offer: Option<Offer> = None;

@@ -191,10 +191,15 @@ pub unsafe fn madvise(address: usize, length: usize, advice: i32) -> Result<(), 
 
 /// Has the program's own userfaultfd, swap or a file bring in what is not there, where the kernel can be asked to (Linux 5.14).
 /// Memory that was never touched stays empty.
-pub fn bring_in(address: usize, length: usize) {
+pub fn bring_in(address: usize, length: usize) -> Result<(), i32> {
     const MADV_POPULATE_READ: i32 = 22;
+    const EHWPOISON: i32 = 133;
     // SAFETY: reads the memory, if it may be read.
-    let _ = unsafe { madvise(address, length, MADV_POPULATE_READ) };
+    match unsafe { madvise(address, length, MADV_POPULATE_READ) } {
+        Err(libc::EFAULT | EHWPOISON) => Err(libc::EFAULT),
+        // Not mapped, which others find out; or the kernel does not know the advice, or not for such memory.
+        _ => Ok(()),
+    }
 }
 
 /// Locks pages in memory as they come.
