@@ -127,6 +127,8 @@ const TOPICS: [(&str, &[&str]); 7] = [
             "rawfork_clone_deregistered",
             "programs",
             "generations",
+            "handler_of_faults",
+            "handler_that_runs_once",
         ],
     ),
     (

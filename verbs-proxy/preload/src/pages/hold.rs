@@ -119,6 +119,7 @@ fn signals() -> Result<Method, i32> {
         return Err(libc::EPERM);
     }
     fault::install()?;
+    fault::stay();
     Ok(Method::Signals)
 }
 
