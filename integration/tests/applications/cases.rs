@@ -115,6 +115,7 @@ const TOPICS: [(&str, &[&str]); 7] = [
             "wake",
             "channel",
             "fit_for_select",
+            "confined",
         ],
     ),
     (

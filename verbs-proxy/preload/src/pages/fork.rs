@@ -122,7 +122,7 @@ extern "C" fn prepare() {
     signals::unblock(libc::SIGSEGV);
     THREAD.store(sys::thread(), Relaxed);
     PROCESS.store(sys::process(), Relaxed);
-    if sys::threads() > 1 {
+    if threads::count() > 1 {
         fork.escort = if hold::may_stop() { escort::start() } else { None };
         if fork.escort.is_some() {
             return;

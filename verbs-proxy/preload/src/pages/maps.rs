@@ -118,6 +118,11 @@ static MAPS: Kept = Kept::new(|| {
     Some(file)
 });
 
+/// Opens what is kept.
+pub fn open() {
+    let _ = MAPS.get();
+}
+
 #[cfg(test)]
 pub static WITHOUT_QUERY: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
 

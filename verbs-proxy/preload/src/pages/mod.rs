@@ -150,6 +150,16 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
 }
 
+/// Opens what registrations need, as long as the program has the paths: it may confine itself to a directory before it registers
+/// anything.
+pub fn open_files() {
+    let _blocked = Blocked::new();
+    let _state = STATE.lock();
+    maps::open();
+    threads::open();
+    hold::open();
+}
+
 /// Ends what [`acquire`] of the same range began.
 pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
     let Ok(pages) = pages(addr, length) else { return };
