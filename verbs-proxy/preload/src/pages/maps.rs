@@ -123,6 +123,11 @@ pub fn open() {
     let _ = MAPS.get();
 }
 
+/// Closes it, in a forked child.
+pub fn close() {
+    MAPS.close();
+}
+
 #[cfg(test)]
 pub static WITHOUT_QUERY: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
 

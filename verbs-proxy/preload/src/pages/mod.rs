@@ -160,6 +160,13 @@ pub fn open_files() {
     hold::open();
 }
 
+/// In a forked child: closes the parent's. By them a child with fewer rights could reach the parent's memory.
+pub fn close_files() {
+    maps::close();
+    threads::close();
+    uffd::close();
+}
+
 /// Ends what [`acquire`] of the same range began.
 pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
     let Ok(pages) = pages(addr, length) else { return };

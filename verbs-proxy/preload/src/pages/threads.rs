@@ -14,6 +14,11 @@ pub fn open() {
     let _ = STAT.get();
 }
 
+/// Closes it, in a forked child.
+pub fn close() {
+    STAT.close();
+}
+
 /// How many threads this process has. Where there is no answer there may be many.
 pub fn count() -> u32 {
     sys::threads().or_else(|| count_in(STAT.get()?)).unwrap_or(u32::MAX)

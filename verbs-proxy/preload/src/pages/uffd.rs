@@ -35,6 +35,11 @@ pub fn file() -> Option<i32> {
     FILE.get()
 }
 
+/// Closes it, in a forked child.
+pub fn close() {
+    FILE.close();
+}
+
 fn open() -> Option<i32> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     let device = || {
