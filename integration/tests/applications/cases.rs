@@ -132,10 +132,7 @@ const TOPICS: [(&str, &[&str]); 7] = [
             "handler_that_runs_once",
         ],
     ),
-    (
-        "resources",
-        &["fdmr", "vma_upwards", "vma_downwards", "large_deregistered", "past_the_end_of_a_file"],
-    ),
+    ("resources", &["fdmr", "vma_upwards", "vma_downwards", "large_deregistered", "past_the_end_of_a_file"]),
 ];
 
 /// Allocators, and how each gives memory back at once. Their libraries are linked to beside the programs.
