@@ -363,6 +363,7 @@ static const struct {
 	{"a_child_that_outlives_its_parent", a_child_that_outlives_its_parent},
 	{"descriptors_that_do_not_block", descriptors_that_do_not_block},
 	{"low_numbers_are_the_programs", low_numbers_are_the_programs},
+	{"a_child_has_none_of_the_librarys", a_child_has_none_of_the_librarys},
 	{"few_descriptors", few_descriptors},
 	{"interruptions", interruptions},
 	{"cancelled_threads", cancelled_threads},

@@ -20,6 +20,7 @@ void use(struct ibv_device *device);
 /* In descriptors_waits.c: descriptors to wait on, and calls that are interrupted. */
 void descriptors_that_do_not_block(void);
 void low_numbers_are_the_programs(void);
+void a_child_has_none_of_the_librarys(void);
 void few_descriptors(void);
 void interruptions(void);
 void cancelled_threads(void);

@@ -85,6 +85,29 @@ void low_numbers_are_the_programs(void)
 	loop_close(&loop);
 }
 
+/* A child may be there to have fewer rights than its parent, whose memory some of these mean. */
+void a_child_has_none_of_the_librarys(void)
+{
+	struct loop loop = loop_open();
+	unsigned char *memory = calloc(2, LENGTH);
+	struct ibv_mr *mr = loop_reg(&loop, memory, 2 * LENGTH);
+	pid_t child;
+
+	child = fork();
+	if (!child) {
+		/* What the interface gives to the program. */
+		CHECK_EQ(open_below(HIGHEST), 1);
+		CHECK(fcntl(loop.context->async_fd, F_GETFD) >= 0, "errno %d", errno);
+		once();
+		_exit(0);
+	}
+	ended_well(child, "the child");
+	loop_write(&loop, mr, memory + LENGTH, mr, memory, LENGTH);
+	loop_dereg(mr);
+	loop_close(&loop);
+	free(memory);
+}
+
 void few_descriptors(void)
 {
 	struct rlimit limit;

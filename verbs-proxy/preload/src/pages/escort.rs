@@ -7,10 +7,9 @@
 // UNSAFETY: traces a thread.
 #![allow(unsafe_code)]
 
-use super::fork;
 use super::stop::{self, Threads};
 use super::trace::{self, Stop};
-use super::{GATE, sys, threads};
+use super::{GATE, fault, fork, sys, threads};
 use core::sync::atomic::{AtomicU32, Ordering::*};
 
 const STARTING: u32 = 0;
@@ -231,6 +230,9 @@ fn fork_of(order: &Order) -> bool {
         // may then find what it writes in the meantime.
         let all = stop::stop_all(order.tasks, order.thread, &mut threads);
         attempts -= 1;
+        if all.is_err() {
+            fault::stay();
+        }
         if fork::gather_again() || all.is_err() || attempts == 0 {
             break;
         }

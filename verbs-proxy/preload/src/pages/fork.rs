@@ -126,7 +126,7 @@ extern "C" fn prepare() {
     let fork = unsafe { fork() };
     fork.blocked = Some(blocked);
     signals::unblock(libc::SIGSEGV);
-    fork.has_gate = sys::threads() == 1;
+    fork.has_gate = threads::count() == 1;
     if !fork.has_gate && (!STATE.lock().shares() || escorted(fork)) {
         // SAFETY: locked above; who works for this thread takes it when the time has come.
         unsafe { GATE.unlock() };
@@ -156,10 +156,13 @@ fn freeze_own(fork: &mut Fork) {
         fork.patches.clear();
         return;
     }
-    if sys::threads() > 1 && !threads::nobody_blocks(libc::SIGSEGV) {
-        // Nothing keeps others from the pages without harm: the child does not get them.
-        finish();
-        return;
+    if threads::count() > 1 {
+        if !threads::nobody_blocks(libc::SIGSEGV) {
+            // Nothing keeps others from the pages without harm: the child does not get them.
+            finish();
+            return;
+        }
+        fault::stay();
     }
     let own = bystander::own().map(|own| (own.start, own.end));
     let frozen = bystander::run_for(fork.patches.iter().map(|patch| patch.start..patch.end), move || {
@@ -270,6 +273,8 @@ extern "C" fn parent() {
     let blocked = fork.blocked.take();
     FORKER.store(0, Relaxed);
     FORKING.store(0, Relaxed);
+    // Nobody is to find it there who looks: run times and crash reporters compare. Not by the escort, whose handlers are its own.
+    fault::remove();
     // SAFETY: locked above, or by `prepare`.
     unsafe { GATE.unlock() };
     if let Some(escort) = escort {
@@ -317,6 +322,8 @@ extern "C" fn child() {
         fault::finish();
         finish();
     }
+    fault::may_go();
+    fault::remove();
     if let Some(escort) = fork.escort.take() {
         escort.forget();
     }

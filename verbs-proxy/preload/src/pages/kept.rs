@@ -5,10 +5,8 @@
 //! programs that count descriptors do not look.
 
 use super::sys::{self, Identity};
+use crate::descriptor;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::*};
-
-/// Below this no descriptor is kept, if the process may have that many.
-const LOWEST: i32 = 700;
 
 /// A file that is opened on first use, and again in a forked child or after the application has closed it. Only to be used
 /// under the module's lock.
@@ -84,7 +82,8 @@ impl Kept {
         same.then_some(file)
     }
 
-    fn close(&self) {
+    /// Closes it. In a forked child without the lock, too: half of one and half of another is none.
+    pub fn close(&self) {
         if let Some(file) = self.verified() {
             sys::close(file);
         }
@@ -103,11 +102,14 @@ fn has_room() -> bool {
 
 /// The same file under a high number, or as it is where there is none.
 fn high(file: i32) -> i32 {
-    for lowest in [LOWEST, LOWEST / 4, LOWEST / 16] {
+    let mut lowest = descriptor::out_of_the_way() as i32;
+    while lowest > file {
         if let Ok(higher) = sys::duplicate(file, lowest) {
             sys::close(file);
             return higher;
         }
+        // Everything from there on is taken.
+        lowest /= 2;
     }
     file
 }

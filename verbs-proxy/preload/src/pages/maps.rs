@@ -118,6 +118,16 @@ pub static MAPS: Kept = Kept::new(|| {
     Some(file)
 });
 
+/// Opens what is kept.
+pub fn open() {
+    let _ = MAPS.get();
+}
+
+/// Closes it, in a forked child.
+pub fn close() {
+    MAPS.close();
+}
+
 #[cfg(test)]
 pub static WITHOUT_QUERY: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
 

@@ -107,7 +107,7 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     let pages = pages(addr, length)?;
     fork::watch();
     // With no lock held, and no signal held back: who brings it in may be a thread of this process, which does what it likes.
-    sys::bring_in(pages.start * PAGE, pages.len() * PAGE);
+    sys::bring_in(pages.start * PAGE, pages.len() * PAGE)?;
     let _blocked = Blocked::new();
     let _gate = fork::gate();
     let mut offer: Option<Offer> = None;
@@ -150,6 +150,23 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     // What the kernel says where it may lock no more memory; of verbs it is this.
     let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });
     result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
+}
+
+/// Opens what registrations need, as long as the program has the paths: it may confine itself to a directory before it registers
+/// anything.
+pub fn open_files() {
+    let _blocked = Blocked::new();
+    let _state = STATE.lock();
+    maps::open();
+    threads::open();
+    hold::open();
+}
+
+/// In a forked child: closes the parent's. By them a child with fewer rights could reach the parent's memory.
+pub fn close_files() {
+    maps::close();
+    threads::close();
+    uffd::close();
 }
 
 /// Ends what [`acquire`] of the same range began.

@@ -130,7 +130,7 @@ fn attempt<R: Copy, F: Fn() -> Result<R, i32> + Copy>(work: F, leave: bool) -> R
 
 /// For how many threads there should be room.
 pub fn room() -> usize {
-    sys::threads().min(1 << 20) as usize * 2 + 64
+    threads::count().min(1 << 20) as usize * 2 + 64
 }
 
 /// What a helper needs that stops so many threads: their list and, above it, its stack.
