@@ -19,14 +19,28 @@ esac
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed_commands=()
+declare -A last_lines=()
 
 step() { printf '\n==> %s\n' "$*"; }
+
+# Of a command's output, what says why it failed: what its tests that failed said, and its last words, in case it broke down.
+why() {
+    grep -av '^$' | awk '
+        /^---- / || /\.\.\. FAILED/ { left = 8 }
+        left-- > 0 && shown++ < 80 { print; next }
+        { last[NR % 8] = $0 }
+        END { for (i = NR - 7; i <= NR; i++) if (i % 8 in last) print last[i % 8] }'
+}
 
 # Runs a test command, shows its output, and keeps it for the sum. Without a terminal's colours, so that it can be read.
 tests() {
     step "$*"
-    local began=$SECONDS
-    "$@" 2>&1 | tee -a "$log" || failed_commands+=("$*")
+    local began=$SECONDS at
+    at=$(stat -c %s "$log")
+    if ! "$@" 2>&1 | tee -a "$log"; then
+        failed_commands+=("$*")
+        last_lines["$*"]=$(tail -c "+$((at + 1))" "$log" | why | cut -c 1-300 | sed 's/^/    /')
+    fi
     echo "took $((SECONDS - began)) s"
 }
 
@@ -99,6 +113,9 @@ step "summary"
 awk '/^ *Running / { name = $2 } /finished in / { seconds = $NF + 0; if (seconds >= 10) printf "%4d s %s\n", seconds, name }' "$log"
 grep -a '^SKIPPED: ' "$log" || true
 skipped=$((skipped + ${#skipped_steps[@]}))
-for command in "${failed_commands[@]}"; do echo "FAILED: $command"; done
+for command in "${failed_commands[@]}"; do
+    echo "FAILED: $command${last_lines[$command]:+, which ended with:}"
+    [ -z "${last_lines[$command]-}" ] || printf '%s\n' "${last_lines[$command]}"
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "${#failed_commands[@]}" -eq 0 ] && [ "$passed" -gt 0 ]

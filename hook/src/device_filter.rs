@@ -152,62 +152,6 @@ fn bpf(command: i32, attributes: &mut [u64]) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
-
-    /// A cgroup of version 2 in a hierarchy of the test's own, removed when dropped.
-    struct Cgroup(std::path::PathBuf);
-
-    impl Drop for Cgroup {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir(&self.0);
-        }
-    }
-
-    #[test]
-    fn one_device_may_be_opened_and_no_other() {
-        let skipped = |why: &str| {
-            let _ = io::Write::write_all(&mut io::stderr(), format!("SKIPPED device filter: {why}\n").as_bytes());
-        };
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
-        let Some(mount) = mount.filter(|_| rustix::process::geteuid().is_root()) else {
-            return skipped("it needs root, and cgroup version 2 mounted");
-        };
-        let cgroup = Cgroup(Path::new(mount).join(format!("rf-filter-{}", std::process::id())));
-        if let Err(error) = std::fs::create_dir(&cgroup.0) {
-            return skipped(&format!("no cgroup can be made in {mount}: {error}"));
-        }
-        let opens = |path: &str| {
-            let script = format!("echo $$ >{}/cgroup.procs && exec 3<>{path}", cgroup.0.display());
-            Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).status().unwrap().success()
-        };
-        // With none attached nothing is in the way, and nothing is done.
-        allow_in(&cgroup.0, 1, 3).unwrap();
-        assert!(opens("/dev/null") && opens("/dev/zero"));
-
-        // As a runtime does: all but /dev/full is denied.
-        let rest = [
-            instruction(0x61, 3, 1, 8, 0),
-            instruction(0xb7, 0, 0, 0, 1),
-            instruction(0x15, 3, 0, 1, 7),
-            instruction(0xb7, 0, 0, 0, 0),
-            instruction(0x95, 0, 0, 0, 0),
-        ];
-        for programs in 1..=2 {
-            let fd = rustix::fs::open(&cgroup.0, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
-            let program = load(&rest).unwrap();
-            let fds = word(fd.as_raw_fd() as u32, program.as_raw_fd() as u32);
-            bpf(PROG_ATTACH, &mut [fds, word(CGROUP_DEVICE as u32, ALLOW_MULTI), 0]).unwrap();
-            let seen = || ["/dev/null", "/dev/zero", "/dev/full"].map(opens);
-            assert_eq!(seen(), [false, false, true], "{programs}");
-            allow_in(&cgroup.0, 1, 3).unwrap();
-            assert_eq!(seen(), [true, false, true], "{programs}");
-            // Again, as for a second hook.
-            allow_in(&cgroup.0, 1, 5).unwrap();
-            assert_eq!(seen(), [true, true, true], "{programs}");
-            assert!(!opens("/dev/random"));
-        }
-    }
 
     #[test]
     fn programs_that_do_more_than_compute_are_known() {

@@ -5,6 +5,7 @@
 
 pub mod annotations;
 pub mod config;
+pub mod device_filter;
 pub mod failures;
 pub mod identity;
 pub mod policy;
@@ -18,7 +19,6 @@ mod cgroup;
 mod collect;
 mod containers;
 mod create;
-mod device_filter;
 mod elf;
 mod failure;
 mod image;

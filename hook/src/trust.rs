@@ -132,11 +132,18 @@ fn is_plain(path: &Path, absolute: bool) -> bool {
 /// Below a hierarchy that is mounted, by the name that the hook gives. The kernel removes cgroups' parents meanwhile, and
 /// kubelet a pod's.
 fn is_cgroup_of(path: &Path, container: &str) -> bool {
-    let in_hierarchy = || {
-        let found = path.ancestors().skip(1).find_map(|ancestor| rustix::fs::statfs(ancestor).ok());
-        found.is_some_and(|found| CGROUPS.contains(&found.f_type))
-    };
-    is_plain(path, true) && path.file_name() == Some(OsStr::new(&format!("ringfence-{container}"))) && in_hierarchy()
+    is_named_for(path, container) && is_below(path, &CGROUPS)
+}
+
+/// Without detours, by the name that the hook gives.
+fn is_named_for(path: &Path, container: &str) -> bool {
+    is_plain(path, true) && path.file_name() == Some(OsStr::new(&format!("ringfence-{container}")))
+}
+
+/// Whether what there is of the path's directories ends in a file system of one of these kinds.
+fn is_below(path: &Path, kinds: &[rustix::fs::FsWord]) -> bool {
+    let found = path.ancestors().skip(1).find_map(|ancestor| rustix::fs::statfs(ancestor).ok());
+    found.is_some_and(|found| kinds.contains(&found.f_type))
 }
 
 /// See [`crate::inject`].
@@ -302,22 +309,31 @@ mod tests {
     }
 
     #[test]
-    fn cgroups_are_in_a_hierarchy() {
-        let memberships = crate::cgroup::of(std::process::id() as i32).unwrap();
-        let Some(own) = memberships.first() else {
-            let _ = io::Write::write_all(&mut io::stderr(), b"SKIPPED cgroups: no hierarchy is mounted here\n");
-            return;
-        };
-        for (name, expected) in [
-            ("ringfence-c1", true),
-            ("gone/ringfence-c1", true),
-            ("c1", false),
-            ("ringfence-c2", false),
-            ("x/../ringfence-c1", false),
-            ("ringfence-c1/x", false),
+    fn cgroups_are_named_for_their_container() {
+        for (path, expected) in [
+            ("/c/ringfence-c1", true),
+            ("/c/gone/ringfence-c1", true),
+            ("/c/c1", false),
+            ("/c/ringfence-c2", false),
+            ("/c/x/../ringfence-c1", false),
+            ("/c/ringfence-c1/x", false),
+            ("c/ringfence-c1", false),
         ] {
-            assert_eq!(is_cgroup_of(&own.directory.join(name), "c1"), expected, "{name}");
+            assert_eq!(is_named_for(Path::new(path), "c1"), expected, "{path}");
         }
+    }
+
+    /// Hierarchies of control groups are such a kind, which a machine may have none of.
+    #[test]
+    fn what_is_gone_of_a_path_does_not_matter() {
+        let directory = tempfile::tempdir().unwrap();
+        let kind = rustix::fs::statfs(directory.path()).unwrap().f_type;
+        for path in ["ringfence-c1", "gone/ringfence-c1", "gone/gone/ringfence-c1"] {
+            assert!(is_below(&directory.path().join(path), &[kind]), "{path}");
+            assert!(!is_below(&directory.path().join(path), &[kind + 1]), "{path}");
+        }
+        // Itself it may be anything.
+        assert!(!is_below(Path::new("/proc"), &[rustix::fs::statfs("/proc").unwrap().f_type]));
     }
 
     #[test]

@@ -20,11 +20,12 @@ enum ibv_wc_status write_by(uint32_t rkey, void *to, uint32_t length);
 void expect_dead(uint32_t rkey, void *to);
 /* Registers, writes `mark` into every page, checks, deregisters; the key that it had. */
 uint32_t round_of(unsigned char *at, size_t length, unsigned char mark);
-/* Brings a buffer to where it is kept between two rounds. */
+/* Four of them, the last with 203. */
+void some_rounds_of(unsigned char *at, size_t length);
+/* Brings a buffer, with all bytes 203 that a round writes, to where it is kept between two rounds. */
+enum { MOST_TRIES = 200 };
 void settle(unsigned char *at, size_t length);
 int mappings(void);
-/* Whether the page at `at` is mapped shared. */
-bool is_shared(const void *at);
 /* A number by chance, the same ones in each run. */
 extern uint64_t chance;
 unsigned below(unsigned limit);

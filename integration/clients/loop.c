@@ -131,3 +131,32 @@ void loop_write(struct loop *loop, struct ibv_mr *to, void *to_at, struct ibv_mr
 	CHECK_EQ(n, 1);
 	CHECK(wc.status == IBV_WC_SUCCESS, "%s", ibv_wc_status_str(wc.status));
 }
+
+void loop_fill(unsigned char *at, size_t length, unsigned seed)
+{
+	for (size_t i = 0; i < length; i++)
+		at[i] = (i * 131 + i / 256 + seed * 29) & 0xff;
+}
+
+void loop_check_filled(const unsigned char *at, size_t length, unsigned seed)
+{
+	for (size_t i = 0; i < length; i++)
+		CHECK(at[i] == (unsigned char)(i * 131 + i / 256 + seed * 29), "byte %zu of %zu is %#x", i, length, at[i]);
+}
+
+bool loop_is_shared(const void *at)
+{
+	unsigned long from, to;
+	char line[512], permissions[8];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	bool shared = false;
+
+	CHECK(maps);
+	while (fgets(line, sizeof(line), maps)) {
+		CHECK_EQ(sscanf(line, "%lx-%lx %7s", &from, &to, permissions), 3);
+		if (from <= (uintptr_t)at && (uintptr_t)at < to)
+			shared = permissions[3] == 's';
+	}
+	fclose(maps);
+	return shared;
+}

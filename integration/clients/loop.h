@@ -23,3 +23,9 @@ void loop_dereg(struct ibv_mr *mr);
 void loop_write(struct loop *loop, struct ibv_mr *to, void *to_at, struct ibv_mr *from, void *from_at, uint32_t length);
 /* One WRITE posted, nobody waits. Returns errno. */
 int loop_post_write(struct loop *loop, uint64_t wr_id, struct ibv_mr *to, struct ibv_mr *from, uint32_t length);
+
+/* Bytes that depend on their place and on `seed`. */
+void loop_fill(unsigned char *at, size_t length, unsigned seed);
+void loop_check_filled(const unsigned char *at, size_t length, unsigned seed);
+/* Whether the page at `at` is mapped shared. */
+bool loop_is_shared(const void *at);

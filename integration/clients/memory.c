@@ -21,18 +21,6 @@ enum { PAGE = 4096 };
 
 static struct loop loop;
 
-static void fill(unsigned char *at, size_t length, unsigned seed)
-{
-	for (size_t i = 0; i < length; i++)
-		at[i] = (i * 131 + i / 256 + seed * 29) & 0xff;
-}
-
-static void check_filled(const unsigned char *at, size_t length, unsigned seed)
-{
-	for (size_t i = 0; i < length; i++)
-		CHECK(at[i] == (unsigned char)(i * 131 + i / 256 + seed * 29), "byte %zu of %zu is %#x", i, length, at[i]);
-}
-
 static void *map(size_t length)
 {
 	void *at = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -41,36 +29,18 @@ static void *map(size_t length)
 	return at;
 }
 
-/* Whether the page at `at` is mapped shared. */
-static bool is_shared(const void *at)
-{
-	unsigned long from, to;
-	char line[512], permissions[8];
-	FILE *maps = fopen("/proc/self/maps", "r");
-	bool shared = false;
-
-	CHECK(maps);
-	while (fgets(line, sizeof(line), maps)) {
-		CHECK_EQ(sscanf(line, "%lx-%lx %7s", &from, &to, permissions), 3);
-		if (from <= (uintptr_t)at && (uintptr_t)at < to)
-			shared = permissions[3] == 's';
-	}
-	fclose(maps);
-	return shared;
-}
-
 /* Bytes travel from `at` to a buffer of their own and, changed, back. */
 static void round_trip(unsigned char *at, size_t length, struct ibv_mr *mr)
 {
 	unsigned char *other = map(length);
 	struct ibv_mr *other_mr = loop_reg(&loop, other, length);
 
-	fill(at, length, 1);
+	loop_fill(at, length, 1);
 	loop_write(&loop, other_mr, other, mr, at, length);
-	check_filled(other, length, 1);
-	fill(other, length, 2);
+	loop_check_filled(other, length, 1);
+	loop_fill(other, length, 2);
 	loop_write(&loop, mr, at, other_mr, other, length);
-	check_filled(at, length, 2);
+	loop_check_filled(at, length, 2);
 	loop_dereg(other_mr);
 	munmap(other, length);
 }
@@ -79,12 +49,12 @@ static void contents_survive(void)
 {
 	unsigned char *at = map(40 * PAGE);
 
-	fill(at, 40 * PAGE, 3);
+	loop_fill(at, 40 * PAGE, 3);
 	struct ibv_mr *mr = loop_reg(&loop, at, 40 * PAGE);
 
-	check_filled(at, 40 * PAGE, 3);
+	loop_check_filled(at, 40 * PAGE, 3);
 	loop_dereg(mr);
-	check_filled(at, 40 * PAGE, 3);
+	loop_check_filled(at, 40 * PAGE, 3);
 }
 
 static void private_again_after_dereg(void)
@@ -92,11 +62,11 @@ static void private_again_after_dereg(void)
 	unsigned char *at = map(16 * PAGE);
 	struct ibv_mr *mr = loop_reg(&loop, at, 16 * PAGE);
 
-	fill(at, 16 * PAGE, 4);
+	loop_fill(at, 16 * PAGE, 4);
 	loop_dereg(mr);
 	for (int page = 0; page < 16; page++)
-		CHECK(!is_shared(at + page * PAGE), "page %d", page);
-	check_filled(at, 16 * PAGE, 4);
+		CHECK(!loop_is_shared(at + page * PAGE), "page %d", page);
+	loop_check_filled(at, 16 * PAGE, 4);
 	/* Private memory reads as zeros after this; a shared mapping would keep its contents. */
 	CHECK_EQ(madvise(at, 16 * PAGE, MADV_DONTNEED), 0);
 	for (int i = 0; i < 16 * PAGE; i++)
@@ -109,13 +79,13 @@ static void unaligned(void)
 
 	for (int offset = 1; offset < 2 * PAGE; offset += 777) {
 		for (int length = 1; length < 4 * PAGE; length += 3001) {
-			fill(at, 8 * PAGE, 5);
+			loop_fill(at, 8 * PAGE, 5);
 			struct ibv_mr *mr = loop_reg(&loop, at + offset, length);
 
 			round_trip(at + offset, length, mr);
 			loop_dereg(mr);
 			/* The neighbours on the first and last page. */
-			check_filled(at, offset, 5);
+			loop_check_filled(at, offset, 5);
 			for (int i = offset + length; i < 8 * PAGE; i++)
 				CHECK_EQ(at[i], (unsigned char)(i * 131 + i / 256 + 5 * 29));
 		}
@@ -161,12 +131,12 @@ static void overlapping(void)
 	at[2 * PAGE] = 2;
 	loop_write(&loop, right, at + 4 * PAGE, left, at + 2 * PAGE, 1);
 	CHECK_EQ(at[4 * PAGE], 2);
-	fill(at, 10 * PAGE, 6);
+	loop_fill(at, 10 * PAGE, 6);
 	loop_dereg(right);
 	loop_dereg(left);
-	check_filled(at, 10 * PAGE, 6);
+	loop_check_filled(at, 10 * PAGE, 6);
 	for (int page = 0; page < 10; page++)
-		CHECK(!is_shared(at + page * PAGE), "page %d", page);
+		CHECK(!loop_is_shared(at + page * PAGE), "page %d", page);
 }
 
 static void the_same_twice(void)
@@ -176,9 +146,9 @@ static void the_same_twice(void)
 
 	loop_dereg(one);
 	round_trip(at, 4 * PAGE, two);
-	CHECK(is_shared(at));
+	CHECK(loop_is_shared(at));
 	loop_dereg(two);
-	CHECK(!is_shared(at));
+	CHECK(!loop_is_shared(at));
 }
 
 static void many_small_ones_on_a_page(void)
@@ -195,7 +165,7 @@ static void many_small_ones_on_a_page(void)
 		round_trip(at + 20 * i, 20, mrs[i]);
 	for (int i = 1; i < COUNT; i += 2)
 		loop_dereg(mrs[i]);
-	CHECK(!is_shared(at));
+	CHECK(!loop_is_shared(at));
 }
 
 static void heap(void)
@@ -237,7 +207,7 @@ static void stack(void)
 	descend(1000);
 	round_trip(local, sizeof(local), mr);
 	loop_dereg(mr);
-	check_filled(local, sizeof(local), 2);
+	loop_check_filled(local, sizeof(local), 2);
 }
 
 static void *on_own_stack(void *unused)
@@ -289,14 +259,14 @@ static void unmapped_memory(void)
 {
 	unsigned char *at = map(8 * PAGE);
 
-	fill(at, 8 * PAGE, 7);
+	loop_fill(at, 8 * PAGE, 7);
 	CHECK_EQ(munmap(at + 4 * PAGE, PAGE), 0);
 	CHECK(!ibv_reg_mr(loop.pd, at, 8 * PAGE, IBV_ACCESS_LOCAL_WRITE));
 	CHECK_EQ(errno, EFAULT);
 	/* Nothing has been half done. */
-	check_filled(at, 4 * PAGE, 7);
+	loop_check_filled(at, 4 * PAGE, 7);
 	for (int page = 0; page < 8; page++)
-		CHECK(!is_shared(at + page * PAGE), "page %d", page);
+		CHECK(!loop_is_shared(at + page * PAGE), "page %d", page);
 	CHECK(!ibv_reg_mr(loop.pd, NULL, PAGE, IBV_ACCESS_LOCAL_WRITE));
 }
 
@@ -316,7 +286,7 @@ static void shared_file(void)
 
 	if (mr) {
 		round_trip(at + 5, 2 * PAGE, mr);
-		check_filled(elsewhere + 5, 2 * PAGE, 2);
+		loop_check_filled(elsewhere + 5, 2 * PAGE, 2);
 		elsewhere[5] ^= 0xff;
 		CHECK_EQ(at[5], elsewhere[5]);
 		loop_dereg(mr);
@@ -431,18 +401,18 @@ static void fork_keeps_memory_apart(void)
 	unsigned char *at = map(6 * PAGE), local[100];
 	struct ibv_mr *mr = loop_reg(&loop, at + 100, 4 * PAGE), *stack_mr = loop_reg(&loop, local, sizeof(local));
 
-	fill(at, 6 * PAGE, 8);
+	loop_fill(at, 6 * PAGE, 8);
 	pid_t child = fork();
 
 	if (!child) {
-		check_filled(at, 6 * PAGE, 8);
+		loop_check_filled(at, 6 * PAGE, 8);
 		memset(at, 0xaa, 6 * PAGE);
 		memset(local, 0xaa, sizeof(local));
 		free(malloc(100000));
 		_exit(0);
 	}
 	child_ended_well(child);
-	check_filled(at, 6 * PAGE, 8);
+	loop_check_filled(at, 6 * PAGE, 8);
 	round_trip(at + 100, 4 * PAGE, mr);
 	round_trip(local, sizeof(local), stack_mr);
 }
@@ -459,10 +429,10 @@ static void realloc_keeps_contents(void)
 	unsigned char *at = malloc(length);
 	struct ibv_mr *mr = loop_reg(&loop, at, length);
 
-	fill(at, length, 9);
+	loop_fill(at, length, 9);
 	loop_dereg(mr);
 	at = realloc(at, 10 * length);
-	check_filled(at, length, 9);
+	loop_check_filled(at, length, 9);
 	mr = loop_reg(&loop, at, 10 * length);
 	round_trip(at, 10 * length, mr);
 	loop_dereg(mr);
@@ -479,9 +449,9 @@ static void unmapped_while_registered(void)
 	unsigned char *again = mmap(at, 8 * PAGE, PROT_READ | PROT_WRITE,
 				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	CHECK(again == at);
-	fill(again, 8 * PAGE, 10);
+	loop_fill(again, 8 * PAGE, 10);
 	loop_dereg(mr);
-	check_filled(again, 8 * PAGE, 10);
+	loop_check_filled(again, 8 * PAGE, 10);
 	mr = loop_reg(&loop, again, 8 * PAGE);
 	round_trip(again, 8 * PAGE, mr);
 	loop_dereg(mr);
@@ -513,9 +483,9 @@ static void at_another_address(void)
 	CHECK(mr, "errno %d", errno);
 	struct ibv_mr *other_mr = loop_reg(&loop, other, 2 * PAGE);
 
-	fill(other, 2 * PAGE, 11);
+	loop_fill(other, 2 * PAGE, 11);
 	loop_write(&loop, mr, (void *)(uintptr_t)iova, other_mr, other, 2 * PAGE);
-	check_filled(at, 2 * PAGE, 11);
+	loop_check_filled(at, 2 * PAGE, 11);
 }
 
 static void busy_objects(void)

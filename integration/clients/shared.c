@@ -30,18 +30,6 @@ enum {
 
 static struct loop loop;
 
-static void fill(unsigned char *at, size_t length, unsigned seed)
-{
-	for (size_t i = 0; i < length; i++)
-		at[i] = (i * 131 + i / 256 + seed * 29) & 0xff;
-}
-
-static void check_filled(const unsigned char *at, size_t length, unsigned seed)
-{
-	for (size_t i = 0; i < length; i++)
-		CHECK(at[i] == (unsigned char)(i * 131 + i / 256 + seed * 29), "byte %zu of %zu is %#x", i, length, at[i]);
-}
-
 static unsigned char *map(size_t length, int protection, int flags, int fd)
 {
 	unsigned char *at = mmap(NULL, length, protection, flags, fd, 0);
@@ -96,16 +84,16 @@ static void round_trip(unsigned char *at, const unsigned char *elsewhere, size_t
 	unsigned char *other = map(length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	struct ibv_mr *mr = reg(at, length), *other_mr = reg(other, length);
 
-	fill(at, length, 1);
+	loop_fill(at, length, 1);
 	loop_write(&loop, other_mr, other, mr, at, length);
-	check_filled(other, length, 1);
-	fill(other, length, 2);
+	loop_check_filled(other, length, 1);
+	loop_fill(other, length, 2);
 	loop_write(&loop, mr, at, other_mr, other, length);
-	check_filled(at, length, 2);
-	check_filled(elsewhere, length, 2);
+	loop_check_filled(at, length, 2);
+	loop_check_filled(elsewhere, length, 2);
 	loop_dereg(mr);
 	loop_dereg(other_mr);
-	check_filled(elsewhere, length, 2);
+	loop_check_filled(elsewhere, length, 2);
 	at[0] ^= 0xff;
 	CHECK_EQ(at[0], elsewhere[0]);
 	munmap(other, length);
@@ -163,8 +151,8 @@ static void files_that_cannot_be_had(void)
 			round_trip(all[i], all[i], LENGTH);
 		} else {
 			CHECK(errno == EOPNOTSUPP, "kind %d: errno %d", i, errno);
-			fill(all[i], LENGTH, 7);
-			check_filled(all[i], LENGTH, 7);
+			loop_fill(all[i], LENGTH, 7);
+			loop_check_filled(all[i], LENGTH, 7);
 		}
 	}
 }
@@ -190,12 +178,12 @@ static void two_processes(void)
 			sched_yield();
 		}
 		if (me)
-			check_filled(at, HALF, round);
+			loop_check_filled(at, HALF, round);
 		else if (round)
-			check_filled(at + HALF, HALF, 100 + round - 1);
-		fill(own, HALF, 100 * me + round);
+			loop_check_filled(at + HALF, HALF, 100 + round - 1);
+		loop_fill(own, HALF, 100 * me + round);
 		loop_write(&loop, mr, at + me * HALF, own_mr, own, HALF);
-		check_filled(at + me * HALF, HALF, 100 * me + round);
+		loop_check_filled(at + me * HALF, HALF, 100 * me + round);
 		atomic_fetch_add(turn, 1);
 	}
 	loop_dereg(mr);
@@ -203,7 +191,7 @@ static void two_processes(void)
 		_exit(0);
 	CHECK_EQ(waitpid(child, &status, 0), child);
 	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %#x", status);
-	check_filled(at + HALF, HALF, 119);
+	loop_check_filled(at + HALF, HALF, 119);
 }
 
 static void only_to_be_read(void)
@@ -217,7 +205,7 @@ static void only_to_be_read(void)
 	struct ibv_mr *other_mr = reg(other, LENGTH);
 	const unsigned char *read_only[] = {at, constant, program};
 
-	fill(writable, LENGTH, 3);
+	loop_fill(writable, LENGTH, 3);
 	for (int i = 0; i < 3; i++) {
 		size_t length = i == 0 ? LENGTH : i == 1 ? sizeof(constant) : PAGE;
 
@@ -233,8 +221,8 @@ static void only_to_be_read(void)
 			loop_dereg(mr);
 		}
 	}
-	fill(writable, LENGTH, 4);
-	check_filled(at, LENGTH, 4);
+	loop_fill(writable, LENGTH, 4);
+	loop_check_filled(at, LENGTH, 4);
 }
 
 /* What a file system must know of, or a device serves. */
@@ -289,7 +277,7 @@ static void taken_away(bool punch)
 		struct stat status;
 
 		CHECK_EQ(ftruncate(fd, LENGTH), 0);
-		fill(at, LENGTH, 1);
+		loop_fill(at, LENGTH, 1);
 		loop = loop_open();
 		struct ibv_mr *mr = reg(at, LENGTH), *own_mr = reg(own, LENGTH);
 
@@ -305,7 +293,7 @@ static void taken_away(bool punch)
 		CHECK(status.st_blocks * 512 <= LENGTH / 2, "the proxy made pages");
 		/* Pages that come back are pages again. */
 		CHECK_EQ(ftruncate(fd, LENGTH), 0);
-		fill(at, LENGTH, 2);
+		loop_fill(at, LENGTH, 2);
 		if (!kind)
 			CHECK_EQ(outcome(mr, LENGTH / 2, own_mr, 0, LENGTH / 2), IBV_WC_SUCCESS);
 		loop_dereg(mr);

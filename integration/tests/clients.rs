@@ -7,7 +7,7 @@ use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, machine, perftest, suite};
 use ringfence_proxy::launch::{Class, Limits};
-use ringfence_trials::Trial;
+use ringfence_trials::{Trial, huge_pages};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -90,7 +90,7 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(test(format!("shared::{case}"), move || run_shared(&program, &case)));
     }
     trials.push(test("shared::perftest_with_mmap".to_owned(), perftest_with_mmap));
-    let closing = client::compile("descriptors", &["loop.c", "check.c"])?;
+    let closing = client::compile("descriptors", &["descriptors_waits.c", "loop.c", "check.c"])?;
     for case in list(&closing)?.lines() {
         let (program, case) = (closing.clone(), case.to_owned());
         // So few that what somebody keeps who should be gone is missing.
@@ -98,7 +98,7 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(test(format!("descriptors::{case}"), move || run_alone(&program, &[&case], limits.clone())));
     }
     trials.push(test("descriptors::processes_begun_by_python", python));
-    let program = client::compile("legal", &["check.c"])?;
+    let program = client::compile("legal", &["legal_objects.c", "legal_states.c", "legal_posting.c", "check.c"])?;
     trials.push(test("legal::answers_are_those_of_the_kernels_driver", move || legal(&program)));
     let keep = client::compile("keep", &["keep_memory.c", "keep_limits.c", "loop.c", "check.c"])?;
     for case in list(&keep)?.lines() {
@@ -211,30 +211,8 @@ fn run_alone(program: &Path, args: &[&str], limits: Limits) -> Result<()> {
     Ok(())
 }
 
-/// Huge pages that this machine has for a while; where it has none to give, the case says so.
-struct HugePages {
-    before: String,
-}
-
-impl HugePages {
-    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
-
-    fn reserve(more: u64) -> Self {
-        let before = std::fs::read_to_string(Self::COUNT).unwrap_or_default();
-        let count = before.trim().parse::<u64>().unwrap_or_default();
-        let _ = std::fs::write(Self::COUNT, (count + more).to_string());
-        Self { before }
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        let _ = std::fs::write(Self::COUNT, &self.before);
-    }
-}
-
 fn run_shared(program: &Path, case: &str) -> Result<()> {
-    let _pages = (case == "huge_pages").then(|| HugePages::reserve(4));
+    let _pages = (case == "huge_pages").then(|| huge_pages::reserve(4));
     let node = Node::new(None)?;
     let mut proxy = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;

@@ -6,6 +6,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -232,6 +234,58 @@ static void fit_for_select(void)
 	CHECK(pd->context->async_fd < FD_SETSIZE, "asynchronous events are descriptor %d", pd->context->async_fd);
 }
 
+static void *pause_for_good(void *nothing)
+{
+	pause();
+	return nothing;
+}
+
+static void written_by_the_device(struct loop *loop, unsigned char *at, struct ibv_mr *from, int value)
+{
+	struct ibv_mr *mr = loop_reg(loop, at, MIB);
+
+	memset(from->addr, value, PAGE);
+	loop_write(loop, mr, at + PAGE, from, from->addr, PAGE);
+	topic_all(at + PAGE, PAGE, value, "what the device has written");
+	loop_dereg(mr);
+	topic_all(at + PAGE, PAGE, value, "what the device has written, deregistered");
+}
+
+/* A daemon that opens the device, then gives up all paths: neither /proc nor a device's node can be opened any more. */
+static void confined(void)
+{
+	char empty[] = "/tmp/descriptors.XXXXXX";
+	struct loop loop = loop_open();
+	pthread_t thread;
+
+	if (getenv("RINGFENCE_HOLD"))
+		topic_unsupported("a process that cannot see its threads can neither stop them nor know what they block");
+	CHECK(mkdtemp(empty), "%s", strerror(errno));
+	bool has_node = access("/dev/userfaultfd", R_OK | W_OK) == 0;
+	int failed = chroot(empty) ? errno : chdir("/");
+
+	if (failed == EPERM)
+		topic_unsupported("chroot: %s", strerror(failed));
+	CHECK_EQ(failed, 0);
+	unsigned char *from_at = topic_memory(PAGE, 0), *at = topic_memory(MIB, 1);
+	struct ibv_mr *from = loop_reg(&loop, from_at, PAGE);
+
+	written_by_the_device(&loop, at, from, 2);
+	struct ibv_mr *mr = loop_reg(&loop, at, MIB);
+	pid_t child = fork();
+
+	if (!child) {
+		topic_all(at + PAGE, PAGE, 2, "the child's");
+		_exit(0);
+	}
+	topic_ended_well(child, "the child");
+	loop_dereg(mr);
+	if (!has_node)
+		return;
+	CHECK_EQ(pthread_create(&thread, NULL, pause_for_good, NULL), 0);
+	written_by_the_device(&loop, at, from, 3);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct topic_case cases[] = {
@@ -243,6 +297,7 @@ int main(int argc, char **argv)
 		{"wake", closed_under_a_queue_pair},
 		{"channel", would_block},
 		{"fit_for_select", fit_for_select},
+		{"confined", confined},
 		{NULL, NULL},
 	};
 

@@ -4,9 +4,11 @@
 #include "topic.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -137,6 +139,88 @@ static void generations(void)
 	CHECK_EQ(ibv_dereg_mr(mr), 0);
 }
 
+static volatile sig_atomic_t handled;
+
+static void count_fault(int signal)
+{
+	(void)signal;
+	if (++handled > 2)
+		_exit(2);
+}
+
+static void set_fault_handler(void (*handler)(int), int flags)
+{
+	struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
+
+	CHECK_EQ(sigaction(SIGSEGV, &action, NULL), 0);
+}
+
+static bool fault_handler_is(void (*handler)(int))
+{
+	struct sigaction action;
+
+	return sigaction(SIGSEGV, NULL, &action) == 0 && action.sa_handler == handler;
+}
+
+static void *sleep_on(void *nothing)
+{
+	pause();
+	return nothing;
+}
+
+/* Run times and crash reporters look whether it still is theirs, and what is ignored stays so in programs that are executed. */
+static void handler_of_faults(void)
+{
+	void (*const handlers[])(int) = {SIG_DFL, SIG_IGN, count_fault};
+	struct ibv_pd *pd = topic_open();
+	unsigned char *at = topic_memory(16 * PAGE, 1);
+	struct ibv_mr *mr = topic_register(pd, at, 16 * PAGE);
+	const char *hold = getenv("RINGFENCE_HOLD");
+	/* Others might need the library's at any time. */
+	bool stays = hold && !strcmp(hold, "signals");
+	pthread_t thread;
+
+	for (int threads = 1; threads <= 2; threads++) {
+		for (size_t i = 0; i < sizeof(handlers) / sizeof(*handlers); i++) {
+			set_fault_handler(handlers[i], 0);
+			pid_t child = fork();
+
+			if (!child)
+				_exit(!fault_handler_is(handlers[i]));
+			topic_ended_well(child, "the child, which looks for its handler");
+			if (!stays)
+				CHECK(fault_handler_is(handlers[i]), "%zu, %d threads", i, threads);
+		}
+		if (threads == 1)
+			CHECK_EQ(pthread_create(&thread, NULL, sleep_on, NULL), 0);
+	}
+	CHECK_EQ(ibv_dereg_mr(mr), 0);
+}
+
+/* As crash reporters set it: they say something, return, and have the fault kill the program. */
+static void handler_that_runs_once(void)
+{
+	pid_t child = fork();
+	pthread_t thread;
+	int status;
+
+	if (!child) {
+		/* The library's handler stays where others wait by it. */
+		setenv("RINGFENCE_HOLD", "signals", 1);
+		set_fault_handler(count_fault, SA_RESETHAND);
+		struct ibv_pd *pd = topic_open();
+		unsigned char *at = topic_memory(16 * PAGE, 1);
+
+		CHECK_EQ(pthread_create(&thread, NULL, sleep_on, NULL), 0);
+		topic_register(pd, at, 16 * PAGE);
+		CHECK_EQ(mprotect(at, PAGE, PROT_READ), 0);
+		*(volatile unsigned char *)at = 2;
+		_exit(1);
+	}
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV, "status %#x", status);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct topic_case cases[] = {
@@ -147,6 +231,8 @@ int main(int argc, char **argv)
 		{"rawfork_clone_deregistered", rawfork_clone_deregistered},
 		{"programs", programs},
 		{"generations", generations},
+		{"handler_of_faults", handler_of_faults},
+		{"handler_that_runs_once", handler_that_runs_once},
 		{NULL, NULL},
 	};
 

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -84,6 +85,29 @@ static void large_deregistered(void)
 		CHECK_EQ(at[i], 7);
 }
 
+/* Nothing is there that could be registered, and no signal says so, however much the program may write to files. */
+static void past_the_end_of_a_file(void)
+{
+	char name[] = "/tmp/resources.XXXXXX";
+	struct ibv_pd *pd = topic_open();
+	int file = mkstemp(name);
+	struct rlimit none = {0, 0};
+
+	CHECK(file >= 0, "%s", strerror(errno));
+	CHECK_EQ(unlink(name), 0);
+	CHECK_EQ(write(file, "one page", 8), 8);
+	unsigned char *at = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+
+	CHECK(at != MAP_FAILED, "%s", strerror(errno));
+	for (int limited = 0; limited < 2; limited++) {
+		CHECK(!ibv_reg_mr(pd, at, 4 * PAGE, IBV_ACCESS_LOCAL_WRITE) && errno == EFAULT, "%s", strerror(errno));
+		CHECK(!ibv_reg_mr(pd, at + PAGE, 2 * PAGE, 0) && errno == EFAULT, "%s", strerror(errno));
+		CHECK_EQ(ibv_dereg_mr(topic_register(pd, at, PAGE)), 0);
+		CHECK_EQ(memcmp(at, "one page", 9), 0);
+		CHECK_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	static const struct topic_case cases[] = {
@@ -91,6 +115,7 @@ int main(int argc, char **argv)
 		{"vma_upwards", vma_upwards},
 		{"vma_downwards", vma_downwards},
 		{"large_deregistered", large_deregistered},
+		{"past_the_end_of_a_file", past_the_end_of_a_file},
 		{NULL, NULL},
 	};
 

@@ -115,6 +115,7 @@ const TOPICS: [(&str, &[&str]); 7] = [
             "wake",
             "channel",
             "fit_for_select",
+            "confined",
         ],
     ),
     (
@@ -127,9 +128,11 @@ const TOPICS: [(&str, &[&str]); 7] = [
             "rawfork_clone_deregistered",
             "programs",
             "generations",
+            "handler_of_faults",
+            "handler_that_runs_once",
         ],
     ),
-    ("resources", &["fdmr", "vma_upwards", "vma_downwards", "large_deregistered"]),
+    ("resources", &["fdmr", "vma_upwards", "vma_downwards", "large_deregistered", "past_the_end_of_a_file"]),
 ];
 
 /// Allocators, and how each gives memory back at once. Their libraries are linked to beside the programs.

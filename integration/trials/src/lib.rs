@@ -13,6 +13,7 @@
 //! }
 //! ```
 
+pub mod huge_pages;
 pub mod surroundings;
 
 pub use libtest_mimic::{Arguments, Failed, Trial};

@@ -87,6 +87,7 @@ static INHERITED: [Inherited; 2] = [Inherited::none(), Inherited::none()];
 
 /// In a child of `fork(3)`: lets go of the parent's connection, so that the proxy sees the parent's end when it comes.
 extern "C" fn forked() {
+    pages::close_files();
     INHERITED.iter().for_each(Inherited::close);
 }
 

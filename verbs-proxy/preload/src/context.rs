@@ -9,7 +9,7 @@ use crate::descriptor::Identity;
 use crate::device::Device;
 use crate::mr::kept;
 use crate::sys::{self, Errno, Fd};
-use crate::{cq, cq_ex, poll, port, post, qp, unsupported};
+use crate::{cq, cq_ex, pages, poll, port, post, qp, unsupported};
 use alloc::boxed::Box;
 use core::ffi::{c_char, c_int};
 use core::mem;
@@ -83,6 +83,7 @@ impl Context {
         ops.post_srq_recv = Some(unsupported::post_srq_recv);
         ops.bind_mw = Some(unsupported::called_without_object);
         ops.dealloc_mw = Some(unsupported::called_without_object);
+        pages::open_files();
         let context = Box::into_raw(Box::new(Self {
             verbs,
             connection,

@@ -124,8 +124,7 @@ impl Fd {
 
     /// Moves it out of the program's way, as far as the limit of open files allows. Where there is no room it stays.
     pub fn hidden(self) -> Self {
-        let limit = open_files();
-        let mut from = if limit >= HIGH + SPARE { HIGH } else { limit.saturating_sub(limit / 8) };
+        let mut from = out_of_the_way();
         while from > self.0.number as u64 {
             // SAFETY: makes another descriptor of the same file.
             let result = unsafe { libc::syscall(libc::SYS_fcntl, self.0.number, libc::F_DUPFD_CLOEXEC, from) };
@@ -144,6 +143,12 @@ impl Drop for Fd {
     fn drop(&mut self) {
         self.0.close();
     }
+}
+
+/// The number from which on descriptors disturb nobody, if there is room.
+pub fn out_of_the_way() -> u64 {
+    let limit = open_files();
+    if limit >= HIGH + SPARE { HIGH } else { limit.saturating_sub(limit / 8) }
 }
 
 /// How many numbers the process may use.

@@ -258,10 +258,6 @@ mod tests {
         let (read, write) = rustix::pipe::pipe().unwrap();
         refused(read, Errno::INVAL);
         refused(write, Errno::INVAL);
-        let ordinary = tempfile::tempfile_in("/var/tmp").unwrap();
-        if fstatfs(&ordinary).unwrap().f_type as u64 != 0x0102_1994 {
-            refused(ordinary.into(), Errno::INVAL);
-        }
         let fifo = directory.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
         let fifo = std::fs::OpenOptions::new().read(true).write(true).open(fifo).unwrap();
@@ -273,36 +269,5 @@ mod tests {
         let file = file(1);
         fcntl_add_seals(&file, SealFlags::WRITE).unwrap();
         assert_eq!(mapping(&file, 0, PAGE).unwrap_err(), Errno::PERM);
-    }
-
-    #[test]
-    fn huge_pages_are_mapped_whole() {
-        let fd = match memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB) {
-            Ok(fd) => fd,
-            Err(error) => return eprintln!("SKIPPED: no files of huge pages: {error}"),
-        };
-        let huge = ForeignFile::inspect(&fd).unwrap().1;
-        assert!(huge > PAGE && huge.is_power_of_two());
-        ftruncate(&fd, 2 * huge as u64).unwrap();
-        let file = ForeignFile::adopt(fd).unwrap();
-        // Part of a page, with the end of another before it: mapping needs no page to be there.
-        let mapping = mapping(&file, huge - PAGE, 3 * PAGE).unwrap();
-        assert_eq!(mapping.bytes(), 3 * PAGE);
-        let piece = Piece::of(&mapping, 0, 3 * PAGE).unwrap();
-        assert_eq!(copy(piece, Piece::of_own(&vec![1; 3 * PAGE])), Err(Lost::Target));
-        if fallocate(&file, FallocateFlags::empty(), 0, 2 * huge as u64).is_err() {
-            return eprintln!("SKIPPED: no huge pages can be had on this machine");
-        }
-        copy(piece, Piece::of_own(&vec![3; 3 * PAGE])).unwrap();
-        let mut bytes = vec![0; 3 * PAGE];
-        copy(Piece::of_own_mut(&mut bytes), piece).unwrap();
-        assert_eq!(bytes, vec![3; 3 * PAGE]);
-        let mixed = super::super::SealedFile::create("test", PAGE).unwrap();
-        let holes = Holes::new().unwrap();
-        let runs = [
-            Run { file: RunFile::Sealed(&mixed), offset: 0, bytes: PAGE },
-            Run { file: RunFile::Foreign(&file, &holes), offset: 0, bytes: PAGE },
-        ];
-        assert_eq!(Mapping::of_runs(&runs, ProtFlags::READ, false).unwrap_err(), Errno::OPNOTSUPP);
     }
 }

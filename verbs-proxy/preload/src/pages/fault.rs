@@ -18,6 +18,11 @@ static ENDED: AtomicU32 = AtomicU32::new(0);
 static PREVIOUS: [Previous; 2] = [Previous::new(), Previous::new()];
 static CURRENT: AtomicUsize = AtomicUsize::new(0);
 
+/// Whether the one before ours is to run once, as it asked for (`SA_RESETHAND`), and has run.
+static SPENT: AtomicBool = AtomicBool::new(false);
+/// Whether somebody may be on the way to the handler at any time.
+static STAYS: AtomicBool = AtomicBool::new(false);
+
 struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
 
 // SAFETY: written under the module's lock, and only the place that `CURRENT` does not name.
@@ -50,6 +55,7 @@ pub fn install() -> Result<(), i32> {
         let next = 1 - CURRENT.load(Relaxed);
         *PREVIOUS[next].0.get() = MaybeUninit::new(present);
         CURRENT.store(next, Release);
+        SPENT.store(false, Relaxed);
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = ours;
         // The application's alternate stack if it has one; as reentrant as the handler that may follow wants to be.
@@ -60,6 +66,43 @@ pub fn install() -> Result<(), i32> {
         }
     }
     Ok(())
+}
+
+/// Threads that run have met read-only pages, or will: the handler stays, because one of them may be on the way to it whenever
+/// the pages are as they were.
+pub fn stay() {
+    STAYS.store(true, Relaxed);
+}
+
+/// In a child, which has one thread, and whose pages are its own.
+pub fn may_go() {
+    STAYS.store(false, Relaxed);
+}
+
+/// Puts back what was there before [`install`], unless ours has to stay, or the application has put its own there.
+pub fn remove() {
+    if STAYS.load(Relaxed) {
+        return;
+    }
+    let mut present = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: as in `install`. The place that `CURRENT` names was written before if ours is the handler.
+    unsafe {
+        let is_ours = |present: &MaybeUninit<libc::sigaction>| {
+            present.assume_init_ref().sa_sigaction == handle as Handler as usize
+        };
+        if libc::sigaction(libc::SIGSEGV, ptr::null(), present.as_mut_ptr()) != 0 || !is_ours(&present) {
+            return;
+        }
+        let mut before = (*PREVIOUS[CURRENT.load(Acquire)].0.get()).assume_init();
+        if SPENT.load(Relaxed) {
+            before.sa_sigaction = libc::SIG_DFL;
+        }
+        libc::sigaction(libc::SIGSEGV, &before, present.as_mut_ptr());
+        // Another thread was quicker.
+        if !is_ours(&present) {
+            libc::sigaction(libc::SIGSEGV, present.as_ptr(), ptr::null_mut());
+        }
+    }
 }
 
 /// Writers that fault wait from now on.
@@ -122,7 +165,9 @@ fn is_write(context: *mut libc::c_void) -> bool {
 fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: `CURRENT` names a place that was written before.
     let previous = unsafe { (*PREVIOUS[CURRENT.load(Acquire)].0.get()).assume_init_ref() };
-    match previous.sa_sigaction {
+    let once = previous.sa_flags & libc::SA_RESETHAND != 0 && previous.sa_sigaction > libc::SIG_IGN;
+    let present = if once && SPENT.swap(true, Relaxed) { libc::SIG_DFL } else { previous.sa_sigaction };
+    match present {
         libc::SIG_IGN if is_sent(info) => {}
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: the default action takes its course: at once for a signal that was sent, by running the instruction

@@ -9,25 +9,36 @@
 //!    private, and what they had is kept ([`windows`]).
 //! 3. The child replaces all others by private copies, then says so.
 //! 4. The parent puts back what was written to its private pages, and everybody goes on.
+//!
+//! The program's own handlers of forks run before and after ours, may wait for threads that register memory, and may do so
+//! themselves: [`gate`].
 
 // UNSAFETY: replaces the application's memory, in handlers that the C library calls.
 #![allow(unsafe_code)]
 
 use super::array::Array;
 use super::escort::{self, Escort};
+use super::lock::Lock;
 use super::patch::Patch;
 use super::signals::Blocked;
 use super::state::State;
 use super::windows::Windows;
-use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads};
+use super::{GATE, PAGE, STATE, bystander, fault, hold, maps, signals, sys, threads, trace};
 use crate::atfork;
 use core::cell::UnsafeCell;
 use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
-/// Process and thread that are forking; zero if none. The child finds its parent's numbers.
+/// Process and thread for which pages are read-only, or in a child are its parent's still; zero if there are none. The child
+/// finds its parent's numbers.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 static THREAD: AtomicU32 = AtomicU32::new(0);
+
+/// Held from the first to the last handler of a fork.
+static FORKS: Lock<()> = Lock::new(());
+/// The thread and the process that hold it, or zero. Set with the gate held.
+static FORKER: AtomicU32 = AtomicU32::new(0);
+static FORKING: AtomicU32 = AtomicU32::new(0);
 
 static WINDOWS: Windows = Windows::new();
 
@@ -35,10 +46,13 @@ static WINDOWS: Windows = Windows::new();
 static READ_END: AtomicU32 = AtomicU32::new(u32::MAX);
 static WRITE_END: AtomicU32 = AtomicU32::new(u32::MAX);
 
-/// What only the forking thread, or the one that works for it, touches while the gate is held.
+/// What only the forking thread touches, or who works for it while that is held.
 struct Fork {
     patches: Array<Patch>,
+    /// Changed with the gate held.
     escort: Option<Escort>,
+    /// The thread has the gate as long as it forks, because nobody could take it at the right moment.
+    has_gate: bool,
     /// No signal is delivered to the forking thread: its handler might fork, and wait for this fork; the escort, which is
     /// another process, would run it too; and the child has not got its memory yet.
     blocked: Option<Blocked>,
@@ -46,13 +60,14 @@ struct Fork {
 
 struct Global(UnsafeCell<Fork>);
 
-// SAFETY: reached by the holder of the gate, and by whom it waits for.
+// SAFETY: reached by the forking thread, and by who works for it meanwhile, as the type says.
 unsafe impl Sync for Global {}
 
-static FORK: Global = Global(UnsafeCell::new(Fork { patches: Array::new(), escort: None, blocked: None }));
+static FORK: Global =
+    Global(UnsafeCell::new(Fork { patches: Array::new(), escort: None, has_gate: false, blocked: None }));
 
 /// # Safety
-/// The gate is held for the caller, and no other reference is in use.
+/// The caller is who may touch it, and no other reference is in use.
 unsafe fn fork() -> &'static mut Fork {
     // SAFETY: promised by the caller.
     unsafe { &mut *FORK.0.get() }
@@ -103,34 +118,51 @@ fn gather(state: &State, patches: &mut Array<Patch>) {
 
 extern "C" fn prepare() {
     let blocked = Blocked::new();
+    core::mem::forget(FORKS.lock());
     core::mem::forget(GATE.lock());
-    // SAFETY: just locked; this thread keeps the gate until after the fork.
+    FORKER.store(sys::thread(), Relaxed);
+    FORKING.store(sys::process(), Relaxed);
+    // SAFETY: this thread forks.
     let fork = unsafe { fork() };
     fork.blocked = Some(blocked);
+    signals::unblock(libc::SIGSEGV);
+    fork.has_gate = threads::count() == 1;
+    if !fork.has_gate && (!STATE.lock().shares() || escorted(fork)) {
+        // SAFETY: locked above; who works for this thread takes it when the time has come.
+        unsafe { GATE.unlock() };
+        return;
+    }
+    fork.has_gate = true;
+    freeze_own(fork);
+}
+
+/// Has the forking thread escorted. The gate is held.
+fn escorted(fork: &mut Fork) -> bool {
+    // One that was about to get a signal gets it first.
+    const ATTEMPTS: u32 = 5;
+    if fault::install().is_ok() && hold::may_stop() {
+        fork.escort = (0..ATTEMPTS).find_map(|_| escort::start(FORKER.load(Relaxed)));
+    }
+    fork.escort.is_some()
+}
+
+/// Nobody writes to what is shared from now on, with no more help than the forking thread itself has.
+fn freeze_own(fork: &mut Fork) {
     gather(&STATE.lock(), &mut fork.patches);
     if fork.patches.is_empty() {
         return;
     }
-    if fault::install().is_err() || WINDOWS.begin().is_err() {
+    if fault::install().is_err() || begin(sys::process(), sys::thread()).is_err() {
         fork.patches.clear();
         return;
     }
-    let [read, write] = sys::pipe().map_or([u32::MAX; 2], |ends| ends.map(|end| end as u32));
-    READ_END.store(read, Relaxed);
-    WRITE_END.store(write, Relaxed);
-    signals::unblock(libc::SIGSEGV);
-    THREAD.store(sys::thread(), Relaxed);
-    PROCESS.store(sys::process(), Relaxed);
-    if sys::threads() > 1 {
-        fork.escort = if hold::may_stop() { escort::start() } else { None };
-        if fork.escort.is_some() {
-            return;
-        }
+    if threads::count() > 1 {
         if !threads::nobody_blocks(libc::SIGSEGV) {
             // Nothing keeps others from the pages without harm: the child does not get them.
-            finish(fork);
+            finish();
             return;
         }
+        fault::stay();
     }
     let own = bystander::own().map(|own| (own.start, own.end));
     let frozen = bystander::run_for(fork.patches.iter().map(|patch| patch.start..patch.end), move || {
@@ -139,8 +171,30 @@ extern "C" fn prepare() {
     });
     // Without a thread to do it the caller must be able to go on, and the child does not get these pages.
     if frozen.is_err() {
-        finish(fork);
+        finish();
     }
+}
+
+/// The forking thread's pages will be read-only.
+fn begin(process: u32, thread: u32) -> Result<(), i32> {
+    WINDOWS.begin()?;
+    let [read, write] = sys::pipe().map_or([u32::MAX; 2], |ends| ends.map(|end| end as u32));
+    READ_END.store(read, Relaxed);
+    WRITE_END.store(write, Relaxed);
+    THREAD.store(thread, Relaxed);
+    PROCESS.store(process, Relaxed);
+    Ok(())
+}
+
+/// For the forking thread, which enters the kernel while all others are stopped: false if the child has no pages to copy.
+pub fn freeze_for(thread: u32) -> bool {
+    // SAFETY: called for the forking thread.
+    let is_empty = unsafe { fork() }.patches.is_empty();
+    if is_empty || begin(FORKING.load(Relaxed), thread).is_err() {
+        return false;
+    }
+    freeze(&trace::own_of(thread));
+    true
 }
 
 /// Looks again at what is shared, for the forking thread: others may have unmapped it since, or mapped their own there. False
@@ -208,30 +262,48 @@ pub fn wait_for_child() {
 }
 
 extern "C" fn parent() {
-    // SAFETY: this thread holds the gate.
+    // SAFETY: this thread forks.
     let fork = unsafe { fork() };
-    if PROCESS.load(Relaxed) != 0 {
-        match fork.escort.take() {
-            Some(escort) => escort.end(),
-            None => {
-                wait_for_child();
-                let patches = fork.patches.iter().map(|patch| patch.start..patch.end);
-                let _ = bystander::run_for(patches, || {
-                    thaw();
-                    Ok(())
-                });
-            }
-        }
-        finish(fork);
+    if fork.has_gate {
+        thaw_own(fork);
+    } else {
+        core::mem::forget(GATE.lock());
     }
+    let escort = fork.escort.take();
     let blocked = fork.blocked.take();
-    // SAFETY: locked by `prepare`.
+    FORKER.store(0, Relaxed);
+    FORKING.store(0, Relaxed);
+    // Nobody is to find it there who looks: run times and crash reporters compare. Not by the escort, whose handlers are its own.
+    fault::remove();
+    // SAFETY: locked above, or by `prepare`.
     unsafe { GATE.unlock() };
+    if let Some(escort) = escort {
+        escort.end();
+    }
+    // SAFETY: locked by `prepare`.
+    unsafe { FORKS.unlock() };
     drop(blocked);
 }
 
+/// Undoes [`freeze_own`], when the child, if there is one, has its copies.
+fn thaw_own(fork: &Fork) {
+    if PROCESS.load(Relaxed) == 0 {
+        return;
+    }
+    wait_for_child();
+    let patches = fork.patches.iter().map(|patch| patch.start..patch.end);
+    let _ = bystander::run_for(patches, || {
+        thaw();
+        Ok(())
+    });
+    finish();
+}
+
 extern "C" fn child() {
-    // SAFETY: the gate is held by the thread that this one is a copy of.
+    if FORKING.load(Relaxed) == 0 {
+        return;
+    }
+    // SAFETY: the thread that this one is a copy of forked.
     let fork = unsafe { fork() };
     if PROCESS.load(Relaxed) != 0 {
         for patch in fork.patches.iter() {
@@ -247,30 +319,80 @@ extern "C" fn child() {
         if write != u32::MAX {
             sys::write(write as i32, &[1]);
         }
-        if let Some(escort) = fork.escort.take() {
-            escort.forget();
-        }
         fault::finish();
-        finish(fork);
+        finish();
+    }
+    fault::may_go();
+    fault::remove();
+    if let Some(escort) = fork.escort.take() {
+        escort.forget();
     }
     let blocked = fork.blocked.take();
+    FORKER.store(0, Relaxed);
+    FORKING.store(0, Relaxed);
     // SAFETY: no other thread exists here, and nothing changes this state but who holds the gate.
     unsafe {
         STATE.reset();
         STATE.lock().forget_in_child();
-        GATE.unlock();
+        GATE.reset();
+        FORKS.reset();
     }
     drop(blocked);
 }
 
 /// The fork is over, for either side.
-fn finish(fork: &mut Fork) {
+pub fn finish() {
     PROCESS.store(0, Relaxed);
     THREAD.store(0, Relaxed);
     WINDOWS.end();
     close_end(&READ_END);
     close_end(&WRITE_END);
-    fork.patches.clear();
+    // SAFETY: called by the forking thread, or for it.
+    unsafe { fork() }.patches.clear();
+}
+
+/// The right to change what is shared.
+pub struct Gate {
+    /// Of a thread that has it anyway, because it forks.
+    is_own: bool,
+}
+
+/// Waits for the gate. Threads may want it at any moment of a fork, the forking one and its child among them, in a handler of the
+/// program's that comes before ours.
+pub fn gate() -> Gate {
+    let process = FORKING.load(Relaxed);
+    if process != 0 && process != sys::process() {
+        child();
+    } else if process != 0 && FORKER.load(Relaxed) == sys::thread() {
+        // SAFETY: this thread forks.
+        let fork = unsafe { fork() };
+        if fork.has_gate {
+            // Whether there is a child already, nobody knows.
+            thaw_own(fork);
+            return Gate { is_own: true };
+        }
+    }
+    core::mem::forget(GATE.lock());
+    let forker = FORKER.load(Relaxed);
+    // SAFETY: the gate is held, and the forking thread touches the rest without it only if it has been given all that.
+    let fork = unsafe { fork() };
+    if forker != 0 && fork.escort.is_none() {
+        // What is shared from now on is shared before that thread forks. Without an escort the child does not get it.
+        escorted(fork);
+    }
+    Gate { is_own: false }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if self.is_own {
+            // SAFETY: this thread forks.
+            freeze_own(unsafe { fork() });
+        } else {
+            // SAFETY: locked by `gate`, whose only guard this is.
+            unsafe { GATE.unlock() };
+        }
+    }
 }
 
 fn close_end(end: &AtomicU32) {

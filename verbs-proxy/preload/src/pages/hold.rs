@@ -83,11 +83,18 @@ pub fn force(name: Option<&str>) {
     ALLOWED.store(allowed, Relaxed);
 }
 
+/// Opens what is kept.
+pub fn open() {
+    if allowed() & USERFAULTFD != 0 {
+        let _ = uffd::file();
+    }
+}
+
 /// What keeps others away; `faults` says whether a userfaultfd can watch such pages. `EPERM` if there is nothing that
 /// loses no data.
 pub fn method(faults: bool) -> Result<Method, i32> {
     let allowed = allowed();
-    if allowed == ALONE || allowed & ALONE != 0 && sys::threads() == 1 {
+    if allowed == ALONE || allowed & ALONE != 0 && threads::count() == 1 {
         return Ok(Method::Alone);
     }
     if faults
@@ -119,6 +126,7 @@ fn signals() -> Result<Method, i32> {
         return Err(libc::EPERM);
     }
     fault::install()?;
+    fault::stay();
     Ok(Method::Signals)
 }
 

@@ -99,13 +99,20 @@ pub fn advise(address: usize, length: usize, advice: i32) -> Result<(), i32> {
             result = new;
         }
     };
-    each_shown(&state, &(address..end), |shown| {
+    let looked = each_shown(&state, &(address..end), |shown| {
         if next < shown.start {
             note(call(next, shown.start));
         }
         next = shown.end;
         note(advise_shown(shown, advice, meaning));
-    })?;
+    });
+    match looked {
+        Err(libc::EMFILE | libc::ENFILE) if state.has_any_of(&(address..end)) => return Err(libc::EAGAIN),
+        // Of memory that is not registered the answer is known without the descriptor that the program does not leave us; only
+        // what it has moved here is mistaken for its own.
+        Err(libc::EMFILE | libc::ENFILE) => {}
+        looked => looked?,
+    }
     if next < end {
         note(call(next, end));
     }
@@ -157,13 +164,19 @@ pub fn remap(address: usize, before: usize, after: usize, flags: i32, target: us
         let _blocked = Blocked::new();
         let state = STATE.lock();
         let (mut mappings, mut shown) = (0, 0);
-        maps::visit(&range, false, |mapping| {
+        let looked = maps::visit(&range, false, |mapping| {
             mappings += 1;
             if let Some(mapping) = mapping.clip(&range) {
                 state.each_shown(&mapping, &mut |_| shown += 1);
             }
             ControlFlow::Continue(())
-        })?;
+        });
+        match looked {
+            Err(libc::EMFILE | libc::ENFILE) if state.has_any_of(&range) => return Err(libc::ENOMEM),
+            // As for advice.
+            Err(libc::EMFILE | libc::ENFILE) => {}
+            looked => looked?,
+        }
         if shown > 0 && before == 0 {
             // Private memory cannot be mapped twice.
             return Err(libc::EINVAL);

@@ -15,26 +15,28 @@ mod bystander;
 mod escort;
 mod fault;
 mod fork;
-mod hold;
-mod interpose;
+pub mod hold;
+pub mod interpose;
 mod kept;
 mod lock;
-mod maps;
+pub mod maps;
 mod patch;
 pub mod signals;
 mod state;
 mod stop;
 mod swap;
-mod sys;
+pub mod sys;
 mod table;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 #[cfg(test)]
 mod tests_changes;
 #[cfg(test)]
-mod tests_concurrent;
+pub mod tests_concurrent;
 #[cfg(test)]
 mod tests_fork;
+#[cfg(test)]
+mod tests_handlers;
 #[cfg(test)]
 mod tests_speed;
 #[cfg(test)]
@@ -51,10 +53,10 @@ use lock::Lock;
 use signals::Blocked;
 use state::{Offer, Outcome, State};
 
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
-/// Held from the beginning of a registration, or of its end, to the end of it, and during a fork. Who holds it may ask the
-/// proxy.
+/// Held from the beginning of a registration, or of its end, to the end of it, and while a child of `fork` is made: see
+/// [`fork::gate`]. Who holds it may ask the proxy.
 static GATE: Lock<()> = Lock::new(());
 
 /// Held for no longer than pages are replaced. Who holds it calls nothing of the C library, because an allocator that calls
@@ -105,9 +107,9 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     let pages = pages(addr, length)?;
     fork::watch();
     // With no lock held, and no signal held back: who brings it in may be a thread of this process, which does what it likes.
-    sys::bring_in(pages.start * PAGE, pages.len() * PAGE);
+    sys::bring_in(pages.start * PAGE, pages.len() * PAGE)?;
     let _blocked = Blocked::new();
-    let _gate = GATE.lock();
+    let _gate = fork::gate();
     let mut offer: Option<Offer> = None;
     let mut segments = Array::new();
     let (mut result, mut taken) = (Err(libc::EAGAIN), false);
@@ -150,11 +152,28 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
 }
 
+/// Opens what registrations need, as long as the program has the paths: it may confine itself to a directory before it registers
+/// anything.
+pub fn open_files() {
+    let _blocked = Blocked::new();
+    let _state = STATE.lock();
+    maps::open();
+    threads::open();
+    hold::open();
+}
+
+/// In a forked child: closes the parent's. By them a child with fewer rights could reach the parent's memory.
+pub fn close_files() {
+    maps::close();
+    threads::close();
+    uffd::close();
+}
+
 /// Ends what [`acquire`] of the same range began.
 pub fn release(addr: usize, length: usize, regions: &mut dyn Regions) {
     let Ok(pages) = pages(addr, length) else { return };
     let _blocked = Blocked::new();
-    let _gate = GATE.lock();
+    let _gate = fork::gate();
     STATE.lock().release(pages, regions);
     free_unused(regions);
 }

@@ -158,6 +158,11 @@ impl State {
             && self.backing(run.region).is_some_and(|backing| backing.identity == mapping.identity())
     }
 
+    /// Whether memory is registered under any of these addresses, whatever is there today.
+    pub fn has_any_of(&self, range: &Range<usize>) -> bool {
+        self.table.overlapping(range.start / PAGE..range.end.div_ceil(PAGE)).next().is_some()
+    }
+
     /// The parts of a mapping that show a region's file: those that the table knows, with what is kept aside for them, and
     /// those that were moved there, or have grown, without.
     pub fn each_shown(&self, mapping: &Mapping, each: &mut impl FnMut(&Shown)) {

@@ -6,7 +6,7 @@
 // UNSAFETY: starts processes without the C library, and traces threads.
 #![allow(unsafe_code)]
 
-use super::{sys, threads, trace};
+use super::{escort, sys, threads, trace};
 use core::sync::atomic::{AtomicU8, Ordering::*};
 
 /// The helper's stack, in a mapping whose lower part lists the threads.
@@ -23,9 +23,12 @@ static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
 #[derive(Clone, Copy)]
 struct Thread {
     id: u32,
-    /// The signal that it was about to get, or zero.
+    /// The signal that it was about to get, or zero; [`ESCORTED`] if others trace it.
     signal: u32,
 }
+
+/// Of a thread that is kept by its escort. No signal has this number.
+const ESCORTED: u32 = u32::MAX;
 
 /// The threads that the helper has stopped: in its own mapping, as nothing of the process may be used meanwhile.
 #[derive(Clone, Copy)]
@@ -127,7 +130,7 @@ fn attempt<R: Copy, F: Fn() -> Result<R, i32> + Copy>(work: F, leave: bool) -> R
 
 /// For how many threads there should be room.
 pub fn room() -> usize {
-    sys::threads().min(1 << 20) as usize * 2 + 64
+    threads::count().min(1 << 20) as usize * 2 + 64
 }
 
 /// What a helper needs that stops so many threads: their list and, above it, its stack.
@@ -163,8 +166,10 @@ extern "C" fn help<R: Copy, F: Fn() -> Result<R, i32> + Copy>(order: usize) {
 /// Lets stopped threads go.
 pub fn resume(threads: &Threads) {
     for at in 0..threads.count {
-        let thread = threads.get(at);
-        trace::detach(thread.id, thread.signal);
+        match threads.get(at) {
+            Thread { signal: ESCORTED, .. } => escort::let_go(),
+            Thread { id, signal } => trace::detach(id, signal),
+        }
     }
 }
 
@@ -182,6 +187,18 @@ pub fn stop_all(tasks: i32, caller: u32, stopped: &mut Threads) -> Result<(), i3
                 result = Err(libc::EAGAIN);
                 return;
             }
+            match escort::hold(id) {
+                Ok(false) => {}
+                Ok(true) => {
+                    stopped.set(stopped.count, Thread { id, signal: ESCORTED });
+                    stopped.count += 1;
+                    return;
+                }
+                Err(error) => {
+                    result = Err(error);
+                    return;
+                }
+            }
             match trace::interrupt(id) {
                 Ok(()) => {
                     stopped.set(stopped.count, Thread { id, signal: 0 });
@@ -198,7 +215,11 @@ pub fn stop_all(tasks: i32, caller: u32, stopped: &mut Threads) -> Result<(), i3
         }
         let mut at = first;
         while at < stopped.count {
-            let id = stopped.get(at).id;
+            let Thread { id, signal } = stopped.get(at);
+            if signal == ESCORTED {
+                at += 1;
+                continue;
+            }
             match trace::wait_for(id)? {
                 Some(signal) => {
                     stopped.set(at, Thread { id, signal });

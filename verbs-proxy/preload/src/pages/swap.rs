@@ -16,6 +16,12 @@ use core::ops::Range;
 /// huge page, so that one stays one.
 pub const CHUNK: usize = 2 << 20;
 
+/// To stop hundreds of threads takes longer than to copy a chunk. So while they are stopped, more chunks are begun until so many
+/// nanoseconds have passed since the first one was ...
+const STOPPED: u64 = 2_000_000;
+/// ... and so many are done at the most.
+const MOST_CHUNKS: usize = 64;
+
 /// Addresses of one mapping.
 #[derive(Clone, Copy, Debug)]
 pub struct Area {
@@ -59,23 +65,26 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
     let mut result = Ok(());
     while shared.bytes < area.length() && result.is_ok() {
         let at = area.start + shared.bytes;
-        let chunk = at..next_chunk(at).min(area.end);
+        let chunks = at..chunks_end(at, area.end, method);
         let offset = offset + shared.bytes as u64;
         let step = match place {
             Some(target) => {
-                touch(area, at);
+                each_chunk(&chunks, |chunk| touch(area, chunk.start));
                 let target = if target == 0 { 0 } else { target + shared.bytes };
-                share_by_moving(area, method, &chunk, target, file, offset)
+                share_by_moving(area, method, &chunks, target, file, offset)
             }
-            None => share_by_copying(area, method, &chunk, file, offset).map(|()| 0),
+            None => {
+                let chunk = at..next_chunk(at).min(area.end);
+                share_by_copying(area, method, &chunk, file, offset).map(|()| (chunk.len(), 0))
+            }
         };
         match step {
-            Ok(aside) => {
+            Ok((bytes, aside)) => {
                 if aside != 0 {
                     shared.aside = if shared.bytes == 0 { aside } else { shared.aside };
-                    empty(aside, chunk.len());
+                    empty(aside, bytes);
                 }
-                shared.bytes += chunk.len();
+                shared.bytes += bytes;
             }
             // The application watches these pages by a userfaultfd of its own, say, or there is a debugger.
             Err(Failure::Method) => match method.next() {
@@ -108,6 +117,41 @@ pub fn share(area: &Area, file: i32, offset: u64, shared: &mut Shared) -> Result
 /// The first address after `at` where a chunk ends.
 fn next_chunk(at: usize) -> usize {
     (at / CHUNK + 1) * CHUNK
+}
+
+/// Where what may be replaced at once ends that begins at `at`.
+fn chunks_end(at: usize, end: usize, method: Method) -> usize {
+    let more = if method == Method::Stopped { (MOST_CHUNKS - 1) * CHUNK } else { 0 };
+    next_chunk(at).saturating_add(more).min(end)
+}
+
+fn each_chunk(range: &Range<usize>, mut each: impl FnMut(Range<usize>)) {
+    let mut at = range.start;
+    while at < range.end {
+        let end = next_chunk(at).min(range.end);
+        each(at..end);
+        at = end;
+    }
+}
+
+/// Replaces chunk by chunk, as long as threads may be stopped for that; the bytes of those that were. An error only if there are
+/// none.
+fn replace_some(range: &Range<usize>, mut replace: impl FnMut(Range<usize>) -> Result<(), i32>) -> Result<usize, i32> {
+    let begun = if next_chunk(range.start) < range.end { sys::now() } else { 0 };
+    let mut at = range.start;
+    loop {
+        let end = next_chunk(at).min(range.end);
+        match replace(at..end) {
+            Ok(()) => at = end,
+            Err(error) if at == range.start => return Err(error),
+            // It comes again, and first.
+            Err(_) => break,
+        }
+        if at >= range.end || sys::now() - begun >= STOPPED {
+            break;
+        }
+    }
+    Ok(at - range.start)
 }
 
 /// Where the area's own mapping shall be meanwhile: an address, or zero for wherever there is room, which is one chunk's only.
@@ -155,29 +199,41 @@ fn touch(area: &Area, address: usize) {
     }
 }
 
+/// How much was moved, and where it is.
 fn share_by_moving(
     area: &Area,
     method: Method,
-    chunk: &Range<usize>,
+    chunks: &Range<usize>,
     target: usize,
     file: i32,
     offset: u64,
-) -> Result<usize, Failure> {
-    let (start, length, protection) = (chunk.start, chunk.len(), area.protection);
+) -> Result<(usize, usize), Failure> {
+    let (start, end, protection) = (chunks.start, chunks.end, area.protection);
     let dump = interpose::may_be_dumped();
-    hold::perform(method, Who::Everybody, chunk, protection, move || {
-        // SAFETY: everybody is kept from these pages until they are replaced by what has the same contents, or back.
-        unsafe {
-            let aside = sys::empty_into(start, length, target)?;
-            let view = fill(file, aside, length, offset, protection, dump);
-            match view.and_then(|view| sys::move_pages(view, length, start)) {
-                Ok(()) => Ok(aside),
-                Err(error) => {
-                    let _ = sys::move_pages(aside, length, start);
-                    Err(error)
-                }
+    hold::perform(method, Who::Everybody, chunks, protection, move || {
+        let (mut first, mut full) = (0, 0..0);
+        let moved = replace_some(&(start..end), |chunk| {
+            let (done, length) = (chunk.start - start, chunk.len());
+            let target = if target == 0 { 0 } else { target + done };
+            // No more than one chunk is in memory twice.
+            if !full.is_empty() {
+                empty(full.start, full.len());
+                full = 0..0;
             }
-        }
+            // SAFETY: everybody is kept from these pages until they are replaced by what has the same contents, or back.
+            unsafe {
+                let aside = sys::empty_into(chunk.start, length, target)?;
+                let view = fill(file, aside, length, offset + done as u64, protection, dump);
+                if let Err(error) = view.and_then(|view| sys::move_pages(view, length, chunk.start)) {
+                    let _ = sys::move_pages(aside, length, chunk.start);
+                    return Err(error);
+                }
+                first = if done == 0 { aside } else { first };
+                full = aside..aside + length;
+            }
+            Ok(())
+        })?;
+        Ok((moved, first))
     })
 }
 
@@ -278,23 +334,24 @@ pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
             _ => unsafe { sys::mprotect(again, length, libc::PROT_READ) },
         };
     }
-    while done < length && result.is_ok() {
-        let start = shown.start + done;
-        let chunk = start..next_chunk(start).min(shown.end);
-        let source = if readable { start } else { again + done };
-        let aside = if shown.aside == 0 { 0 } else { shown.aside + done };
-        result = one_back(shown.protection, &chunk, source, aside, rest == Rest::Kept);
-        if result.is_err() {
-            break;
+    let removed = if remove { again } else { 0 };
+    while done < length {
+        let part =
+            Shown { start: shown.start + done, aside: if shown.aside == 0 { 0 } else { shown.aside + done }, ..*shown };
+        let source = if readable { part.start } else { again + done };
+        let removed = if removed == 0 { 0 } else { removed + done };
+        match some_back(&part, source, removed, rest == Rest::Kept) {
+            Ok(bytes) => {
+                if locked {
+                    sys::lock(part.start, bytes);
+                }
+                done += bytes;
+            }
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
         }
-        if locked {
-            sys::lock(start, chunk.len());
-        }
-        if remove && again != 0 {
-            // SAFETY: these pages of the file are not shown any more.
-            let _ = unsafe { sys::madvise(again + done, chunk.len(), libc::MADV_REMOVE) };
-        }
-        done += chunk.len();
     }
     if again != 0 {
         // SAFETY: ours.
@@ -303,45 +360,67 @@ pub fn give_back(shown: &Shown, rest: Rest) -> (usize, Result<(), i32>) {
     (done, result)
 }
 
-fn one_back(protection: i32, chunk: &Range<usize>, source: usize, aside: usize, keep: bool) -> Result<(), i32> {
-    let (start, length) = (chunk.start, chunk.len());
-    let all = libc::PROT_READ | libc::PROT_WRITE;
-    let target = if aside == 0 { sys::anonymous(length)? } else { aside };
-    let step = move || {
+/// Replaces the first chunk, or some, of what is shown, whose contents are at `source`, too; how much. The file's pages, where they
+/// are mapped at `removed`, go.
+fn some_back(shown: &Shown, source: usize, removed: usize, keep: bool) -> Result<usize, i32> {
+    let (start, protection, aside) = (shown.start, shown.protection, shown.aside);
+    let one = next_chunk(start).min(shown.end);
+    let target = if aside == 0 { sys::anonymous(one - start)? } else { aside };
+    let step = |chunk: Range<usize>| {
+        let (done, length) = (chunk.start - start, chunk.len());
+        let all = libc::PROT_READ | libc::PROT_WRITE;
+        // No more than one chunk is in memory twice.
+        remove(removed, done - done.min(CHUNK)..done);
         // SAFETY: `target` is ours and gets what is in the pages that it replaces, which nobody can change meanwhile.
         unsafe {
-            sys::mprotect(target, length, all)?;
-            sys::copy(source, target, length);
+            sys::mprotect(target + done, length, all)?;
+            sys::copy(source + done, target + done, length);
             if protection != all {
-                sys::mprotect(target, length, protection)?;
+                sys::mprotect(target + done, length, protection)?;
             }
             if keep && aside != 0 {
-                sys::unlock(target, length);
-                return sys::empty_into(target, length, start).map(drop);
+                sys::unlock(target + done, length);
+                sys::empty_into(target + done, length, chunk.start)?;
+            } else {
+                sys::move_pages(target + done, length, chunk.start)?;
             }
-            sys::move_pages(target, length, start)
         }
+        Ok(())
     };
     // Who may not write does not.
     let mut method = if protection & libc::PROT_WRITE == 0 { Ok(Method::Alone) } else { hold::method(true) };
     let result = loop {
-        match method.map(|method| (method, hold::perform(method, Who::Writers, chunk, protection, step))) {
-            Ok((_, Ok(()))) => break Ok(()),
-            Ok((_, Err(Failure::Work(error)))) | Err(error) => break Err(error),
-            Ok((tried, Err(Failure::Method))) => method = tried.next(),
+        let tried = match method {
+            Ok(tried) => tried,
+            Err(error) => break Err(error),
+        };
+        // Other memory takes the place of one chunk only.
+        let end = if aside == 0 { one } else { chunks_end(start, shown.end, tried) };
+        match hold::perform(tried, Who::Writers, &(start..end), protection, move || replace_some(&(start..end), step)) {
+            Ok(bytes) => break Ok(bytes),
+            Err(Failure::Work(error)) => break Err(error),
+            Err(Failure::Method) => method = tried.next(),
         }
     };
+    remove(removed, 0..result.unwrap_or(0));
     // SAFETY: ours, and what is in it, if anything, is not needed.
     unsafe {
-        if aside == 0 {
-            if result.is_err() {
-                sys::munmap(target, length);
-            }
-        } else if result.is_err() || keep {
-            empty(aside, length);
+        match result {
+            _ if aside != 0 && keep => empty(aside, result.unwrap_or(one - start)),
+            Ok(_) => {}
+            Err(_) if aside == 0 => sys::munmap(target, one - start),
+            Err(_) => empty(aside, one - start),
         }
     }
     result
+}
+
+/// Gives back pages of the file that are mapped at `removed`, unless that is zero, and not shown any more.
+fn remove(removed: usize, part: Range<usize>) {
+    if removed != 0 && !part.is_empty() {
+        // SAFETY: a mapping of ours, which nobody reads any more.
+        let _ = unsafe { sys::madvise(removed + part.start, part.len(), libc::MADV_REMOVE) };
+    }
 }
 
 /// The application dropped what was in its memory: empty private memory takes the place of what is shown. What was kept aside

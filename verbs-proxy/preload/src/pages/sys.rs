@@ -191,10 +191,15 @@ pub unsafe fn madvise(address: usize, length: usize, advice: i32) -> Result<(), 
 
 /// Has the program's own userfaultfd, swap or a file bring in what is not there, where the kernel can be asked to (Linux 5.14).
 /// Memory that was never touched stays empty.
-pub fn bring_in(address: usize, length: usize) {
+pub fn bring_in(address: usize, length: usize) -> Result<(), i32> {
     const MADV_POPULATE_READ: i32 = 22;
+    const EHWPOISON: i32 = 133;
     // SAFETY: reads the memory, if it may be read.
-    let _ = unsafe { madvise(address, length, MADV_POPULATE_READ) };
+    match unsafe { madvise(address, length, MADV_POPULATE_READ) } {
+        Err(libc::EFAULT | EHWPOISON) => Err(libc::EFAULT),
+        // Not mapped, which others find out; or the kernel does not know the advice, or not for such memory.
+        _ => Ok(()),
+    }
 }
 
 /// Locks pages in memory as they come.
@@ -322,24 +327,22 @@ pub fn duplicate(file: i32, lowest: i32) -> Result<i32, i32> {
     unsafe { call(libc::SYS_fcntl, arguments) }.map(|file| file as i32)
 }
 
-/// How many threads this process has.
-pub fn threads() -> u32 {
+/// How many threads this process has, by the path that says it.
+pub fn threads() -> Option<u32> {
     let mut status = core::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: reads a terminated path, writes a `stat`.
     let result = unsafe {
         call(libc::SYS_stat, [c"/proc/self/task".as_ptr() as usize, status.as_mut_ptr() as usize, 0, 0, 0, 0])
     };
-    // The directory and its own entry are links, too. Where there is no answer there may be many.
+    // The directory and its own entry are links, too.
     // SAFETY: the call succeeded, so all of it is written.
-    result.map_or(u32::MAX, |_| unsafe { status.assume_init() }.st_nlink.saturating_sub(2) as u32)
+    result.ok().map(|_| unsafe { status.assume_init() }.st_nlink.saturating_sub(2) as u32)
 }
 
-/// Reads what is in a small file.
-pub fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> Result<&'a [u8], i32> {
-    let file = open(path, libc::O_RDONLY | libc::O_CLOEXEC)?;
-    let result = read(file, buffer);
-    close(file);
-    result.map(|length| &buffer[..length])
+/// Reads from the start of a file.
+pub fn read_at_start(file: i32, buffer: &mut [u8]) -> Result<usize, i32> {
+    // SAFETY: writes into the buffer.
+    unsafe { call(libc::SYS_pread64, [file as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0]) }
 }
 
 pub fn futex_wait(word: &AtomicU32, expected: u32) {

@@ -9,7 +9,7 @@ use super::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
 /// Threads increment counters on a few pages, each its own counters, without atomics: a lost page is a lost increment.
-fn no_increment_is_lost(address: usize, pages: usize, files: &mut Files, rounds: usize) {
+pub fn no_increment_is_lost(address: usize, pages: usize, files: &mut Files, rounds: usize) {
     let stop = AtomicBool::new(false);
     let ready = AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -56,22 +56,10 @@ fn no_increment_is_lost(address: usize, pages: usize, files: &mut Files, rounds:
 /// Everything that can be forced, and what is chosen by itself.
 const METHODS: [Option<&str>; 4] = [None, Some("userfaultfd"), Some("stop"), Some("signals")];
 
-fn zeroed(pages: usize) -> Memory {
+pub fn zeroed(pages: usize) -> Memory {
     let memory = Memory::new(pages);
     (0..memory.length).for_each(|at| memory.set(at, 0));
     memory
-}
-
-#[test]
-fn no_increment_is_lost_with_userfaultfd() {
-    let mut files = Files::new();
-    hold::force(Some("userfaultfd"));
-    if !matches!(hold::method(true), Ok(hold::Method::Userfaultfd(_))) {
-        eprintln!("SKIPPED: this system does not let us use userfaultfd on shared memory");
-    } else {
-        no_increment_is_lost(zeroed(16).address, 16, &mut files, 2000);
-    }
-    hold::force(None);
 }
 
 #[test]
@@ -226,52 +214,4 @@ fn grow(depth: usize) -> usize {
 fn the_first_threads_stack_can_be_shared_and_still_grows() {
     let output = std::process::Command::new(std::env::current_exe().unwrap()).env(FIRST_THREAD, "1").output().unwrap();
     assert_eq!(output.status.code(), Some(77), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Memory that the program itself provides when it is touched, by a userfaultfd, is provided when it is registered; and the
-/// thread that does it may call what it likes.
-#[test]
-fn what_the_program_provides_on_demand_is_registered_as_it_provides_it() {
-    const UFFDIO_API: u64 = 0xc018_aa3f;
-    const UFFDIO_REGISTER: u64 = 0xc020_aa00;
-    const UFFDIO_COPY: u64 = 0xc028_aa03;
-    // SAFETY: makes a descriptor.
-    let Ok(file) = (unsafe { sys::call(libc::SYS_userfaultfd, [libc::O_CLOEXEC as usize, 0, 0, 0, 0, 0]) }) else {
-        eprintln!("SKIPPED: no userfaultfd for this process");
-        return;
-    };
-    let file = file as i32;
-    let (mut files, other) = (Files::new(), Memory::new(1));
-    let length = 8 * PAGE;
-    let address = sys::anonymous(length).unwrap();
-    let mut api = [0xaa_u64, 0, 0];
-    let mut range = [address as u64, length as u64, 1, 0];
-    // SAFETY: a `struct uffdio_api` and a `struct uffdio_register` for missing pages.
-    unsafe {
-        sys::ioctl(file, UFFDIO_API, api.as_mut_ptr() as usize).unwrap();
-        sys::ioctl(file, UFFDIO_REGISTER, range.as_mut_ptr() as usize).unwrap();
-    }
-    std::thread::spawn(move || {
-        let page = vec![7u8; PAGE];
-        for _ in 0..8 {
-            // struct uffd_msg: the address in the third word.
-            let mut message = [0u8; 32];
-            sys::read(file, &mut message).unwrap();
-            let at = u64::from_le_bytes(message[16..24].try_into().unwrap()) & !(PAGE as u64 - 1);
-            interpose::advise(other.address, PAGE, libc::MADV_DONTNEED).unwrap();
-            let mut copy = [at, page.as_ptr() as u64, PAGE as u64, 0, 0];
-            // SAFETY: a `struct uffdio_copy` into the test's own memory.
-            unsafe { sys::ioctl(file, UFFDIO_COPY, copy.as_mut_ptr() as usize) }.unwrap();
-        }
-    });
-    let acquired = acquire(address, length, true, &mut files).unwrap();
-    for at in (0..length).step_by(PAGE) {
-        // SAFETY: the test's own memory.
-        assert_eq!(unsafe { (address as *const u8).add(at).read_volatile() }, 7, "page {}", at / PAGE);
-    }
-    assert_same_memory(&files, &acquired, address, length);
-    release(address, length, &mut files);
-    // SAFETY: the test's own memory.
-    unsafe { sys::munmap(address, length) };
-    sys::close(file);
 }

@@ -7,14 +7,14 @@ use super::tests::{Files, Memory, assert_same_memory, mappings};
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
-/// Runs `work` in a child; its answer. A child that does not end within ten seconds is killed and fails the test.
+/// Runs `work` in a child; its answer. A child that does not end within a minute is killed and fails the test.
 pub fn in_child(work: impl FnOnce() -> i32) -> Child {
     // SAFETY: the child uses what the C library lets it use after a fork, and never returns.
     match unsafe { libc::fork() } {
         0 => {
             // SAFETY: ends the child at once.
             unsafe {
-                libc::alarm(10);
+                libc::alarm(60);
                 libc::_exit(work())
             }
         }

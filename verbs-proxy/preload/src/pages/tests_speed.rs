@@ -115,3 +115,36 @@ fn streaming_over_shared_memory() {
         release(address, BYTES, &mut files);
     }
 }
+
+/// Hundreds of threads, all of which are stopped while pages are replaced, and one.
+#[test]
+#[ignore = "measures"]
+fn acquire_among_many_threads() {
+    use std::sync::atomic::{AtomicBool, Ordering::*};
+    const BYTES: usize = 256 << 20;
+    let mut files = Files::new();
+    let address = touched(BYTES, false);
+    for threads in [1, 300] {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sleep = || {
+                while !done.load(Relaxed) {
+                    std::thread::park();
+                }
+            };
+            let sleepers: Vec<_> = (0..threads).map(|_| scope.spawn(sleep)).collect();
+            hold::force(Some("stop"));
+            let (mut acquired, mut released) = (Duration::MAX, Duration::MAX);
+            for _ in 0..5 {
+                acquired = acquired.min(time(|| acquire(address, BYTES, true, &mut files).unwrap()).0);
+                released = released.min(time(|| release(address, BYTES, &mut files)).0);
+            }
+            println!("256 MiB beside {threads} threads: acquired in {acquired:?}, released in {released:?}");
+            hold::force(None);
+            done.store(true, Relaxed);
+            sleepers.iter().for_each(|sleeper| sleeper.thread().unpark());
+        });
+    }
+    // SAFETY: the test's own memory, which nothing refers to.
+    unsafe { sys::munmap(address, BYTES) };
+}

@@ -3,7 +3,40 @@
 // UNSAFETY: system calls.
 #![allow(unsafe_code)]
 
+use super::kept::Kept;
 use super::sys;
+
+/// `/proc/self/stat`, for a process that cannot reach paths any more. No directory, by which it could leave its own.
+static STAT: Kept = Kept::new(|| sys::open(c"/proc/self/stat", libc::O_RDONLY | libc::O_CLOEXEC).ok());
+
+/// Opens what is kept.
+pub fn open() {
+    let _ = STAT.get();
+}
+
+/// Closes it, in a forked child.
+pub fn close() {
+    STAT.close();
+}
+
+/// How many threads this process has. Where there is no answer there may be many.
+pub fn count() -> u32 {
+    sys::threads().or_else(|| count_in(STAT.get()?)).unwrap_or(u32::MAX)
+}
+
+fn count_in(stat: i32) -> Option<u32> {
+    let mut buffer = [0; 512];
+    let length = sys::read_at_start(stat, &mut buffer).ok()?;
+    counted(&buffer[..length])
+}
+
+/// The twentieth field. The second is a name in parentheses, which may contain anything.
+fn counted(stat: &[u8]) -> Option<u32> {
+    let after = stat.iter().rposition(|&byte| byte == b')')?;
+    let field = stat[after + 1..].split(|&byte| byte == b' ').nth(18)?;
+    let digit = |value: u32, &byte: &u8| byte.is_ascii_digit().then(|| value.wrapping_mul(10) + u32::from(byte - b'0'));
+    field.iter().try_fold(0, digit).filter(|&count| count > 0)
+}
 
 /// The list, to be closed by the caller.
 pub fn tasks() -> Result<i32, i32> {
@@ -98,4 +131,27 @@ fn nobody_blocks_now(signal: i32) -> bool {
     });
     sys::close(tasks);
     listed.is_ok() && !blocked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_found_behind_any_name() {
+        let rest = "S 1 2 2 0 -1 4194304 100 0 0 0 1 2 0 0 20 0 37 0 5000 1 1";
+        for name in ["sh", "a b", ") S 1 2 2 0 -1 4194304 100 0 0 0 1 2 0 0 20 0 9 0"] {
+            assert_eq!(counted(format!("2 ({name}) {rest}").as_bytes()), Some(37), "{name}");
+        }
+        for stat in ["", "2 (sh", "2 (sh) S 1", "2 (sh) S 1 2 2 0 -1 4194304 100 0 0 0 1 2 0 0 20 0 x 0"] {
+            assert_eq!(counted(stat.as_bytes()), None, "{stat}");
+        }
+    }
+
+    #[test]
+    fn both_ways_to_count_agree() {
+        // Threads of other tests come and go.
+        let agree = || sys::threads() == STAT.get().and_then(count_in);
+        assert!((0..1000).any(|_| agree()));
+    }
 }

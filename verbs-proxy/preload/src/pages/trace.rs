@@ -8,7 +8,7 @@ use core::ops::Range;
 
 /// So long a thread may take to stop. One that sleeps in the kernel and cannot be woken would take longer, as one whose child
 /// of `vfork` lives.
-const PATIENCE: u64 = 1_000_000_000;
+pub const PATIENCE: u64 = 1_000_000_000;
 
 const PTRACE_GETREGS: usize = 12;
 const PTRACE_DETACH: usize = 17;
@@ -66,8 +66,8 @@ pub fn seize(id: u32) -> Result<(), i32> {
 
 /// Why a thread that is followed has stopped.
 pub enum Stop {
-    /// It is about to enter the kernel for this system call.
-    Entry(i64),
+    /// It is about to enter the kernel for this system call, with this first argument.
+    Entry(i64, u64),
     /// It is about to leave it with this result.
     Exit(i64),
     /// It is about to get this signal, or zero.
@@ -76,35 +76,77 @@ pub enum Stop {
     Ended,
 }
 
-/// Lets a stopped thread go on, with the signal that it was about to get, until it stops again.
-pub fn next_stop(id: u32, signal: u32) -> Stop {
+static SIGCHLD_MASK: u64 = 1 << (libc::SIGCHLD - 1);
+
+/// Has a process of one thread, which blocks all signals, hear of what it traces, and of others, by [`libc::SIGCHLD`].
+pub fn listen() {
+    // The default action, and no flags, a word each with the restorer and a mask.
+    let action = [0usize; 4];
+    let arguments = [libc::SIGCHLD as usize, action.as_ptr() as usize, 0, 8, 0, 0];
+    // SAFETY: changes what this process does with a signal; none other has its list.
+    let _ = unsafe { sys::call(libc::SYS_rt_sigaction, arguments) };
+}
+
+/// Wakes a process that listens.
+pub fn wake(process: u32) {
+    // SAFETY: sends a signal that is blocked there.
+    let _ = unsafe { sys::call(libc::SYS_kill, [process as usize, libc::SIGCHLD as usize, 0, 0, 0, 0]) };
+}
+
+/// Waits until there is something to hear; not long, whatever becomes of the signal.
+fn hear() {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let (mask, time) = (&raw const SIGCHLD_MASK as usize, &raw const time as usize);
+    // SAFETY: reads a mask of the kernel's size and a time.
+    let _ = unsafe { sys::call(libc::SYS_rt_sigtimedwait, [mask, 0, time, 8, 0, 0]) };
+}
+
+/// Lets a stopped thread go on, with the signal that it was about to get, until it stops again; stops it when `is_wanted`. For a
+/// process that listens.
+pub fn next_stop(id: u32, signal: u32, is_wanted: impl Fn() -> bool) -> Stop {
     const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
     // SAFETY: lets the thread go on.
     if unsafe { ptrace(PTRACE_SYSCALL, id, 0, signal as usize) }.is_err() {
         return Stop::Ended;
     }
+    let mut interrupted = false;
     let status = loop {
-        match wait(id, 0) {
+        match wait(id, WNOHANG) {
+            Ok((0, _)) | Err(libc::EINTR) => {}
             Ok((_, status)) => break status,
-            Err(libc::EINTR) => {}
             Err(_) => return Stop::Ended,
         }
+        if !interrupted && is_wanted() {
+            interrupted = true;
+            // SAFETY: a thread that is asked to stop notices nothing else.
+            let _ = unsafe { ptrace(PTRACE_INTERRUPT, id, 0, 0) };
+        }
+        hear();
     };
     if !libc::WIFSTOPPED(status) {
         return Stop::Ended;
     }
     match libc::WSTOPSIG(status) {
         SYSCALL_STOP => {
-            // struct ptrace_syscall_info: the kind in the first byte; number or result in the fourth word.
+            // struct ptrace_syscall_info: the kind in the first byte; number or result in the fourth word, then arguments.
             let mut info = [0u64; 11];
             let size = size_of_val(&info);
             // SAFETY: writes no more than so much.
             let _ = unsafe { ptrace(PTRACE_GET_SYSCALL_INFO, id, size, info.as_mut_ptr() as usize) };
-            if info[0] & 0xff == 1 { Stop::Entry(info[3] as i64) } else { Stop::Exit(info[3] as i64) }
+            if info[0] & 0xff == 1 { Stop::Entry(info[3] as i64, info[4]) } else { Stop::Exit(info[3] as i64) }
         }
         _ if status >> 16 != 0 => Stop::Signal(0),
         signal => Stop::Signal(signal as u32),
     }
+}
+
+/// A word of a stopped thread's memory.
+pub fn word_of(id: u32, address: u64) -> Option<u64> {
+    const PTRACE_PEEKDATA: usize = 2;
+    let mut word = 0u64;
+    // SAFETY: the kernel's own call, unlike the C library's, writes the word where it is told.
+    let result = unsafe { ptrace(PTRACE_PEEKDATA, id, address as usize, &raw mut word as usize) };
+    result.is_ok().then_some(word)
 }
 
 /// Lets a stopped thread go, with the signal that it was about to get, or zero.

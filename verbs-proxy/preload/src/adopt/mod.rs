@@ -7,7 +7,7 @@
 
 mod find;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use crate::pages::{self, Acquired, Regions, Segment, Shown};
 use crate::sys::{self, Errno};
