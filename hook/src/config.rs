@@ -139,6 +139,8 @@ pub struct Inject {
     pub container_dir: PathBuf,
     /// Whether containers get `/dev/userfaultfd`, if the host has it.
     pub userfaultfd: bool,
+    /// Whether their `/sys` and `/dev/infiniband` show their device, and no other.
+    pub sysfs: bool,
 }
 
 /// `[[device]]`
@@ -227,6 +229,7 @@ impl Default for Inject {
             library: "/usr/lib/ringfence/libibverbs.so.1".into(),
             container_dir: "/dev/ringfence".into(),
             userfaultfd: true,
+            sysfs: true,
         }
     }
 }
