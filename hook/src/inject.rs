@@ -118,7 +118,8 @@ fn placeholder() -> Result<OwnedFd, Failure> {
     let found = rustix::fs::fstat(&node).during(Code::Injection, || PATH.into())?.st_rdev;
     let (major, minor) = PLACEHOLDER;
     if found != rustix::fs::makedev(major, minor) {
-        let message = format!("{PATH} is not device {major}:{minor}; make it anew, or set sysfs = false under [inject]");
+        let message =
+            format!("{PATH} is not device {major}:{minor}; make it anew, or set sysfs = false under [inject]");
         return Err(Failure::new(Code::Device, message));
     }
     clone(&node, sys::NO_EXEC).during(Code::Injection, || PATH.into())
