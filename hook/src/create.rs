@@ -240,7 +240,7 @@ impl Making<'_> {
         };
         let launch = session.write_launch(&launch).during(Code::Internal, what)?;
 
-        let tree = if self.config.inject.sysfs { Some(Tree::new()) } else { None };
+        let tree = if self.config.inject.sysfs { Some(Tree::new(self.config.inject.has_node())) } else { None };
         let tree = tree.transpose().during(Code::Injection, || "cannot make a tmpfs for what /sys shows".into())?;
 
         let container = &self.record.container;

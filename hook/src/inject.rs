@@ -18,7 +18,6 @@ use crate::rootfs::{Error, Kind, Place};
 use crate::session::Session;
 use crate::sys;
 use crate::sysfs::Tree;
-use ringfence_proxy::sysfs::PLACEHOLDER;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -83,7 +82,7 @@ impl Sources {
             directory: (directory, writable),
             library: library(&config.library)?,
             userfaultfd: userfaultfd.transpose()?,
-            shown: tree.map(|tree| Ok::<_, Failure>(Shown { tree, node: placeholder()? })).transpose()?,
+            shown: tree.map(|tree| Shown::new(tree, config.has_node())).transpose()?,
         })))
     }
 
@@ -109,20 +108,6 @@ fn library(path: &Path) -> Result<OwnedFd, Failure> {
         return Err(Failure::new(Code::Injection, format!("{} is not a regular file", what())));
     }
     clone(&file, 0).during(Code::Injection, what)
-}
-
-/// The node that stands for those of devices: the mount is one without devices, so that the kernel lets nobody open it.
-fn placeholder() -> Result<OwnedFd, Failure> {
-    const PATH: &str = "/dev/full";
-    let node = open_node(Path::new(PATH))?;
-    let found = rustix::fs::fstat(&node).during(Code::Injection, || PATH.into())?.st_rdev;
-    let (major, minor) = PLACEHOLDER;
-    if found != rustix::fs::makedev(major, minor) {
-        let message =
-            format!("{PATH} is not device {major}:{minor}; make it anew, or set sysfs = false under [inject]");
-        return Err(Failure::new(Code::Device, message));
-    }
-    clone(&node, sys::NO_EXEC).during(Code::Injection, || PATH.into())
 }
 
 /// A detached, read-only mount of the inode `source`.

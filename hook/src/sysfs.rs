@@ -9,7 +9,8 @@
 //! class/infiniband/         or over its namesake there
 //! class/infiniband_verbs/   likewise
 //! nothing/                  over what shows other devices
-//! dev/uverbs0               over /dev/infiniband; there with the host's /dev/full, which nobody can open there
+//! dev/                      over /dev/infiniband
+//! dev/uverbs0               under the host's /dev/full, which nobody can open there; not in every container
 //! ```
 
 use crate::inject::clone;
@@ -39,14 +40,16 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Makes it, with the directories that are known.
-    pub fn new() -> io::Result<Self> {
+    /// Makes it, with the directories that are known; with a place for the device's node, or without.
+    pub fn new(with_node: bool) -> io::Result<Self> {
         let tree = Self { mount: new_mount("tmpfs", &LIMITS)? };
         let mode = Mode::from_raw_mode(0o755);
         for directory in [CLASSES, &format!("{CLASSES}/{DEVICES}"), &format!("{CLASSES}/{VERBS}"), NOTHING, DEV] {
             rustix::fs::mkdirat(&tree.mount, directory, mode)?;
         }
-        session::create(&tree.mount, &format!("{DEV}/{NODE}"), 0o444)?;
+        if with_node {
+            session::create(&tree.mount, &format!("{DEV}/{NODE}"), 0o444)?;
+        }
         Ok(tree)
     }
 

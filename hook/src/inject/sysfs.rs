@@ -7,16 +7,18 @@
 //!
 //! All that is looked at here is the kernel's: a `/sys` that is no sysfs, such as a volume, is left alone.
 
-use super::Injection;
+use super::{Injection, clone, open_node};
 use crate::failure::{Code, During, Failure};
 use crate::mountinfo::Mountinfo;
 use crate::rootfs::{Kind, Place};
+use crate::sys;
 use crate::sysfs::{NODE, Tree, Views};
-use ringfence_proxy::sysfs::{DEVICES, VERBS};
+use ringfence_proxy::sysfs::{DEVICES, PLACEHOLDER, VERBS};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 /// `SYSFS_MAGIC` of `<linux/magic.h>`.
 const SYSFS: i64 = 0x6265_6572;
@@ -31,8 +33,29 @@ const MAX_DEPTH: usize = 32;
 pub struct Shown {
     /// The file system.
     pub tree: Tree,
-    /// The host's node that stands for the device's own, mounted so that it cannot be opened.
-    pub node: OwnedFd,
+    /// The host's node that stands for the device's own, mounted so that it cannot be opened; if the tree has a place for it.
+    pub node: Option<OwnedFd>,
+}
+
+impl Shown {
+    /// What `tree` is, with a node or without, as that was made.
+    pub fn new(tree: Tree, with_node: bool) -> Result<Self, Failure> {
+        Ok(Self { tree, node: if with_node { Some(placeholder()?) } else { None } })
+    }
+}
+
+/// The node that stands for those of devices: the mount is one without devices, so that the kernel lets nobody open it.
+fn placeholder() -> Result<OwnedFd, Failure> {
+    const PATH: &str = "/dev/full";
+    let node = open_node(Path::new(PATH))?;
+    let found = rustix::fs::fstat(&node).during(Code::Injection, || PATH.into())?.st_rdev;
+    let (major, minor) = PLACEHOLDER;
+    if found != rustix::fs::makedev(major, minor) {
+        let message =
+            format!("{PATH} is not device {major}:{minor}; make it anew, or set uverbs = \"never\" under [inject]");
+        return Err(Failure::new(Code::Device, message));
+    }
+    clone(&node, sys::NO_EXEC).during(Code::Injection, || PATH.into())
 }
 
 impl Injection<'_> {
@@ -61,7 +84,9 @@ impl Injection<'_> {
         });
         let (nodes, hidden, classes) = mounts.during(Code::Injection, what)?;
         directory.attach(&nodes)?;
-        put(&shown.node, &nodes, NODE).during(Code::Injection, what)?;
+        if let Some(node) = &shown.node {
+            put(node, &nodes, NODE).during(Code::Injection, what)?;
+        }
         for (place, nothing) in hidden {
             place.attach(nothing)?;
         }

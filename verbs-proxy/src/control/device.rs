@@ -24,6 +24,12 @@ impl SoftDevice {
     /// The longest completion queue.
     pub const MAX_CQE: u32 = 1 << 17;
 
+    /// Whether it has all that those need who take a node in `/dev/infiniband` for the promise of a card's verbs. UCX above all:
+    /// of a device with a node it opens every transport that it has, and ends where it fails, while without the node it does
+    /// without the device. That takes shared receive queues, UD queue pairs, and registering System V segments and anonymous
+    /// shared memory.
+    pub const SUITS_A_NODE: bool = false;
+
     /// The device with the port's GUID.
     #[must_use]
     pub fn new(device: &Device, guid: u64, limits: &Limits) -> Self {

@@ -171,6 +171,9 @@ fn sysfs(report: &mut Report, config: &Config, placeholder: &Path) {
         let message = "containers do not see their device in /sys and /dev/infiniband: inject.sysfs is false";
         return report.ok(SUBJECT, message);
     }
+    if !config.inject.has_node() {
+        return report.ok(SUBJECT, "containers see their device in /sys, and without a node in /dev/infiniband");
+    }
     let (major, minor) = PLACEHOLDER;
     let number = rustix::fs::makedev(major, minor);
     match placeholder.symlink_metadata() {
@@ -265,13 +268,17 @@ mod tests {
 
     #[test]
     fn what_sys_shows_is_told() {
-        let mut off = Config::default();
-        off.inject.sysfs = false;
+        let with = |sysfs, uverbs| {
+            let mut config = Config::default();
+            (config.inject.sysfs, config.inject.uverbs) = (sysfs, uverbs);
+            config
+        };
         for (config, placeholder, status, message) in [
-            (Config::default(), "/dev/full", Status::Ok, "containers see"),
-            (off, "/dev/null", Status::Ok, "inject.sysfs is false"),
-            (Config::default(), "/dev/null", Status::Error, "/dev/null is not device 1:7"),
-            (Config::default(), "/dev/missing", Status::Error, "/dev/missing is not device 1:7"),
+            (with(true, Uverbs::Always), "/dev/full", Status::Ok, "in /sys and /dev/infiniband"),
+            (with(true, Uverbs::Never), "/dev/null", Status::Ok, "without a node"),
+            (with(false, Uverbs::Always), "/dev/null", Status::Ok, "inject.sysfs is false"),
+            (with(true, Uverbs::Always), "/dev/null", Status::Problem, "/dev/null is not device 1:7"),
+            (with(true, Uverbs::Always), "/dev/missing", Status::Problem, "/dev/missing is not device 1:7"),
         ] {
             let mut report = Report::default();
             sysfs(&mut report, &config, Path::new(placeholder));
