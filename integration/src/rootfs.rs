@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// What is in the image besides Debian's minimum.
-const PACKAGES: [&str; 5] = ["ibverbs-utils", "perftest", "rdmacm-utils", "python3-pyverbs", "ibverbs-providers"];
+const PACKAGES: [&str; 7] =
+    ["hwloc-nox", "ibverbs-providers", "ibverbs-utils", "perftest", "python3-pyverbs", "rdmacm-utils", "ucx-utils"];
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

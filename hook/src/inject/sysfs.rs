@@ -61,150 +61,177 @@ fn placeholder() -> Result<OwnedFd, Failure> {
 impl Injection<'_> {
     /// Attaches it. `scratch` is used for a moment. Answers why `/sys` shows nothing, if so: then the container has the verbs alone.
     pub(super) fn sysfs(&mut self, dev: &Place, scratch: &Place, shown: &Shown) -> Result<Option<String>, Failure> {
-        let class = match self.class() {
-            Ok(class) => class,
-            Err(why) => return Ok(Some(format!("programs find no device in /sys/class: {why}"))),
-        };
-        let names = class.names(MAX_CLASSES).during(Code::Injection, || "/sys/class in the container".into())?;
-        let (theirs, others): (Vec<&String>, Vec<&String>) =
-            names.iter().filter(|name| !name.starts_with('.')).partition(|name| name.starts_with(DEVICES));
-        let has_both = [DEVICES, VERBS].iter().all(|class| theirs.iter().any(|name| name == class));
+        match self.kernels_own() {
+            Ok(sys) => self.show(Some(&sys), dev, scratch, shown).map(|()| None),
+            Err(why) => {
+                self.show(None, dev, scratch, shown)?;
+                Ok(Some(format!("programs find no device in /sys/class: {why}")))
+            }
+        }
+    }
 
+    /// Attaches it to `sys`, if that can be, and to `/dev/infiniband`.
+    fn show(&mut self, sys: Option<&Sys>, dev: &Place, scratch: &Place, shown: &Shown) -> Result<(), Failure> {
         let directory = self.directory(Some(dev), "infiniband")?;
         self.refuse_shared(&directory)?;
         self.refuse_shared(scratch)?;
         let what = || "cannot show the device in the container's /sys".into();
-        let devices = devices(&self.root, &class, &theirs);
+        let holders = sys.map(Sys::holders).unwrap_or_default();
         let mounts = shown.tree.views(scratch, |views| {
-            let nodes = views.dev()?;
-            let hidden = devices.into_iter().map(|place| Ok((place, views.nothing()?)));
-            let hidden = hidden.collect::<io::Result<Vec<_>>>()?;
-            let classes = if has_both { over(&class, &theirs, views)? } else { around(&class, &others, shown, views)? };
-            Ok((nodes, hidden, classes))
+            let Some(sys) = sys else { return Ok((views.dev()?, Vec::new(), None)) };
+            let mut over = Vec::new();
+            for place in &holders {
+                over.push((place, views.nothing()?));
+            }
+            if !sys.has_both() {
+                return Ok((views.dev()?, over, Some(sys.around(&shown.tree, views)?)));
+            }
+            for (name, place) in &sys.theirs {
+                over.push((place, views.class(name)?));
+            }
+            Ok((views.dev()?, over, None))
         });
-        let (nodes, hidden, classes) = mounts.during(Code::Injection, what)?;
+        let (nodes, over, around) = mounts.during(Code::Injection, what)?;
         directory.attach(&nodes)?;
         if let Some(node) = &shown.node {
             put(node, &nodes, NODE).during(Code::Injection, what)?;
         }
-        for (place, nothing) in hidden {
-            place.attach(nothing)?;
+        over.iter().try_for_each(|(place, mount)| place.attach(mount))?;
+        if let Some((sys, around)) = sys.zip(around) {
+            sys.class.attach(&around.mount)?;
+            let others = around.others.iter().try_for_each(|(name, tree)| put(tree, &around.mount, name));
+            others.during(Code::Injection, what)?;
         }
-        match classes {
-            Classes::Over(mounts) => mounts.iter().try_for_each(|(place, mount)| place.attach(mount))?,
-            Classes::Around(mount, others) => {
-                class.attach(&mount)?;
-                let all = others.iter().try_for_each(|(name, tree)| put(tree, &mount, name));
-                all.during(Code::Injection, what)?;
-            }
-        }
-        Ok(None)
+        Ok(())
     }
 
-    /// The container's `/sys/class`, or why there is none to mount upon.
-    fn class(&self) -> Result<Place, String> {
+    /// The container's `/sys`, or why there is none to mount upon.
+    fn kernels_own(&self) -> Result<Sys, String> {
         let find = |place: &Place, name| match place.find(name, Kind::Directory) {
             Ok(Some(found)) => Ok(found),
-            Ok(None) => Err("the container has none".to_owned()),
+            Ok(None) => Err(format!("the container has no {name}")),
             Err(error) => Err(error.to_string()),
         };
-        let sys = find(&self.root, "sys")?;
         let is_sysfs = |place: &Place| rustix::fs::fstatfs(&place.fd).is_ok_and(|found| found.f_type == SYSFS);
-        if !is_sysfs(&sys) {
+        let root = find(&self.root, "sys")?;
+        if !is_sysfs(&root) {
             return Err("/sys in the container is not mounted, or a volume".into());
         }
-        let class = find(&sys, "class")?;
+        let class = find(&root, "class")?;
         if !is_sysfs(&class) {
             return Err("/sys/class in the container is a volume".into());
         }
-        match Mountinfo::read() {
-            Ok(mounts) if mounts.is_shared(class.mount) => {
-                Err("/sys in the container is shared with the host, which would see it, too; set its propagation to private".into())
+        let sys = Sys::new(root, class)?;
+        let mounts = Mountinfo::read().map_err(|error| format!("mountinfo: {error}"))?;
+        match sys.mounted_upon().find(|place| mounts.is_shared(place.mount)) {
+            Some(place) => Err(format!(
+                "/{} in the container is shared with the host, which would see ours; set its propagation to private or slave",
+                place.path
+            )),
+            None => Ok(sys),
+        }
+    }
+}
+
+/// A `/sys` of the kernel's.
+struct Sys {
+    root: Place,
+    class: Place,
+    /// The host's classes of InfiniBand's.
+    theirs: Vec<(String, Place)>,
+    /// The names of the others.
+    others: Vec<String>,
+}
+
+/// What is mounted upon `/sys/class` where that has not both classes.
+struct Around {
+    mount: OwnedFd,
+    /// What is mounted in it, by name.
+    others: Vec<(String, OwnedFd)>,
+}
+
+impl Sys {
+    fn new(root: Place, class: Place) -> Result<Self, String> {
+        let (mut theirs, mut others) = (Vec::new(), Vec::new());
+        for name in class.names(MAX_CLASSES).map_err(|error| format!("/{}: {error}", class.path))? {
+            if !name.starts_with(DEVICES) {
+                others.extend(Some(name).filter(|name| !name.starts_with('.')));
+            } else if let Some(place) = class.find(&name, Kind::Directory).map_err(|error| error.to_string())? {
+                theirs.push((name, place));
             }
-            Ok(_) => Ok(class),
-            Err(error) => Err(format!("mountinfo: {error}")),
         }
+        Ok(Self { root, class, theirs, others })
     }
-}
 
-/// What is mounted in `/sys/class`, or upon it.
-enum Classes {
-    /// Each upon one class.
-    Over(Vec<(Place, OwnedFd)>),
-    /// One upon all, and what is mounted in it, by name.
-    Around(OwnedFd, Vec<(String, OwnedFd)>),
-}
-
-fn over(class: &Place, theirs: &[&String], views: &Views<'_>) -> io::Result<Classes> {
-    let mut mounts = Vec::new();
-    for name in theirs {
-        let found = class.find(name, Kind::Directory).map_err(io::Error::other)?;
-        if let Some(place) = found {
-            mounts.push((place, views.class(name)?));
-        }
+    fn has_both(&self) -> bool {
+        [DEVICES, VERBS].iter().all(|class| self.theirs.iter().any(|(name, _)| name == class))
     }
-    Ok(Classes::Over(mounts))
-}
 
-fn around(class: &Place, others: &[&String], shown: &Shown, views: &Views<'_>) -> io::Result<Classes> {
-    let classes = shown.tree.classes()?;
-    let mut trees = Vec::new();
-    for name in others {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = match rustix::fs::openat(&class.fd, name.as_str(), flags, Mode::empty()) {
-            // A module was unloaded.
-            Err(rustix::io::Errno::NOENT) => continue,
-            result => result?,
-        };
-        // Kernels of old have links to other directories among the classes.
-        if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink {
-            let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
-            rustix::fs::symlinkat(target, &classes, name.as_str())?;
-            continue;
-        }
-        rustix::fs::mkdirat(&classes, name.as_str(), Mode::from_raw_mode(0o755))?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH
-            | OpenTreeFlags::AT_RECURSIVE;
-        trees.push(((*name).clone(), rustix::mount::open_tree(&found, "", flags)?));
+    /// All upon which something may be mounted; volumes may be among them.
+    fn mounted_upon(&self) -> impl Iterator<Item = &Place> {
+        [&self.root, &self.class].into_iter().chain(self.theirs.iter().map(|(_, place)| place))
     }
-    Ok(Classes::Around(views.classes()?, trees))
-}
 
-/// The directories of `/sys/devices` that hold the devices of the classes `theirs` in the container, each once: where those would be
-/// found who look from a network interface or a card.
-fn devices(root: &Place, class: &Place, theirs: &[&String]) -> Vec<Place> {
-    let mut found = Vec::<(Place, (u64, u64))>::new();
-    let Ok(Some(sys)) = root.find("sys", Kind::Directory) else { return Vec::new() };
-    for name in theirs {
-        let Ok(Some(directory)) = class.find(name, Kind::Directory) else { continue };
-        for device in directory.names(MAX_DEVICES).unwrap_or_default() {
-            let Ok(link) = rustix::fs::readlinkat(&directory.fd, device.as_str(), Vec::new()) else { continue };
-            let Some(place) = link.to_str().ok().and_then(|link| holder(&sys, link, name)) else { continue };
-            match place.inode() {
-                Ok(inode) if found.len() < MAX_DEVICES && found.iter().all(|(_, other)| *other != inode) => {
-                    found.push((place, inode));
+    /// The directories of `/sys/devices` that hold devices of those classes, each once: who looks from a network interface or a
+    /// card finds them there.
+    fn holders(&self) -> Vec<Place> {
+        let mut found = Vec::<(Place, (u64, u64))>::new();
+        for (class, directory) in &self.theirs {
+            for device in directory.names(MAX_DEVICES).unwrap_or_default() {
+                let Ok(link) = rustix::fs::readlinkat(&directory.fd, device.as_str(), Vec::new()) else { continue };
+                let Some(place) = link.to_str().ok().and_then(|link| self.holder(link, class)) else { continue };
+                match place.inode() {
+                    Ok(inode) if found.len() < MAX_DEVICES && found.iter().all(|(_, other)| *other != inode) => {
+                        found.push((place, inode));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
+        found.into_iter().map(|(place, _)| place).collect()
     }
-    found.into_iter().map(|(place, _)| place).collect()
-}
 
-/// What holds the device of the class `class` to which `link` leads from there.
-fn holder(sys: &Place, link: &str, class: &str) -> Option<Place> {
-    let (holder, _device) = link.strip_prefix("../../")?.rsplit_once('/')?;
-    // Nothing else of a card is hidden with it.
-    if !holder.ends_with(&format!("/{class}")) {
-        return None;
+    /// What holds the device to which `link` leads from the class `class`.
+    fn holder(&self, link: &str, class: &str) -> Option<Place> {
+        let (holder, _device) = link.strip_prefix("../../")?.rsplit_once('/')?;
+        // Nothing else of a card is hidden with it.
+        let (_, name) = holder.rsplit_once('/')?;
+        if name != class || holder.split('/').count() > MAX_DEPTH {
+            return None;
+        }
+        let mut place = None;
+        for name in holder.split('/') {
+            place = Some(place.as_ref().unwrap_or(&self.root).find(name, Kind::Directory).ok()??);
+        }
+        place.filter(|place| place.mount == self.root.mount)
     }
-    let mut place = None;
-    for name in holder.split('/').take(MAX_DEPTH) {
-        place = Some(place.as_ref().unwrap_or(sys).find(name, Kind::Directory).ok()??);
+
+    /// For one that has not both classes.
+    fn around(&self, tree: &Tree, views: &Views<'_>) -> io::Result<Around> {
+        let classes = tree.classes()?;
+        let mut others = Vec::new();
+        for name in &self.others {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let found = match rustix::fs::openat(&self.class.fd, name.as_str(), flags, Mode::empty()) {
+                // A module was unloaded.
+                Err(rustix::io::Errno::NOENT) => continue,
+                result => result?,
+            };
+            // Kernels of old have links to other directories among the classes.
+            if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink {
+                let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
+                rustix::fs::symlinkat(target, &classes, name.as_str())?;
+                continue;
+            }
+            rustix::fs::mkdirat(&classes, name.as_str(), Mode::from_raw_mode(0o755))?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH
+                | OpenTreeFlags::AT_RECURSIVE;
+            others.push((name.clone(), rustix::mount::open_tree(&found, "", flags)?));
+        }
+        Ok(Around { mount: views.classes()?, others })
     }
-    place
 }
 
 /// Attaches `tree` at `name` in the mount `directory`, which is attached itself.
@@ -212,3 +239,6 @@ fn put(tree: &OwnedFd, directory: &OwnedFd, name: &str) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(rustix::mount::move_mount(tree, "", directory, name, flags)?)
 }
+
+#[cfg(test)]
+mod tests;
