@@ -123,13 +123,13 @@ impl Injection<'_> {
         }
         let sys = Sys::new(root, class)?;
         let mounts = Mountinfo::read().map_err(|error| format!("mountinfo: {error}"))?;
-        match sys.mounted_upon().find(|place| mounts.is_shared(place.mount)) {
-            Some(place) => Err(format!(
-                "/{} in the container is shared with the host, which would see ours; set its propagation to private or slave",
-                place.path
-            )),
-            None => Ok(sys),
+        let shared = sys.mounted_upon().find(|place| mounts.is_shared(place.mount)).map(|place| &place.path);
+        if let Some(path) = shared {
+            return Err(format!(
+                "/{path} in the container is shared with the host, which would see ours; set its propagation to private or slave"
+            ));
         }
+        Ok(sys)
     }
 }
 
