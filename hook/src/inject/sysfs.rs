@@ -12,9 +12,10 @@ use crate::failure::{Code, During, Failure};
 use crate::mountinfo::Mountinfo;
 use crate::rootfs::{Kind, Place};
 use crate::sys;
-use crate::sysfs::{NODE, Tree, Views};
+use crate::sysfs::{NODE, Tree};
 use ringfence_proxy::sysfs::{DEVICES, PLACEHOLDER, VERBS};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -84,23 +85,22 @@ impl Injection<'_> {
                 over.push((place, views.nothing()?));
             }
             if !sys.has_both() {
-                return Ok((views.dev()?, over, Some(sys.around(&shown.tree, views)?)));
+                sys.make_places(&shown.tree)?;
+                return Ok((views.dev()?, over, Some(views.classes()?)));
             }
             for (name, place) in &sys.theirs {
                 over.push((place, views.class(name)?));
             }
             Ok((views.dev()?, over, None))
         });
-        let (nodes, over, around) = mounts.during(Code::Injection, what)?;
+        let (nodes, over, classes) = mounts.during(Code::Injection, what)?;
         directory.attach(&nodes)?;
         if let Some(node) = &shown.node {
             put(node, &nodes, NODE).during(Code::Injection, what)?;
         }
         over.iter().try_for_each(|(place, mount)| place.attach(mount))?;
-        if let Some((sys, around)) = sys.zip(around) {
-            sys.class.attach(&around.mount)?;
-            let others = around.others.iter().try_for_each(|(name, tree)| put(tree, &around.mount, name));
-            others.during(Code::Injection, what)?;
+        if let Some((sys, classes)) = sys.zip(classes) {
+            sys.cover(&classes).during(Code::Injection, what)?;
         }
         Ok(())
     }
@@ -141,13 +141,6 @@ struct Sys {
     theirs: Vec<(String, Place)>,
     /// The names of the others.
     others: Vec<String>,
-}
-
-/// What is mounted upon `/sys/class` where that has not both classes.
-struct Around {
-    mount: OwnedFd,
-    /// What is mounted in it, by name.
-    others: Vec<(String, OwnedFd)>,
 }
 
 impl Sys {
@@ -206,31 +199,37 @@ impl Sys {
         place.filter(|place| place.mount == self.root.mount)
     }
 
-    /// For one that has not both classes.
-    fn around(&self, tree: &Tree, views: &Views<'_>) -> io::Result<Around> {
+    /// Makes a place for each of the other classes in `tree`.
+    fn make_places(&self, tree: &Tree) -> io::Result<()> {
         let classes = tree.classes()?;
-        let mut others = Vec::new();
         for name in &self.others {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            // Kernels of old have links to other directories among the classes.
+            match rustix::fs::readlinkat(&self.class.fd, name.as_str(), Vec::new()) {
+                Ok(target) => rustix::fs::symlinkat(target, &classes, name.as_str())?,
+                Err(_) => rustix::fs::mkdirat(&classes, name.as_str(), Mode::from_raw_mode(0o755))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Mounts `classes` upon all classes, and in it each of the others again, with what is mounted there. Our descriptor leads to
+    /// what is below.
+    fn cover(&self, classes: &OwnedFd) -> io::Result<()> {
+        self.class.attach(classes).map_err(io::Error::other)?;
+        for name in &self.others {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let found = match rustix::fs::openat(&self.class.fd, name.as_str(), flags, Mode::empty()) {
-                // A module was unloaded.
-                Err(rustix::io::Errno::NOENT) => continue,
+                // A module was unloaded; or it is a link.
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 result => result?,
             };
-            // Kernels of old have links to other directories among the classes.
-            if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink {
-                let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
-                rustix::fs::symlinkat(target, &classes, name.as_str())?;
-                continue;
-            }
-            rustix::fs::mkdirat(&classes, name.as_str(), Mode::from_raw_mode(0o755))?;
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_EMPTY_PATH
                 | OpenTreeFlags::AT_RECURSIVE;
-            others.push((name.clone(), rustix::mount::open_tree(&found, "", flags)?));
+            put(&rustix::mount::open_tree(&found, "", flags)?, classes, name)?;
         }
-        Ok(Around { mount: views.classes()?, others })
+        Ok(())
     }
 }
 
