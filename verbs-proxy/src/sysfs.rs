@@ -23,6 +23,9 @@ mod shown;
 mod text;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub use shown::Shown;
 
 use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
