@@ -6,8 +6,9 @@
 #![allow(unsafe_code)]
 // UNSAFETY: takes ownership of the descriptors that the hook promises.
 
-use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
+use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -85,11 +86,6 @@ fn check(network: &OwnedFd) -> Result<Launch, String> {
             return Err(format!("fd {fd} is {found:?}"));
         }
     }
-    // The listing itself has one more descriptor.
-    let open = std::fs::read_dir("/proc/self/fd").map_err(|error| error.to_string())?.count();
-    if open != 8 {
-        return Err(format!("{} descriptors are open", open - 1));
-    }
     let status = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim().to_owned();
     for (name, expected) in
@@ -104,9 +100,27 @@ fn check(network: &OwnedFd) -> Result<Launch, String> {
     }
     let text = std::fs::read(path).map_err(|error| format!("{path}: {error}"))?;
     let launch: Launch = serde_json::from_slice(&text).map_err(|error| format!("{path}: {error}"))?;
+    // The listing itself has one more descriptor.
+    let open = std::fs::read_dir("/proc/self/fd").map_err(|error| error.to_string())?.count();
+    let expected = if launch.sysfs { 9 } else { 8 };
+    if open != expected {
+        return Err(format!("{} descriptors are open", open - 1));
+    }
+    if launch.sysfs {
+        fill()?;
+    }
     let theirs = rustix::fs::stat(format!("/proc/{}/ns/net", launch.init_pid)).map_err(|error| error.to_string())?;
     if rustix::fs::fstat(network).map_err(|error| error.to_string())?.st_ino != theirs.st_ino {
         return Err("fd 6 is another network namespace".into());
     }
     Ok(launch)
+}
+
+/// Shows a file as the proxy shows its device.
+fn fill() -> Result<(), String> {
+    // SAFETY: the hook placed this descriptor, and nothing else here owns it.
+    let tree = unsafe { OwnedFd::from_raw_fd(FD_SYSFS) };
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&tree, "class/infiniband/fake0", flags, Mode::from_raw_mode(0o444));
+    file.map(drop).map_err(|error| format!("fd {FD_SYSFS}: {error}"))
 }

@@ -9,6 +9,7 @@ mod tests;
 
 use crate::policy::Policy;
 use crate::units;
+use ringfence_proxy::control::device::SoftDevice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::PathBuf;
 
@@ -139,6 +140,23 @@ pub struct Inject {
     pub container_dir: PathBuf,
     /// Whether containers get `/dev/userfaultfd`, if the host has it.
     pub userfaultfd: bool,
+    /// Whether their `/sys` and `/dev/infiniband` show their device, and no other.
+    pub sysfs: bool,
+    /// Whether the latter has a node, then.
+    pub uverbs: Uverbs,
+}
+
+/// Whether there is a node for a device whose verbs need none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Uverbs {
+    /// If the device has all that programs expect which look for one.
+    #[default]
+    Auto,
+    /// In any case.
+    Always,
+    /// In no case.
+    Never,
 }
 
 /// `[[device]]`
@@ -227,6 +245,8 @@ impl Default for Inject {
             library: "/usr/lib/ringfence/libibverbs.so.1".into(),
             container_dir: "/dev/ringfence".into(),
             userfaultfd: true,
+            sysfs: true,
+            uverbs: Uverbs::default(),
         }
     }
 }
@@ -259,6 +279,15 @@ fn parse_unchecked<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
 }
 
 impl Inject {
+    /// Whether there is a node in `/dev/infiniband` for what [`Self::sysfs`] shows.
+    pub fn has_node(&self) -> bool {
+        match self.uverbs {
+            Uverbs::Auto => SoftDevice::SUITS_A_NODE,
+            Uverbs::Always => true,
+            Uverbs::Never => false,
+        }
+    }
+
     /// The container directory within `/dev`.
     pub fn directory_name(&self) -> &str {
         self.container_dir.file_name().and_then(|name| name.to_str()).unwrap_or("")

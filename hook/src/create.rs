@@ -17,6 +17,7 @@ use crate::rootless;
 use crate::session::{self, Session};
 use crate::state::{Annotations, Bundle, State};
 use crate::stop;
+use crate::sysfs::Tree;
 use crate::trust::{self, Program};
 use crate::uids;
 use crate::userfaultfd;
@@ -235,8 +236,12 @@ impl Making<'_> {
             },
             limits,
             worker: Worker { spin_us: self.config.proxy.spin_us },
+            sysfs: self.config.inject.sysfs,
         };
         let launch = session.write_launch(&launch).during(Code::Internal, what)?;
+
+        let tree = if self.config.inject.sysfs { Some(Tree::new(self.config.inject.has_node())) } else { None };
+        let tree = tree.transpose().during(Code::Injection, || "cannot make a tmpfs for what /sys shows".into())?;
 
         let container = &self.record.container;
         let mut placement = Placement::plan(&self.config.proxy, init.process.pid, container, bundle);
@@ -248,6 +253,7 @@ impl Making<'_> {
             listener: listener.as_fd(),
             init: init.pidfd.as_fd(),
             network: init.network_namespace.as_fd(),
+            sysfs: tree.as_ref().map(Tree::root),
             cgroups: &cgroups,
             oom_score_adj: bundle.oom_score_adj(),
         };
@@ -261,7 +267,7 @@ impl Making<'_> {
         // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
         let userfaultfd = userfaultfd::grant(&session, &self.config.inject, bundle, init.process.pid)?;
         others.extend(userfaultfd.warning);
-        let sources = Sources::proxied(&session, &self.config.inject, userfaultfd.node.as_ref())?;
+        let sources = Sources::proxied(&session, &self.config.inject, userfaultfd.node.as_ref(), tree)?;
         let injected = self.inject(&init.container(&self.record, bundle)?, sources)?;
         injected.iter().for_each(|warning| journal::warn(&self.record.container, warning));
         others.extend(injected);

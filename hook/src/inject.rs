@@ -7,6 +7,9 @@
 //! root file system, and none of the container's on the host.
 
 mod library;
+mod sysfs;
+
+pub use sysfs::Shown;
 
 use crate::failure::{Code, During, Failure};
 use crate::mountinfo::Mountinfo;
@@ -14,6 +17,7 @@ use crate::record::MountPoint;
 use crate::rootfs::{Error, Kind, Place};
 use crate::session::Session;
 use crate::sys;
+use crate::sysfs::Tree;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -53,17 +57,20 @@ pub struct Proxied {
     library: OwnedFd,
     /// The node of `/dev/userfaultfd`.
     userfaultfd: Option<OwnedFd>,
+    /// What `/sys` shows.
+    shown: Option<Shown>,
 }
 
 /// Notes a mount point that is about to be made in the container's root file system.
 pub type Note<'a> = &'a mut dyn FnMut(MountPoint) -> io::Result<()>;
 
 impl Sources {
-    /// What a proxied container gets, with the node of `/dev/userfaultfd` or without.
+    /// What a proxied container gets, with the node of `/dev/userfaultfd` or without, with the device in `/sys` or without.
     pub fn proxied(
         session: &Session,
         config: &crate::config::Inject,
         userfaultfd: Option<&OwnedFd>,
+        tree: Option<Tree>,
     ) -> Result<Self, Failure> {
         let own = |what: &str| format!("cannot prepare {what} of {}", session.path().display());
         let socket = clone(&session.mount, sys::NO_EXEC).during(Code::Injection, || own("mount"))?;
@@ -75,6 +82,7 @@ impl Sources {
             directory: (directory, writable),
             library: library(&config.library)?,
             userfaultfd: userfaultfd.transpose()?,
+            shown: tree.map(|tree| Shown::new(tree, config.has_node())).transpose()?,
         })))
     }
 
@@ -103,7 +111,7 @@ fn library(path: &Path) -> Result<OwnedFd, Failure> {
 }
 
 /// A detached, read-only mount of the inode `source`.
-fn clone(source: impl AsFd, also: u64) -> io::Result<OwnedFd> {
+pub fn clone(source: impl AsFd, also: u64) -> io::Result<OwnedFd> {
     let tree = detach(source)?;
     sys::set_mount_attributes(tree.as_fd(), sys::READ_ONLY | sys::NO_SUID | sys::NO_DEV | also)?;
     Ok(tree)

@@ -39,6 +39,7 @@ mod rootless;
 mod session;
 mod stop;
 mod sys;
+mod sysfs;
 mod systemd;
 mod trust;
 

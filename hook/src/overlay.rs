@@ -72,7 +72,7 @@ fn lay(directory: &Place, names: &[(&str, Kind)], upper: &OwnedFd) -> io::Result
 }
 
 /// A new, detached mount.
-fn new_mount(kind: &str, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+pub fn new_mount(kind: &str, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(&context, *key, *value)?;

@@ -6,7 +6,7 @@ use crate::placement::Entrances;
 use crate::process::{self, Process, timespec};
 use crate::sys::{self, Forked};
 use crate::trust::{self, Program};
-use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY};
+use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, WaitOptions};
@@ -35,6 +35,8 @@ pub struct Handles<'a> {
     pub init: BorrowedFd<'a>,
     /// The container's network namespace.
     pub network: BorrowedFd<'a>,
+    /// The file system for what `/sys` is to show, if it is to show something.
+    pub sysfs: Option<BorrowedFd<'a>>,
     /// Ways to where it is to be accounted.
     pub cgroups: &'a Entrances,
     /// How soon the kernel is to kill it for want of memory.
@@ -124,7 +126,7 @@ enum Stopped {
 /// What the child does. Settings that cannot be made are left: each is allowed to a full root only, and none is a matter of
 /// safety.
 fn become_proxy(path: &CStr, launch: &CStr, handles: &Handles<'_>, ready: BorrowedFd<'_>) -> Stopped {
-    const { assert!(FD_LISTENER == 3 && FD_INIT == 4 && FD_READY == 5 && FD_NETNS == 6) };
+    const { assert!(FD_LISTENER == 3 && FD_INIT == 4 && FD_READY == 5 && FD_NETNS == 6 && FD_SYSFS == 7) };
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     rustix::process::umask(Mode::from_raw_mode(0o077));
@@ -142,9 +144,9 @@ fn become_proxy(path: &CStr, launch: &CStr, handles: &Handles<'_>, ready: Borrow
     let null = std::mem::ManuallyDrop::new(null);
     let stdio =
         [rustix::stdio::dup2_stdin(&*null), rustix::stdio::dup2_stdout(&*null), rustix::stdio::dup2_stderr(&*null)];
-    if stdio.iter().any(Result::is_err)
-        || sys::keep_only(&[handles.listener, handles.init, ready, handles.network]).is_err()
-    {
+    let mut kept = vec![handles.listener, handles.init, ready, handles.network];
+    kept.extend(handles.sysfs);
+    if stdio.iter().any(Result::is_err) || sys::keep_only(&kept).is_err() {
         return Stopped::BeforeDescriptors;
     }
     Stopped::AtExecution(sys::execute(path, &[c"ringfence-proxy", c"--launch", launch], &ENVIRONMENT))

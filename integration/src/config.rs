@@ -17,22 +17,27 @@ pub struct Config {
 impl Config {
     /// The built programs, one software device `soft0`, and `more` as it is (tables only).
     pub fn new(more: &str) -> Result<Self> {
-        Self::write("", "kind = \"soft\"", more)
+        Self::write("", "", "kind = \"soft\"", more)
+    }
+
+    /// Like [`Self::new`], with `inject` in the table of that name.
+    pub fn injecting(inject: &str, more: &str) -> Result<Self> {
+        Self::write("", inject, "kind = \"soft\"", more)
     }
 
     /// Like [`Self::new`], with a modelled link that all containers share.
     ///
     /// The proxies never spin: on a slow link there is nothing to spin for, and containers outnumber the cores.
     pub fn with_link(rate: &str, more: &str) -> Result<Self> {
-        Self::write("spin-us = 0", &format!("kind = \"soft\"\nlink = \"{rate}\""), more)
+        Self::write("spin-us = 0", "", &format!("kind = \"soft\"\nlink = \"{rate}\""), more)
     }
 
-    fn write(proxy: &str, device: &str, more: &str) -> Result<Self> {
+    fn write(proxy: &str, inject: &str, device: &str, more: &str) -> Result<Self> {
         let dir = sandbox::work_dir().join(format!("node-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let config = Self { dir };
         let text = format!(
-            "run-dir = {:?}\n[proxy]\n{proxy}\npath = {:?}\n[inject]\nlibrary = {:?}\n[[device]]\nname = \"soft0\"\n{device}\n{more}\n",
+            "run-dir = {:?}\n[proxy]\n{proxy}\npath = {:?}\n[inject]\n{inject}\nlibrary = {:?}\n[[device]]\nname = \"soft0\"\n{device}\n{more}\n",
             config.run_dir(),
             artifacts::proxy()?,
             artifacts::library()?,

@@ -66,6 +66,7 @@ impl Node {
             device: Device { name: "soft0".into(), kind: DeviceKind::Soft, link: self.link },
             limits,
             worker: Worker::default(),
+            sysfs: false,
         };
         let file = dir.join("launch.json");
         std::fs::write(&file, serde_json::to_vec(&launch)?)?;

@@ -9,7 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// What is in the image besides Debian's minimum.
-const PACKAGES: [&str; 5] = ["ibverbs-utils", "perftest", "rdmacm-utils", "python3-pyverbs", "ibverbs-providers"];
+const PACKAGES: [&str; 7] =
+    ["hwloc-nox", "ibverbs-providers", "ibverbs-utils", "perftest", "python3-pyverbs", "rdmacm-utils", "ucx-utils"];
+
+/// Where it says which packages it was made with.
+const MADE_WITH: &str = "var/lib/ringfence-image-packages";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -39,8 +43,12 @@ impl Image {
             bail!("/etc/os-release has no VERSION_CODENAME: this needs Debian 12 or 13");
         };
         let dir = artifacts::cache().join(format!("rootfs-{suite}"));
-        if !dir.exists() {
-            make(&suite, &dir)?;
+        if std::fs::read_to_string(dir.join(MADE_WITH)).ok() != Some(PACKAGES.join(",")) {
+            match make(&suite, &dir) {
+                // Without the network tests do with what there is, and skip what it lacks.
+                Err(error) if dir.exists() => println!("{} is not of today's packages: {error:#}", dir.display()),
+                result => result?,
+            }
         }
         Ok(Self { dir })
     }
@@ -114,5 +122,9 @@ fn make(suite: &str, dir: &Path) -> Result<()> {
     let target = partial.to_str().context("the repository's path is not UTF-8")?;
     let words = ["mmdebstrap", "--variant=minbase", &include, suite, target];
     Running::start(command(&words))?.wait(Duration::from_secs(600))?.success()?;
+    std::fs::write(partial.join(MADE_WITH), PACKAGES.join(","))?;
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
     std::fs::rename(&partial, dir).with_context(|| format!("cannot move {target} to {}", dir.display()))
 }

@@ -21,11 +21,12 @@ fn main() -> ExitCode {
     suite::on_nodes("ringfence-podman", prepare, |_: Suite| TESTS.to_vec())
 }
 
-const TESTS: [NodeTest<()>; 23] = [
+const TESTS: [NodeTest<()>; 24] = [
     ("containers without our annotations are left alone", left_alone),
     ("two containers exchange data under runc", |scene| two(&podman(&scene.node, "runc"), ENABLE)),
     ("two containers exchange data under crun", |scene| two(&podman(&scene.node, "crun"), ENABLE)),
     ("two containers exchange data under ringfence-runtime", under_our_runtime),
+    ("what is read beside verbs", read_beside_verbs),
     ("the end of a container's program is the proxy's", program_ends),
     ("stop, kill and rm --force end the proxy", stops),
     ("a killed init ends the proxy", killed_init),
@@ -71,6 +72,34 @@ fn two(podman: &Cli<'_>, annotation: &str) -> Result<()> {
     podman.node().proxies_are(1)?;
     b.member().has_rdma()?;
     b.remove()
+}
+
+/// The device in `/sys`, and all else there as without it.
+fn read_beside_verbs(scene: &Scene) -> Result<()> {
+    let list = ["sh", "-c", "for class in /sys/class/*; do echo $class; ls $class; done"];
+    for runtime in RUNTIMES {
+        let podman = podman(&scene.node, runtime);
+        let (with, without) = (start(&podman, &[], &[])?, podman.start(&[], &[])?);
+        let others = |listing: &str| -> Vec<String> {
+            let mut classes: Vec<_> = listing.split("/sys/class/").map(str::to_owned).collect();
+            classes.retain(|class| !class.starts_with("infiniband"));
+            classes
+        };
+        let (shown, all) = (with.member().exec(&list)?, without.member().exec(&list)?);
+        ensure!(others(&shown) == others(&all), "{runtime}:\n{shown}\nwithout a device:\n{all}");
+        ensure!(
+            shown.contains("/sys/class/infiniband\nsoft0\n/sys/class/infiniband_verbs\nabi_version\nuverbs0\n"),
+            "{runtime}:\n{shown}"
+        );
+        let guid = with.member().exec(&["cat", "/sys/class/infiniband/soft0/node_guid"])?.trim().replace(':', "");
+        let devices = with.member().exec(&["ibv_devices"])?;
+        ensure!(guid.len() == 16 && devices.contains(&guid), "{runtime}: {guid}\n{devices}");
+        let state = with.member().exec(&["cat", "/sys/class/infiniband/soft0/ports/1/state"])?;
+        ensure!(state == "4: ACTIVE\n", "{runtime}: {state}");
+        with.remove()?;
+        without.remove()?;
+    }
+    Ok(())
 }
 
 /// Without hooks.d: the runtime puts the hook into config.json.

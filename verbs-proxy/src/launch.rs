@@ -16,6 +16,8 @@ pub const FD_INIT: i32 = 4;
 pub const FD_READY: i32 = 5;
 /// The container's network namespace, whose addresses become GIDs.
 pub const FD_NETNS: i32 = 6;
+/// Only if [`Launch::sysfs`]: the root of an empty file system, for [`crate::sysfs`].
+pub const FD_SYSFS: i32 = 7;
 
 /// The contents of `launch.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,9 @@ pub struct Launch {
     /// How the worker waits.
     #[serde(default)]
     pub worker: Worker,
+    /// Whether the device is shown in the container's `/sys`, in the file system of [`FD_SYSFS`].
+    #[serde(default)]
+    pub sysfs: bool,
 }
 
 /// User ids, and group ids with the same numbers, that nobody on the node has but proxies. Each port has its own.

@@ -15,5 +15,6 @@ pub mod rdma_cgroup;
 pub mod sandbox;
 pub mod shared;
 pub mod state;
+pub mod sysfs;
 pub mod warden;
 pub mod worker;

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::control::adopted::AdoptedFiles;
+use ringfence_proxy::control::device::SoftDevice;
 use ringfence_proxy::control::links::Complaints;
-use ringfence_proxy::control::node::{Closers, Node, Queues};
+use ringfence_proxy::control::node::{self, Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
 use ringfence_proxy::control::{End, MAX_CLOSING, Server};
@@ -16,14 +17,15 @@ use ringfence_proxy::fabric::addresses;
 use ringfence_proxy::fabric::budget::Budget;
 use ringfence_proxy::fabric::clock::WireClock;
 use ringfence_proxy::fabric::neighbours::Neighbours;
-use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
-use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
+use ringfence_proxy::fabric::ports::{MAX_PORTS, Port, Taken};
+use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
 use ringfence_proxy::memory::{RegionTable, places};
 use ringfence_proxy::plane::Plane;
 use ringfence_proxy::plane::bell::Bell;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Holes, Mapping, SealedFile};
+use ringfence_proxy::sysfs::Shown;
 use ringfence_proxy::warden::{Directory, Duties, Warden};
 use ringfence_proxy::worker::{Worker, now};
 use ringfence_sched::BitRate;
@@ -36,8 +38,9 @@ use std::sync::Arc;
 
 const USAGE: &str = "usage: ringfence-proxy --launch FILE\n\n\
     The verbs proxy of one container. The OCI hook starts it; people have no need to.\n\
-    FILE is the launch.json that the hook wrote; descriptors 3 to 6 are the listening socket,\n\
-    the pidfd of the container's init, the pipe for \"ready\", and the container's network namespace.";
+    FILE is the launch.json that the hook wrote; descriptors 3 to 7 are the listening socket,\n\
+    the pidfd of the container's init, the pipe for \"ready\", the container's network namespace,\n\
+    and, if FILE says so, the root of a file system for what /sys is to show.";
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -113,6 +116,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let launch = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let launch: Launch = serde_json::from_slice(&launch)
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
+    let tree = if launch.sysfs { Some(inherited(FD_SYSFS, "file system for sysfs")?) } else { None };
     let policy = launch.limits.policy().map_err(anyhow::Error::msg)?;
     let signals = block_signals()?;
     sandbox::raise_file_limit();
@@ -146,6 +150,13 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     .context("cannot start the warden")?;
     addresses::join(&netns).context("cannot join the container's network namespace")?;
     drop(netns);
+    let limits = &launch.limits;
+    let device = SoftDevice::new(&launch.device, guid, limits);
+    let quota = Quota::new(limits);
+    let shown = match tree {
+        Some(tree) => Some(show(&tree, &mut taken.port, &device, &quota).context("cannot write what /sys shows")?),
+        None => None,
+    };
     sandbox::enter_empty_root(&taken.sockets).context("cannot leave the host's file systems")?;
     taken.port.find_sockets_in(Path::new("/"));
     taken.port.leave_lock();
@@ -153,7 +164,6 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     sandbox::become_user(id)?;
     sandbox::give_up_files().context("Landlock")?;
 
-    let limits = &launch.limits;
     let places = places(limits.max_mr);
     let doorbell_file = SealedFile::create("ringfence-bells", bells_bytes(places))?;
     let bells = Arc::new(Mapping::of(&doorbell_file)?);
@@ -170,7 +180,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         Worker::start(plane, bell, u64::from(launch.worker.spin_us) * 1000).context("cannot start the worker")?;
     let node = Node {
         worker,
-        quota: Quota::new(limits),
+        quota,
         limits: limits.clone(),
         entrance,
         places,
@@ -178,10 +188,11 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         doorbell_file: Arc::new(doorbell_file.into_fd()),
         bell: Arc::new(ringer),
         processors,
-        device: ringfence_proxy::control::device::SoftDevice::new(&launch.device, guid, limits),
+        device,
         port: taken.port,
         warden,
         gids_fresh_until: 0,
+        shown,
         neighbours: Neighbours::new(budget),
         complaints: Complaints::default(),
         shares: HashMap::new(),
@@ -195,6 +206,13 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     node.warden.await_up().context("the warden did not come up")?;
     sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;
     Ok(Server::new(node, listener, taken.listener, init, signals))
+}
+
+/// Fills the file system with the root `tree`, and keeps what it takes to bring it up to date.
+fn show(tree: &OwnedFd, port: &mut Port, device: &SoftDevice, quota: &Quota) -> Result<Shown, Errno> {
+    let addresses = addresses::list();
+    port.set_addresses(&addresses.gids);
+    Shown::new(&device.shown(quota, port.lid(), node::gid_entries(port, &addresses)), tree)
 }
 
 fn take_port(launch: &Launch, guid: u64) -> Result<Taken> {

@@ -134,6 +134,9 @@ impl From<Setting> for Value {
     }
 }
 
+/// Where programs read of a device beside verbs.
+const SHOWN: [&str; 3] = ["/sys/class/infiniband", "/sys/class/infiniband_verbs", "/dev/infiniband"];
+
 fn proxied(config: &Config) -> Vec<Mount> {
     let directory = &config.inject.container_dir;
     let own = config.run_dir.join("containers").join("ID");
@@ -154,6 +157,10 @@ fn proxied(config: &Config) -> Vec<Mount> {
             format!("{}, then the image's own lines, if it has musl", library.display()),
         ),
     ];
+    if config.inject.sysfs {
+        let shown = "the device as its verbs say it, and no other";
+        mounts.extend(SHOWN.map(|path| mount(path.into(), shown.into())));
+    }
     if config.inject.userfaultfd().is_some() {
         mounts.push(passed(userfaultfd::PATH.into()));
     }

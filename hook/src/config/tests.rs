@@ -36,6 +36,8 @@ const ALL: &str = r#"
             library = "/opt/lib.so"
             container-dir = "/dev/rf"
             userfaultfd = false
+            sysfs = false
+            uverbs = "always"
             [[device]]
             name = "soft0"
             kind = "soft"
@@ -83,7 +85,7 @@ fn every_key_is_read() {
     assert_eq!(config.proxy.cpuset, Limit::Own(Cpuset::List("0-1,3".into())));
     assert_eq!(config.proxy.cpu_weight, Limit::Own(Weight(20)));
     assert_eq!(config.inject.directory_name(), "rf");
-    assert!(!config.inject.userfaultfd);
+    assert!(!config.inject.userfaultfd && !config.inject.sysfs && config.inject.has_node());
     assert_eq!(config.devices[0].link, Some(25_000_000_000));
     assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
     assert_eq!(config.policy.defaults.class, Some(Class::Bulk));

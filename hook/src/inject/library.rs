@@ -76,6 +76,9 @@ impl Injection<'_> {
             let attached = attached.and_then(|tree| self.attach(place, &tree).map_err(|failure| failure.message));
             warnings.extend(attached.err().map(|why| left_alone(place, &why)));
         }
+        if let Some(shown) = &sources.shown {
+            warnings.extend(self.sysfs(&dev, &socket, shown)?);
+        }
         self.attach(&socket, &sources.socket.0)?;
         if let Some(node) = &sources.userfaultfd {
             self.userfaultfd(&dev, node)?;

@@ -105,6 +105,11 @@ pub fn rows() -> Vec<Row> {
     let always = |what, why, attempts| row(what, [Yes(why); 3], attempts);
     vec![
         never("what the host or a neighbour owns, through a descriptor that it holds", attempts::descriptors::held()),
+        always(
+            "the files in which its own container reads of the device (`/sys`): writing",
+            "they lie in the container's own file system of 4 MiB, and tell nobody else anything",
+            attempts::descriptors::shown(),
+        ),
         never("programs, further processes, other namespaces and roots", attempts::processes::programs()),
         never("mounts", attempts::files::mounts()),
         never("privileges: other ids, capabilities, `prctl`, real-time priority", attempts::processes::privileges()),

@@ -4,8 +4,12 @@ use super::quota::{Quota, Resource};
 use crate::launch::{Device, Limits};
 use crate::plane::intake::MAX_MESSAGE;
 use crate::plane::respond::MAX_RD_ATOMIC;
+use crate::sysfs;
 use ringfence_protocol::control::{DeviceInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;
+
+/// The default partition, with full membership: the only one.
+const DEFAULT_PKEY: u16 = 0xffff;
 
 /// The soft device as one container sees it.
 #[derive(Clone, Debug)]
@@ -19,6 +23,12 @@ pub struct SoftDevice {
 impl SoftDevice {
     /// The longest completion queue.
     pub const MAX_CQE: u32 = 1 << 17;
+
+    /// Whether it has all that those need who take a node in `/dev/infiniband` for the promise of a card's verbs. UCX above all:
+    /// of a device with a node it opens every transport that it has, and ends where it fails, while without the node it does
+    /// without the device. That takes shared receive queues, UD queue pairs, and registering System V segments and anonymous
+    /// shared memory.
+    pub const SUITS_A_NODE: bool = false;
 
     /// The device with the port's GUID.
     #[must_use]
@@ -79,6 +89,29 @@ impl SoftDevice {
             phys_port_cnt: 1,
             max_inline: work::MAX_INLINE,
             fw_ver,
+        }
+    }
+
+    /// As programs read it, on the port `lid` with the GID table `gids`.
+    #[must_use]
+    pub fn shown(&self, quota: &Quota, lid: u16, gids: Vec<sysfs::Entry>) -> sysfs::Device {
+        sysfs::Device {
+            info: self.info(),
+            attributes: self.attributes(quota),
+            description: format!("Ringfence's software device {}", self.name),
+            hca_type: Some("ringfence-soft".into()),
+            board_id: Some("ringfence-soft".into()),
+            verbs: 0,
+            // Its data move by the processors that its containers run on.
+            parent: sysfs::Parent::Software { numa_node: None },
+            // Of what counters are for, lost and broken packets above all, there is nothing where memory is copied.
+            ports: vec![sysfs::Port {
+                info: self.port(lid),
+                pkeys: vec![DEFAULT_PKEY],
+                gids,
+                counters: Vec::new(),
+                hw_counters: Vec::new(),
+            }],
         }
     }
 

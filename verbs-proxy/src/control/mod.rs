@@ -19,6 +19,7 @@ use crate::datagram;
 use crate::fabric::neighbours::Owed;
 use crate::pacing::Nanos;
 use crate::plane::Notice;
+use crate::sysfs::Shown;
 use crate::worker::{lower, now};
 use connection::{Connection, Served};
 use node::Node;
@@ -109,10 +110,14 @@ impl Server {
                     .iter()
                     .map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)),
             );
+            let quiet_until = self.node.shown.as_ref().map(Shown::quiet_until).filter(|until| *until > now());
+            let watched = self.node.shown.as_ref().filter(|_| quiet_until.is_none());
+            fds.extend(watched.map(|shown| PollFd::from_borrowed_fd(shown.as_fd(), PollFlags::IN)));
+            let has_shown = watched.is_some();
             let pause = (!accepting || full || others_full).then_some(PAUSE);
             let due = self.node.neighbours.wake_at().map(until);
             let look = (looks > 0).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
-            let timeouts = pause.into_iter().chain(due).chain(look);
+            let timeouts = pause.into_iter().chain(due).chain(look).chain(quiet_until.map(until));
             match poll(&mut fds, timeouts.min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
                 Ok(0) if looks > 0 => {
                     looks -= 1;
@@ -149,6 +154,9 @@ impl Server {
                     self.serve_connection(index);
                     looks = LOOKS;
                 }
+            }
+            if has_shown && ready.last() == Some(&true) {
+                self.node.hear_addresses();
             }
             if ready[3] {
                 self.hear_worker();

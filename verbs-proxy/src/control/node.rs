@@ -5,7 +5,7 @@ use super::device::SoftDevice;
 use super::links::Complaints;
 use super::quota::{Quota, Resource, Taken};
 use crate::closer::Closer;
-use crate::fabric::addresses;
+use crate::fabric::addresses::{self, Addresses};
 use crate::fabric::neighbours::{Backing, Neighbours};
 use crate::fabric::ports::{Gid, Port};
 use crate::launch::Limits;
@@ -13,6 +13,7 @@ use crate::memory::Entrance;
 use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
 use crate::shared::Holes;
+use crate::sysfs::{Entry, Shown};
 use crate::warden::Warden;
 use crate::worker::{Worker, now};
 use ringfence_protocol::control::{AddressVector, GidInfo};
@@ -83,6 +84,8 @@ pub struct Node {
     pub warden: Warden,
     /// When the GID table must be looked up again.
     pub gids_fresh_until: Nanos,
+    /// The files that programs read the table from, if there are some.
+    pub shown: Option<Shown>,
     /// Links to other proxies.
     pub neighbours: Neighbours,
     /// What is wrong with them.
@@ -108,6 +111,19 @@ pub struct Closers {
     pub container: Closer,
     /// What neighbours sent, and their connections.
     pub neighbours: Closer,
+}
+
+fn gid_info(gid: Gid) -> GidInfo {
+    GidInfo { gid: gid.raw, gid_type: GidType::ROCE_V2.0, ndev_ifindex: gid.ifindex }
+}
+
+/// The GID table of `port`, whose addresses are `addresses`, to be shown.
+pub fn gid_entries(port: &Port, addresses: &Addresses) -> Vec<Entry> {
+    let entry = |gid: &Gid| Entry {
+        info: gid_info(*gid),
+        interface: addresses.interface(gid.ifindex).unwrap_or_default().to_owned(),
+    };
+    port.gids().iter().map(entry).collect()
 }
 
 /// How long a request waits for memory that the container gave back and that is not emptied yet.
@@ -139,7 +155,20 @@ impl Node {
             return;
         }
         self.gids_fresh_until = now + GIDS_FRESH;
-        self.port.set_addresses(&addresses::list());
+        let addresses = addresses::list();
+        self.port.set_addresses(&addresses.gids);
+        if let Some(shown) = &mut self.shown {
+            shown.update(gid_entries(&self.port, &addresses));
+        }
+    }
+
+    /// Addresses may have changed.
+    pub fn hear_addresses(&mut self) {
+        if let Some(shown) = &mut self.shown {
+            shown.hear(now());
+            self.gids_fresh_until = 0;
+            self.refresh_gids();
+        }
     }
 
     /// `ibv_query_gid`.
@@ -149,8 +178,7 @@ impl Node {
         }
         // Addresses come and go while the container runs; a query is when it matters.
         self.refresh_gids();
-        let gid = self.port.gids().get(index as usize).copied().unwrap_or(Gid { raw: [0; 16], ifindex: 0 });
-        Ok(GidInfo { gid: gid.raw, gid_type: GidType::ROCE_V2.0, ndev_ifindex: gid.ifindex })
+        Ok(gid_info(self.port.gids().get(index as usize).copied().unwrap_or(Gid { raw: [0; 16], ifindex: 0 })))
     }
 
     /// The port that an address vector and a QP number name.

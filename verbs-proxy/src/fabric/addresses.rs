@@ -23,10 +23,26 @@ pub fn join(netns: &OwnedFd) -> rustix::io::Result<()> {
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
 }
 
+/// Addresses, and the names of their interfaces.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    /// As GIDs.
+    pub gids: Vec<Gid>,
+    interfaces: HashMap<u32, String>,
+}
+
+impl Addresses {
+    /// The interface with the index `index`, if it has an address.
+    #[must_use]
+    pub fn interface(&self, index: u32) -> Option<&str> {
+        self.interfaces.get(&index).map(String::as_str)
+    }
+}
+
 /// The addresses now; none if they cannot be listed.
 #[must_use]
-pub fn list() -> Vec<Gid> {
-    let Ok(addresses) = getifaddrs() else { return Vec::new() };
+pub fn list() -> Addresses {
+    let Ok(addresses) = getifaddrs() else { return Addresses::default() };
     let addresses: Vec<_> = addresses.filter(|address| !address.flags.contains(InterfaceFlags::IFF_LOOPBACK)).collect();
     // Each interface has an entry of its own, which knows its index; asking for it would take another socket.
     let indices: HashMap<&str, u32> = addresses
@@ -36,18 +52,19 @@ pub fn list() -> Vec<Gid> {
             Some((address.interface_name.as_str(), u32::try_from(index).ok()?))
         })
         .collect();
-    addresses
-        .iter()
-        .filter_map(|address| {
-            let storage = address.address.as_ref()?;
-            let raw = match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
-                (Some(v4), _) => v4.ip().to_ipv6_mapped().octets(),
-                (_, Some(v6)) => v6.ip().octets(),
-                _ => return None,
-            };
-            // An alias such as eth0:1 is an address of eth0.
-            let interface = address.interface_name.split(':').next()?;
-            Some(Gid { raw, ifindex: *indices.get(interface)? })
-        })
-        .collect()
+    let mut interfaces = HashMap::new();
+    let gids = addresses.iter().filter_map(|address| {
+        let storage = address.address.as_ref()?;
+        let raw = match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
+            (Some(v4), _) => v4.ip().to_ipv6_mapped().octets(),
+            (_, Some(v6)) => v6.ip().octets(),
+            _ => return None,
+        };
+        // An alias such as eth0:1 is an address of eth0.
+        let interface = address.interface_name.split(':').next()?;
+        let ifindex = *indices.get(interface)?;
+        interfaces.entry(ifindex).or_insert_with(|| interface.to_owned());
+        Some(Gid { raw, ifindex })
+    });
+    Addresses { gids: gids.collect(), interfaces }
 }

@@ -3,8 +3,9 @@
 use super::Report;
 use ringfence_hook::config::{Cgroup, Config, Kind};
 use ringfence_hook::{uids, userfaultfd};
+use ringfence_proxy::sysfs::PLACEHOLDER;
 use rustix::process::{Resource, getrlimit};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +22,7 @@ pub fn check(report: &mut Report, config: &Config) {
     uids(report, config);
     devices(report, config);
     userfaultfd(report, config, userfaultfd::Host::find(), rustix::process::geteuid().is_root());
+    sysfs(report, config, Path::new("/dev/full"));
     failures(report, &config.run_dir);
     left_behind(report, config);
 }
@@ -162,6 +164,30 @@ fn userfaultfd(report: &mut Report, config: &Config, found: Option<userfaultfd::
     }
 }
 
+/// Whether containers see their device in `/sys` and `/dev/infiniband`, where `placeholder` stands for its node.
+fn sysfs(report: &mut Report, config: &Config, placeholder: &Path) {
+    const SUBJECT: &str = "sysfs";
+    if !config.inject.sysfs {
+        let message = "containers do not see their device in /sys and /dev/infiniband: inject.sysfs is false";
+        return report.ok(SUBJECT, message);
+    }
+    if !config.inject.has_node() {
+        return report.ok(SUBJECT, "containers see their device in /sys, and without a node in /dev/infiniband");
+    }
+    let (major, minor) = PLACEHOLDER;
+    let number = rustix::fs::makedev(major, minor);
+    match placeholder.symlink_metadata() {
+        Ok(found) if found.file_type().is_char_device() && found.rdev() == number => {
+            report.ok(SUBJECT, "containers see their device in /sys and /dev/infiniband");
+        }
+        _ => {
+            let path = placeholder.display();
+            let message = format!("{path} is not device {major}:{minor}: containers with a device do not start");
+            report.fail(SUBJECT, message, format!("rm -f {path} && mknod -m 666 {path} c {major} {minor}"));
+        }
+    }
+}
+
 fn failures(report: &mut Report, run_dir: &Path) {
     let entries = match ringfence_hook::failures::read(run_dir) {
         Ok(entries) => entries,
@@ -234,6 +260,28 @@ mod tests {
         ] {
             let mut report = Report::default();
             userfaultfd(&mut report, &config, found, is_root);
+            let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
+            assert_eq!(check.status, status, "{message}");
+            assert!(check.message.contains(message), "{}", check.message);
+        }
+    }
+
+    #[test]
+    fn what_sys_shows_is_told() {
+        let with = |sysfs, uverbs| {
+            let mut config = Config::default();
+            (config.inject.sysfs, config.inject.uverbs) = (sysfs, uverbs);
+            config
+        };
+        for (config, placeholder, status, message) in [
+            (with(true, Uverbs::Always), "/dev/full", Status::Ok, "in /sys and /dev/infiniband"),
+            (with(true, Uverbs::Never), "/dev/null", Status::Ok, "without a node"),
+            (with(false, Uverbs::Always), "/dev/null", Status::Ok, "inject.sysfs is false"),
+            (with(true, Uverbs::Always), "/dev/null", Status::Problem, "/dev/null is not device 1:7"),
+            (with(true, Uverbs::Always), "/dev/missing", Status::Problem, "/dev/missing is not device 1:7"),
+        ] {
+            let mut report = Report::default();
+            sysfs(&mut report, &config, Path::new(placeholder));
             let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
             assert_eq!(check.status, status, "{message}");
             assert!(check.message.contains(message), "{}", check.message);

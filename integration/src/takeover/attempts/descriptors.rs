@@ -1,9 +1,10 @@
 //! What the proxy holds: each of its descriptors, handed to the container and looked at there.
 
-use super::Attack;
 use super::sockets::is_foreign;
+use super::{Attack, judge};
 use crate::takeover::table::{Attempt, Seen};
 use anyhow::Result;
+use nix::libc;
 use std::fs::{FileType, Metadata};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -37,6 +38,11 @@ impl Held {
         Ok(std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?)
     }
 
+    /// Whether it is a file of what the container reads of its device, which is mounted in the container and nowhere else.
+    fn is_shown(&self) -> bool {
+        self.link().is_ok_and(|link| link.to_string_lossy().starts_with("/class/infiniband_verbs/.ringfence/"))
+    }
+
     pub(super) fn is_memory(&self) -> bool {
         self.link().is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:"))
     }
@@ -57,7 +63,7 @@ pub(in crate::takeover) fn held() -> Vec<Attempt> {
     vec![
         attempt("directories", |a| first(a, |held| Ok(held.metadata()?.is_dir()))),
         attempt("files that have a name", |a| {
-            first(a, |held| Ok(held.metadata()?.is_file() && held.metadata()?.nlink() > 0))
+            first(a, |held| Ok(held.metadata()?.is_file() && held.metadata()?.nlink() > 0 && !held.is_shown()))
         }),
         attempt("devices and terminals", |a| first(a, |held| held.metadata().map(|found| is_device(&found)))),
         attempt("named pipes", |a| {
@@ -69,6 +75,18 @@ pub(in crate::takeover) fn held() -> Vec<Attempt> {
         attempt("processes", |a| first(a, is_foreign_process)),
         attempt("namespaces", |a| first(a, is_foreign_namespace)),
     ]
+}
+
+/// To write to what the container reads of its device.
+pub(in crate::takeover) fn shown() -> Vec<Attempt> {
+    let run = |attack: &mut Attack| {
+        let Some(held) = all(attack)?.into_iter().find(Held::is_shown) else {
+            return Ok(Seen::Nothing("no file of /sys".into()));
+        };
+        let text = attack.hands.text("0");
+        Ok(judge(attack.hands.call(libc::SYS_pwrite64, &[held.number as u64, text, 1, 0])?, &[]))
+    };
+    vec![Attempt { name: "a GID", run, control: false }]
 }
 
 /// The first of its descriptors that is one of a kind.
