@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 // UNSAFETY: takes ownership of the descriptors that the hook promises.
 
-use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
+use ringfence_launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -6,7 +6,7 @@ use crate::process::Process;
 use crate::record::{Record, Records};
 use crate::session;
 use crate::trust;
-use ringfence_proxy::launch::Limits;
+use ringfence_launch::Limits;
 use serde::Serialize;
 use std::io;
 use std::path::PathBuf;

@@ -16,7 +16,7 @@
 use crate::failure::{Code, During, Failure};
 use crate::preload_file;
 use crate::trust;
-use ringfence_proxy::launch::Launch;
+use ringfence_launch::Launch;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::File;

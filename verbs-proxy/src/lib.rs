@@ -7,7 +7,6 @@ pub mod control;
 pub mod datagram;
 pub mod fabric;
 pub mod guarded;
-pub mod launch;
 pub mod memory;
 pub mod pacing;
 pub mod plane;
@@ -17,3 +16,5 @@ pub mod shared;
 pub mod state;
 pub mod warden;
 pub mod worker;
+
+pub use ringfence_launch as launch;

@@ -134,7 +134,7 @@ mod tests {
             proxy: Some(Status { pid: 11, alive: false }),
             device: "soft0".into(),
             policy: "gold".into(),
-            limits: Some(ringfence_proxy::launch::Limits { bandwidth: Some(10_000_000_000), ..Default::default() }),
+            limits: Some(ringfence_launch::Limits { bandwidth: Some(10_000_000_000), ..Default::default() }),
             since: 100,
             cgroups: Vec::new(),
             unit: None,
