@@ -14,6 +14,8 @@ pub mod rdma_cgroup;
 pub mod sandbox;
 pub mod shared;
 pub mod state;
+pub mod stats;
+pub mod voice;
 pub mod warden;
 pub mod worker;
 
