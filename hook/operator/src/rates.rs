@@ -93,10 +93,15 @@ pub fn share_of(rate: String, limit: Option<String>) -> String {
     format!("{rate}/{}", limit.as_deref().unwrap_or("-"))
 }
 
-/// Bytes in the largest binary unit that leaves a whole number, rounded.
+/// Bytes in a binary unit, rounded down to two digits at least.
 pub fn size(bytes: u64) -> String {
     let unit = [1u64 << 40, 1 << 30, 1 << 20, 1 << 10].into_iter().find(|unit| bytes >= 10 * unit).unwrap_or(1);
-    if bytes.is_multiple_of(1 << 10) && unit == 1 { show_size(bytes) } else { show_size(bytes / unit * unit) }
+    exact_size(bytes / unit * unit)
+}
+
+/// Bytes in the largest binary unit that shows them exactly.
+fn exact_size(bytes: u64) -> String {
+    if bytes == 0 { "0".into() } else { show_size(bytes) }
 }
 
 /// What `share` of the requests waited at most.
@@ -155,7 +160,7 @@ fn work(page: &Page) -> Vec<[String; 5]> {
 fn quotas(page: &Page) -> Vec<[String; 3]> {
     let header = ["QUOTA", "USED", "LIMIT"].map(str::to_owned);
     let rows = QUOTAS.iter().zip(page.quotas).map(|(name, quota)| {
-        let show = |value: u64| if name.ends_with("bytes") { show_size(value) } else { value.to_string() };
+        let show = |value: u64| if name.ends_with("bytes") { exact_size(value) } else { value.to_string() };
         [(*name).to_owned(), show(quota.used), show(quota.limit)]
     });
     [header].into_iter().chain(rows).collect()
@@ -244,9 +249,14 @@ pub mod tests {
 
     #[test]
     fn sizes_are_short() {
-        for (bytes, expected) in
-            [(0, "0"), (7, "7"), (4096, "4KiB"), ((10 << 10) + 1, "10KiB"), (16 << 30, "16GiB"), (u64::MAX, "16777215TiB")]
-        {
+        for (bytes, expected) in [
+            (0, "0"),
+            (7, "7"),
+            (4096, "4KiB"),
+            ((10 << 10) + 1, "10KiB"),
+            (16 << 30, "16GiB"),
+            (u64::MAX, "16777215TiB"),
+        ] {
             assert_eq!(size(bytes), expected, "{bytes}");
         }
     }

@@ -67,6 +67,8 @@ impl Rate {
 #[derive(Debug)]
 pub struct Log {
     container: String,
+    journal: PathBuf,
+    syslog: PathBuf,
     file: PathBuf,
     holdings: Arc<Holdings>,
     state: Mutex<State>,
@@ -85,7 +87,14 @@ impl Log {
     #[must_use]
     pub fn new(container: &str, run_dir: &Path, holdings: Arc<Holdings>, ear: Ear) -> Self {
         let state = State { ear, rate: Rate::new(Instant::now()), socket: None };
-        Self { container: plain(container), file: run_dir.join(FILE), holdings, state: Mutex::new(state) }
+        Self {
+            container: plain(container),
+            journal: JOURNAL.into(),
+            syslog: SYSLOG.into(),
+            file: run_dir.join(FILE),
+            holdings,
+            state: Mutex::new(state),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -130,8 +139,9 @@ impl Log {
         }
         if state.rate.suppressed > 0
             && let Some(suppressed) = state.rate.take(Instant::now())
+            && !self.put(&state, &format!("{suppressed} lines were not logged"))
         {
-            self.put(&state, &format!("{suppressed} lines were not logged"));
+            state.rate.suppressed = suppressed;
         }
     }
 
@@ -146,10 +156,14 @@ impl Log {
     }
 
     fn write(&self, state: &mut State, line: &str) {
-        match state.rate.take(Instant::now()) {
-            None => self.lose(state, 1),
-            Some(0) => self.put(state, line),
-            Some(suppressed) => self.put(state, &format!("{line} ({suppressed} others were not logged)")),
+        let Some(suppressed) = state.rate.take(Instant::now()) else { return self.lose(state, 1) };
+        let logged = match suppressed {
+            0 => self.put(state, line),
+            _ => self.put(state, &format!("{line} ({suppressed} others were not logged)")),
+        };
+        if !logged {
+            self.lose(state, 1);
+            state.rate.suppressed = state.rate.suppressed.saturating_add(suppressed);
         }
     }
 
@@ -158,18 +172,15 @@ impl Log {
         self.holdings.unlogged(lines.into());
     }
 
-    fn put(&self, state: &State, line: &str) {
+    /// Whether somebody took the line.
+    fn put(&self, state: &State, line: &str) -> bool {
         let line = plain(line);
         let sent = match &state.socket {
-            Some(socket) => send(socket, JOURNAL, &self.native(&line))
-                .or_else(|error| if is_absent(error) { send(socket, SYSLOG, &self.syslog(&line)) } else { Err(error) }),
+            Some(socket) => send(socket, &self.journal, &self.native(&line))
+                .or_else(|error| unless_full(error, || send(socket, &self.syslog, &self.syslog_line(&line)))),
             None => Err(Errno::NOENT),
         };
-        let kept = sent.or_else(|error| if is_absent(error) { self.append(&line) } else { Err(error) });
-        if kept.is_err() {
-            // There is nobody to tell.
-            self.holdings.unlogged(1);
-        }
+        sent.or_else(|error| unless_full(error, || self.append(&line))).is_ok()
     }
 
     /// As in <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>; no value has a newline.
@@ -179,7 +190,7 @@ impl Log {
     }
 
     /// As syslog(3) of the C library writes it, without the time, which the receiver adds.
-    fn syslog(&self, line: &str) -> String {
+    fn syslog_line(&self, line: &str) -> String {
         let (priority, pid, container) = (DAEMON | WARNING, std::process::id(), &self.container);
         format!("<{priority}>{IDENTIFIER}[{pid}]: container {container}: {line}")
     }
@@ -200,13 +211,13 @@ impl Log {
 }
 
 /// Sends a datagram if that is possible at once.
-fn send(socket: &OwnedFd, path: &str, datagram: &str) -> Result<(), Errno> {
+fn send(socket: &OwnedFd, path: &Path, datagram: &str) -> Result<(), Errno> {
     sendto(socket, datagram.as_bytes(), FLAGS, &SocketAddrUnix::new(path)?).map(drop)
 }
 
-/// Whether nobody listens there. One whose queue is full is somebody.
-fn is_absent(error: Errno) -> bool {
-    error != Errno::AGAIN && error != Errno::NOBUFS
+/// Another way, unless this one failed because a queue is full: then there is somebody, who is told too much.
+fn unless_full(error: Errno, otherwise: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    if error == Errno::AGAIN || error == Errno::NOBUFS { Err(error) } else { otherwise() }
 }
 
 /// `text` on one line.
@@ -219,6 +230,7 @@ mod tests {
     use super::*;
     use crate::stats::Counters;
     use crate::voice::{self, Voice};
+    use std::os::unix::net::UnixDatagram;
 
     fn log(directory: &Path) -> (Voice, Log) {
         let holdings = Counters::private().unwrap().holdings;
@@ -247,7 +259,7 @@ mod tests {
             native,
             "MESSAGE=a\u{fffd}b\u{fffd}\nPRIORITY=4\nSYSLOG_IDENTIFIER=ringfence-proxy\nCONTAINER_ID=c1\u{fffd}PRIORITY=0\n"
         );
-        assert!(log.syslog("x").starts_with("<28>ringfence-proxy["));
+        assert!(log.syslog_line("x").starts_with("<28>ringfence-proxy["));
     }
 
     #[test]
@@ -265,20 +277,82 @@ mod tests {
         assert_eq!(log.append("x").unwrap_err(), Errno::LOOP);
     }
 
+    /// A log whose ways are in `directory`, and the proxy's end.
+    fn opened(directory: &Path) -> (Voice, Log) {
+        let (voice, mut log) = log(directory);
+        (log.journal, log.syslog) = (directory.join("journal"), directory.join("syslog"));
+        log.open().unwrap();
+        (voice, log)
+    }
+
+    fn received(socket: &UnixDatagram) -> Option<String> {
+        let mut buffer = [0; 1024];
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    fn listen(path: &Path) -> UnixDatagram {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    }
+
+    #[test]
+    fn the_first_that_listens_gets_a_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let (voice, log) = opened(directory.path());
+        let file = || std::fs::read_to_string(directory.path().join(FILE)).unwrap_or_default();
+        voice.say("to the file");
+        log.hear();
+        assert!(file().contains("\"message\":\"to the file\""), "{}", file());
+        let syslog = listen(&directory.path().join("syslog"));
+        voice.say("to syslog");
+        log.hear();
+        assert!(received(&syslog).unwrap().ends_with(": to syslog"));
+        let journal = listen(&directory.path().join("journal"));
+        voice.say("to the journal");
+        log.hear();
+        assert!(received(&journal).unwrap().starts_with("MESSAGE=to the journal\n"));
+        assert_eq!((received(&syslog), file().lines().count()), (None, 1));
+        // One that went away is nobody.
+        drop((journal, syslog));
+        log.note("to the file again");
+        assert_eq!(file().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_flood_is_a_burst_and_its_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let (voice, log) = opened(directory.path());
+        let journal = listen(&directory.path().join("journal"));
+        let mut lines = Vec::new();
+        for _ in 0..100 {
+            (0..10).for_each(|_| voice.say("again"));
+            log.hear();
+            lines.extend(std::iter::from_fn(|| received(&journal)));
+        }
+        assert!(lines.len() >= BURST as usize && lines.len() < 2 * BURST as usize, "{}", lines.len());
+        let suppressed = log.state().rate.suppressed;
+        assert!(suppressed > 900, "{suppressed}");
+        log.state().rate.earned -= EVERY;
+        log.hear();
+        assert!(received(&journal).unwrap().starts_with(&format!("MESSAGE={suppressed} lines were not logged\n")));
+        log.hear();
+        assert_eq!(received(&journal), None);
+    }
+
     #[test]
     fn a_log_that_nobody_reads_is_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let (_voice, log) = log(directory.path());
-        log.open().unwrap();
+        let (_voice, log) = opened(directory.path());
+        let reader = listen(&log.journal);
         let state = log.state();
-        let socket = state.socket.as_ref().unwrap();
-        let path = path.to_str().unwrap();
-        assert!(is_absent(send(socket, path, "x").unwrap_err()));
-        let reader = std::os::unix::net::UnixDatagram::bind(path).unwrap();
-        let full = (0..100_000).find_map(|_| send(socket, path, "x").err()).unwrap();
-        assert!(!is_absent(full), "{full}");
+        let full = (0..100_000).find_map(|_| send(state.socket.as_ref().unwrap(), &log.journal, "x").err());
+        assert_eq!(full, Some(Errno::AGAIN));
+        assert!(!log.put(&state, "one more"));
+        assert!(!directory.path().join(FILE).exists(), "a flood must not go on to the next log");
         drop(reader);
-        assert!(is_absent(send(socket, path, "x").unwrap_err()));
+        assert!(log.put(&state, "and another"));
+        assert!(directory.path().join(FILE).exists());
     }
 }

@@ -194,10 +194,7 @@ mod tests {
         broken.counted = Err("its\ncounters".into());
         let shown = overview(&[before], &[after, broken]);
         let lines: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(
-            lines[1],
-            ["c1", "1Gbit/10Gbit", "0bit/-", "0bit", "1k/-", "0", "25%", "0", "2/256", "4KiB/16GiB"]
-        );
+        assert_eq!(lines[1], ["c1", "1Gbit/10Gbit", "0bit/-", "0bit", "1k/-", "0", "25%", "0", "2/256", "4KiB/16GiB"]);
         assert_eq!(lines[2][..2], ["c2", "-"]);
         assert_eq!(lines[3].join(" "), "warning: c2: its\u{fffd}counters");
     }

@@ -89,7 +89,9 @@ fn completions_and_pages_know_every_subcommand() {
     for subcommand in subcommands {
         assert!(pages.join(format!("ringfence-{subcommand}.1")).exists(), "{subcommand}");
     }
-    for page in ["ringfence.1", "ringfence-hook.8", "ringfence.toml.5", "ringfence-annotations.7", "ringfence-counters.7"] {
+    for page in
+        ["ringfence.1", "ringfence-hook.8", "ringfence.toml.5", "ringfence-annotations.7", "ringfence-counters.7"]
+    {
         assert!(std::fs::read_to_string(pages.join(page)).unwrap().contains(".SH"), "{page}");
     }
 }
