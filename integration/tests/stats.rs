@@ -7,14 +7,12 @@ use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
 use ringfence_launch::counters::{FILE, Page, QUOTAS, STATUSES, Work};
-use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::Trial;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// More than anything here takes by far.
@@ -99,7 +97,8 @@ fn work(program: &Path, two: bool) -> Result<()> {
         let operations: u64 = expected.iter().map(|work| work.operations).sum();
         ensure!(near.delays.iter().sum::<u64>() == operations, "{:?} for {operations} requests", near.delays);
         ensure!(near.failed() + far.failed() == 0, "{:?} {:?}", near.errors, far.errors);
-        ensure!((near.throttled_ns, near.completions_lost, near.timeouts) == (0, 0, 0), "{near:?}");
+        // Where nobody runs for a while there may be timeouts, whose requests count once all the same.
+        ensure!((near.throttled_ns, near.completions_lost) == (0, 0), "{near:?}");
         if two {
             ensure!(far.sent.iter().chain(&near.received).all(|work| *work == Work::default()), "the other way");
             for page in [near, far] {
@@ -225,28 +224,14 @@ impl Drop for Run {
     }
 }
 
-/// Something with a port, which connects to a proxy and says what no proxy says.
-struct Babbler {
-    _taken: Taken,
-    victim: PathBuf,
-}
-
-impl Babbler {
-    fn new(node: &Node) -> Result<Self> {
-        let taken = Taken::take(node.dir(), "soft0", 0x0200_0000_0000_0009, MAX_PORTS).context("cannot take a port")?;
-        let victim = taken.port.socket_of(1);
-        Ok(Self { _taken: taken, victim })
-    }
-
-    /// One fault of a neighbour's.
-    fn babble(&self) -> Result<()> {
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        connect(&socket, &SocketAddrUnix::new(&self.victim)?)?;
-        // It may have been turned away already.
-        let _ = rustix::net::send(&socket, b"{\"nonsense\":1}", rustix::net::SendFlags::NOSIGNAL);
-        let _ = rustix::net::recv(&socket, &mut [0; 16], rustix::net::RecvFlags::empty());
-        Ok(())
-    }
+/// So many faults of neighbours of the first proxy of `node`, each by another process: of one that breaks the protocol nothing
+/// more is taken.
+fn babble(node: &Node, count: usize) -> Result<()> {
+    let program = client::compile("babble", &["check.c"])?;
+    let socket = node.dir().join("fabric/soft0/sockets/1");
+    let mut command = Command::new(program);
+    command.arg(socket).arg(count.to_string());
+    Running::start(command)?.wait(LIMIT)?.success().map(drop)
 }
 
 fn flood() -> Result<()> {
@@ -254,30 +239,27 @@ fn flood() -> Result<()> {
     let node = Node::new(None)?;
     let proxy = node.proxy(Limits::default())?;
     let container = proxy.dir().file_name().context("a name")?.to_string_lossy().into_owned();
-    let babbler = Babbler::new(&node)?;
-    babbler.babble()?;
+    let began = Instant::now();
+    babble(&node, 1)?;
     let line = run.await_line("another proxy ends")?;
     for field in ["PRIORITY=4", "SYSLOG_IDENTIFIER=ringfence-proxy", &format!("CONTAINER_ID={container}")] {
         ensure!(line.lines().any(|found| found == field), "{field} is not in {line}");
     }
-    let (began, mut faults, mut lines) = (Instant::now(), 1, 1);
-    while began.elapsed() < Duration::from_secs(5) {
-        babbler.babble()?;
-        faults += 1;
-        while let Some(line) = (faults % 50 == 0).then(|| run.line()).flatten() {
-            lines += usize::from(line.contains("MESSAGE="));
-        }
+    let (mut faults, mut lines) = (1, 1);
+    // Also where hundreds of processes take a while, these are more than may be logged.
+    while page(&proxy)?.lines_unlogged < 100 {
+        ensure!(began.elapsed() < LIMIT, "{faults} faults, of which all are logged");
+        babble(&node, 20)?;
+        faults += 20;
+        lines += std::iter::from_fn(|| run.line()).count();
     }
-    let elapsed = began.elapsed();
-    ensure!(faults > 100, "only {faults} faults");
     wait_until("word of what was not logged", LIMIT, || {
         run.line().inspect(|_| lines += 1).is_some_and(|line| line.contains("not logged"))
     })?;
-    let most = 20 + began.elapsed().as_secs() as usize / 3 + 2;
-    ensure!(lines <= most, "{lines} lines of {faults} faults in {elapsed:?}");
-    wait_until("the count of lines", LIMIT, || page(&proxy).is_ok_and(|page| page.lines >= 100))?;
+    let most = 20 + began.elapsed().as_secs() / 3 + 1;
+    ensure!(lines as u64 <= most, "{lines} lines of {faults} faults in {:?}", began.elapsed());
     let page = page(&proxy)?;
-    ensure!(page.lines <= faults && page.lines_unlogged > 0 && page.lines_unlogged < page.lines, "{page:?}");
+    ensure!(page.lines == faults && page.lines_unlogged < page.lines, "{} {}", page.lines, page.lines_unlogged);
     Ok(())
 }
 
@@ -307,7 +289,7 @@ fn without_journal() -> Result<()> {
     let proxy = node.proxy(Limits::default())?;
     let path = node.dir().join("proxies.jsonl");
     ensure!(!path.exists(), "nothing has been said yet");
-    Babbler::new(&node)?.babble()?;
+    babble(&node, 1)?;
     wait_until("the file", LIMIT, || std::fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n')))?;
     let entry: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
     let name = proxy.dir().file_name().context("a name")?.to_string_lossy().into_owned();
