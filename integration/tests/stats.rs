@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// More than anything here takes by far.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A test with a program that drives both sides, in one container or in two.
+type Counted = fn(&Path, bool) -> Result<()>;
+
 fn main() -> ExitCode {
     let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
     suite::main("ringfence-stats", &needs, trials)
@@ -28,8 +31,7 @@ fn trials() -> Result<Vec<Trial>> {
     let mut trials = Vec::new();
     for two in [false, true] {
         let sides = if two { "two" } else { "one" };
-        let tests: [(&str, fn(&Path, bool) -> Result<()>); 2] = [("work", work), ("faults", faults)];
-        for (name, run) in tests {
+        for (name, run) in [("work", work as Counted), ("faults", faults)] {
             let program = program.clone();
             trials.push(test(format!("{name}_is_counted_exactly::{sides}"), move || run(&program, two)));
         }

@@ -91,12 +91,17 @@ impl Tally {
         add_work(&self.page.received, opcode, whole.into(), bytes.into());
     }
 
-    /// Requests of the container's to itself were carried out at once.
+    /// Requests of the container's went and were carried out at once, whole.
     #[inline(always)]
-    pub fn moved(&self, opcode: Opcode, operations: u64, bytes: u64) {
+    pub fn sent_at_once(&self, opcode: Opcode, operations: u64, bytes: u64) {
         add_work(&self.page.sent, opcode, operations, bytes);
-        add_work(&self.page.received, opcode, operations, bytes);
         add(&self.page.delays[0], operations);
+    }
+
+    /// Whole requests of somebody's were carried out.
+    #[inline(always)]
+    pub fn received_whole(&self, opcode: Opcode, operations: u64, bytes: u64) {
+        add_work(&self.page.received, opcode, operations, bytes);
     }
 
     /// A request went, after it had been held back for so long.
@@ -218,7 +223,8 @@ mod tests {
         tally.sent(Opcode::SEND, 100, false);
         tally.sent(Opcode::SEND, 50, true);
         tally.received(Opcode::RDMA_READ, 7, true);
-        tally.moved(Opcode::RDMA_WRITE, 32, 256);
+        tally.sent_at_once(Opcode::RDMA_WRITE, 32, 256);
+        tally.received_whole(Opcode::RDMA_WRITE, 32, 256);
         tally.completed(WcStatus::SUCCESS);
         tally.completed(WcStatus::REM_ACCESS_ERR);
         tally.completed(WcStatus(255));

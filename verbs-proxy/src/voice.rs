@@ -218,6 +218,19 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_is_a_line_that_says_where() {
+        let (voice, mut ear) = ends();
+        let others = std::panic::take_hook();
+        Arc::new(voice).report_panics();
+        std::thread::spawn(|| panic!("on purpose")).join().unwrap_err();
+        std::panic::set_hook(others);
+        // Tests beside this one may panic on purpose, too.
+        let lines: Vec<String> = heard(&mut ear).into_iter().filter_map(|(line, _)| line).collect();
+        let found = lines.iter().any(|line| line.contains("on purpose") && line.contains("voice.rs"));
+        assert!(found && lines.iter().all(|line| line.starts_with("a bug: ")), "{lines:?}");
+    }
+
+    #[test]
     fn who_waits_is_woken() {
         let (voice, mut ear) = ends();
         let listener = std::thread::spawn(move || {

@@ -140,7 +140,8 @@ impl Plane {
         }
         shaping.spend(paid, Ops(count as u64));
         if count > 0 {
-            tally.moved(Opcode::RDMA_WRITE, count as u64, moved.into());
+            tally.sent_at_once(Opcode::RDMA_WRITE, count as u64, moved.into());
+            tally.received_whole(Opcode::RDMA_WRITE, count as u64, moved.into());
         }
         qp.sequence = qp.sequence.wrapping_add(count as u32);
         other.responder.sequence = qp.sequence;
