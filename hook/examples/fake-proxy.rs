@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 // UNSAFETY: takes ownership of the descriptors that the hook promises.
 
-use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
+use ringfence_launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use std::io::Write;

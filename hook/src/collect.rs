@@ -10,7 +10,7 @@ use crate::record::{Record, Records};
 use crate::session;
 use crate::stop;
 use crate::trust::{self, Program};
-use ringfence_proxy::launch::Launch;
+use ringfence_launch::Launch;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io;

@@ -227,7 +227,7 @@ impl Default for Proxy {
         Self {
             path: "/usr/libexec/ringfence/ringfence-proxy".into(),
             ready_timeout_ms: 5000,
-            spin_us: ringfence_proxy::launch::Worker::default().spin_us,
+            spin_us: ringfence_launch::Worker::default().spin_us,
             uids: None,
             cgroup: Cgroup::default(),
             memory_max: None,

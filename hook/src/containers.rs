@@ -6,7 +6,8 @@ use crate::process::Process;
 use crate::record::{Record, Records};
 use crate::session;
 use crate::trust;
-use ringfence_proxy::launch::Limits;
+use ringfence_launch::Limits;
+use ringfence_launch::counters::Page;
 use serde::Serialize;
 use std::io;
 use std::path::PathBuf;
@@ -82,6 +83,22 @@ pub fn containers(config: &Config) -> Result<Vec<Container>, Failure> {
         Err(error) => Some(unreadable(id, &error)),
     });
     Ok(found.collect())
+}
+
+/// What the proxy of a container has counted. Nothing in it is to be believed: a proxy that was taken over writes what it likes.
+///
+/// # Errors
+/// One line that says why there is nothing.
+pub fn counters(config: &Config, container: &Container) -> Result<Page, String> {
+    match (&container.init, &container.proxy) {
+        (None, _) => return Err("its record cannot be read, see ringfence list".into()),
+        (Some(_), None) => return Err("it has no proxy: in mode passthrough nobody counts".into()),
+        _ => {}
+    }
+    session::read_counters(&config.run_dir, &container.id).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "there are no counters: its proxy has ended, or is of an earlier version".into(),
+        _ => format!("its counters are of no use: {error}"),
+    })
 }
 
 fn describe(config: &Config, record: Record) -> Container {

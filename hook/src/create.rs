@@ -21,7 +21,7 @@ use crate::sysfs::Tree;
 use crate::trust::{self, Program};
 use crate::uids;
 use crate::userfaultfd;
-use ringfence_proxy::launch::{DeviceKind, Launch, Limits, Worker};
+use ringfence_launch::{DeviceKind, Launch, Limits, Worker};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -229,11 +229,7 @@ impl Making<'_> {
             run_dir: self.config.run_dir.clone(),
             container_dir: session.path().to_owned(),
             uids,
-            device: ringfence_proxy::launch::Device {
-                name: device.name.clone(),
-                kind: DeviceKind::Soft,
-                link: device.link,
-            },
+            device: ringfence_launch::Device { name: device.name.clone(), kind: DeviceKind::Soft, link: device.link },
             limits,
             worker: Worker { spin_us: self.config.proxy.spin_us },
             sysfs: self.config.inject.sysfs,

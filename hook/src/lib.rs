@@ -44,7 +44,7 @@ mod systemd;
 mod trust;
 
 pub use collect::{Collected, Left, Removed, collect};
-pub use containers::{Container, Memory, Status, containers};
+pub use containers::{Container, Memory, Status, containers, counters};
 pub use create::create;
 pub use failure::{Code, Failure};
 pub use input::Input;

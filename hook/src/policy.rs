@@ -9,7 +9,7 @@ mod tests;
 use crate::annotations::{Choice, DEFAULT_POLICY, Mode, PREFIX, Request, shorten};
 use crate::config::{Config, Device, Kind};
 use crate::identity::Namespace;
-use ringfence_proxy::launch::{Class, Limits};
+use ringfence_launch::{Class, Limits};
 use settings::source;
 use tables::Effective;
 

@@ -6,7 +6,7 @@ use crate::placement::Entrances;
 use crate::process::{self, Process, timespec};
 use crate::sys::{self, Forked};
 use crate::trust::{self, Program};
-use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS};
+use ringfence_launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, WaitOptions};

@@ -3,6 +3,7 @@
 //! ```text
 //! <id>/                  0700
 //!   launch.json          for the proxy
+//!   counters             0600, the proxy makes it and counts there
 //!   userfaultfd          0666, bound to the container's /dev
 //!   mount/               0755, what the container sees at /dev/ringfence
 //!     verbs.sock         0666, the proxy listens here
@@ -16,7 +17,8 @@
 use crate::failure::{Code, During, Failure};
 use crate::preload_file;
 use crate::trust;
-use ringfence_proxy::launch::Launch;
+use ringfence_launch::Launch;
+use ringfence_launch::counters;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::File;
@@ -164,9 +166,19 @@ pub fn containers(run_dir: &Path) -> io::Result<Vec<String>> {
 
 /// The orders that the proxy of `container` was started with, if only we can have written them.
 pub fn read_launch(run_dir: &Path, container: &str) -> io::Result<Launch> {
+    Ok(serde_json::from_slice(&read(run_dir, container, LAUNCH)?)?)
+}
+
+/// What the proxy of `container` has counted, in a file that only we, or a proxy while it was us, can have made.
+pub fn read_counters(run_dir: &Path, container: &str) -> io::Result<counters::Page> {
+    let bytes = read(run_dir, container, counters::FILE)?;
+    counters::Page::read(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn read(run_dir: &Path, container: &str, name: &str) -> io::Result<Vec<u8>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::open(directory(run_dir, container), flags, Mode::empty())?;
-    Ok(serde_json::from_slice(&trust::read(&directory, LAUNCH)?)?)
+    trust::read(&directory, name)
 }
 
 /// Where these orders are.

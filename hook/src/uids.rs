@@ -1,7 +1,7 @@
 //! The user ids that proxies run under: one each, which nobody else on the node has.
 
 use crate::failure::{Code, Failure};
-use ringfence_proxy::launch::Uids;
+use ringfence_launch::Uids;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::io;

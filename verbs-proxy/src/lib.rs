@@ -7,7 +7,6 @@ pub mod control;
 pub mod datagram;
 pub mod fabric;
 pub mod guarded;
-pub mod launch;
 pub mod memory;
 pub mod pacing;
 pub mod plane;
@@ -15,6 +14,10 @@ pub mod rdma_cgroup;
 pub mod sandbox;
 pub mod shared;
 pub mod state;
+pub mod stats;
 pub mod sysfs;
+pub mod voice;
 pub mod warden;
 pub mod worker;
+
+pub use ringfence_launch as launch;

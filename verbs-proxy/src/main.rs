@@ -8,7 +8,6 @@ use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::control::adopted::AdoptedFiles;
 use ringfence_proxy::control::device::SoftDevice;
-use ringfence_proxy::control::links::Complaints;
 use ringfence_proxy::control::node::{self, Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
@@ -25,8 +24,10 @@ use ringfence_proxy::plane::bell::Bell;
 use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Holes, Mapping, SealedFile};
+use ringfence_proxy::stats::Counters;
 use ringfence_proxy::sysfs::Shown;
-use ringfence_proxy::warden::{Directory, Duties, Warden};
+use ringfence_proxy::voice::{self, Voice};
+use ringfence_proxy::warden::{Directory, Duties, Log, Warden};
 use ringfence_proxy::worker::{Worker, now};
 use ringfence_sched::BitRate;
 use rustix::fd::{FromRawFd, OwnedFd};
@@ -90,19 +91,27 @@ fn run(path: &Path) -> Result<()> {
     let netns = inherited(FD_NETNS, "network namespace")?;
     let started = start(path, listener, init, netns);
     let line = match &started {
-        Ok(_) => "ready\n".to_owned(),
+        Ok((_, voice)) => {
+            voice.serve(true);
+            "ready\n".to_owned()
+        }
         Err(error) => format!("{error:#}\n"),
     };
     // If the hook is gone, its container is too, or will be; the pidfd tells.
     let _ = rustix::io::write(&ready, line.as_bytes());
     drop(ready);
-    let end = started?.run().context("waiting for events");
+    let (mut server, voice) = started?;
+    let end = server.run().context("waiting for events");
     // Nothing is closed by us: what the container or a neighbour sent may take its time to close, and a process that ends
     // does not wait for it. The warden clears up.
     match end {
-        Ok(End::Container | End::Signal) => leave(0),
+        Ok(End::Container | End::Signal) => {
+            voice.serve(false);
+            leave(0)
+        }
+        // Nobody is left to log it.
         Ok(End::Warden) => eprintln!("ringfence-proxy: the warden has ended"),
-        Err(error) => eprintln!("ringfence-proxy: {error:#}"),
+        Err(error) => voice.say(&format!("{error:#}")),
     }
     leave(1)
 }
@@ -112,7 +121,7 @@ fn leave(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Result<Server> {
+fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Result<(Server, Arc<Voice>)> {
     let launch = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let launch: Launch = serde_json::from_slice(&launch)
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
@@ -136,6 +145,10 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
             Some((WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
         }
     };
+    let Counters { tally, holdings } = Counters::create(&launch.container_dir)
+        .with_context(|| format!("cannot make the counters in {}", launch.container_dir.display()))?;
+    let (voice, ear) = voice::pair(Arc::clone(&holdings)).context("cannot make memory to speak to the warden")?;
+    let voice = Arc::new(voice);
     // While there still is a /proc to ask.
     let budget = Budget::of_this_process();
     let warden = Warden::start(Duties {
@@ -146,13 +159,15 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
             .with_context(|| format!("no directory {}", launch.container_dir.display()))?,
         proxy: rustix::process::getpid(),
         proxy_uid: id.unwrap_or(rustix::process::geteuid().as_raw()),
+        log: Arc::new(Log::new(&launch.container, &launch.run_dir, Arc::clone(&holdings), ear)),
     })
     .context("cannot start the warden")?;
+    voice.report_panics();
     addresses::join(&netns).context("cannot join the container's network namespace")?;
     drop(netns);
     let limits = &launch.limits;
     let device = SoftDevice::new(&launch.device, guid, limits);
-    let quota = Quota::new(limits);
+    let quota = Quota::new(limits, holdings);
     let shown = match tree {
         Some(tree) => Some(show(&tree, &mut taken.port, &device, &quota).context("cannot write what /sys shows")?),
         None => None,
@@ -169,7 +184,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let bells = Arc::new(Mapping::of(&doorbell_file)?);
     let (regions, entrance) = RegionTable::new(bells.headers(KEYS_OFFSET, places as usize));
     let shaping = Shaping::new(&policy, link, now());
-    let plane = Plane::new(bells.header(0), regions, shaping);
+    let plane = Plane::new(bells.header(0), regions, shaping, tally);
     // Threads are made before the system calls for it are forbidden.
     let closers = Closers {
         container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
@@ -194,18 +209,22 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         gids_fresh_until: 0,
         shown,
         neighbours: Neighbours::new(budget),
-        complaints: Complaints::default(),
+        voice: Arc::clone(&voice),
         shares: HashMap::new(),
         adopted: AdoptedFiles::default(),
         // Where there is none, the container's own memory files cannot be registered, and everything else can.
-        holes: Holes::new().inspect_err(|error| eprintln!("ringfence-proxy: no userfaultfd: {error}")).ok(),
+        holes: Holes::new()
+            .inspect_err(|error| {
+                voice.say(&format!("no userfaultfd ({error}): memory that is shared already cannot be registered"));
+            })
+            .ok(),
         last_pd: 0,
         last_share: 0,
         closers,
     };
     node.warden.await_up().context("the warden did not come up")?;
     sandbox::filter::confine_proxy().context("cannot confine the proxy to its system calls")?;
-    Ok(Server::new(node, listener, taken.listener, init, signals))
+    Ok((Server::new(node, listener, taken.listener, init, signals), voice))
 }
 
 /// Fills the file system with the root `tree`, and keeps what it takes to bring it up to date.

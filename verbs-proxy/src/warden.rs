@@ -9,9 +9,10 @@
 //! - An immutable file cannot be emptied, so the warden does that, too.
 //! - When the proxy has ended, however that came about, its directory, its socket and its LID are given back. And when the
 //!   container has ended, the proxy has to, even one that was taken over.
+//! - What the proxy has to say is logged, a bounded number of lines: [`crate::voice`].
 //!
 //! The warden believes nothing: what is no memory file of its own proxy ends both. The container holds those files as well and
-//! can keep their locks, so each of the two services has a thread of its own, and the proxy waits for neither for long.
+//! can keep their locks, so each of the two services has a thread of its own, and the proxy waits for neither for long. So has the log.
 //!
 //! ```text
 //! hook ── starts ──► proxy (root) ── forks ──► warden (root; few capabilities, few system calls)
@@ -24,6 +25,7 @@
 #![allow(unsafe_code)]
 
 mod duty;
+mod log;
 mod service;
 
 use crate::datagram;
@@ -35,6 +37,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use duty::{Directory, Duties};
+pub use log::Log;
 
 /// What the proxy says, with a memory file: please.
 const REQUEST: &[u8] = b"file";

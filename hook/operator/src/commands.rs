@@ -10,6 +10,7 @@ mod gc;
 mod info;
 mod list;
 mod man;
+mod stats;
 mod unconfigure;
 mod version;
 
@@ -32,6 +33,7 @@ enum Command {
     Doctor(doctor::Args),
     Explain(explain::Args),
     List(list::Args),
+    Stats(stats::Args),
     Info(info::Args),
     Gc(gc::Args),
     Cdi(cdi::Args),
@@ -51,6 +53,7 @@ impl Cli {
             Command::Doctor(args) => args.run(),
             Command::Explain(args) => args.run(),
             Command::List(args) => args.run(),
+            Command::Stats(args) => args.run(),
             Command::Info(args) => args.run(),
             Command::Gc(args) => args.run(),
             Command::Cdi(args) => args.run(),

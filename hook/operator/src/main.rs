@@ -6,6 +6,7 @@ mod doctor;
 mod engines;
 mod explanation;
 mod output;
+mod rates;
 
 use clap::Parser;
 use std::process::ExitCode;

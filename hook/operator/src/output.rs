@@ -6,10 +6,15 @@ use std::io::{ErrorKind, Write};
 
 /// Writes `text` to standard output. Who reads it may stop reading.
 pub fn print(text: &str) -> Result<()> {
+    stream(text).map(drop)
+}
+
+/// The same for who writes again and again. False if nobody reads any more.
+pub fn stream(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("standard output"),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        result => result.context("standard output").map(|()| true),
     }
 }
 

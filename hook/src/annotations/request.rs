@@ -3,7 +3,7 @@
 use super::scope::Entry;
 use super::{Error, malformed};
 use crate::units;
-use ringfence_proxy::launch::Class;
+use ringfence_launch::Class;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::units;
 use proptest::prelude::*;
-use ringfence_proxy::launch::Class;
+use ringfence_launch::Class;
 
 const NAME: &str = "io.kubernetes.cri.container-name";
 

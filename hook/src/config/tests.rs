@@ -1,7 +1,7 @@
 use super::*;
 use crate::annotations::Mode;
 use proptest::prelude::*;
-use ringfence_proxy::launch::Class;
+use ringfence_launch::Class;
 
 #[test]
 fn an_empty_file_is_the_default() {

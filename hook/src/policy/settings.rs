@@ -4,7 +4,7 @@ use super::tables::{Bounds, Defaults, Effective, Given, show_count};
 use super::{Refusal, class_name, names};
 use crate::annotations::{PREFIX, Request};
 use crate::units::{show_ops, show_rate, show_size};
-use ringfence_proxy::launch::{Class, Limits};
+use ringfence_launch::{Class, Limits};
 use std::fmt;
 
 /// Where a value comes from.

@@ -6,7 +6,7 @@ use crate::config::{
     optional_ops, optional_rate, optional_size, show_optional_ops, show_optional_rate, show_optional_size,
 };
 use crate::units::{show_ops, show_rate, show_size};
-use ringfence_proxy::launch::Class;
+use ringfence_launch::Class;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Display;

@@ -46,8 +46,11 @@ impl Leftovers {
         let run_dir = node.path("/run/ringfence");
         walk(&run_dir, &mut |path| {
             let relative = path.strip_prefix(&run_dir).unwrap_or(path);
-            // What `ringfence doctor` tells of later, and the tables of all ports; of bounded size.
-            if ["failures.jsonl", "fabric/gids", "fabric/identities"].iter().any(|kept| relative == Path::new(kept)) {
+            // What `ringfence doctor` tells of later, what proxies said, and the tables of all ports; of bounded size.
+            if ["failures.jsonl", "proxies.jsonl", "fabric/gids", "fabric/identities"]
+                .iter()
+                .any(|kept| relative == Path::new(kept))
+            {
                 return;
             }
             let is_containers = relative.starts_with("containers") && relative.components().count() == 2;

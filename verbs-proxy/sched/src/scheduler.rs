@@ -186,6 +186,12 @@ impl Scheduler {
         }
     }
 
+    /// Whether the clock was read for this turn, or need not be for anything that is held back.
+    #[must_use]
+    pub fn knows_time(&self) -> bool {
+        self.is_open() || self.fresh
+    }
+
     /// A turn of the worker begins. If `now` is no later than in the last one the clock may not have been read, and nothing
     /// is earned.
     #[inline]

@@ -114,6 +114,7 @@ impl AdoptedFiles {
 mod tests {
     use super::*;
     use crate::launch::Limits;
+    use crate::stats::Counters;
     use rustix::fs::{MemfdFlags, memfd_create};
     use rustix::io::dup;
     use std::time::Duration;
@@ -129,7 +130,8 @@ mod tests {
 
     #[test]
     fn one_file_has_one_descriptor_however_often_it_is_adopted() {
-        let (quota, closer) = (Quota::new(&limits(1)), Closer::start("a", 1).unwrap());
+        let (quota, closer) =
+            (Quota::new(&limits(1), Counters::private().unwrap().holdings), Closer::start("a", 1).unwrap());
         let mut files = AdoptedFiles::default();
         let memory = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
         let kept: Vec<_> = (0..100).map(|_| files.adopt(dup(&memory).unwrap(), &quota, &closer).unwrap()).collect();
@@ -153,7 +155,8 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_closed_elsewhere() {
-        let (quota, closer) = (Quota::new(&limits(1)), Closer::start("a", 1).unwrap());
+        let (quota, closer) =
+            (Quota::new(&limits(1), Counters::private().unwrap().holdings), Closer::start("a", 1).unwrap());
         let (read, write) = rustix::pipe::pipe().unwrap();
         let refused = AdoptedFiles::default().adopt(write, &quota, &closer).unwrap_err();
         assert_eq!(refused, Errno::INVAL);

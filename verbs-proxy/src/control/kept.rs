@@ -70,10 +70,11 @@ impl Node {
 mod tests {
     use super::*;
     use crate::launch::Limits;
+    use crate::stats::Counters;
 
     #[test]
     fn every_connection_may_keep_something_and_all_together_no_more_than_there_is_room_for() {
-        let quota = Quota::new(&Limits::default());
+        let quota = Quota::new(&Limits::default(), Counters::private().unwrap().holdings);
         let all: Vec<Allowance> = std::iter::from_fn(|| Allowance::of(&quota).ok()).take(1024).collect();
         assert_eq!(all.len(), 1024);
         let regions = (quota.limit(Resource::Kept) / PART).min(MOST_REGIONS) as u32;

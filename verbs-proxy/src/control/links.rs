@@ -18,32 +18,8 @@ use std::sync::Arc;
 /// Until another try with a proxy that has no room for a connection.
 const RETRY: Nanos = 20_000_000;
 
-/// Between two lines about neighbours: they can cause faults as fast as they like.
-const QUIET: Nanos = 1_000_000_000;
-
 /// Messages of one neighbour before something else has its turn.
 const MOST_MESSAGES: usize = 16;
-
-/// Says what is wrong with neighbours, now and then.
-#[derive(Debug, Default)]
-pub struct Complaints {
-    quiet_until: Nanos,
-    unsaid: u32,
-}
-
-impl Complaints {
-    fn say(&mut self, now: Nanos, what: impl FnOnce() -> String) {
-        if now < self.quiet_until {
-            self.unsaid = self.unsaid.saturating_add(1);
-            return;
-        }
-        self.quiet_until = now + QUIET;
-        match std::mem::take(&mut self.unsaid) {
-            0 => eprintln!("ringfence-proxy: {}", what()),
-            unsaid => eprintln!("ringfence-proxy: {} ({unsaid} others were not reported)", what()),
-        }
-    }
-}
 
 impl Node {
     fn with_means<R>(&mut self, position: usize, run: impl FnOnce(&mut Neighbour, Means<'_>) -> R) -> R {
@@ -78,7 +54,7 @@ impl Node {
                     self.neighbours.due.push((lid, now() + RETRY));
                 }
             }
-            Err(error) => self.complaints.say(now(), || format!("cannot make a link to port {lid}: {error}")),
+            Err(error) => self.voice.say(&format!("cannot make a link to port {lid}: {error}")),
         }
     }
 
@@ -113,7 +89,8 @@ impl Node {
                 Some(lid) => format!("link to port {lid} ends"),
                 None => "a connection of another proxy ends".to_owned(),
             };
-            self.complaints.say(now(), || format!("{neighbour}: {fault}"));
+            // As often as the neighbour likes: the warden logs some of them.
+            self.voice.say(&format!("{neighbour}: {fault}"));
         }
         let neighbour = self.neighbours.remove(position, fault);
         if let Some(link) = neighbour.link() {

@@ -2,7 +2,6 @@
 
 use super::adopted::AdoptedFiles;
 use super::device::SoftDevice;
-use super::links::Complaints;
 use super::quota::{Quota, Resource, Taken};
 use crate::closer::Closer;
 use crate::fabric::addresses::{self, Addresses};
@@ -14,6 +13,7 @@ use crate::pacing::Nanos;
 use crate::plane::setup::Destination;
 use crate::shared::Holes;
 use crate::sysfs::{Entry, Shown};
+use crate::voice::Voice;
 use crate::warden::Warden;
 use crate::worker::{Worker, now};
 use ringfence_protocol::control::{AddressVector, GidInfo};
@@ -88,8 +88,8 @@ pub struct Node {
     pub shown: Option<Shown>,
     /// Links to other proxies.
     pub neighbours: Neighbours,
-    /// What is wrong with them.
-    pub complaints: Complaints,
+    /// Where it is said what is wrong.
+    pub voice: Arc<Voice>,
     /// What backs each region, by its name for neighbours.
     pub shares: HashMap<u32, Backing>,
     /// The container's own files that regions are made of.

@@ -2,12 +2,13 @@
 
 use super::kept;
 use crate::launch::Limits;
+use crate::stats::Holdings;
 use rustix::fd::{AsFd, AsRawFd, RawFd};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-/// A countable thing.
+/// A countable thing, by its place in [`ringfence_launch::counters::QUOTAS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// Queue pairs.
@@ -34,7 +35,9 @@ pub enum Resource {
     Kept,
 }
 
-const KINDS: usize = 11;
+const KINDS: usize = ringfence_launch::counters::QUOTAS.len();
+// The last of both.
+const _: () = assert!(Resource::Kept as usize == KINDS - 1);
 
 /// Contexts, protection domains and completion channels of one container: no device limit of this kind is smaller.
 const MAX_OTHER: u64 = 4096;
@@ -56,10 +59,10 @@ const MOST_KEPT: u64 = 2048;
 /// Descriptors that stay free of the container's objects: for what is received, and what waits to be closed.
 const RESERVED_DESCRIPTORS: u64 = 4096;
 
-/// Counters of one container.
+/// Counters of one container. What is held stands where operators read it, which nobody but the proxy writes.
 #[derive(Debug)]
 pub struct Quota {
-    used: Arc<[AtomicU64; KINDS]>,
+    holdings: Arc<Holdings>,
     limits: [u64; KINDS],
     /// Descriptors of objects have lower numbers than the first, those of connections than the second.
     ceilings: [RawFd; 2],
@@ -69,21 +72,21 @@ pub struct Quota {
 #[derive(Debug)]
 #[must_use = "it is given back at once"]
 pub struct Taken {
-    used: Arc<[AtomicU64; KINDS]>,
+    holdings: Arc<Holdings>,
     resource: Resource,
     amount: u64,
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.used[self.resource as usize].fetch_sub(self.amount, Ordering::Relaxed);
+        self.holdings.used(self.resource as usize).fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 
 impl Quota {
     /// Nothing is held yet.
     #[must_use]
-    pub fn new(limits: &Limits) -> Self {
+    pub fn new(limits: &Limits, holdings: Arc<Holdings>) -> Self {
         // Regions are whole pages: each may have one more page than its bytes at either end.
         let pages = limits.max_mr_bytes.saturating_add(u64::from(limits.max_mr) * 2 * crate::shared::PAGE as u64);
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -93,22 +96,24 @@ impl Quota {
         let kept = kept - kept % kept::PART;
         let kept_bytes = (limits.max_mr_bytes / KEPT_SHARE).min(MOST_KEPT_BYTES);
         let below = |reserved: u64| RawFd::try_from(descriptors - reserved).unwrap_or(RawFd::MAX);
+        let limits: [u64; KINDS] = [
+            u64::from(limits.max_qp),
+            u64::from(limits.max_cq),
+            u64::from(limits.max_mr),
+            limits.max_mr_bytes,
+            // Whatever is kept, a registration within the policy finds room for its pages.
+            pages.saturating_add(kept_bytes),
+            u64::from(limits.max_mr) * REGIONS_PER_MR + kept,
+            (limits.max_mr_bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
+            MAX_OTHER,
+            u64::from(limits.max_mr) + kept,
+            kept_bytes,
+            kept,
+        ];
+        limits.iter().enumerate().for_each(|(place, limit)| holdings.show_limit(place, *limit));
         Self {
-            used: Arc::default(),
-            limits: [
-                u64::from(limits.max_qp),
-                u64::from(limits.max_cq),
-                u64::from(limits.max_mr),
-                limits.max_mr_bytes,
-                // Whatever is kept, a registration within the policy finds room for its pages.
-                pages.saturating_add(kept_bytes),
-                u64::from(limits.max_mr) * REGIONS_PER_MR + kept,
-                (limits.max_mr_bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
-                MAX_OTHER,
-                u64::from(limits.max_mr) + kept,
-                kept_bytes,
-                kept,
-            ],
+            holdings,
+            limits,
             ceilings: [
                 below(RESERVED_DESCRIPTORS.min(descriptors / 2)),
                 below((RESERVED_DESCRIPTORS / 2).min(descriptors / 4)),
@@ -118,10 +123,10 @@ impl Quota {
 
     /// Takes `amount`.
     pub fn take(&self, resource: Resource, amount: u64) -> Result<Taken, Errno> {
-        let (used, limit) = (&self.used[resource as usize], self.limits[resource as usize]);
+        let (used, limit) = (self.holdings.used(resource as usize), self.limits[resource as usize]);
         let within = |used: u64| used.checked_add(amount).filter(|used| *used <= limit);
         used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).map_err(|_| Errno::NOMEM)?;
-        Ok(Taken { used: Arc::clone(&self.used), resource, amount })
+        Ok(Taken { holdings: Arc::clone(&self.holdings), resource, amount })
     }
 
     /// Whether an object of the container may keep this descriptor.
@@ -141,7 +146,7 @@ impl Quota {
     /// What is left.
     #[must_use]
     pub fn left(&self, resource: Resource) -> u64 {
-        self.limit(resource).saturating_sub(self.used[resource as usize].load(Ordering::Relaxed))
+        self.limit(resource).saturating_sub(self.holdings.used(resource as usize).load(Ordering::Relaxed))
     }
 
     /// The limit.
@@ -154,10 +159,15 @@ impl Quota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Counters;
+
+    fn quota(limits: &Limits) -> Quota {
+        Quota::new(limits, Counters::private().unwrap().holdings)
+    }
 
     #[test]
     fn a_full_quota_is_enomem_until_something_is_given_back() {
-        let quota = Quota::new(&Limits { max_qp: 2, ..Limits::default() });
+        let quota = quota(&Limits { max_qp: 2, ..Limits::default() });
         let first = quota.take(Resource::Qp, 1).unwrap();
         let _second = quota.take(Resource::Qp, 1).unwrap();
         assert_eq!(quota.take(Resource::Qp, 1).unwrap_err(), Errno::NOMEM);
@@ -168,15 +178,14 @@ mod tests {
 
     #[test]
     fn small_policies_have_usable_queues_and_large_ones_no_more_than_a_share() {
-        let bytes =
-            |max_mr_bytes| Quota::new(&Limits { max_mr_bytes, ..Limits::default() }).limit(Resource::QueueBytes);
+        let bytes = |max_mr_bytes| quota(&Limits { max_mr_bytes, ..Limits::default() }).limit(Resource::QueueBytes);
         assert_eq!(bytes(0), 16 << 20);
         assert_eq!(bytes(1 << 30), 256 << 20);
     }
 
     #[test]
     fn high_descriptors_are_not_for_objects() {
-        let quota = Quota { ceilings: [3, 3], ..Quota::new(&Limits::default()) };
+        let quota = Quota { ceilings: [3, 3], ..quota(&Limits::default()) };
         let (fd, _other) = rustix::pipe::pipe().unwrap();
         assert_eq!(quota.admit(fd).unwrap_err(), Errno::MFILE);
     }

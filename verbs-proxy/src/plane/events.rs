@@ -95,6 +95,7 @@ mod tests {
     use crate::plane::qp::Owner;
     use crate::plane::shaping::Shaping;
     use crate::shared::{Mapping, PAGE, SealedFile};
+    use crate::stats::Counters;
     use ringfence_protocol::layout::{Arm, CqHeader, cq_bytes};
     use rustix::net::{RecvFlags, recv};
 
@@ -102,7 +103,8 @@ mod tests {
     fn events_without_room_come_later_and_in_order() {
         let mapping = |bytes| Arc::new(Mapping::of(&SealedFile::create("test", bytes).unwrap()).unwrap());
         let shaping = Shaping::new(&ringfence_sched::Policy::default(), None, 0);
-        let mut plane = Plane::new(mapping(PAGE).header(0), RegionTable::alone(1).0, shaping);
+        let mut plane =
+            Plane::new(mapping(PAGE).header(0), RegionTable::alone(1).0, shaping, Counters::private().unwrap().tally);
         let (ours, theirs) = event_sockets().unwrap();
         let channel = Arc::new(Channel::new(ours));
         let owner = Owner { connection: 1, context: 1 };

@@ -36,6 +36,12 @@ impl Links {
         self.live == 0
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.live
+    }
+
     /// The link of this name.
     #[inline(always)]
     #[must_use]

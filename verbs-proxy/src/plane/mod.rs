@@ -27,6 +27,7 @@ mod tests;
 use crate::memory::{Piece, RegionTable};
 use crate::pacing::Nanos;
 use crate::shared::Held;
+use crate::stats::Tally;
 use cq::Cq;
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
@@ -98,6 +99,10 @@ pub struct Plane {
     incarnations: u64,
     /// What the policy makes of it.
     pub shaping: Shaping,
+    /// What is counted.
+    pub tally: Tally,
+    /// When queue pairs that wait for rates or share were last counted as waiting; zero if there were none.
+    throttled_at: Nanos,
     /// Queues looked at each turn.
     active: Vec<u32>,
     /// At most one alarm for each queue, its [`Qp::alarm`].
@@ -119,7 +124,7 @@ const IDLE_LOOKS: u32 = 4096;
 impl Plane {
     /// A plane without queues.
     #[must_use]
-    pub fn new(doorbells: Held<Doorbells>, regions: RegionTable, shaping: Shaping) -> Self {
+    pub fn new(doorbells: Held<Doorbells>, regions: RegionTable, shaping: Shaping, tally: Tally) -> Self {
         Self {
             doorbells,
             qps: std::iter::repeat_with(|| None).take(MAX_QUEUES as usize).collect(),
@@ -129,6 +134,8 @@ impl Plane {
             links: Links::default(),
             incarnations: 0,
             shaping,
+            tally,
+            throttled_at: 0,
             active: Vec::new(),
             timers: BTreeSet::new(),
             touched: Vec::new(),
@@ -160,6 +167,9 @@ impl Plane {
         self.doorbells.answer(&mut self.answered);
         let mut worked = false;
         self.shaping.begin(self.now);
+        if self.shaping.any_parked() || self.throttled_at != 0 {
+            self.count_throttled();
+        }
         if self.doorbells.any() {
             worked = true;
             self.answer_bells();
@@ -213,6 +223,16 @@ impl Plane {
             }
         }
         worked
+    }
+
+    /// Whoever waits has the worker know the time in every turn.
+    #[cold]
+    fn count_throttled(&mut self) {
+        let now = if self.shaping.any_parked() { self.now } else { 0 };
+        let since = std::mem::replace(&mut self.throttled_at, now);
+        if since != 0 {
+            self.tally.throttled(self.now.saturating_sub(since));
+        }
     }
 
     #[cold]
@@ -367,8 +387,10 @@ impl Plane {
     /// Ends a link whose other end broke the protocol; the control thread is told, and takes it out.
     fn fail_link(&mut self, id: LinkId, fault: LinkFault) {
         self.notices.push(Notice::Fault { link: id, fault });
+        self.tally.link_failed();
         if let Some(port) = self.links.end(id) {
             self.leave_link(id, port);
+            self.tally.links(self.links.count());
         }
     }
 
@@ -377,6 +399,7 @@ impl Plane {
     pub fn remove_link(&mut self, id: LinkId) -> Option<Box<Link>> {
         let link = self.links.remove(id)?;
         self.leave_link(id, link.port);
+        self.tally.links(self.links.count());
         Some(link)
     }
 
@@ -400,6 +423,7 @@ impl Plane {
     #[inline(always)]
     fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
         let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
+        self.tally.completed(completion.status);
         match entry.cq.push(completion) {
             Ok(()) => {
                 if entry.cq.has_channel() {
@@ -411,6 +435,7 @@ impl Plane {
                 }
             }
             Err(overrun) => {
+                self.tally.completion_lost();
                 if overrun.first {
                     let notice =
                         Notice::Event { owner: entry.owner, event: EventType::CQ_ERR, cookie: entry.cq.cookie };

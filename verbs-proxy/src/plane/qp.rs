@@ -100,9 +100,27 @@ pub struct Wqe {
     pub done: u32,
     /// Acknowledged whole.
     pub done_all: bool,
+    /// Since when it is held back: zero if it is not, the end of time once it has gone.
+    pub held: Nanos,
 }
 
 impl Wqe {
+    /// It is held back from now on, unless it was before.
+    pub fn hold(&mut self, now: Nanos) {
+        if self.held == 0 {
+            self.held = now;
+        }
+    }
+
+    /// It goes. The first time says how long it was held back.
+    pub fn release(&mut self, now: Nanos) -> Option<Nanos> {
+        match std::mem::replace(&mut self.held, Nanos::MAX) {
+            Nanos::MAX => None,
+            0 => Some(0),
+            since => Some(now.saturating_sub(since)),
+        }
+    }
+
     /// READ or atomic: answered with data, and what a fence waits for.
     #[must_use]
     pub fn fetches(&self) -> bool {

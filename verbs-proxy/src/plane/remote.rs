@@ -163,6 +163,7 @@ impl Plane {
             self.publish(at, false);
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, 0).map(|()| true);
         } else if let Err(wait) = self.may_be_read(at, &request) {
+            self.tally.read_deferred();
             self.publish(at, false);
             return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, wait.max(1)).map(|()| true);
         } else {

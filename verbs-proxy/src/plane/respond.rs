@@ -70,6 +70,7 @@ impl Plane {
         if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_))
             && let Some(qp) = &mut self.qps[queue as usize]
         {
+            self.tally.received(incoming.opcode, incoming.bytes, last);
             let responder = &mut qp.responder;
             if last {
                 responder.sequence = responder.sequence.wrapping_add(1);
@@ -82,6 +83,7 @@ impl Plane {
     }
 
     fn repeat(&mut self, queue: u32, incoming: &Request) -> Verdict {
+        self.tally.repeated();
         match incoming.opcode {
             Opcode::RDMA_READ => self.give_data(queue, incoming),
             Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
@@ -130,7 +132,10 @@ impl Plane {
         if qp.responder.receiving.is_some() {
             return Ok(());
         }
-        let Some(receive) = intake::take_receive(qp) else { return Err(Verdict::Rnr(qp.attr.min_rnr_timer)) };
+        let Some(receive) = intake::take_receive(qp) else {
+            self.tally.rnr_sent();
+            return Err(Verdict::Rnr(qp.attr.min_rnr_timer));
+        };
         let freed = qp.receive.position();
         let malformed = receive.sges.is_err();
         qp.responder.receiving =

@@ -46,6 +46,7 @@ impl Plane {
     pub fn add_link(&mut self, link: Link) -> LinkId {
         let (port, open) = (link.port, link.is_open());
         let id = self.links.insert(link);
+        self.tally.link_made(self.links.count());
         if open {
             self.adopt_link(id, port);
         }

@@ -68,6 +68,12 @@ impl Shaping {
         self.scheduler.wants_clock()
     }
 
+    /// Whether the time of this turn is right, where that matters here.
+    #[must_use]
+    pub fn knows_time(&self) -> bool {
+        self.scheduler.knows_time()
+    }
+
     /// A turn begins; the time is as in the last one if nobody wanted to know it.
     #[inline(always)]
     pub fn begin(&mut self, now: Nanos) {

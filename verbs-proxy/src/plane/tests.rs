@@ -15,6 +15,7 @@ use crate::closer::Closer;
 use crate::fabric::budget::{Amount, Budget};
 use crate::memory::{Entrance, Granted, MemoryRegion, PdId, RegionTable};
 use crate::shared::{Mapping, PAGE, SealedFile};
+use crate::stats::Counters;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
 use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes, qp_bytes};
@@ -62,7 +63,7 @@ impl Rig {
     fn shaped(shaping: Shaping) -> Self {
         let doorbells = Arc::new(Mapping::of(&SealedFile::create("bells", PAGE).unwrap()).unwrap()).header(0);
         let (regions, mut entrance) = RegionTable::alone(64);
-        let mut plane = Plane::new(doorbells, regions, shaping);
+        let mut plane = Plane::new(doorbells, regions, shaping, Counters::private().unwrap().tally);
         let cq = Arc::new(Mapping::of(&SealedFile::create("cq", cq_bytes(SLOTS)).unwrap()).unwrap());
         let owner = Owner { connection: 1, context: 1 };
         plane.cqs.push(Some(Box::new(CqEntry { cq: Cq::new(Arc::clone(&cq), SLOTS, None, 7), owner })));

@@ -59,7 +59,7 @@ impl Plane {
     /// ring for [`Self::advance`], which finds out again what is wrong with it.
     #[inline]
     fn express(&mut self, queue: u32, allowance: Allowance) -> usize {
-        let Self { qps, regions, cqs, touched, shaping, .. } = self;
+        let Self { qps, regions, cqs, touched, shaping, tally, .. } = self;
         let Some(peer) = qps[queue as usize].as_ref().filter(|qp| qp.peer == Peer::Local).map(|qp| qp.peer_queue)
         else {
             return 0;
@@ -127,6 +127,7 @@ impl Plane {
                     ..Completion::default()
                 };
                 if let Err(overrun) = entry.cq.push(&completion) {
+                    tally.completion_lost();
                     if overrun.first {
                         let event = EventType::CQ_ERR;
                         self.notices.push(Notice::Event { owner: entry.owner, event, cookie: entry.cq.cookie });
@@ -138,6 +139,10 @@ impl Plane {
             }
         }
         shaping.spend(paid, Ops(count as u64));
+        if count > 0 {
+            tally.sent_at_once(Opcode::RDMA_WRITE, count as u64, moved.into());
+            tally.received_whole(Opcode::RDMA_WRITE, count as u64, moved.into());
+        }
         qp.sequence = qp.sequence.wrapping_add(count as u32);
         other.responder.sequence = qp.sequence;
         count
@@ -206,6 +211,7 @@ impl Plane {
             let wqe = &qp.pending[index];
             let waits = qp.fetching > 0 && (wqe.fence || (wqe.fetches() && qp.fetching >= qp.attr.max_rd_atomic));
             if waits && wqe.sent == 0 {
+                self.hold(queue, index);
                 return Outcome::Blocked;
             }
             let piece = OnWire {
@@ -223,10 +229,17 @@ impl Plane {
                 Ok(at_once) => at_once,
                 Err(Closed::Share) => {
                     qp.parked = true;
+                    self.hold(queue, index);
                     return Outcome::Blocked;
                 }
-                Err(Closed::Queue) => return Outcome::Blocked,
+                Err(Closed::Queue) => {
+                    self.hold(queue, index);
+                    return Outcome::Blocked;
+                }
             };
+            if let Some(delay) = qp.pending[index].release(self.now) {
+                self.tally.waited(delay);
+            }
             qp.hand_over(index, piece.bytes);
             moved += piece.bytes;
             worked = true;
@@ -238,6 +251,14 @@ impl Plane {
             }
         }
         Outcome::Worked
+    }
+
+    /// A request is held back from now on. The turn may not know the time, nor does a queue pair that waits have another one.
+    fn hold(&mut self, queue: u32, index: usize) {
+        let now = if self.shaping.knows_time() { self.now } else { crate::worker::now() };
+        if let Some(qp) = &mut self.qps[queue as usize] {
+            qp.pending[index].hold(now);
+        }
     }
 
     /// Delivers the pieces that have arrived at the far end of the modelled link.
@@ -284,7 +305,7 @@ impl Plane {
     /// Does what the responder's word means for request `index`.
     pub(super) fn settle(&mut self, queue: u32, index: usize, piece: &OnWire, verdict: Verdict) -> Handed {
         let now = self.now;
-        let Self { qps, regions, to, .. } = self;
+        let Self { qps, regions, to, tally, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
         match verdict {
             Verdict::Ack => {}
@@ -309,6 +330,7 @@ impl Plane {
             Verdict::Lost => return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, LOST),
             Verdict::Nak(status) => return self.give_up(queue, index, status, vendor::REMOTE),
             Verdict::Rnr(timer) => {
+                tally.rnr_received();
                 if qp.attr.rnr_retry != 7 {
                     if qp.rnr_retries == 0 {
                         return self.give_up(queue, index, WcStatus::RNR_RETRY_EXC_ERR, vendor::REMOTE);
@@ -338,6 +360,7 @@ impl Plane {
         let wqe = &mut qp.pending[index];
         wqe.done = piece.offset + piece.bytes;
         wqe.done_all = wqe.done == wqe.total;
+        tally.sent(wqe.opcode, piece.bytes, wqe.done_all);
         let fetched = wqe.done_all && wqe.fetches() && wqe.sent_all;
         if fetched {
             qp.fetching = qp.fetching.saturating_sub(1);
@@ -405,6 +428,7 @@ impl Plane {
                 return;
             }
             qp.retries -= 1;
+            self.tally.timed_out();
             qp.rewind(0, done);
             qp.waits = Waits::default();
         }

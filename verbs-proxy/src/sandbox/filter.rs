@@ -8,6 +8,7 @@ use seccompiler::{
     SeccompRule,
 };
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
 /// An argument's number, and what its low 32 bits must be: one of these values.
 type Argument = (u8, &'static [u64]);
@@ -100,11 +101,14 @@ pub fn confine_proxy() -> Result<()> {
     Ok(())
 }
 
-/// What the warden calls: it opens and removes files that it knows, and answers one socket.
+/// The flags with which the log's datagrams are sent: nobody waits.
+const LOG: u64 = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u64;
+
+/// What the warden calls: it opens and removes files that it knows, answers two sockets and sends from one.
 #[rustfmt::skip]
 const WARDEN: &[i64] = &[
     libc::SYS_poll, libc::SYS_ppoll, libc::SYS_restart_syscall, libc::SYS_clock_gettime, libc::SYS_futex,
-    libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_pidfd_send_signal, libc::SYS_fallocate,
+    libc::SYS_clock_nanosleep, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_pidfd_send_signal, libc::SYS_fallocate,
     libc::SYS_open, libc::SYS_openat, libc::SYS_close, libc::SYS_read, libc::SYS_write, libc::SYS_lseek, libc::SYS_fstat,
     libc::SYS_lstat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_getdents64, libc::SYS_unlink, libc::SYS_unlinkat,
     libc::SYS_rmdir,
@@ -113,12 +117,17 @@ const WARDEN: &[i64] = &[
     libc::SYS_sigaltstack, libc::SYS_gettid, libc::SYS_getpid,
 ];
 
-/// Confines all threads of the warden.
+/// Confines all threads of the warden. `log_socket`: the one from which datagrams go to a path.
 ///
 /// # Errors
 /// As [`confine_proxy`].
-pub fn confine_warden() -> Result<()> {
+pub fn confine_warden(log_socket: Option<RawFd>) -> Result<()> {
     let mut rules = free(WARDEN);
+    if let Some(socket) = log_socket {
+        let from = SeccompCondition::new(0, Length::Dword, Compare::Eq, socket as u64)?;
+        let flags = SeccompCondition::new(3, Length::Dword, Compare::Eq, LOG)?;
+        rules.entry(libc::SYS_sendto).or_default().push(SeccompRule::new(vec![from, flags])?);
+    }
     allow(&mut rules, libc::SYS_fcntl, &[&[(1, FCNTL)]])?;
     allow(&mut rules, libc::SYS_ioctl, &[&[(1, &[FS_IOC_SETFLAGS])]])?;
     seccompiler::apply_filter_all_threads(&program(rules)?)?;

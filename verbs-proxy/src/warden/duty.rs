@@ -3,8 +3,8 @@
 // UNSAFETY: closes the descriptors that were the proxy's, and leaves without running the proxy's destructors.
 #![allow(unsafe_code)]
 
-use super::DONE;
 use super::service::{Kind, Service};
+use super::{DONE, Log};
 use crate::datagram;
 use crate::fabric::ports::Tenure;
 use crate::sandbox::filter;
@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a proxy may take to end by itself once its container has, or once it is told to.
@@ -46,6 +47,8 @@ pub struct Duties {
     pub proxy: Pid,
     /// The user id that the proxy is going to have.
     pub proxy_uid: u32,
+    /// What it says.
+    pub log: Arc<Log>,
 }
 
 impl Duties {
@@ -57,7 +60,13 @@ impl Duties {
             // SAFETY: `_exit` has no preconditions.
             unsafe { libc::_exit(1) }
         };
-        self.watch(&ended, proxy);
+        let expected = self.watch(&ended, proxy);
+        self.log.hear();
+        if !expected && self.log.proxy_serves() {
+            self.log.note(
+                "the proxy has ended before its container, all of whose verbs fail from now on: see the kernel's log",
+            );
+        }
         self.tidy();
         // SAFETY: `_exit` has no preconditions; what else this process inherited is the proxy's to clean up.
         unsafe { libc::_exit(0) }
@@ -97,17 +106,25 @@ impl Duties {
             // When the thread runs, what it asked of the kernel for itself is done, and may be forbidden afterwards.
             begun.recv()?;
         }
-        filter::confine_warden()?;
+        let log_socket = self.log.open();
+        let (begins, begun) = std::sync::mpsc::channel();
+        let log = Arc::clone(&self.log);
+        std::thread::Builder::new().name("log".into()).stack_size(128 << 10).spawn(move || {
+            let _ = begins.send(());
+            log.run()
+        })?;
+        begun.recv()?;
+        filter::confine_warden(log_socket)?;
         datagram::send(&up, DONE, &[])?;
         Ok(ended)
     }
 
-    /// Waits until the proxy has ended, and sees that it does when it must.
+    /// Waits until the proxy has ended, and sees that it does when it must. Returns whether it had to.
     ///
     /// One that was killed does nothing more of its own, but it is there until the kernel has done what it was asked for last.
     /// That can be to take a memory file's lock, which somebody keeps who got the file from the container and outlives it. He
     /// is not waited for: otherwise he could keep one LID after another.
-    fn watch(&self, ended: &OwnedFd, proxy: &OwnedFd) {
+    fn watch(&self, ended: &OwnedFd, proxy: &OwnedFd) -> bool {
         let began = Instant::now();
         let mut follow = FOLLOW.iter().map(|after| began + *after).peekable();
         let mut ending = None::<Instant>;
@@ -124,7 +141,7 @@ impl Duties {
             }
             let ready = fds.each_ref().map(|fd| !fd.revents().is_empty());
             if ready[0] {
-                return;
+                return ending.is_some() || ready[1] || ready[2];
             }
             if ending.is_none() && ready.contains(&true) {
                 if ready[1] {
@@ -135,7 +152,7 @@ impl Duties {
             let now = Instant::now();
             if ending.is_some_and(|at| at <= now) {
                 if killed {
-                    return;
+                    return true;
                 }
                 killed = pidfd_send_signal(proxy, Signal::KILL).is_ok();
                 ending = Some(now + PATIENCE);

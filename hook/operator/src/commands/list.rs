@@ -3,7 +3,7 @@
 use crate::output::{self, plain};
 use anyhow::{Context, Result};
 use ringfence_hook::config::Config;
-use ringfence_hook::units::{show_rate, show_size};
+use ringfence_hook::units::{show_ops, show_rate, show_size};
 use ringfence_hook::{Container, containers, failures};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -51,8 +51,21 @@ impl Args {
 }
 
 fn show(containers: &[Container], now: SystemTime) -> String {
-    let header =
-        ["CONTAINER", "INIT", "PROXY", "DEVICE", "POLICY", "BANDWIDTH", "WEIGHT", "CLASS", "MEMORY", "AGE", "STATE"];
+    let header = [
+        "CONTAINER",
+        "INIT",
+        "PROXY",
+        "DEVICE",
+        "POLICY",
+        "BANDWIDTH",
+        "BANDWIDTH-RX",
+        "OPS",
+        "WEIGHT",
+        "CLASS",
+        "MEMORY",
+        "AGE",
+        "STATE",
+    ];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(containers.iter().map(|container| row(container, now)));
     let warnings = containers.iter().flat_map(|container| {
@@ -71,7 +84,7 @@ fn show_failures(failures: &[failures::Entry], now: SystemTime) -> String {
     output::table(&rows)
 }
 
-fn row(container: &Container, now: SystemTime) -> [String; 11] {
+fn row(container: &Container, now: SystemTime) -> [String; 13] {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { plain(text) };
     let limits = container.limits.as_ref();
     let limit = |value: Option<String>| value.unwrap_or_else(|| "-".into());
@@ -83,6 +96,8 @@ fn row(container: &Container, now: SystemTime) -> [String; 11] {
         or_dash(&container.device),
         or_dash(&container.policy),
         limit(limits.and_then(|limits| limits.bandwidth).map(show_rate)),
+        limit(limits.and_then(|limits| limits.bandwidth_rx).map(show_rate)),
+        limit(limits.and_then(|limits| limits.ops).map(show_ops)),
         limit(limits.and_then(|limits| limits.weight).map(|weight| weight.to_string())),
         limit(class),
         limit(container.memory.map(|memory| show_size(memory.own.next_multiple_of(1 << 10)))),
@@ -134,7 +149,12 @@ mod tests {
             proxy: Some(Status { pid: 11, alive: false }),
             device: "soft0".into(),
             policy: "gold".into(),
-            limits: Some(ringfence_proxy::launch::Limits { bandwidth: Some(10_000_000_000), ..Default::default() }),
+            limits: Some(ringfence_launch::Limits {
+                bandwidth: Some(10_000_000_000),
+                bandwidth_rx: Some(2_500_000_000),
+                ops: Some(10_000),
+                ..Default::default()
+            }),
             since: 100,
             cgroups: Vec::new(),
             unit: None,
@@ -143,7 +163,10 @@ mod tests {
         };
         let shown = show(&[container], UNIX_EPOCH + Duration::from_secs(105));
         let lines: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[1], ["c1", "10", "11", "soft0", "gold", "10Gbit", "-", "none", "-", "5s", "no", "proxy"]);
+        assert_eq!(
+            lines[1],
+            ["c1", "10", "11", "soft0", "gold", "10Gbit", "2500Mbit", "10k", "-", "none", "-", "5s", "no", "proxy"]
+        );
         assert_eq!(lines[2].join(" "), "warning: c1: its\u{fffd}proxy");
         assert_eq!(lines.len(), 3);
     }

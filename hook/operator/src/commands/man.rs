@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Pages of what has no command line of clap's.
-const PAGES: [(&str, &str); 6] = [
+const PAGES: [(&str, &str); 7] = [
     ("ringfence-hook.8", include_str!("../../man/ringfence-hook.8")),
     ("ringfence-runtime.8", include_str!("../../man/ringfence-runtime.8")),
     ("containerd-shim-ringfence-v2.8", include_str!("../../man/containerd-shim-ringfence-v2.8")),
     ("ringfence-proxy.8", include_str!("../../man/ringfence-proxy.8")),
     ("ringfence.toml.5", include_str!("../../man/ringfence.toml.5")),
+    ("ringfence-counters.7", include_str!("../../man/ringfence-counters.7")),
     ("ringfence-annotations.7", include_str!("../../man/ringfence-annotations.7")),
 ];
 
@@ -80,6 +81,20 @@ mod tests {
         for key in ringfence_hook::annotations::KEYS {
             let explains = |line: &str| line.starts_with(".B") && line.split_whitespace().any(|word| word == key);
             assert!(list.lines().any(explains), "{key}");
+        }
+    }
+
+    #[test]
+    fn every_counter_is_explained() {
+        use ringfence_launch::counters::{BYTES, MAGIC, OPCODES, Page, QUOTAS, VERSION};
+        let mut bytes = vec![0; BYTES];
+        bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[8..16].copy_from_slice(&VERSION.to_le_bytes());
+        let json = serde_json::to_value(Page::read(&bytes).unwrap()).unwrap();
+        let page = page("ringfence-counters.7").replace("\\-", "-");
+        let names = json.as_object().unwrap().keys().map(String::as_str);
+        for name in names.chain(OPCODES).chain(QUOTAS) {
+            assert!(page.split_whitespace().any(|word| word.trim_end_matches([',', '.']) == name), "{name}");
         }
     }
 

@@ -4,6 +4,7 @@ mod configuration;
 mod explain;
 mod node;
 mod state;
+mod stats;
 
 use node::{Node, json};
 use ringfence_trials::tests;
@@ -28,6 +29,9 @@ fn main() -> ExitCode {
         state::what_is_left_behind_is_listed_and_removed,
         state::failures_of_the_hook_are_listed,
         state::a_user_is_shown_his_own,
+        stats::forged_and_short_counters_are_a_line_each,
+        stats::counters_of_one_container_are_chosen_by_its_id,
+        stats::who_watches_may_stop,
     ])
 }
 
@@ -38,6 +42,7 @@ fn help_of_every_subcommand_shows_examples() {
         ("explain", "ringfence explain --policy gold"),
         ("cdi", "ringfence cdi generate"),
         ("list", "ringfence list --failures"),
+        ("stats", "ringfence stats --json"),
         ("info", "ringfence info --json"),
         ("gc", "ringfence gc --dry-run"),
         ("config", "ringfence config validate"),
@@ -67,6 +72,7 @@ fn completions_and_pages_know_every_subcommand() {
         "doctor",
         "explain",
         "list",
+        "stats",
         "info",
         "gc",
         "cdi",
@@ -83,7 +89,9 @@ fn completions_and_pages_know_every_subcommand() {
     for subcommand in subcommands {
         assert!(pages.join(format!("ringfence-{subcommand}.1")).exists(), "{subcommand}");
     }
-    for page in ["ringfence.1", "ringfence-hook.8", "ringfence.toml.5", "ringfence-annotations.7"] {
+    for page in
+        ["ringfence.1", "ringfence-hook.8", "ringfence.toml.5", "ringfence-annotations.7", "ringfence-counters.7"]
+    {
         assert!(std::fs::read_to_string(pages.join(page)).unwrap().contains(".SH"), "{page}");
     }
 }

@@ -1,8 +1,10 @@
-//! What the hook tells the proxy that it starts.
+//! What the hook and a proxy agree on: its orders, here, and the page of its [`counters`].
 //!
 //! The hook runs `ringfence-proxy --launch <container_dir>/launch.json` with the descriptors below and waits for one line
 //! on [`FD_READY`]: `ready`, or the reason why not, after which the proxy has ended. Everything here has already been
 //! checked against the administrator's bounds.
+
+pub mod counters;
 
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};
 use serde::{Deserialize, Serialize};
