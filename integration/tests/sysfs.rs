@@ -206,10 +206,9 @@ fn stock_library(image: &Image) -> Result<()> {
 /// Skipped where the image, such as this machine, has not the program.
 fn has(one: &One, program: &str) -> Result<()> {
     if one.container.exec(&["sh", "-c", &format!("command -v {program}")]).is_err() {
-        return Err(Skipped::new(format!(
-            "the image has no {program}; remove it from integration/.cache to make it anew"
-        ))
-        .into());
+        return Err(
+            Skipped(format!("the image has no {program}; remove it from integration/.cache to make it anew")).into()
+        );
     }
     Ok(())
 }
@@ -269,10 +268,11 @@ fn killed_proxy(image: &Image) -> Result<()> {
     let record = std::fs::read_to_string(one.config.run_dir().join(format!("state/{}.json", one.container.id())))?;
     let record: serde_json::Value = serde_json::from_str(&record)?;
     let pid = record["proxy"]["pid"].to_string();
+    let guid = one.file("node_guid")?;
     ensure!(Path::new("/proc").join(&pid).exists(), "no proxy {pid}");
     run(command(&["kill", "-KILL", &pid]))?;
     wait_until("the proxy to end", Duration::from_secs(10), || !Path::new("/proc").join(&pid).exists())?;
-    let shown = one.file("node_guid")?;
-    ensure!(shown.len() == 20, "{shown}");
+    let after = one.file("node_guid")?;
+    ensure!(after.contains(guid.trim()), "{after}, before: {guid}");
     one.container.delete()
 }
