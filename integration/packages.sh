@@ -4,12 +4,12 @@
 # What builds the project and what containers need: a linker, the runtime, a way to make root file systems.
 # shellcheck disable=SC2034 # Both are for the scripts that source this.
 demo_packages=(gcc libc6-dev runc mmdebstrap iproute2 ca-certificates)
-# And for the tests: headers, a second runtime, stock verbs programs to load the library into, dynamic linkers of other kinds, what
-# enters a node, podman for a user without root, containerd to ask what it makes of its configuration. All engines are installed
-# on the nodes, not here.
+# And for the tests: headers, a C++ compiler for libFuzzer, a second runtime, stock verbs programs to load the library into, dynamic
+# linkers of other kinds, what enters a node, podman for a user without root, containerd to ask what it makes of its configuration.
+# All engines are installed on the nodes, not here.
 # shellcheck disable=SC2034
-test_packages=("${demo_packages[@]}" binutils busybox-static containerd crun fuse-overlayfs ibverbs-utils kmod libc6-i386 libibverbs-dev
-    musl-tools perftest podman procps python3 qemu-system-x86 rdmacm-utils shellcheck slirp4netns strace uidmap util-linux)
+test_packages=("${demo_packages[@]}" binutils busybox-static containerd crun fuse-overlayfs g++ ibverbs-utils kmod libc6-i386
+    libibverbs-dev musl-tools perftest podman procps python3 qemu-system-x86 rdmacm-utils shellcheck slirp4netns strace uidmap util-linux)
 
 # Installs those of the packages that are missing.
 install_packages() {

@@ -95,6 +95,9 @@ tests integration/vm/test.sh
 tests env RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release \
     --no-fail-fast --target-dir target/loom
 
+# Less than three minutes, besides the build; integration/fuzz.sh says how to run them longer.
+tests integration/fuzz.sh
+
 # Each runs in a Debian or a directory of its own.
 deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
 tests hook/package/test-deb.sh "$deb"

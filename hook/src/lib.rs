@@ -7,6 +7,9 @@ pub mod annotations;
 pub mod config;
 pub mod device_filter;
 pub mod failures;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod policy;
 pub mod preload_file;

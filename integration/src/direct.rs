@@ -1,5 +1,7 @@
 //! A proxy without a container, started as the hook would start it: for tests of what it does, not of how it got there.
 
+use crate::command::Running;
+use crate::perftest::Peer;
 use crate::{artifacts, sandbox};
 use anyhow::{Context, Result, ensure};
 use command_fds::{CommandFdExt, FdMapping};
@@ -143,6 +145,24 @@ impl DirectProxy {
         let mut command = Command::new(program);
         command.env("RINGFENCE_SOCKET", self.socket()).env("LD_PRELOAD", artifacts::library()?);
         Ok(command)
+    }
+}
+
+/// Its programs are processes of a container without one.
+impl Peer for DirectProxy {
+    fn spawn(&self, words: &[&str]) -> Result<Running> {
+        let mut command = self.command(Path::new(words[0]))?;
+        command.args(&words[1..]);
+        Running::start(command)
+    }
+
+    fn listens(&self, port: u16) -> bool {
+        let listening = format!(":{port:04X} 00000000:0000 0A");
+        std::fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&listening))
+    }
+
+    fn address(&self) -> &str {
+        "127.0.0.1"
     }
 }
 

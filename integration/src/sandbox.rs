@@ -48,6 +48,11 @@ pub fn name() -> String {
     std::env::var(NAME).expect("only called inside sandbox::run")
 }
 
+/// Lets a program that is started from here make a sandbox of its own, within this one.
+pub fn nest(command: &mut Command) {
+    command.env_remove(STAGE).env_remove(NAME);
+}
+
 /// An empty directory that vanishes with the sandbox.
 #[must_use]
 pub fn work_dir() -> PathBuf {

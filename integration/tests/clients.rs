@@ -110,7 +110,7 @@ fn trials() -> Result<Vec<Trial>> {
         let limits = Limits { max_mr: 64, max_mr_bytes: 64 << 20, ..Limits::default() };
         trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[case], limits)));
     }
-    let bench = client::compile("bench", &["loop.c", "check.c"])?;
+    let bench = client::compile("bench_pair", &["bench_far.c", "bench_time.c", "check.c"])?;
     for (name, limits, words, most) in RATES {
         let program = bench.clone();
         trials.push(test(format!("rate::{name}"), move || rate(&program, limits, words, most)));
@@ -225,26 +225,6 @@ fn run_shared(program: &Path, case: &str) -> Result<()> {
     Ok(())
 }
 
-/// A process of a container without one.
-struct Direct<'a>(&'a DirectProxy);
-
-impl perftest::Peer for Direct<'_> {
-    fn spawn(&self, words: &[&str]) -> Result<Running> {
-        let mut command = self.0.command(Path::new(words[0]))?;
-        command.args(&words[1..]);
-        Running::start(command)
-    }
-
-    fn listens(&self, port: u16) -> bool {
-        let listening = format!(":{port:04X} 00000000:0000 0A");
-        std::fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&listening))
-    }
-
-    fn address(&self) -> &str {
-        "127.0.0.1"
-    }
-}
-
 /// A buffer in a file of tmpfs at either side.
 fn perftest_with_mmap() -> Result<()> {
     let node = Node::new(None)?;
@@ -257,7 +237,7 @@ fn perftest_with_mmap() -> Result<()> {
     let buffer = PathBuf::from(format!("/dev/shm/ringfence-perftest-{}", std::process::id()));
     std::fs::File::create_new(&buffer)?.set_len(64 << 20)?;
     let mmap = format!("--mmap={}", buffer.display());
-    let ran = perftest::run(&Direct(&server), &Direct(&client), "ib_write_bw", &["-s", "65536", "-n", "200", &mmap]);
+    let ran = perftest::run(&server, &client, "ib_write_bw", &["-s", "65536", "-n", "200", &mmap]);
     std::fs::remove_file(&buffer)?;
     ran.map(drop)
 }

@@ -22,6 +22,10 @@ pub enum Error {
     #[error("{member} is there twice; the engine that wrote it must give it once")]
     Repeated { member: &'static str },
     #[error(
+        "{member} is written {found}, which not every runtime takes for it; the engine that wrote it must write it as it is"
+    )]
+    Misspelt { member: &'static str, found: String },
+    #[error(
         "linux.devices has another device at {path} than the host, {found} instead of {expected}; do not give the container a device of that name"
     )]
     OtherDevice { path: String, found: String, expected: String },
@@ -43,9 +47,8 @@ pub struct Facts {
 impl Facts {
     /// Reads them from `config`.
     pub fn of(config: &Object<'_>) -> Result<Self, Error> {
-        const READ: [&str; 4] = ["annotations", "hooks", "linux", "process"];
-        if let Some(member) = READ.into_iter().find(|member| config.repeats(member)) {
-            return Err(Error::Repeated { member });
+        for member in ["annotations", "hooks", "linux", "process"] {
+            is_plain(config, member, member)?;
         }
         let annotations = match config.get("annotations") {
             Some(text) => serde_json::from_str(text)
@@ -54,9 +57,8 @@ impl Facts {
         };
         let linux = config.get("linux").and_then(|text| serde_json::from_str(text).ok());
         let hooks = config.get("hooks").and_then(|text| Object::parse(text).ok());
-        let stages = [JOINING[0], JOINING[1], LEAVING];
-        if let Some(stage) = stages.into_iter().find(|stage| hooks.as_ref().is_some_and(|hooks| hooks.repeats(stage))) {
-            return Err(Error::Repeated { member: member_of(stage) });
+        for stage in [JOINING[0], JOINING[1], LEAVING] {
+            hooks.as_ref().map_or(Ok(()), |hooks| is_plain(hooks, stage, member_of(stage)))?;
         }
         let joining = JOINING.iter().flat_map(|stage| ours(hooks.as_ref()?.get(stage)?).ok()).flatten();
         Ok(Self {
@@ -79,6 +81,14 @@ impl Facts {
             _ => false,
         }
     }
+}
+
+/// Whether all runtimes take the same for this member of `object`, called `member` in messages.
+fn is_plain(object: &Object<'_>, name: &str, member: &'static str) -> Result<(), Error> {
+    if object.repeats(name) {
+        return Err(Error::Repeated { member });
+    }
+    object.misspells(name).map_or(Ok(()), |found| Err(Error::Misspelt { member, found }))
 }
 
 #[derive(Deserialize)]
@@ -163,6 +173,8 @@ pub fn edit(config: &mut Object<'_>, hook: &Hook, nodes: &Nodes) -> Result<bool,
     })?;
     if *nodes != Nodes::default() {
         changed |= within(config, "linux", "linux", |linux| {
+            is_plain(linux, "devices", "linux.devices")?;
+            is_plain(linux, "resources", "linux.resources")?;
             let mut changed = devices(linux, &nodes.made)?;
             changed |= within(linux, "resources", "linux.resources", |resources| allow(resources, nodes))?;
             Ok(changed)
@@ -256,6 +268,7 @@ fn devices(linux: &mut Object<'_>, nodes: &[Node]) -> Result<bool, Error> {
 
 /// Last, because later rules take precedence and the first usually denies all.
 fn allow(resources: &mut Object<'_>, nodes: &Nodes) -> Result<bool, Error> {
+    is_plain(resources, "devices", "linux.resources.devices")?;
     let wrong = |_| Error::WrongType { member: "linux.resources.devices", needed: "array of rules" };
     let text = resources.get("devices").unwrap_or("[]");
     let there: Vec<DeviceRule> = serde_json::from_str(text).map_err(wrong)?;

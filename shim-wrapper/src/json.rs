@@ -35,6 +35,12 @@ impl<'a> Object<'a> {
         self.members.iter().filter(|(key, _)| says(key)).count() > 1
     }
 
+    /// How `name` is written that is there in another case only: for some runtimes that is the same, for others nothing.
+    pub fn misspells(&self, name: &str) -> Option<String> {
+        let keys = self.members.iter().filter_map(|(key, _)| serde_json::from_str::<String>(key).ok());
+        keys.into_iter().find(|key| key.eq_ignore_ascii_case(name) && key != name)
+    }
+
     /// Replaces the member `name`, in its place, or adds it at the end.
     pub fn set(&mut self, name: &str, value: String) {
         match self.members.iter_mut().rfind(|(key, _)| is(key, name)) {

@@ -4,6 +4,9 @@
 
 pub mod arguments;
 pub mod edit;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod json;
 pub mod runtime;
 pub mod shim;

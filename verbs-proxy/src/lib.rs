@@ -6,6 +6,9 @@ pub mod closer;
 pub mod control;
 pub mod datagram;
 pub mod fabric;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guarded;
 pub mod memory;
 pub mod pacing;

@@ -148,9 +148,16 @@ impl Bundle {
         if bytes.len() as u64 > MAX_BYTES {
             return Err(Error::BundleTooLong { path });
         }
-        let config =
-            serde_json::from_slice(&bytes).map_err(|error| Error::BundleMalformed { path: path.clone(), error })?;
-        Ok(Self { path, directory: directory.to_owned(), config })
+        Self::parse(directory, &bytes)
+    }
+
+    /// The bundle in `directory` whose `config.json` has these bytes.
+    pub fn parse(directory: &Path, bytes: &[u8]) -> Result<Self, Error> {
+        let path = directory.join("config.json");
+        match serde_json::from_slice(bytes) {
+            Ok(config) => Ok(Self { path, directory: directory.to_owned(), config }),
+            Err(error) => Err(Error::BundleMalformed { path, error }),
+        }
     }
 
     /// The annotations of `config.json`.

@@ -1,23 +1,21 @@
 //! What the hook adds to a container's start.
 
-use crate::figure::{Figure, Goal};
-use crate::median;
+use crate::figure::{Figure, Goal, median};
+use crate::programs::Effort;
 use anyhow::{Result, ensure};
 use ringfence_integration::config::Config;
 use ringfence_integration::container::Builder;
 use ringfence_integration::rootfs::Image;
 use std::time::Instant;
 
-const RUNS: usize = 21;
-
 /// `runc run` of a container that ends at once, with our hook and without.
-pub fn figures() -> Result<Vec<Figure>> {
+pub fn figures(effort: Effort) -> Result<Vec<Figure>> {
     let image = Image::debian()?;
     let config = Config::new("")?;
     let plain = Builder::default().args(&["true"]);
     let hooked = Builder::default().args(&["true"]).hooked(&config).annotation("enable", "true");
     let (mut without, mut with) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
+    for _ in 0..effort.starts {
         without.push(run(&plain, &image)?);
         with.push(run(&hooked, &image)?);
     }

@@ -1,7 +1,6 @@
 //! What hook, runtime and shim add to a container's start under each engine, on a node of the machine's own release.
 
-use crate::figure::{Figure, Goal};
-use crate::median;
+use crate::figure::{Figure, Goal, median};
 use anyhow::{Context, Result, bail, ensure};
 use ringfence_integration::engines::ENABLE;
 use ringfence_integration::engines::containerd::{self, Containerd};
@@ -61,9 +60,9 @@ struct Scene {
     node: Node,
 }
 
-/// The medians of `runs` starts each with us and without, taking turns.
-pub fn figures(runs: usize) -> Result<Vec<Figure>> {
-    ensure!(runs > 0, "no runs, no median");
+/// The medians of `starts` starts each with us and without, taking turns.
+pub fn figures(starts: usize) -> Result<Vec<Figure>> {
+    ensure!(starts > 0, "no starts, no median");
     let name = machine::debian_suite().context("/etc/os-release has no VERSION_CODENAME")?;
     let Some(suite) = Suite::ALL.into_iter().find(|suite| suite.name() == name) else {
         bail!("no nodes of Debian's {name}");
@@ -72,7 +71,7 @@ pub fn figures(runs: usize) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (name, start) in WAYS {
         let (mut with, mut without) = (Vec::new(), Vec::new());
-        for run in 0..=runs {
+        for run in 0..=starts {
             for (times, ours) in [(&mut without, false), (&mut with, true)] {
                 let time = start(&scene, ours).with_context(|| name)?;
                 // The first start fills caches.
@@ -83,10 +82,11 @@ pub fn figures(runs: usize) -> Result<Vec<Figure>> {
         }
         let start = Compared::of(&with, &without, |times| times.start);
         let whole = Compared::of(&with, &without, |times| times.whole);
-        figures.push(Figure::new(&format!("start: {name}"), start.with, "ms").beside(start.without));
-        figures.push(Figure::new("  adds, median", start.adds, "ms").goal(Goal::AtMost(20.0)));
-        figures.push(Figure::new("  until it is removed again", whole.with, "ms").beside(whole.without));
-        figures.push(Figure::new("  adds, median", whole.adds, "ms"));
+        figures.push(Figure::new(&format!("{name}: start"), start.with, "ms").beside(start.without));
+        figures.push(Figure::new(&format!("{name}: added to it"), start.adds, "ms").goal(Goal::AtMost(20.0)));
+        figures
+            .push(Figure::new(&format!("{name}: until it is removed again"), whole.with, "ms").beside(whole.without));
+        figures.push(Figure::new(&format!("{name}: added to that"), whole.adds, "ms"));
     }
     Ok(figures)
 }

@@ -21,6 +21,7 @@ pub use libtest_mimic::{Arguments, Failed, Trial};
 use libtest_mimic::Completion;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
@@ -91,6 +92,27 @@ pub fn test(name: impl Into<String>, run: impl FnOnce() + Send + 'static) -> Tri
 #[macro_export]
 macro_rules! tests {
     ($($test:path),* $(,)?) => { ::std::vec![$($crate::test(::std::stringify!($test), $test)),*] };
+}
+
+/// Runs the corpus of each of these fuzzers' targets, `integration/fuzz/corpus/<name>`, through it.
+///
+/// # Panics
+/// If an input does not hold, or a target has no corpus.
+pub fn replay(targets: &[(&str, fn(&[u8]))]) {
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    for (name, target) in targets {
+        let inputs = std::fs::read_dir(corpora.join(name)).unwrap_or_else(|error| panic!("the corpus {name}: {error}"));
+        let mut count = 0;
+        for input in inputs {
+            let path = input.expect("a readable directory").path();
+            // Shown if it does not hold.
+            println!("{}", path.display());
+            target(&std::fs::read(&path).expect("a readable file"));
+            count += 1;
+        }
+        assert!(count > 0, "the corpus {name} is empty");
+        target(&[]);
+    }
 }
 
 /// Runs the tests that the program's arguments choose, as Rust's test runner does, in surroundings that containers can be made in.

@@ -207,6 +207,30 @@ fn facts() {
 }
 
 #[test]
+fn members_that_runtimes_differ_about() {
+    let message = "is written Hooks, which not every runtime takes for it";
+    let facts = |text: &str| Facts::of(&Object::parse(text).unwrap()).map_err(|error| error.to_string());
+    assert!(facts(r#"{"Hooks":{}}"#).unwrap_err().contains(message));
+    let poststop = facts(r#"{"hooks":{"Poststop":[]}}"#).unwrap_err();
+    assert!(poststop.starts_with("hooks.poststop is written Poststop"), "{poststop}");
+    assert!(facts(r#"{"hook":{},"linuxes":1}"#).is_ok());
+    for (linux, expected) in [
+        (r#"{"devices":[],"Devices":[]}"#, "linux.devices is there twice; the engine that wrote it must give it once"),
+        (
+            r#"{"Resources":{}}"#,
+            "linux.resources is written Resources, which not every runtime takes for it; the engine that wrote it must write it \
+             as it is",
+        ),
+        (
+            r#"{"resources":{"devices":[],"devices":[]}}"#,
+            "linux.resources.devices is there twice; the engine that wrote it must give it once",
+        ),
+    ] {
+        refused(&format!(r#"{{"linux":{linux}}}"#), &[node()], expected);
+    }
+}
+
+#[test]
 fn paths_of_systemd() {
     for (path, expected) in [
         ("system.slice:docker:0a1b", true),

@@ -52,6 +52,12 @@ impl Slot {
         self.0[STAMP_WORD].store((words[STAMP_WORD] & !STAMP_MASK) | stamp, Ordering::Release);
     }
 
+    /// Overwrites one word, as a peer can at any time. For tests of who reads.
+    #[doc(hidden)]
+    pub fn scribble(&self, word: usize, value: u64) {
+        self.0[word].store(value, Ordering::Relaxed);
+    }
+
     #[inline(always)]
     fn read(&self, stamp: u64) -> Option<Words> {
         // SYNC POINT slot: pairs with the Release in `Slot::publish`.

@@ -164,7 +164,7 @@ impl Entrance {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl RegionTable {
     /// The word of the place that a key names.
     pub(crate) fn word(&self, key: u32) -> &KeyWord {

@@ -21,8 +21,8 @@ mod source;
 pub mod transmit;
 pub mod wire;
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 
 use crate::memory::{Piece, RegionTable};
 use crate::pacing::Nanos;

@@ -1,6 +1,10 @@
 //! The data plane driven by hand: a rig plays the container's library on the same rings.
 
+// Of the rig, fuzzers do not need everything.
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
 mod foreign;
+pub(crate) mod fuzzing;
 mod keys;
 
 use super::bell::{Bell, Foreign, Ringer};

@@ -1,0 +1,224 @@
+//! Containers and neighbours that write what a fuzzer likes into the rings of a rig, and what holds nevertheless.
+
+mod link;
+mod rings;
+
+pub use link::run as link;
+pub use rings::run as rings;
+
+use super::*;
+use arbitrary::Arbitrary;
+use ringfence_protocol::layout::CqHeader;
+use ringfence_protocol::ring::Words;
+use std::collections::VecDeque;
+use std::sync::OnceLock;
+
+/// What the container has registered: some pages in the middle of its memory, but for their edges.
+const FIRST: usize = 16 * PAGE + 100;
+const LENGTH: usize = 32 * PAGE - 300;
+
+/// What no request may read or write: a word for each place.
+fn secret(at: usize) -> u64 {
+    0x5ec2_e75e_c2e7_0000 | at as u64 / 8
+}
+
+/// A scatter/gather element, most of which lie in the region.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub struct Element {
+    at: u32,
+    length: u32,
+    key: u8,
+}
+
+impl Element {
+    /// Nearly always near the region.
+    fn address(at: u32) -> u64 {
+        match at >> 28 {
+            15 => u64::from(at) << 32 | u64::from(at),
+            _ => IOVA.wrapping_sub(64).wrapping_add(u64::from(at) % (LENGTH as u64 + 128)),
+        }
+    }
+
+    fn bytes(length: u32) -> u32 {
+        match length >> 29 {
+            7 => length,
+            6 => length % (LENGTH as u32 + 8),
+            _ => length % 4096,
+        }
+    }
+
+    fn key(&self, key: u32) -> u32 {
+        // One in sixteen is of another generation or of nothing.
+        if self.key & 15 == 15 { key ^ u32::from(self.key) << 24 ^ u32::from(self.key >> 4) } else { key }
+    }
+
+    fn sge(&self, key: u32) -> Sge {
+        Sge { addr: Self::address(self.at), length: Self::bytes(self.length), lkey: self.key(key) }
+    }
+}
+
+/// A work request as a library would write it, if not with these values.
+#[derive(Clone, Debug, Arbitrary)]
+pub struct Send {
+    opcode: u8,
+    flags: u8,
+    remote: Element,
+    elements: Vec<Element>,
+    inline: Option<[u64; 4]>,
+    operands: [u64; 2],
+    imm: u32,
+}
+
+impl Send {
+    /// Its slots, and whether it is signaled. `remote`: the responder's key.
+    fn pack(&self, wr_id: u64, key: u32, remote: u32) -> (Words, Vec<Words>, bool) {
+        const OPCODES: [Opcode; 8] = [
+            Opcode::RDMA_WRITE,
+            Opcode::RDMA_WRITE,
+            Opcode::RDMA_WRITE_WITH_IMM,
+            Opcode::SEND,
+            Opcode::SEND_WITH_IMM,
+            Opcode::RDMA_READ,
+            Opcode::CMP_AND_SWP,
+            Opcode::FETCH_AND_ADD,
+        ];
+        let opcode = match self.opcode {
+            wild @ 240.. => Opcode(wild - 240),
+            tame => OPCODES[usize::from(tame) % OPCODES.len()],
+        };
+        let flags = SendFlags(self.flags & !SendFlags::INLINE.0);
+        let elements = &self.elements[..self.elements.len().min(5)];
+        let mut list: Vec<Sge> = elements.iter().map(|element| element.sge(key)).collect();
+        if matches!(opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD)
+            && self.remote.key & 1 == 0
+            && let Some(first) = list.first_mut()
+        {
+            first.length = 8;
+            list.truncate(1);
+        }
+        let fields = SendFields {
+            wr_id,
+            opcode,
+            flags,
+            sges: list.len() as u8,
+            remote_addr: Element::address(self.remote.at),
+            rkey: self.remote.key(remote),
+            imm: self.imm,
+            sge: list.first().copied().unwrap_or_default(),
+            compare_add: self.operands[0],
+            swap: self.operands[1],
+            ..SendFields::default()
+        };
+        let signaled = flags.contains(SendFlags::SIGNALED);
+        let fetches = matches!(opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
+        // What fetches has no data to bring.
+        if let Some(head) = self.inline.as_ref().filter(|_| !fetches) {
+            let flags = SendFlags(flags.0 | SendFlags::INLINE.0);
+            let inline_bytes = (Element::bytes(self.remote.length) % 33) as u16;
+            let fields = SendFields { flags, sges: 0, inline_bytes, ..fields };
+            return (SendBase::pack_inline(&fields, head).0, Vec::new(), signaled);
+        }
+        let more = list.get(1..).unwrap_or_default().chunks(3).map(ringfence_protocol::work::pack_sges).collect();
+        (SendBase::pack(&fields).0, more, signaled)
+    }
+}
+
+/// A receive request as a library would write it.
+fn receive(wr_id: u64, elements: &[Element], key: u32) -> (Words, Vec<Words>) {
+    let list: Vec<Sge> = elements.iter().take(5).map(|element| element.sge(key)).collect();
+    let first = list.first().copied().unwrap_or_default();
+    let more = list.get(1..).unwrap_or_default().chunks(3).map(ringfence_protocol::work::pack_sges).collect();
+    (ReceiveBase::pack(wr_id, list.len() as u8, first).0, more)
+}
+
+/// What a queue pair owes.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// Identifiers and whether they are signaled, oldest first.
+    sends: VecDeque<(u64, bool)>,
+    receives: VecDeque<u64>,
+}
+
+impl Ledger {
+    /// The completion is one that is due, and none before it was left out.
+    fn settle(&mut self, completion: &Completion) {
+        let wr_id = completion.wr_id;
+        if completion.opcode.0 & WcOpcode::RECV.0 != 0 {
+            let due = self.receives.pop_front();
+            assert_eq!(due, Some(wr_id), "a receive out of order: {completion:?}");
+            return;
+        }
+        loop {
+            let Some((due, signaled)) = self.sends.pop_front() else { panic!("{completion:?} is not due") };
+            if due == wr_id {
+                let said = signaled || completion.status != WcStatus::SUCCESS;
+                return assert!(said, "an unsignaled request has completed: {completion:?}");
+            }
+            assert!(!signaled, "the request {due} has not completed, but {completion:?}");
+        }
+    }
+
+    fn is_settled(&self) {
+        let left = self.sends.iter().find(|(_, signaled)| *signaled);
+        assert_eq!(left, None, "a signaled request has never completed");
+    }
+}
+
+/// A rig whose region has an outside.
+fn guarded(shaping: Shaping) -> Rig {
+    let mut rig = Rig::shaped(shaping);
+    drop(rig.plane.regions.remove(rig.granted));
+    let region = MemoryRegion::new(Arc::clone(&rig.memory), FIRST, LENGTH as u64, IOVA, PD, ALL, 1).unwrap();
+    rig.granted = rig.entrance.insert(region, || 7).unwrap();
+    rig.key = rig.granted.key;
+    let words: Vec<u8> = (0..MEMORY).step_by(8).flat_map(|at| secret(at).to_ne_bytes()).collect();
+    rig.put(0, &words);
+    rig.put(FIRST as u64, &vec![0; LENGTH]);
+    rig
+}
+
+/// Nothing outside of the region was written to, and nothing of it was read into the region.
+fn is_untouched(rig: &Rig) {
+    let all = rig.take(0, MEMORY);
+    for at in (0..MEMORY).step_by(8) {
+        let word = &all[at..at + 8];
+        for (byte, found) in word.iter().enumerate() {
+            let inside = (FIRST..FIRST + LENGTH).contains(&(at + byte));
+            let kept = secret(at).to_ne_bytes()[byte];
+            assert!(inside || *found == kept, "byte {} outside of the region has changed", at + byte);
+        }
+    }
+    // Of all secrets the six upper bytes are alike, in whatever place of a word they come.
+    let mark = &secret(0).to_ne_bytes()[2..];
+    let leaked = all[FIRST..FIRST + LENGTH].windows(mark.len()).position(|window| window == mark);
+    assert_eq!(leaked, None, "what is outside of the region has been read");
+}
+
+/// All policies that change the way of a request.
+fn shaping(choice: u8) -> Shaping {
+    let capped = Policy { bandwidth: BitRate::new(80_000_000_000), ops: OpRate::new(1_000_000), ..Policy::default() };
+    let policy = match choice % 4 {
+        0 => Policy::default(),
+        1 => capped,
+        2 => Policy { class: Class::Latency, fetching: BitRate::new(8_000_000_000), ..capped },
+        _ => BULK,
+    };
+    let link = (choice / 4 % 2 == 1).then(|| {
+        let clock = crate::fabric::clock::WireClock::private().unwrap();
+        BitRate::new(100_000_000_000).map(|rate| (clock, rate))
+    });
+    Shaping::new(&policy, link.flatten(), 0)
+}
+
+/// Tells the plane what was polled, as the library does.
+fn completions(rig: &mut Rig) -> Vec<Completion> {
+    let list = rig.completions();
+    rig._cq.header::<CqHeader>(0).set_consumed(rig.completions.position());
+    list
+}
+
+/// All links of the process share one: it is a thread.
+fn closer() -> &'static Closer {
+    static CLOSER: OnceLock<Closer> = OnceLock::new();
+    CLOSER.get_or_init(|| Closer::start("fuzzing", 1 << 16).unwrap())
+}
