@@ -261,10 +261,9 @@ impl Link {
         self.receive.advance(slots);
     }
 
-    /// All messages up to here have been dealt with. `at_once`: the other end may wait for the memory that the last one named.
-    pub fn publish(&mut self, at_once: bool) {
-        // Not for each message: the other end reads this word only when its ring looks full.
-        if at_once || self.receive.position().wrapping_sub(self.published) >= SLOTS / 8 {
+    /// All messages up to here have been dealt with: the other end may use their slots, and the memory that they named, again.
+    pub fn publish(&mut self) {
+        if self.receive.position() != self.published {
             self.published = self.receive.position();
             self.receive_header.consumed.0.store(self.published, Ordering::Release);
         }

@@ -107,10 +107,16 @@ pub struct Plane {
     notices: Vec<Notice>,
     /// The last question of the container's that was answered.
     answered: u64,
-    /// The time of this turn.
+    /// The time of this turn, as far as it is known: [`Self::time`].
     pub now: Nanos,
+    /// What reads the clock, given what it last said.
+    pub clock: fn(Nanos) -> Nanos,
+    /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
+    acknowledges: Vec<u32>,
     from: Vec<Piece>,
     to: Vec<Piece>,
+    outgoing: source::Staging,
+    incoming: source::Staging,
 }
 
 /// Looks without work after which a queue is no longer looked at without a bell.
@@ -136,8 +142,12 @@ impl Plane {
             notices: Vec::new(),
             answered: 0,
             now: 0,
+            clock: |now| now,
+            acknowledges: Vec::new(),
             from: Vec::new(),
             to: Vec::new(),
+            outgoing: source::Staging::default(),
+            incoming: source::Staging::default(),
         }
     }
 
@@ -184,6 +194,12 @@ impl Plane {
                 _ => Outcome::Idle,
             };
             let Some(qp) = &mut self.qps[queue as usize] else { continue };
+            if let Peer::Link(link) = qp.peer
+                && let Some(link) = self.links.get_mut(link)
+            {
+                // Once for all that this queue sent, and not after all queues had their turns.
+                link.flush();
+            }
             match outcome {
                 Outcome::Worked => {
                     worked = true;
@@ -207,10 +223,8 @@ impl Plane {
         if !self.touched.is_empty() {
             self.notify();
         }
-        if worked {
-            for link in self.links.iter_mut() {
-                link.flush();
-            }
+        if !self.links.is_empty() {
+            self.links.iter_mut().for_each(Link::flush);
         }
         worked
     }
@@ -289,6 +303,13 @@ impl Plane {
         self.shaping.wants_clock() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
     }
 
+    /// The time at this moment: for what is told to come again after a while. A turn may not have asked for the time, nor be
+    /// at its beginning.
+    fn time(&mut self) -> Nanos {
+        self.now = (self.clock)(self.now);
+        self.now
+    }
+
     /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.
     #[must_use]
     pub fn prepare_sleep(&self) -> bool {
@@ -332,25 +353,6 @@ impl Plane {
         worked |= self.settle_events();
         worked |= self.serve_wire();
         worked |= self.unpark();
-        worked
-    }
-
-    fn serve_links(&mut self) -> bool {
-        let mut worked = false;
-        for place in 0..self.links.places() {
-            let Some(link) = self.links.at(place) else { continue };
-            // A bounded number of messages, so that one neighbour cannot hold up everything else.
-            for _ in 0..64 {
-                match self.receive(link) {
-                    Ok(true) => worked = true,
-                    Ok(false) => break,
-                    Err(fault) => {
-                        self.fail_link(link, fault);
-                        break;
-                    }
-                }
-            }
-        }
         worked
     }
 
