@@ -1,6 +1,5 @@
 //! Requests to and from other proxies: what goes over a [`super::link`] and what its answers mean.
 
-use super::bounce::LARGEST;
 use super::intake::vendor;
 use super::link::{LinkFault, Room};
 use super::links::LinkId;
@@ -50,10 +49,6 @@ impl Answer {
     fn refusal(status: WcStatus) -> Self {
         Self { status, ..Self::of(Kind::NAK) }
     }
-}
-
-fn fetches(request: &Request) -> bool {
-    matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD)
 }
 
 impl Plane {
@@ -216,7 +211,7 @@ impl Plane {
         let request = Request::unpack(&words);
         let port = link.port;
         let extensions = request.extensions().ok_or(LinkFault::Malformed)?;
-        let cost = (MESSAGE * (1 + extensions)).saturating_add(if fetches(&request) { 0 } else { request.bytes });
+        let cost = (MESSAGE * (1 + extensions)).saturating_add(request.bytes);
         let mut incoming = std::mem::take(&mut self.incoming);
         let known = source::read(link, &request, extensions, &mut self.from, &mut incoming)?;
         link.advance(1 + extensions);
@@ -245,8 +240,9 @@ impl Plane {
             (Verdict::Nak(status), _) => Answer::refusal(status),
             (Verdict::Value(former), _) => Answer { value: former, ..Answer::of(Kind::ATOMIC) },
             (Verdict::Data(piece, key), _) => match self.regions.get(key) {
-                Some(region) if region.may_fault() => self.bounce_data(at, request, piece)?,
+                Some(region) if region.is_copied() => self.bounce_data(at, request, piece)?,
                 Some(region) => {
+                    region.make_present(&piece);
                     Answer { share: region.share, value: region.mapping_offset(&piece), ..Answer::of(Kind::GRANT) }
                 }
                 None => Answer::refusal(WcStatus::REM_OP_ERR),
@@ -348,7 +344,7 @@ impl Plane {
             return Ok(false);
         }
         let Some(region) = regions.get(request.rkey) else { return Ok(false) };
-        if !region.may_fault() {
+        if !region.is_copied() {
             let shared = link.shared.get(&region.share).copied();
             if shared.is_none() {
                 link.shared.insert(region.share, false);
@@ -356,9 +352,6 @@ impl Plane {
                 notices.push(Notice::Share { link: at, share: region.share });
             }
             return Ok(shared != Some(true));
-        }
-        if request.bytes > LARGEST {
-            return Err(LinkFault::Malformed);
         }
         let room = link.bounce_room(request.bytes)?;
         if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
@@ -501,6 +494,17 @@ impl Plane {
         if let Some(link) = self.links.get_mut(at) {
             link.unshare(share);
         }
+    }
+
+    /// The region with this key is none that a neighbour may see: whoever waits for that has it copied.
+    pub fn withhold(&mut self, at: LinkId, key: u32) {
+        if let Some(region) = self.regions.get(key) {
+            region.withhold();
+            if let Some(link) = self.links.get_mut(at) {
+                link.shared.remove(&region.share);
+            }
+        }
+        self.share_arrived(at);
     }
 
     /// Memory was shared over this link, in either direction: whoever waited for that goes on.

@@ -132,12 +132,13 @@ fn by_name(
             .admit(sge.lkey, qp.pd, sge.addr + skipped, length, Access(0))
             .map_err(|fault| Source::Fault(fault as u16))?;
         let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
-        if region.may_fault() {
+        if region.is_copied() {
             return Err(Source::Foreign);
         }
         if link.shared.get(&region.share) != Some(&true) {
             return Err(Source::NotShared(sge.lkey, region.share));
         }
+        region.make_present(&memory);
         let place = usize::from(count) % part.len();
         part[place] = Sge { addr: region.mapping_offset(&memory), length: length as u32, lkey: region.share };
         count += 1;
@@ -186,7 +187,7 @@ pub(super) fn read(
 ) -> Result<bool, LinkFault> {
     from.clear();
     let fetches = matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
-    if !fetches && request.bytes > wire::LONGEST {
+    if request.bytes > wire::LONGEST {
         return Err(LinkFault::Malformed);
     }
     if request.pieces == wire::INLINE {

@@ -266,7 +266,7 @@ fn a_neighbour_that_does_not_read_makes_nothing_but_its_own_requests_wait() {
 
 proptest! {
     #[test]
-    fn places_in_use_never_overlap(steps in prop::collection::vec((1u32..=bounce::LARGEST, 0usize..4), 1..200)) {
+    fn places_in_use_never_overlap(steps in prop::collection::vec((1u32..=LONGEST, 0usize..4), 1..200)) {
         let closer = Closer::start("test", 16).unwrap();
         let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), &closer, None, 0).unwrap();
         let mapping = Mapping::of(&file).unwrap();
@@ -286,7 +286,7 @@ proptest! {
                 message = message.wrapping_add(2);
             } else {
                 let held: u64 = used.iter().map(|(_, range)| range.end - range.start).sum();
-                prop_assert!(held + 2 * u64::from(bounce::LARGEST) > bounce::BYTES as u64, "{held} bytes fill it");
+                prop_assert!(held + 2 * u64::from(LONGEST) > bounce::BYTES as u64, "{held} bytes fill it");
             }
             for _ in 0..read {
                 if let Some((message, _)) = used.pop_front() {

@@ -219,3 +219,37 @@ fn a_wait_begins_when_it_is_told_and_not_when_the_turn_did() {
     assert_eq!(rig.plane.qps[0].as_ref().unwrap().waits.until, 1_000_010_000);
     assert_eq!(rig.plane.wake_at(), Some(1_000_010_000));
 }
+
+#[test]
+fn memory_whose_pages_can_be_taken_away_is_copied_for_neighbours() {
+    for (opcode, lender) in [(Opcode::RDMA_WRITE, 0), (Opcode::RDMA_READ, 1)] {
+        let (mut two, mut a, _b) = TwoRigs::new();
+        let pattern: Vec<u8> = (0..90_000u32).map(|i| (i * 7 / 3) as u8).collect();
+        two.rigs[lender].put(0, &pattern);
+        let key = two.rigs[lender].key;
+        let link = two.links[lender];
+        two.rigs[lender].plane.withhold(link, key);
+        let rkey = two.rigs[1].key;
+        let (local, remote) = if lender == 0 { (0, 120_000) } else { (120_000, 0) };
+        post(&mut a, &SendFields { rkey, ..two.rigs[0].fields(opcode, local, remote, 90_000) });
+        two.turns();
+        assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+        assert!(two.rigs[1 - lender].take(120_000, 90_000) == pattern);
+        let shared = &two.rigs[lender].plane.links.get(link).unwrap().shared;
+        assert_eq!(shared.len(), 1, "only the buffer is shared");
+        assert!(!shared.contains_key(&1));
+    }
+}
+
+#[test]
+fn pages_that_a_neighbour_copies_from_are_there_when_it_is_told_of_them() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    two.share(0);
+    let made = |two: &TwoRigs| rustix::fs::fstat(&two.rigs[0].file).unwrap().st_blocks as usize * 512 / PAGE;
+    assert_eq!(made(&two), 0);
+    post(&mut a, &write(&two, 5 * PAGE as u32));
+    send_all(&mut two);
+    assert_eq!(made(&two), 5);
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+}
