@@ -3,6 +3,7 @@
 mod foreign;
 mod keys;
 mod links;
+mod speed;
 
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
