@@ -258,8 +258,8 @@ pub fn request(opcode: Opcode, length: u32, local: &Memory, remote: &Memory) -> 
 pub fn join(a: &mut Client, b: &mut Client, depth: u32) -> Result<(usize, usize)> {
     let (qa, qb) = (a.qp(depth)?, b.qp(depth)?);
     let (to_b, to_a) = (b.number(qb), a.number(qa));
-    a.connect(qa, Other { lid: b.lid, qp_num: to_b, timeout: 20 })?;
-    b.connect(qb, Other { lid: a.lid, qp_num: to_a, timeout: 20 })?;
+    a.connect(qa, Other { lid: b.lid, qp_num: to_b, timeout: 14 })?;
+    b.connect(qb, Other { lid: a.lid, qp_num: to_a, timeout: 14 })?;
     Ok((qa, qb))
 }
 

@@ -57,12 +57,12 @@ pub fn headers() -> Result<()> {
         let (mut victim, mut flood) = (Client::new(&honest.socket(), 1024)?, Client::new(&hostile.socket(), 4096)?);
         let (large, small) = (victim.memory(1 << 20)?, flood.memory(1 << 16)?);
         let mine = (0..4).map(|_| own(&mut victim, 8)).collect::<Result<Vec<_>>>()?;
-        let theirs = (0..250).map(|_| own(&mut flood, 128)).collect::<Result<Vec<_>>>()?;
+        let theirs = (0..250).map(|_| own(&mut flood, 32)).collect::<Result<Vec<_>>>()?;
         let write = request(Opcode::RDMA_WRITE, 64 << 10, &large, &large);
         let tiny = if bytes == 0 { empty() } else { request(Opcode::RDMA_WRITE, bytes, &small, &small) };
         let stop = AtomicBool::new(false);
         let (got, other) = std::thread::scope(|scope| {
-            let other = scope.spawn(|| keep_full(&mut flood, &theirs, tiny, 128, 64, &stop));
+            let other = scope.spawn(|| keep_full(&mut flood, &theirs, tiny, 32, 32, &stop));
             std::thread::sleep(Duration::from_millis(500));
             let own = scope.spawn(|| keep_full(&mut victim, &mine, write, 8, 1, &stop));
             std::thread::sleep(Duration::from_secs(SECONDS));
@@ -72,11 +72,9 @@ pub fn headers() -> Result<()> {
         })?;
         let bits = got * (64 << 10) * 8;
         ensure!(other > 0, "the other container sent nothing, and this shows nothing");
-        // A twentieth was left of it when windows did not count headers.
-        ensure!(
-            bits > LINK * SECONDS / 4,
-            "{bits} bits in {SECONDS} s of {LINK} bit/s, against {other} requests of {bytes} bytes"
-        );
+        // As much as the other, with its headers; a hundredth was left of it when windows did not count those.
+        let others = other * u64::from(bytes + 64) * 8;
+        ensure!(bits * 2 > others, "{bits} bits in {SECONDS} s, against {others} by {other} requests of {bytes} bytes");
     }
     Ok(())
 }
@@ -252,7 +250,8 @@ pub fn same_server() -> Result<()> {
             std::thread::sleep(Duration::from_millis(50));
             let done = round_trips(&mut honest, qp, Duration::from_millis(400));
             stop.store(true, Ordering::Relaxed);
-            crowd.join().expect("does not panic").and(done)
+            let crowd = crowd.join().expect("does not panic");
+            done.context("the honest client").and_then(|done| crowd.map(|()| done).context("the other one"))
         })?;
     }
     let [other, same] = done;

@@ -24,8 +24,11 @@ pub const MAX_OUTSTANDING: u32 = 384;
 const RESERVED: u32 = 512;
 const HEADER: usize = 4096;
 const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
+/// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
+/// node after an upgrade turn each other away.
+const VERSION: usize = 2;
 /// Bytes of a link's memory file.
-pub const BYTES: usize = 2 * RING_BYTES;
+pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 
 /// Head of one direction of a link. Both words are the receiver's.
 #[repr(C)]

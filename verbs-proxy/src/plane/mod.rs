@@ -12,9 +12,11 @@ pub mod events;
 pub mod intake;
 pub mod link;
 pub mod links;
+pub mod numbers;
 pub mod qp;
 pub mod remote;
 pub mod respond;
+mod serve;
 pub mod setup;
 pub mod shaping;
 mod source;
@@ -30,12 +32,13 @@ use crate::shared::Held;
 use cq::Cq;
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
+use numbers::Numbers;
 use qp::{Owner, Peer, Qp};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
 use ringfence_protocol::verbs::{EventType, QpState, WcStatus};
 use shaping::Shaping;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 /// What the worker tells the control thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +90,7 @@ pub struct Plane {
     /// Queue pairs by bell number.
     pub qps: Vec<Option<Box<Qp>>>,
     /// Bell numbers by QP number.
-    pub by_number: HashMap<u32, u32>,
+    pub by_number: Numbers,
     /// Completion queues.
     pub cqs: Vec<Option<Box<CqEntry>>>,
     /// Memory regions.
@@ -129,7 +132,7 @@ impl Plane {
         Self {
             doorbells,
             qps: std::iter::repeat_with(|| None).take(MAX_QUEUES as usize).collect(),
-            by_number: HashMap::new(),
+            by_number: Numbers::default(),
             cqs: Vec::new(),
             regions,
             links: Links::default(),

@@ -253,3 +253,22 @@ fn pages_that_a_neighbour_copies_from_are_there_when_it_is_told_of_them() {
     two.turns();
     assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
 }
+
+#[test]
+fn memory_that_could_not_be_shared_at_once_is_asked_for_again() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    post(&mut a, &write(&two, 4096));
+    let asked = |two: &mut TwoRigs| {
+        turn(two, 0);
+        two.rigs[0].plane.take_notices().filter(|notice| matches!(notice, Notice::Share { .. })).count()
+    };
+    assert_eq!(asked(&mut two), 1);
+    let link = two.links[0];
+    two.rigs[0].plane.unshare(link, Some(1));
+    assert_eq!(asked(&mut two), 0);
+    two.rigs[0].plane.now += 150_000_000;
+    assert_eq!(asked(&mut two), 1);
+    two.share(0);
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+}
