@@ -163,7 +163,8 @@ impl Plane {
         };
         let atomic = matches!(opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
         let verdict = match response.kind {
-            Kind::GRANT if opcode == Opcode::RDMA_READ => {
+            // No more than a piece, whatever was asked for: it is copied at once.
+            Kind::GRANT if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
                 let link = self.links.get(at);
                 match link.and_then(|link| link.shared_piece(response.share, response.value, response.bytes)) {
                     Some(data) => Verdict::Data(data, 0),

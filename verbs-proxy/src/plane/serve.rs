@@ -46,7 +46,12 @@ impl Plane {
                 Ok(served) => worked |= served,
                 Err(fault) => self.fail_link(at, fault),
             }
-            self.acknowledges.clear();
+            // Of a link that has just ended, some are left. They are nobody's: what is not acknowledged is asked for again.
+            for queue in self.acknowledges.drain(..) {
+                if let Some(qp) = &mut self.qps[queue as usize] {
+                    qp.responder.owed = None;
+                }
+            }
         }
         worked
     }

@@ -142,6 +142,27 @@ fn a_neighbour_that_asks_for_more_at_once_breaks_the_protocol() {
 }
 
 #[test]
+fn what_a_link_that_ends_leaves_unsaid_is_said_over_the_next() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    post(&mut a, &write(&two, 8));
+    turn(&mut two, 0);
+    // Behind it, what ends the link in the same turn.
+    let malformed = Request { pieces: 33, ..Request::default() };
+    assert!(two.rigs[0].plane.links.get_mut(two.links[0]).unwrap().request(&malformed, &[]).unwrap());
+    turn(&mut two, 1);
+    assert_eq!(two.rigs[1].plane.take_notices().count(), 1);
+    assert!(two.rigs[1].plane.qps[0].as_ref().unwrap().responder.owed.is_none());
+    let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
+    for (index, end) in [End::Initiator, End::Acceptor].into_iter().enumerate() {
+        drop(two.rigs[index].plane.remove_link(two.links[index]));
+        let port = 2 - index as u16;
+        two.links[index] = two.rigs[index].plane.add_link(link(3 - port, port, end, &mapping));
+    }
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+}
+
+#[test]
 fn what_is_dropped_waits_for_the_retry_timer_and_then_goes_one_by_one() {
     let (mut two, mut a, _b) = TwoRigs::new();
     // Nobody has this number.
