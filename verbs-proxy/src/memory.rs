@@ -3,11 +3,14 @@
 // UNSAFETY: computes addresses inside mappings and copies between them.
 #![allow(unsafe_code)]
 
+mod present;
 mod table;
 
 use crate::guarded::{self, Guard};
 use crate::shared::Mapping;
+use present::Present;
 use ringfence_protocol::verbs::Access;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -83,6 +86,12 @@ impl Piece {
         let offset = offset.min(self.bytes);
         // SAFETY: `offset` is at most the piece's length.
         Self { address: unsafe { self.address.add(offset) }, bytes: bytes.min(self.bytes - offset), ..self }
+    }
+
+    /// Has the kernel make the page of the first byte, if it is not there.
+    fn touch(&self) {
+        // SAFETY: a piece lies in a live mapping, and this one has a byte; what it is does not matter.
+        unsafe { self.address.read_volatile() };
     }
 
     /// The atomic at this place, if it is 8 bytes long and aligned.
@@ -222,6 +231,8 @@ pub struct MemoryRegion {
     mapping: Arc<Mapping>,
     /// What peers call it when it is shared with them.
     pub share: u32,
+    present: RefCell<Present>,
+    withheld: Cell<bool>,
 }
 
 // SAFETY: `first` points into `mapping`, which is an address range of the process, not of a thread.
@@ -241,7 +252,18 @@ impl MemoryRegion {
     ) -> Option<Self> {
         let first = Piece::of(&mapping, offset, usize::try_from(length).ok()?)?;
         iova.checked_add(length)?;
-        Some(Self { pd, access, iova, length, first: first.address, guard: first.guard, mapping, share })
+        Some(Self {
+            pd,
+            access,
+            iova,
+            length,
+            first: first.address,
+            guard: first.guard,
+            mapping,
+            share,
+            present: RefCell::default(),
+            withheld: Cell::new(false),
+        })
     }
 
     /// Offset in the region's mapping of `address`, which must have been admitted.
@@ -250,10 +272,23 @@ impl MemoryRegion {
         (piece.address.addr() - self.mapping.base().as_ptr().addr()) as u64
     }
 
-    /// Whether its memory may be gone. No neighbour gets to see it then.
+    /// Whether no neighbour gets to see it, because its container can take pages away: what neighbours get of it is copied for them.
     #[must_use]
-    pub fn may_fault(&self) -> bool {
-        self.guard.is_some()
+    pub fn is_copied(&self) -> bool {
+        self.guard.is_some() || self.withheld.get()
+    }
+
+    /// No neighbour is to see it.
+    pub fn withhold(&self) {
+        self.withheld.set(true);
+    }
+
+    /// Sees that a neighbour which copies from `piece`, an admitted part, finds all pages there. The neighbour must be able to see
+    /// the region already: until then the container can take pages away.
+    #[inline]
+    pub fn make_present(&self, piece: &Piece) {
+        let offset = self.mapping_offset(piece) as usize;
+        self.present.borrow_mut().cover(*piece, offset);
     }
 
     /// Whether the region admits this access.

@@ -90,7 +90,8 @@ impl Application {
     /// Posts a WRITE of the region's first bytes to the peer.
     pub fn write(&mut self, region: &Region, peer: &Endpoint) -> Result<()> {
         let (file, reply) = &self.objects.qps[2];
-        let sge = Sge { addr: region.iova, length: 64, lkey: region.mr.lkey };
+        // More than goes in a message, so that the region is shared.
+        let sge = Sge { addr: region.iova, length: 1024, lkey: region.mr.lkey };
         let mut fields = SendFields { opcode: Opcode::RDMA_WRITE, sges: 1, sge, ..SendFields::default() };
         (fields.flags, fields.remote_addr, fields.rkey) = (SendFlags::SIGNALED, peer.iova, peer.rkey);
         let mut words = SendBase::pack(&fields).0;

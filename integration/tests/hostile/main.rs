@@ -2,9 +2,11 @@
 //! other containers notice nothing.
 
 mod adopted;
+mod client;
 mod descriptors;
 mod kinds;
 mod memory;
+mod traffic;
 mod unanswering;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +14,7 @@ use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::raw::{Objects, REGION_BYTES, Raw, SCM_MAX_FDS, ring_bell};
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, suite};
+use ringfence_integration::{artifacts, client as programs, suite};
 use ringfence_protocol::control::{Handle, Hello, MAGIC, MAX_DATAGRAM, Op, OpenReply};
 use ringfence_protocol::doorbell::{SUMMARY_OFFSET, WORDS_OFFSET};
 use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes};
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Result<Vec<Trial>> {
-    let program = client::compile("process", &["loop.c", "check.c"])?;
+    let program = programs::compile("process", &["loop.c", "check.c"])?;
     let tests: [(&str, Attack); 23] = [
         ("random_datagrams", random_datagrams),
         ("random_bodies", random_bodies),
@@ -65,12 +67,19 @@ fn trials() -> Result<Vec<Trial>> {
         ("a_bell_that_is_abused", descriptors::abused_bell),
         ("a_reader_of_events_that_stalls", descriptors::stalled_reader),
     ];
-    Ok(tests
-        .map(|(name, run)| {
-            let program = program.clone();
-            test(name, move || Scene::open(program)?.play(run))
-        })
-        .into())
+    let traffic: [(&str, fn() -> Result<()>); 5] = [
+        ("many_small_requests_on_the_modelled_link", traffic::headers),
+        ("more_fetched_than_may_leave", traffic::fetched),
+        ("requests_that_nobody_asked_for", traffic::unasked),
+        ("a_client_that_floods_its_server", traffic::same_server),
+        ("a_peer_whose_memory_is_holes", traffic::holes),
+    ];
+    let mut trials: Vec<Trial> = traffic.map(|(name, run)| test(name, run)).into();
+    trials.extend(tests.map(|(name, run)| {
+        let program = program.clone();
+        test(name, move || Scene::open(program)?.play(run))
+    }));
+    Ok(trials)
 }
 
 /// The attacked proxy, its neighbour on the node, and a well-behaved program.

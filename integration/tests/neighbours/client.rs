@@ -194,7 +194,8 @@ impl Client {
             opcode: Opcode::RDMA_WRITE,
             flags: SendFlags::SIGNALED,
             sges: 1,
-            sge: Sge { addr: key.iova, length: 8, lkey: key.lkey },
+            // Longer than what goes in a message.
+            sge: Sge { addr: key.iova, length: 4096, lkey: key.lkey },
             ..SendFields::default()
         }
     }

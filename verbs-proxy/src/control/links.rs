@@ -8,9 +8,10 @@ use crate::pacing::Nanos;
 use crate::plane::bounce::{BYTES, Bounce};
 use crate::plane::link::LinkFault;
 use crate::plane::links::LinkId;
-use crate::shared::Mapping;
+use crate::shared::{Mapping, PAGE, SealedFile};
 use crate::worker::now;
 use rustix::fd::OwnedFd;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use std::sync::Arc;
@@ -46,14 +47,14 @@ impl Node {
         if self.neighbours.list.iter().any(|neighbour| neighbour.lid() == Some(lid)) {
             return;
         }
+        let now = now();
+        if let Some(at) = self.neighbours.spared_until(lid, now) {
+            return self.neighbours.try_again(lid, at);
+        }
         let means = Means { port: &self.port, worker: &self.worker, closer: &self.closers.neighbours };
         match Neighbour::connect(lid, self.neighbours.budget.account(), means) {
             Ok(neighbour) => self.neighbours.list.push(neighbour),
-            Err(NeighbourFault::System(Errno::AGAIN)) => {
-                if !self.neighbours.due.iter().any(|(port, _)| *port == lid) {
-                    self.neighbours.due.push((lid, now() + RETRY));
-                }
-            }
+            Err(NeighbourFault::System(Errno::AGAIN)) => self.neighbours.try_again(lid, now + RETRY),
             Err(error) => self.voice.say(&format!("cannot make a link to port {lid}: {error}")),
         }
     }
@@ -127,6 +128,12 @@ impl Node {
         while let Some(owed) = self.neighbours.list[position].next_owed() {
             let Some(link) = self.neighbours.list[position].link() else { return };
             let (name, runs) = match owed {
+                Owed::Region(share) if !self.keeps_pages() => {
+                    if let Some(key) = self.shares.get(&share).map(|backing| backing.granted.key) {
+                        self.worker.call(move |plane| plane.withhold(link, key));
+                    }
+                    continue;
+                }
                 Owed::Region(share) => match self.shares.get(&share) {
                     Some(backing) => (share, backing.runs.clone()),
                     // Deregistered meanwhile.
@@ -150,6 +157,19 @@ impl Node {
                 Err(fault) => return self.end_neighbour(position, &fault),
             }
         }
+    }
+
+    /// Whether the container cannot take pages away from a file that a neighbour reads. Where it can, a neighbour that copies
+    /// from the file would have to wait for it (Linux, `shmem_fault`: a fault waits until the hole is punched).
+    fn keeps_pages(&mut self) -> bool {
+        *self.neighbours.keeps_pages.get_or_insert_with(|| {
+            let mut probe = || {
+                let file = SealedFile::create("ringfence-probe", PAGE)?;
+                self.warden.read_only(&file)?;
+                fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, PAGE as u64)
+            };
+            probe() == Err(Errno::PERM)
+        })
     }
 
     /// The link's buffer for what its neighbour must not map, made if there is none: its name and its pages.

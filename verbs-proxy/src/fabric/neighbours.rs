@@ -21,14 +21,14 @@ use crate::pacing::Nanos;
 use crate::plane::bell::Foreign;
 use crate::plane::link::LinkFault;
 use crate::plane::links::LinkId;
-use crate::worker::Worker;
+use crate::worker::{Worker, now};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use shares::Given;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// A message between two proxies, as JSON.
@@ -244,9 +244,18 @@ pub struct Neighbours {
     pub budget: Budget,
     /// Ports whose proxies had no room in their queues, and when to try again.
     pub due: Vec<(u16, Nanos)>,
+    /// Whether the container cannot take pages away from what neighbours read, once that is known.
+    pub keeps_pages: Option<bool>,
+    /// Ports that turned us away lately, and until when they are spared: a container that connects queue pairs to them in a loop
+    /// would keep their proxies busy with nothing else.
+    spared: HashMap<u16, Nanos>,
     /// Processes that broke the protocol. What they sent may take its time to be closed; more of it is not taken.
     outlaws: VecDeque<Pid>,
 }
+
+/// How long a port that turned us away is left alone. If a queue pair there is connected to one of ours meanwhile, its proxy
+/// makes the link.
+const SPARE: Nanos = 10_000_000;
 
 /// More outlaws than that, and the oldest is forgotten.
 const MAX_OUTLAWS: usize = 1024;
@@ -255,7 +264,27 @@ impl Neighbours {
     /// None yet.
     #[must_use]
     pub fn new(budget: Budget) -> Self {
-        Self { list: Vec::new(), budget, due: Vec::new(), outlaws: VecDeque::new() }
+        Self {
+            list: Vec::new(),
+            budget,
+            due: Vec::new(),
+            keeps_pages: None,
+            spared: HashMap::new(),
+            outlaws: VecDeque::new(),
+        }
+    }
+
+    /// Another try with this port is due at this time.
+    pub fn try_again(&mut self, lid: u16, at: Nanos) {
+        if !self.due.iter().any(|(port, _)| *port == lid) {
+            self.due.push((lid, at));
+        }
+    }
+
+    /// Until when this port is spared, if it is.
+    pub fn spared_until(&mut self, lid: u16, now: Nanos) -> Option<Nanos> {
+        self.spared.retain(|_, until| *until > now);
+        self.spared.get(&lid).copied()
     }
 
     /// Whether another may be let in before one of those that have said nothing does, or goes.
@@ -284,6 +313,9 @@ impl Neighbours {
     /// Takes a neighbour out, because of this fault.
     pub fn remove(&mut self, position: usize, fault: &NeighbourFault) -> Neighbour {
         let neighbour = self.list.swap_remove(position);
+        if let Stage::Greeting(lid, _) = neighbour.stage {
+            self.spared.insert(lid, now() + SPARE);
+        }
         if matches!(fault, NeighbourFault::Malformed(_) | NeighbourFault::Descriptor { .. } | NeighbourFault::Link(_)) {
             self.outlaws.push_back(neighbour.process);
             if self.outlaws.len() > MAX_OUTLAWS {

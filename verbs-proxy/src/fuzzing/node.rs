@@ -3,7 +3,6 @@
 use crate::closer::Closer;
 use crate::control::adopted::AdoptedFiles;
 use crate::control::device::SoftDevice;
-use crate::control::links::Complaints;
 use crate::control::node::{Closers, Node, Queues};
 use crate::control::quota::{Quota, Resource};
 use crate::control::session::{PeerFault, Session};
@@ -16,6 +15,8 @@ use crate::plane::Plane;
 use crate::plane::bell::Bell;
 use crate::plane::shaping::Shaping;
 use crate::shared::{Holes, Mapping, SealedFile};
+use crate::stats::Counters;
+use crate::voice;
 use crate::warden::Warden;
 use crate::worker::Worker;
 use ringfence_protocol::control::{Hello, Op};
@@ -100,7 +101,8 @@ impl Scene {
         let doorbell_file = SealedFile::create("bells", bells_bytes(places)).unwrap();
         let bells = Arc::new(Mapping::of(&doorbell_file).unwrap());
         let (regions, entrance) = RegionTable::new(bells.headers(KEYS_OFFSET, places as usize));
-        let plane = Plane::new(bells.header(0), regions, Shaping::new(&Policy::default(), None, 0));
+        let Counters { tally, holdings } = Counters::private().unwrap();
+        let plane = Plane::new(bells.header(0), regions, Shaping::new(&Policy::default(), None, 0), tally);
         let closer = |name| Closer::start(name, 1 << 16).unwrap();
         let closers = Closers { container: closer("close-own"), neighbours: closer("close-others") };
         let (bell, ringer) = Bell::new(&closers.container).unwrap();
@@ -108,7 +110,7 @@ impl Scene {
         let lids = [own.port.lid(), other.port.lid()];
         let node = Node {
             worker: Worker::start(plane, bell, 0).unwrap(),
-            quota: Quota::new(&LIMITS),
+            quota: Quota::new(&LIMITS, Arc::clone(&holdings)),
             limits: LIMITS,
             entrance,
             places,
@@ -120,8 +122,9 @@ impl Scene {
             port: own.port,
             warden: Warden::absent().unwrap(),
             gids_fresh_until: u64::MAX,
+            shown: None,
             neighbours: Neighbours::new(Budget::new(65_530)),
-            complaints: Complaints::default(),
+            voice: Arc::new(voice::pair(holdings).unwrap().0),
             shares: HashMap::new(),
             adopted: AdoptedFiles::default(),
             holes: Holes::new().ok(),

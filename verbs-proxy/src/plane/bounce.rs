@@ -17,9 +17,6 @@ use std::collections::VecDeque;
 /// Bytes of a link's buffer: some pieces of the largest size.
 pub const BYTES: usize = 2 << 20;
 
-/// A piece of a work request has no more bytes, or is none that an honest proxy asks for.
-pub const LARGEST: u32 = ringfence_sched::scheduler::LONGEST_PIECE.0 as u32;
-
 #[derive(Clone, Copy, Debug)]
 struct Use {
     /// Of the message that names it.

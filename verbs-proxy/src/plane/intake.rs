@@ -1,6 +1,6 @@
 //! From the send ring to an admitted work request, and what happens to requests of a queue pair in error.
 
-use super::qp::{Data, Qp, Wqe};
+use super::qp::{Data, Inline, Qp, Wqe};
 use super::{Outcome, Plane};
 use crate::memory::{AccessFault, Piece, RegionTable};
 use ringfence_protocol::completion::Completion;
@@ -96,7 +96,10 @@ fn read_send(qp: &Qp, base: &SendBase, fields: &SendFields) -> Result<(Wqe, u32)
     Ok((wqe, 1 + extensions))
 }
 
-fn read_inline(ring: &Consumer<'_>, base: &SendBase, bytes: u32, extensions: u32) -> Result<Box<[u8]>, Malformed> {
+fn read_inline(ring: &Consumer<'_>, base: &SendBase, bytes: u32, extensions: u32) -> Result<Inline, Malformed> {
+    if bytes <= BASE_INLINE {
+        return Ok(Inline::Short(base.inline_head(), bytes as u8));
+    }
     let mut data = Vec::with_capacity((BASE_INLINE + extensions * EXTENSION_INLINE) as usize);
     data.extend(base.inline_head().iter().flat_map(|word| word.to_ne_bytes()));
     for index in 0..extensions {
@@ -104,7 +107,7 @@ fn read_inline(ring: &Consumer<'_>, base: &SendBase, bytes: u32, extensions: u32
         data.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
     }
     data.truncate(bytes as usize);
-    Ok(data.into())
+    Ok(Inline::Long(data.into()))
 }
 
 fn read_sges(ring: &Consumer<'_>, first: Sge, count: u32) -> Result<Vec<Sge>, Malformed> {
@@ -121,22 +124,23 @@ fn read_sges(ring: &Consumer<'_>, first: Sge, count: u32) -> Result<Vec<Sge>, Ma
 #[derive(Debug)]
 pub(super) struct TakenReceive {
     pub wr_id: u64,
-    pub sges: Result<Vec<Sge>, Malformed>,
+    pub data: Result<Data, Malformed>,
 }
 
 /// Copies the next receive request out of the ring.
 pub(super) fn take_receive(qp: &mut Qp) -> Option<TakenReceive> {
     let base = ReceiveBase(qp.receive.peek()?);
-    let sges = base
+    let data = base
         .extensions()
         .filter(|count| *count < qp.receive.capacity() && u32::from(base.sges()) <= qp.caps.max_recv_sge)
         .ok_or(Malformed)
         .and_then(|_| match u32::from(base.sges()) {
-            0 => Ok(Vec::new()),
-            count => read_sges(&qp.receive, base.sge(), count),
+            0 => Ok(Data::One(Sge::default())),
+            1 => Ok(Data::One(base.sge())),
+            count => Ok(Data::List(read_sges(&qp.receive, base.sge(), count)?.into())),
         });
-    qp.receive.advance(1 + sges.as_ref().map_or(0, |_| base.extensions().unwrap_or(0)));
-    Some(TakenReceive { wr_id: base.wr_id(), sges })
+    qp.receive.advance(1 + data.as_ref().map_or(0, |_| base.extensions().unwrap_or(0)));
+    Some(TakenReceive { wr_id: base.wr_id(), data })
 }
 
 /// Checks a work request against what the container owns.
@@ -162,7 +166,9 @@ pub(super) fn admit(qp: &Qp, wqe: &Wqe, regions: &RegionTable) -> Result<(), (Wc
         Data::List(list) => list,
         Data::Inline(_) => &[],
     };
-    resolve(qp, sges, regions, access, &mut Vec::new()).map_err(|fault| (WcStatus::LOC_PROT_ERR, fault as u16))
+    let held = |sge: &Sge| regions.admit(sge.lkey, qp.pd, sge.addr, u64::from(sge.length), access).map(drop);
+    let all = sges.iter().filter(|sge| sge.length > 0).try_for_each(held);
+    all.map_err(|fault| (WcStatus::LOC_PROT_ERR, fault as u16))
 }
 
 /// The memory that these elements name.

@@ -24,8 +24,11 @@ pub const MAX_OUTSTANDING: u32 = 384;
 const RESERVED: u32 = 512;
 const HEADER: usize = 4096;
 const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
+/// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
+/// node after an upgrade turn each other away.
+const VERSION: usize = 2;
 /// Bytes of a link's memory file.
-pub const BYTES: usize = 2 * RING_BYTES;
+pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 
 /// Head of one direction of a link. Both words are the receiver's.
 #[repr(C)]
@@ -261,10 +264,9 @@ impl Link {
         self.receive.advance(slots);
     }
 
-    /// All messages up to here have been dealt with. `at_once`: the other end may wait for the memory that the last one named.
-    pub fn publish(&mut self, at_once: bool) {
-        // Not for each message: the other end reads this word only when its ring looks full.
-        if at_once || self.receive.position().wrapping_sub(self.published) >= SLOTS / 8 {
+    /// All messages up to here have been dealt with: the other end may use their slots, and the memory that they named, again.
+    pub fn publish(&mut self) {
+        if self.receive.position() != self.published {
             self.published = self.receive.position();
             self.receive_header.consumed.0.store(self.published, Ordering::Release);
         }

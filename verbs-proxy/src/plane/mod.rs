@@ -12,9 +12,11 @@ pub mod events;
 pub mod intake;
 pub mod link;
 pub mod links;
+pub mod numbers;
 pub mod qp;
 pub mod remote;
 pub mod respond;
+mod serve;
 pub mod setup;
 pub mod shaping;
 mod source;
@@ -31,12 +33,13 @@ use crate::stats::Tally;
 use cq::Cq;
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
+use numbers::Numbers;
 use qp::{Owner, Peer, Qp};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
 use ringfence_protocol::verbs::{EventType, QpState, WcStatus};
 use shaping::Shaping;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 /// What the worker tells the control thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +91,7 @@ pub struct Plane {
     /// Queue pairs by bell number.
     pub qps: Vec<Option<Box<Qp>>>,
     /// Bell numbers by QP number.
-    pub by_number: HashMap<u32, u32>,
+    pub by_number: Numbers,
     /// Completion queues.
     pub cqs: Vec<Option<Box<CqEntry>>>,
     /// Memory regions.
@@ -112,10 +115,16 @@ pub struct Plane {
     notices: Vec<Notice>,
     /// The last question of the container's that was answered.
     answered: u64,
-    /// The time of this turn.
+    /// The time of this turn, as far as it is known: [`Self::time`].
     pub now: Nanos,
+    /// What reads the clock, given what it last said.
+    pub clock: fn(Nanos) -> Nanos,
+    /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
+    acknowledges: Vec<u32>,
     from: Vec<Piece>,
     to: Vec<Piece>,
+    outgoing: source::Staging,
+    incoming: source::Staging,
 }
 
 /// Looks without work after which a queue is no longer looked at without a bell.
@@ -128,7 +137,7 @@ impl Plane {
         Self {
             doorbells,
             qps: std::iter::repeat_with(|| None).take(MAX_QUEUES as usize).collect(),
-            by_number: HashMap::new(),
+            by_number: Numbers::default(),
             cqs: Vec::new(),
             regions,
             links: Links::default(),
@@ -143,8 +152,12 @@ impl Plane {
             notices: Vec::new(),
             answered: 0,
             now: 0,
+            clock: |now| now,
+            acknowledges: Vec::new(),
             from: Vec::new(),
             to: Vec::new(),
+            outgoing: source::Staging::default(),
+            incoming: source::Staging::default(),
         }
     }
 
@@ -194,6 +207,12 @@ impl Plane {
                 _ => Outcome::Idle,
             };
             let Some(qp) = &mut self.qps[queue as usize] else { continue };
+            if let Peer::Link(link) = qp.peer
+                && let Some(link) = self.links.get_mut(link)
+            {
+                // Once for all that this queue sent, and not after all queues had their turns.
+                link.flush();
+            }
             match outcome {
                 Outcome::Worked => {
                     worked = true;
@@ -217,10 +236,8 @@ impl Plane {
         if !self.touched.is_empty() {
             self.notify();
         }
-        if worked {
-            for link in self.links.iter_mut() {
-                link.flush();
-            }
+        if !self.links.is_empty() {
+            self.links.iter_mut().for_each(Link::flush);
         }
         worked
     }
@@ -309,6 +326,13 @@ impl Plane {
         self.shaping.wants_clock() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
     }
 
+    /// The time at this moment: for what is told to come again after a while. A turn may not have asked for the time, nor be
+    /// at its beginning.
+    fn time(&mut self) -> Nanos {
+        self.now = (self.clock)(self.now);
+        self.now
+    }
+
     /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.
     #[must_use]
     pub fn prepare_sleep(&self) -> bool {
@@ -352,25 +376,6 @@ impl Plane {
         worked |= self.settle_events();
         worked |= self.serve_wire();
         worked |= self.unpark();
-        worked
-    }
-
-    fn serve_links(&mut self) -> bool {
-        let mut worked = false;
-        for place in 0..self.links.places() {
-            let Some(link) = self.links.at(place) else { continue };
-            // A bounded number of messages, so that one neighbour cannot hold up everything else.
-            for _ in 0..64 {
-                match self.receive(link) {
-                    Ok(true) => worked = true,
-                    Ok(false) => break,
-                    Err(fault) => {
-                        self.fail_link(link, fault);
-                        break;
-                    }
-                }
-            }
-        }
         worked
     }
 

@@ -8,7 +8,7 @@ use ringfence_protocol::control::QpAttr;
 use ringfence_protocol::layout::{QpHeader, RINGS_OFFSET};
 use ringfence_protocol::ring::{Consumer, Position, SLOT_BYTES};
 use ringfence_protocol::verbs::{Opcode, QpState};
-use ringfence_protocol::work::Sge;
+use ringfence_protocol::work::{BASE_INLINE, Sge};
 use ringfence_sched::{Nanos as Time, retry};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -56,7 +56,27 @@ pub enum Data {
     /// Several elements.
     List(Box<[Sge]>),
     /// Copied by the preload library when the request was posted.
-    Inline(Box<[u8]>),
+    Inline(Inline),
+}
+
+/// Data that came in the ring.
+#[derive(Clone, Debug)]
+pub enum Inline {
+    /// As many as the request's own slot holds, so that no small request allocates.
+    Short([u64; BASE_INLINE as usize / 8], u8),
+    /// More.
+    Long(Box<[u8]>),
+}
+
+impl std::ops::Deref for Inline {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(words, bytes) => &zerocopy::IntoBytes::as_bytes(words)[..usize::from(*bytes)],
+            Self::Long(bytes) => bytes,
+        }
+    }
 }
 
 /// A send request between its intake and its completion.
@@ -134,7 +154,7 @@ pub struct Receiving {
     /// Comes back in the completion.
     pub wr_id: u64,
     /// Where the message goes.
-    pub sges: Vec<Sge>,
+    pub data: Data,
     /// Ring position behind this request.
     pub freed: Position,
 }
@@ -152,6 +172,23 @@ pub struct Responder {
     pub atomics: VecDeque<(u32, u64)>,
     /// `IBV_EVENT_COMM_EST` was raised.
     pub established: bool,
+    /// Requests of another proxy that were executed in this turn of its link and not acknowledged yet.
+    pub owed: Option<Acknowledge>,
+}
+
+/// What an acknowledge will say.
+#[derive(Clone, Copy, Debug)]
+pub struct Acknowledge {
+    /// QP number of the requester.
+    pub to: u32,
+    /// The last request that was executed ...
+    pub sequence: u32,
+    /// ... where its last piece begins, ...
+    pub offset: u32,
+    /// ... and its bytes.
+    pub bytes: u32,
+    /// Requests that it is the answer to.
+    pub covers: u32,
 }
 
 /// What a requester waits for before it may go on.
@@ -226,6 +263,9 @@ pub struct Qp {
     pub rnr_retries: u32,
     /// Times in a row that the oldest request was told to come again later; each makes the next wait longer.
     pub put_off: u32,
+    /// The last try was lost: no more than one piece goes before there is an answer. What is dropped again and again costs whoever
+    /// drops it next to nothing then.
+    pub probing: bool,
     /// What it waits for.
     pub waits: Waits,
     /// When the plane looks after it; zero for never.
@@ -307,6 +347,7 @@ impl Qp {
             retries: 0,
             rnr_retries: 0,
             put_off: 0,
+            probing: false,
             waits: Waits::default(),
             alarm: 0,
             responder: Responder::default(),
@@ -336,6 +377,7 @@ impl Qp {
         self.on_wire = 0;
         self.fetching = 0;
         self.put_off = 0;
+        self.probing = false;
         self.waits = Waits::default();
         self.responder = Responder::default();
         self.attr = QpAttr::default();
@@ -346,6 +388,7 @@ impl Qp {
     /// Goes on with another peer: what the former one has not answered is asked again.
     pub fn change_peer(&mut self, peer: Peer) {
         self.peer = peer;
+        self.probing = false;
         if let Some(done) = self.pending.front().map(|wqe| wqe.done) {
             self.rewind(0, done);
         }
@@ -357,6 +400,20 @@ impl Qp {
         let Time(at) = retry::again(Time(now), Time(first), Time(longest), self.put_off);
         self.put_off = self.put_off.saturating_add(1);
         at
+    }
+
+    /// The oldest request, or a part of it, was answered well: what comes is tried as often as the application asked.
+    pub fn got_through(&mut self) {
+        self.retries = self.attr.retry_cnt;
+        self.rnr_retries = self.attr.rnr_retry;
+        self.put_off = 0;
+        self.probing = false;
+    }
+
+    /// Whether a piece is under way to another proxy.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        self.next > 0 || self.pending.front().is_some_and(|wqe| wqe.sent > wqe.done)
     }
 
     /// Where request number `sequence` is in `pending`.

@@ -1,20 +1,18 @@
 //! Requests to and from other proxies: what goes over a [`super::link`] and what its answers mean.
 
-use super::bounce::LARGEST;
-use super::link::{LinkFault, Room};
+use super::intake::vendor;
+use super::link::LinkFault;
 use super::links::LinkId;
-use super::qp::{Peer, Qp, Waits};
+use super::qp::{Peer, Waits};
 use super::respond::Verdict;
 use super::shaping::OnWire;
 use super::source::{self, Source};
 use super::transmit::{self, Handed};
-use super::wire::{self, Kind, Request, Response};
+use super::wire::{self, Kind, Response};
 use super::{Notice, Plane};
-use crate::memory::Piece;
 use crate::pacing::{self, Nanos};
 use crate::state;
-use ringfence_protocol::ring::Words;
-use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcStatus};
+use ringfence_protocol::verbs::{Opcode, QpState, WcStatus};
 
 /// A neighbour that has lost its processor answers late, but is not gone.
 pub(super) const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
@@ -25,9 +23,10 @@ const SHARE_POLL: Nanos = 100_000;
 /// ... and for room on the link; this long at most, for it is no one's fault.
 const ROOM_POLL: Nanos = 25_000;
 const LONGEST_ROOM_POLL: Nanos = 2_000_000;
+/// When what could not be shared, for want of an answer of the warden's above all, is tried again.
+const SHARE_AGAIN: Nanos = 100_000_000;
 /// A neighbour whose rate is used up is asked again after this long at most.
 const LONGEST_RATE_WAIT: Nanos = 100_000_000;
-
 impl Plane {
     /// The link for a piece of a queue pair that uses link `at`: another from now on, if that has been superseded and nothing is
     /// under way that could be overtaken.
@@ -49,20 +48,15 @@ impl Plane {
     /// Sends a piece to the proxy at the other end of link `at`.
     pub(super) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Handed {
         let at = self.link_for(queue, index, piece, at);
-        let Self { qps, regions, links, notices, from, .. } = self;
+        let Self { qps, regions, links, notices, from, outgoing, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
         let Some(link) = links.get_mut(at) else {
             qp.peer = Peer::None;
             return self.settle(queue, index, piece, Verdict::Silent);
         };
         let wqe = &qp.pending[index];
-        let mut extensions: Vec<Words> = Vec::new();
-        let mut source = source::pack(qp, wqe, piece, regions, link, &mut extensions);
-        if let Err(Source::Foreign) = source {
-            source = source::bounce(qp, wqe, piece, regions, link, from, &mut extensions);
-        }
-        let (pieces, place) = match source {
-            Ok(source) => source,
+        let packed = match source::pack(qp, wqe, piece, regions, link, from, outgoing) {
+            Ok(packed) => packed,
             Err(Source::Fault(_)) if index > 0 => {
                 // The region went after the request was admitted: it fails when those before it are complete.
                 qp.rewind(index, piece.offset);
@@ -90,14 +84,16 @@ impl Plane {
             Err(Source::NoRoom) => return self.wait_for_room(queue, index, piece),
             Err(Source::Link(fault)) => return self.fail_request(queue, at, fault),
         };
-        let request = transmit::request(qp, wqe, piece, pieces);
-        if let Some(place) = place {
-            // There is room for the request, which `bounce_source` saw to.
+        let mut request = transmit::request(qp, wqe, piece, packed.pieces);
+        if packed.pieces == wire::INLINE {
+            [request.compare_add, request.swap] = packed.data;
+        }
+        if let Some(place) = packed.place {
+            // There is room for the request, which `source::pack` saw to.
             link.bounce_hold(place);
         }
-        match link.request(&request, &extensions) {
+        match link.request(&request, &outgoing.extensions) {
             Ok(true) => {
-                link.flush();
                 if qp.waits.deadline == 0 {
                     self.await_answer(queue, MIN_REMOTE_TIMEOUT);
                 }
@@ -109,7 +105,7 @@ impl Plane {
     }
 
     fn wait_for_room(&mut self, queue: u32, index: usize, piece: &OnWire) -> Handed {
-        let now = self.now;
+        let now = self.time();
         if let Some(qp) = &mut self.qps[queue as usize] {
             qp.rewind(index, piece.offset);
             let at = qp.put_off(now, ROOM_POLL, LONGEST_ROOM_POLL);
@@ -128,7 +124,7 @@ impl Plane {
 
     /// Sees that an answer which does not come is missed, unless that is seen to.
     fn await_answer(&mut self, queue: u32, least: Nanos) {
-        let now = self.now;
+        let now = self.time();
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         if qp.waits.deadline == 0
             && let Some(timeout) = state::ack_timeout_nanos(qp.attr.timeout)
@@ -139,165 +135,14 @@ impl Plane {
         }
     }
 
-    /// Takes one message off a link. False if there was none.
-    pub(super) fn receive(&mut self, at: LinkId) -> Result<bool, LinkFault> {
-        let Some(link) = self.links.get_mut(at) else { return Ok(false) };
-        let Some(words) = link.peek() else { return Ok(false) };
-        if wire::kind(&words) != Kind::REQUEST {
-            link.advance(1);
-            link.outstanding = link.outstanding.saturating_sub(1);
-            self.on_response(at, &Response::unpack(&words));
-            self.publish(at, wire::kind(&words) == Kind::GRANT);
-            return Ok(true);
-        }
-        let request = Request::unpack(&words);
-        let port = link.port;
-        let extensions = request.extensions().ok_or(LinkFault::Malformed)?;
-        let mut inline = Vec::new();
-        let known = source::read(link, &request, extensions, &mut self.from, &mut inline)?;
-        link.advance(1 + extensions);
-        let verdict = if !known {
-            // Its memory region was deregistered while the request was under way.
-            Verdict::Nak(WcStatus::REM_OP_ERR)
-        } else if self.must_share(at, &request)? {
-            self.publish(at, false);
-            return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, 0).map(|()| true);
-        } else if let Err(wait) = self.may_be_read(at, &request) {
-            self.tally.read_deferred();
-            self.publish(at, false);
-            return self.answer(at, &request, Kind::LATER, WcStatus::SUCCESS, 0, wait.max(1)).map(|()| true);
-        } else {
-            self.respond(port, &request)
-        };
-        self.publish(at, request.pieces != wire::INLINE && request.pieces > 0);
-        let (kind, status, share, value) = match verdict {
-            Verdict::Ack => (Kind::ACK, WcStatus::SUCCESS, 0, 0),
-            Verdict::Silent => (Kind::DROPPED, WcStatus::SUCCESS, 0, 0),
-            Verdict::Rnr(timer) => (Kind::RNR, WcStatus::SUCCESS, 0, u64::from(timer)),
-            Verdict::Nak(status) => (Kind::NAK, status, 0, 0),
-            Verdict::Value(former) => (Kind::ATOMIC, WcStatus::SUCCESS, 0, former),
-            Verdict::Data(piece, key) => match self.regions.get(key) {
-                Some(region) if region.may_fault() => self.bounce_data(at, &request, piece)?,
-                Some(region) => (Kind::GRANT, WcStatus::SUCCESS, region.share, region.mapping_offset(&piece)),
-                None => (Kind::NAK, WcStatus::REM_OP_ERR, 0, 0),
-            },
-            // What neighbours show us is there.
-            Verdict::Lost => (Kind::NAK, WcStatus::REM_OP_ERR, 0, 0),
-        };
-        if kind == Kind::GRANT {
-            self.shaping.was_read(request.bytes);
-        }
-        self.answer(at, &request, kind, status, share, value).map(|()| true)
-    }
-
-    fn answer(
-        &mut self,
-        at: LinkId,
-        request: &Request,
-        kind: Kind,
-        status: WcStatus,
-        share: u32,
-        value: u64,
-    ) -> Result<(), LinkFault> {
-        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
-        link.respond(&Response {
-            kind,
-            to: request.from,
-            from: request.to,
-            sequence: request.sequence,
-            offset: request.offset,
-            bytes: request.bytes,
-            status,
-            share,
-            value,
-        })
-    }
-
-    fn publish(&mut self, at: LinkId, at_once: bool) {
-        if let Some(link) = self.links.get_mut(at) {
-            link.publish(at_once);
-        }
-    }
-
-    /// The queue pair of ours that a READ is for, if it may make any.
-    fn read_from(&self, at: LinkId, request: &Request) -> Option<&Qp> {
-        if request.opcode != Opcode::RDMA_READ || request.total == 0 {
-            return None;
-        }
-        let link = self.links.get(at)?;
-        let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
-        let allowed = qp.responds()
-            && qp.attr.dest_qp_num == request.from
-            && qp.port == link.port
-            && qp.attr.access.contains(Access::REMOTE_READ);
-        allowed.then_some(qp)
-    }
-
-    /// Whether the container's rate lets out what a READ asks for; else how long its requester should wait.
-    fn may_be_read(&mut self, at: LinkId, request: &Request) -> Result<(), Nanos> {
-        if self.read_from(at, request).is_none() {
-            return Ok(());
-        }
-        self.shaping.may_be_read(request.bytes, self.now)
-    }
-
-    /// Whether a READ asks for memory that its proxy cannot reach yet; then it is seen to.
-    fn must_share(&mut self, at: LinkId, request: &Request) -> Result<bool, LinkFault> {
-        let Some(pd) = self.read_from(at, request).map(|qp| qp.pd) else { return Ok(false) };
-        let Self { links, regions, notices, .. } = self;
-        let Some(link) = links.get_mut(at) else { return Ok(false) };
-        let total = u64::from(request.total);
-        if regions.admit(request.rkey, pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
-            return Ok(false);
-        }
-        let Some(region) = regions.get(request.rkey) else { return Ok(false) };
-        if !region.may_fault() {
-            let shared = link.shared.get(&region.share).copied();
-            if shared.is_none() {
-                link.shared.insert(region.share, false);
-                regions.lend(request.rkey);
-                notices.push(Notice::Share { link: at, share: region.share });
-            }
-            return Ok(shared != Some(true));
-        }
-        if request.bytes > LARGEST {
-            return Err(LinkFault::Malformed);
-        }
-        let room = link.bounce_room(request.bytes)?;
-        if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
-            notices.push(Notice::Bounce { link: at });
-        }
-        Ok(!matches!(room, Room::At(_)))
-    }
-
-    /// Answers a READ of memory that the neighbour must not map, for which there is room.
-    fn bounce_data(
-        &mut self,
-        at: LinkId,
-        request: &Request,
-        piece: Piece,
-    ) -> Result<(Kind, WcStatus, u32, u64), LinkFault> {
-        let refused = (Kind::NAK, WcStatus::REM_OP_ERR, 0, 0);
-        let Some(link) = self.links.get_mut(at) else { return Ok(refused) };
-        let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
-            return Ok(refused);
-        };
-        if bounce.fill(place, &[piece]).is_ok() {
-            let share = bounce.share;
-            link.bounce_hold(place);
-            return Ok((Kind::GRANT, WcStatus::SUCCESS, share, place.offset()));
-        }
-        if let Some(&queue) = self.by_number.get(&request.to) {
-            self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
-        }
-        Ok((Kind::NAK, WcStatus::REM_ACCESS_ERR, 0, 0))
-    }
-
-    fn on_response(&mut self, at: LinkId, response: &Response) {
+    pub(super) fn on_response(&mut self, at: LinkId, response: &Response) {
         let Some(&queue) = self.by_number.get(&response.to) else { return };
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         if qp.peer != Peer::Link(at) || qp.attr.dest_qp_num != response.from || qp.state == QpState::ERR {
             return;
+        }
+        if response.kind == Kind::ACK {
+            return self.on_acknowledge(queue, response);
         }
         // Only the answer that is due counts; others belong to pieces that were sent twice.
         let Some(wqe) = qp.pending.front().filter(|wqe| wqe.sequence == response.sequence) else { return };
@@ -318,8 +163,8 @@ impl Plane {
         };
         let atomic = matches!(opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
         let verdict = match response.kind {
-            Kind::ACK if !atomic && (opcode != Opcode::RDMA_READ || total == 0) => Verdict::Ack,
-            Kind::GRANT if opcode == Opcode::RDMA_READ => {
+            // No more than a piece, whatever was asked for: it is copied at once.
+            Kind::GRANT if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
                 let link = self.links.get(at);
                 match link.and_then(|link| link.shared_piece(response.share, response.value, response.bytes)) {
                     Some(data) => Verdict::Data(data, 0),
@@ -335,7 +180,7 @@ impl Plane {
             Kind::LATER if response.value > 0 => {
                 // Its container's rate is used up. It has answered, and says for how long; that is believed up to a point.
                 qp.rewind(0, response.offset);
-                let at = self.now + response.value.min(LONGEST_RATE_WAIT);
+                let at = (self.clock)(self.now) + response.value.min(LONGEST_RATE_WAIT);
                 qp.waits = Waits { until: at, ..Waits::default() };
                 self.alarm(at, queue);
                 return;
@@ -343,19 +188,52 @@ impl Plane {
             Kind::LATER => {
                 // The share comes by another way, and may have come already.
                 qp.rewind(0, response.offset);
-                let at = qp.put_off(self.now, SHARE_POLL, pacing::LONGEST_PAUSE);
+                let at = qp.put_off((self.clock)(self.now), SHARE_POLL, pacing::LONGEST_PAUSE);
                 qp.waits.until = at;
                 self.alarm(at, queue);
                 return;
             }
-            // The deadline decides.
-            Kind::DROPPED => return,
+            Kind::DROPPED => {
+                // Lost, as a packet is: nothing goes before the retry timer, and then one piece first.
+                qp.rewind(0, response.offset);
+                qp.waits.until = Nanos::MAX;
+                qp.probing = true;
+                return self.await_answer(queue, MIN_REMOTE_TIMEOUT);
+            }
             _ => Verdict::Nak(WcStatus::BAD_RESP_ERR),
         };
         if self.settle(queue, 0, &piece, verdict) == Handed::On {
             self.extend_deadline(queue);
             self.activate(queue);
         }
+    }
+
+    /// The responder has executed everything up to this piece.
+    fn on_acknowledge(&mut self, queue: u32, response: &Response) {
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        let Some(index) = qp.find(response.sequence) else { return };
+        let Some(end) = response.offset.checked_add(response.bytes) else { return };
+        let last = &qp.pending[index];
+        // What was not sent, or is to be sent again, cannot be what this is about; nor what was acknowledged before.
+        let due = if last.total == 0 { last.sent_all } else { end > last.done && end <= last.sent };
+        if !due || qp.pending.range(..index).any(|wqe| !wqe.sent_all) {
+            return;
+        }
+        // Data that were asked for are no acknowledge's to replace.
+        if qp.pending.range(..=index).any(|wqe| wqe.fetches() && wqe.total > 0) {
+            return self.fail(queue, WcStatus::BAD_RESP_ERR, vendor::REMOTE);
+        }
+        for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
+            wqe.done = if at == index { end } else { wqe.total };
+            wqe.done_all = wqe.done == wqe.total;
+            if wqe.done_all && wqe.fetches() {
+                qp.fetching = qp.fetching.saturating_sub(1);
+            }
+        }
+        qp.got_through();
+        self.complete_front(queue);
+        self.extend_deadline(queue);
+        self.activate(queue);
     }
 
     fn extend_deadline(&mut self, queue: u32) {
@@ -369,11 +247,30 @@ impl Plane {
         };
     }
 
-    /// Memory of this name, or the buffer, cannot be shared over this link.
+    /// Memory of this name, or the buffer, cannot be shared over this link now: whoever waits for that asks again in a while.
     pub fn unshare(&mut self, at: LinkId, share: Option<u32>) {
         if let Some(link) = self.links.get_mut(at) {
             link.unshare(share);
         }
+        let again = self.time() + SHARE_AGAIN;
+        for queue in 0..self.qps.len() {
+            let Some(qp) = &mut self.qps[queue] else { continue };
+            if qp.peer == Peer::Link(at) && std::mem::take(&mut qp.waits.share) {
+                qp.waits.until = again;
+                self.alarm(again, queue as u32);
+            }
+        }
+    }
+
+    /// The region with this key is none that a neighbour may see: whoever waits for that has it copied.
+    pub fn withhold(&mut self, at: LinkId, key: u32) {
+        if let Some(region) = self.regions.get(key) {
+            region.withhold();
+            if let Some(link) = self.links.get_mut(at) {
+                link.shared.remove(&region.share);
+            }
+        }
+        self.share_arrived(at);
     }
 
     /// Memory was shared over this link, in either direction: whoever waited for that goes on.

@@ -2,11 +2,13 @@
 
 use super::Plane;
 use super::intake::{self, vendor};
-use super::qp::{Qp, Receiving};
+use super::qp::{Data, Qp, Receiving};
+use super::transmit::sges;
 use super::wire::Request;
 use crate::memory::{AccessFault, Lost, NotAtomic, Piece, copy_list};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcFlags, WcOpcode, WcStatus};
+use ringfence_protocol::work::Sge;
 
 /// What [`Qp::port`] says of a queue pair that is connected within its own port.
 pub const OWN_PORT: u16 = 0;
@@ -39,7 +41,14 @@ impl Plane {
     /// `port`: LID of the port that it came from, [`OWN_PORT`] for our own. Not the link: two proxies that make a link to
     /// each other at the same time have two.
     pub(super) fn respond(&mut self, port: u16, incoming: &Request) -> Verdict {
-        let Some(&queue) = self.by_number.get(&incoming.to) else { return Verdict::Silent };
+        match self.by_number.get(&incoming.to) {
+            Some(&queue) => self.respond_as(queue, port, incoming),
+            None => Verdict::Silent,
+        }
+    }
+
+    /// The same, by the queue pair with this bell number.
+    pub(super) fn respond_as(&mut self, queue: u32, port: u16, incoming: &Request) -> Verdict {
         let Some(qp) = &mut self.qps[queue as usize] else { return Verdict::Silent };
         if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.port != port {
             return Verdict::Silent;
@@ -137,9 +146,9 @@ impl Plane {
             return Err(Verdict::Rnr(qp.attr.min_rnr_timer));
         };
         let freed = qp.receive.position();
-        let malformed = receive.sges.is_err();
-        qp.responder.receiving =
-            Some(Receiving { wr_id: receive.wr_id, sges: receive.sges.unwrap_or_default(), freed });
+        let malformed = receive.data.is_err();
+        let data = receive.data.unwrap_or(Data::One(Sge::default()));
+        qp.responder.receiving = Some(Receiving { wr_id: receive.wr_id, data, freed });
         if malformed {
             return Err(self.refuse_receive(queue, WcStatus::LOC_QP_OP_ERR, vendor::MALFORMED, WcStatus::REM_OP_ERR));
         }
@@ -173,12 +182,13 @@ impl Plane {
         let Self { qps, regions, from, to, .. } = self;
         let Some(qp) = &qps[queue as usize] else { return Verdict::Silent };
         let Some(receiving) = &qp.responder.receiving else { return Verdict::Silent };
-        let room: u64 = receiving.sges.iter().map(|sge| u64::from(sge.length)).sum();
+        let sges = sges(&receiving.data);
+        let room: u64 = sges.iter().map(|sge| u64::from(sge.length)).sum();
         if room < u64::from(incoming.total) {
             return self.refuse_receive(queue, WcStatus::LOC_LEN_ERR, vendor::LENGTH, WcStatus::REM_INV_REQ_ERR);
         }
         if incoming.total > 0 {
-            if let Err(fault) = intake::resolve(qp, &receiving.sges, regions, Access::LOCAL_WRITE, to) {
+            if let Err(fault) = intake::resolve(qp, sges, regions, Access::LOCAL_WRITE, to) {
                 return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, fault as u16, WcStatus::REM_OP_ERR);
             }
             match copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize) {

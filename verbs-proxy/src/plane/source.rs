@@ -7,7 +7,7 @@ use super::qp::{Data, Qp, Wqe};
 use super::shaping::OnWire;
 use super::transmit::{LOST, gather, sges};
 use super::wire::{self, Request};
-use crate::memory::{Piece, RegionTable};
+use crate::memory::{Piece, RegionTable, copy_list};
 use ringfence_protocol::ring::Words;
 use ringfence_protocol::verbs::{Access, Opcode};
 use ringfence_protocol::work::{self, Sge};
@@ -27,11 +27,90 @@ pub(super) enum Source {
     Link(LinkFault),
 }
 
-/// How many pieces the source has, and the part of the buffer that it is in, if it is.
-pub(super) type Packed = (u8, Option<Place>);
+/// Data are sent in the message itself if there are no more of them: their memory need not be shared with the neighbour then, and
+/// both sides copy less than they would look up.
+const BY_VALUE: u32 = 512;
 
-/// Packs the source of a piece for another proxy: the data if they were inline, else where they are.
+/// Data on their way into a message or out of one; kept between messages.
+#[derive(Debug, Default)]
+pub(super) struct Staging {
+    /// Room for [`work::MAX_INLINE`] bytes, or nothing before the first use.
+    words: Vec<u64>,
+    /// What goes behind the base slot of a request.
+    pub extensions: Vec<Words>,
+}
+
+/// Words of the base slot that hold data.
+const BASE_WORDS: usize = wire::BASE_DATA as usize / 8;
+/// Words of an extension slot that do.
+const EXTENSION_WORDS: usize = work::EXTENSION_INLINE as usize / 8;
+const _: () = assert!(
+    BASE_WORDS + wire::extensions_of_data(work::MAX_INLINE) as usize * EXTENSION_WORDS == work::MAX_INLINE as usize / 8
+);
+
+impl Staging {
+    fn words(&mut self) -> &mut [u64] {
+        self.words.resize(work::MAX_INLINE as usize / 8, 0);
+        &mut self.words
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        zerocopy::IntoBytes::as_mut_bytes(self.words())
+    }
+
+    /// Makes a message's data of the first `bytes` bytes: the base slot's words come back. Nothing that was here before goes along.
+    fn pack(&mut self, bytes: usize) -> [u64; BASE_WORDS] {
+        let extensions = wire::extensions_of_data(bytes as u32) as usize;
+        let end = BASE_WORDS + extensions * EXTENSION_WORDS;
+        self.bytes()[bytes..end * 8].fill(0);
+        let (base, rest) = self.words[..end].split_at(BASE_WORDS);
+        let packed =
+            rest.chunks_exact(EXTENSION_WORDS).map(|part| work::pack_inline(&std::array::from_fn(|at| part[at])));
+        self.extensions.extend(packed);
+        std::array::from_fn(|at| base[at])
+    }
+}
+
+/// Where a neighbour finds the source of a piece.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Packed {
+    /// How many pieces the source has, or [`wire::INLINE`].
+    pub pieces: u8,
+    /// With [`wire::INLINE`], what goes into the base slot.
+    pub data: [u64; BASE_WORDS],
+    /// The part of the link's buffer that it is in, if it is.
+    pub place: Option<Place>,
+}
+
+/// Packs the source of a piece for another proxy: the data if they are few, else where they are.
 pub(super) fn pack(
+    qp: &Qp,
+    wqe: &Wqe,
+    piece: &OnWire,
+    regions: &RegionTable,
+    link: &mut Link,
+    from: &mut Vec<Piece>,
+    staging: &mut Staging,
+) -> Result<Packed, Source> {
+    staging.extensions.clear();
+    if wqe.fetches() || piece.bytes == 0 {
+        return Ok(Packed::default());
+    }
+    if piece.bytes <= BY_VALUE || matches!(wqe.data, Data::Inline(_)) {
+        let bytes = piece.bytes as usize;
+        gather(qp, wqe, regions, piece, from).map_err(Source::Fault)?;
+        let to = Piece::of_own_mut(&mut staging.bytes()[..bytes]);
+        copy_list(&[to], 0, from, 0, bytes).map_err(|_| Source::Fault(LOST))?;
+        return Ok(Packed { pieces: wire::INLINE, data: staging.pack(bytes), place: None });
+    }
+    match by_name(qp, wqe, piece, regions, link, &mut staging.extensions) {
+        Err(Source::Foreign) => bounce(qp, wqe, piece, regions, link, from, &mut staging.extensions),
+        packed => packed,
+    }
+}
+
+/// Where the source of a piece is in memory that the neighbour can reach.
+fn by_name(
     qp: &Qp,
     wqe: &Wqe,
     piece: &OnWire,
@@ -39,20 +118,8 @@ pub(super) fn pack(
     link: &Link,
     extensions: &mut Vec<Words>,
 ) -> Result<Packed, Source> {
-    if wqe.fetches() || piece.bytes == 0 {
-        return Ok((0, None));
-    }
-    if let Data::Inline(data) = &wqe.data {
-        let data = &data[piece.offset as usize..(piece.offset + piece.bytes) as usize];
-        for part in data.chunks(work::EXTENSION_INLINE as usize) {
-            let mut words = [0u64; 7];
-            zerocopy::IntoBytes::as_mut_bytes(&mut words)[..part.len()].copy_from_slice(part);
-            extensions.push(work::pack_inline(&words));
-        }
-        return Ok((wire::INLINE, None));
-    }
     let (mut offset, mut bytes) = (u64::from(piece.offset), u64::from(piece.bytes));
-    let mut list: Vec<Sge> = Vec::new();
+    let (mut count, mut part) = (0u8, [Sge::default(); work::SGES_PER_EXTENSION as usize]);
     for sge in sges(&wqe.data).iter().filter(|sge| sge.length > 0) {
         let skipped = offset.min(u64::from(sge.length));
         offset -= skipped;
@@ -65,20 +132,29 @@ pub(super) fn pack(
             .admit(sge.lkey, qp.pd, sge.addr + skipped, length, Access(0))
             .map_err(|fault| Source::Fault(fault as u16))?;
         let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
-        if region.may_fault() {
+        if region.is_copied() {
             return Err(Source::Foreign);
         }
         if link.shared.get(&region.share) != Some(&true) {
             return Err(Source::NotShared(sge.lkey, region.share));
         }
-        list.push(Sge { addr: region.mapping_offset(&memory), length: length as u32, lkey: region.share });
+        region.make_present(&memory);
+        let place = usize::from(count) % part.len();
+        part[place] = Sge { addr: region.mapping_offset(&memory), length: length as u32, lkey: region.share };
+        count += 1;
+        if place + 1 == part.len() {
+            extensions.push(work::pack_sges(&part));
+        }
     }
-    extensions.extend(list.chunks(work::SGES_PER_EXTENSION as usize).map(work::pack_sges));
-    Ok((list.len() as u8, None))
+    match usize::from(count) % part.len() {
+        0 => {}
+        left => extensions.push(work::pack_sges(&part[..left])),
+    }
+    Ok(Packed { pieces: count, ..Packed::default() })
 }
 
 /// The same for a piece that is memory of the container's own, if only in part: all of it is copied to the link's buffer.
-pub(super) fn bounce(
+fn bounce(
     qp: &Qp,
     wqe: &Wqe,
     piece: &OnWire,
@@ -98,7 +174,7 @@ pub(super) fn bounce(
     let sge = Sge { addr: place.offset(), length: piece.bytes, lkey: bounce.share };
     extensions.clear();
     extensions.push(work::pack_sges(&[sge]));
-    Ok((1, Some(place)))
+    Ok(Packed { pieces: 1, place: Some(place), ..Packed::default() })
 }
 
 /// The source of a request from another proxy. False if it names memory that is not shared (any more).
@@ -107,16 +183,21 @@ pub(super) fn read(
     request: &Request,
     extensions: u32,
     from: &mut Vec<Piece>,
-    inline: &mut Vec<u8>,
+    staging: &mut Staging,
 ) -> Result<bool, LinkFault> {
     from.clear();
+    let fetches = matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
+    if request.bytes > wire::LONGEST {
+        return Err(LinkFault::Malformed);
+    }
     if request.pieces == wire::INLINE {
-        for index in 0..extensions {
-            let words = work::extension_inline(&link.extension(index).ok_or(LinkFault::Malformed)?);
-            inline.extend_from_slice(zerocopy::IntoBytes::as_bytes(&words));
+        let words = staging.words();
+        words[..BASE_WORDS].copy_from_slice(&[request.compare_add, request.swap]);
+        for (index, part) in (0..extensions).zip(words[BASE_WORDS..].chunks_exact_mut(EXTENSION_WORDS)) {
+            let words = link.extension(index).ok_or(LinkFault::Malformed)?;
+            part.copy_from_slice(&work::extension_inline(&words));
         }
-        inline.truncate(request.bytes as usize);
-        from.push(Piece::of_own(inline));
+        from.push(Piece::of_own(&staging.bytes()[..request.bytes as usize]));
         return Ok(true);
     }
     let mut total = 0;
@@ -127,7 +208,6 @@ pub(super) fn read(
         total += u64::from(sge.length);
         from.push(piece);
     }
-    let fetches = matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
     if !fetches && total != u64::from(request.bytes) {
         return Err(LinkFault::Malformed);
     }

@@ -6,6 +6,8 @@
 mod foreign;
 pub(crate) mod fuzzing;
 mod keys;
+mod links;
+mod speed;
 
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
@@ -493,8 +495,12 @@ impl TwoRigs {
     }
 
     fn with(rig: Rig) -> (Self, RigQp, RigQp) {
+        Self::with_both(rig, Rig::new())
+    }
+
+    fn with_both(rig: Rig, other: Rig) -> (Self, RigQp, RigQp) {
         let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
-        let mut rigs = [rig, Rig::new()];
+        let mut rigs = [rig, other];
         let mut ids = Vec::new();
         for (index, end) in [End::Initiator, End::Acceptor].into_iter().enumerate() {
             let port = 2 - index as u16;
@@ -647,7 +653,7 @@ fn a_link_that_has_gone_is_not_taken_for_the_one_in_its_place() {
 #[test]
 fn memory_that_is_never_shared_is_a_request_without_an_answer() {
     let (mut two, mut a, _b) = TwoRigs::new();
-    post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 8) });
+    post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 8192, 4096) });
     let plane = &mut two.rigs[0].plane;
     let mut asked = 0;
     for _ in 0..200 {
@@ -663,7 +669,7 @@ fn memory_that_is_never_shared_is_a_request_without_an_answer() {
 #[test]
 fn whoever_waits_for_shared_memory_goes_on_when_the_link_does_not() {
     let (mut two, mut a, _b) = TwoRigs::new();
-    post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 8) });
+    post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 8192, 4096) });
     two.rigs[0].plane.now += 1;
     two.rigs[0].plane.turn();
     assert!(two.rigs[0].plane.qps[0].as_ref().unwrap().waits.share);

@@ -5,7 +5,7 @@ use super::qp::{Data, Peer, Qp, Waits, Wqe};
 use super::remote::MIN_REMOTE_TIMEOUT;
 use super::respond::{OWN_PORT, Verdict};
 use super::shaping::{Kind, OnWire};
-use super::wire::Request;
+use super::wire::{self, Request};
 use super::{Notice, Outcome, Plane};
 use crate::memory::{AccessFault, Lost, Piece, RegionTable, copy, copy_list};
 use crate::pacing::{self, Nanos};
@@ -214,6 +214,10 @@ impl Plane {
                 self.hold(queue, index);
                 return Outcome::Blocked;
             }
+            if qp.probing && qp.awaits_answer() {
+                return Outcome::Blocked;
+            }
+            let bytes = self.shaping.piece(wqe.total, wqe.total - wqe.sent);
             let piece = OnWire {
                 finish: 0,
                 queue,
@@ -221,7 +225,7 @@ impl Plane {
                 epoch: qp.epoch,
                 sequence: wqe.sequence,
                 offset: wqe.sent,
-                bytes: self.shaping.piece(wqe.total, wqe.total - wqe.sent),
+                bytes: if qp.peer == Peer::Local { bytes } else { bytes.min(wire::LONGEST) },
                 total: wqe.total,
             };
             let kind = Kind { fetches: wqe.fetches(), own: qp.peer == Peer::Local, on_wire: qp.on_wire };
@@ -304,7 +308,7 @@ impl Plane {
 
     /// Does what the responder's word means for request `index`.
     pub(super) fn settle(&mut self, queue: u32, index: usize, piece: &OnWire, verdict: Verdict) -> Handed {
-        let now = self.now;
+        let now = if matches!(verdict, Verdict::Rnr(_) | Verdict::Silent) { self.time() } else { self.now };
         let Self { qps, regions, to, tally, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
         match verdict {
@@ -365,9 +369,7 @@ impl Plane {
         if fetched {
             qp.fetching = qp.fetching.saturating_sub(1);
         }
-        qp.retries = qp.attr.retry_cnt;
-        qp.rnr_retries = qp.attr.rnr_retry;
-        qp.put_off = 0;
+        qp.got_through();
         self.complete_front(queue);
         Handed::On
     }
@@ -389,7 +391,7 @@ impl Plane {
     }
 
     /// Completes the requests at the front that are done.
-    fn complete_front(&mut self, queue: u32) {
+    pub(super) fn complete_front(&mut self, queue: u32) {
         loop {
             let Some(qp) = &mut self.qps[queue as usize] else { return };
             let Some(wqe) = qp.pending.pop_front_if(|wqe| wqe.done_all) else { return };
@@ -431,6 +433,7 @@ impl Plane {
             self.tally.timed_out();
             qp.rewind(0, done);
             qp.waits = Waits::default();
+            qp.probing = true;
         }
         let Waits { until, deadline, .. } = qp.waits;
         let next = [until, deadline].into_iter().filter(|at| *at > now && *at != Nanos::MAX).min();

@@ -4,8 +4,16 @@
 
 use ringfence_protocol::ring::Words;
 use ringfence_protocol::verbs::{Opcode, WcStatus};
+use ringfence_protocol::work::{EXTENSION_INLINE, MAX_INLINE, MAX_SGE, SGES_PER_EXTENSION};
 
-/// What a message is. Each request gets exactly one answer.
+/// The longest piece of a SEND or WRITE that one message asks for: some 6 µs of copying, so that neither a client nor a hostile
+/// proxy holds up whoever else the responder serves. What asks for more breaks the protocol.
+pub const LONGEST: u32 = 64 << 10;
+
+/// Bytes that the base slot of a request has room for, in place of an atomic's operands.
+pub const BASE_DATA: u32 = 16;
+
+/// What a message is. Each request is answered exactly once; [`Response::covers`] says how many an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind(pub u8);
 
@@ -13,7 +21,7 @@ pub struct Kind(pub u8);
 impl Kind {
     /// A piece of a work request.
     pub const REQUEST: Self = Self(1);
-    /// The piece was executed.
+    /// The piece was executed, and all pieces of the queue pair's SENDs and WRITEs before it, as by an acknowledge of RC.
     pub const ACK: Self = Self(2);
     /// The piece was not looked at: wrong state, or out of order.
     pub const DROPPED: Self = Self(3);
@@ -57,13 +65,13 @@ pub struct Request {
     pub remote_addr: u64,
     /// Remote key.
     pub rkey: u32,
-    /// Compare or add operand.
+    /// Compare or add operand; with [`INLINE`] the first bytes of the data.
     pub compare_add: u64,
-    /// Swap operand.
+    /// Swap operand; with [`INLINE`] the next ones.
     pub swap: u64,
 }
 
-/// In place of a number of pieces: the extensions hold the data.
+/// In place of a number of pieces: the message holds the data, the first [`BASE_DATA`] bytes in its base, the rest in extensions.
 pub const INLINE: u8 = u8::MAX;
 
 impl Request {
@@ -109,12 +117,17 @@ impl Request {
     /// Extension slots behind this request; `None` if the claim exceeds every limit.
     #[must_use]
     pub fn extensions(&self) -> Option<u32> {
-        use ringfence_protocol::work::{EXTENSION_INLINE, MAX_INLINE, MAX_SGE, SGES_PER_EXTENSION};
         match self.pieces {
-            INLINE => (self.bytes <= MAX_INLINE).then(|| self.bytes.div_ceil(EXTENSION_INLINE)),
+            INLINE => (self.bytes <= MAX_INLINE).then(|| extensions_of_data(self.bytes)),
             pieces => (u32::from(pieces) <= MAX_SGE).then(|| u32::from(pieces).div_ceil(SGES_PER_EXTENSION)),
         }
     }
+}
+
+/// Extension slots that so many bytes need which go in the message.
+#[must_use]
+pub const fn extensions_of_data(bytes: u32) -> u32 {
+    bytes.saturating_sub(BASE_DATA).div_ceil(EXTENSION_INLINE)
 }
 
 /// The kind of a message.
@@ -144,6 +157,8 @@ pub struct Response {
     pub share: u32,
     /// With [`Kind::GRANT`], [`Kind::ATOMIC`] and [`Kind::RNR`].
     pub value: u64,
+    /// Requests that this is the answer to: one, and with [`Kind::ACK`] those before it that were executed and not answered.
+    pub covers: u32,
 }
 
 impl Response {
@@ -156,7 +171,7 @@ impl Response {
             u64::from(self.sequence) | u64::from(self.share) << 32,
             u64::from(self.offset) | u64::from(self.bytes) << 32,
             self.value,
-            0,
+            u64::from(self.covers),
             0,
             0,
         ]
@@ -175,6 +190,7 @@ impl Response {
             offset: w[3] as u32,
             bytes: (w[3] >> 32) as u32,
             value: w[4],
+            covers: w[5] as u32,
         }
     }
 }
@@ -212,6 +228,7 @@ mod tests {
             status: WcStatus::REM_OP_ERR,
             share: 8,
             value: u64::MAX,
+            covers: 10,
         };
         assert_eq!(Response::unpack(&response.pack()), response);
     }

@@ -5,6 +5,7 @@ use crate::control::adopted::RegionFile;
 use crate::control::lent::Lent;
 use crate::fabric::neighbours::SharedRun;
 use crate::plane::bounce::{self, Bounce};
+use crate::plane::wire::LONGEST;
 use crate::shared::{ForeignFile, Holes, Run, RunFile};
 use proptest::prelude::*;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
@@ -242,7 +243,7 @@ fn a_neighbour_that_does_not_read_makes_nothing_but_its_own_requests_wait() {
         wr_id,
         rkey,
         remote_addr: IOVA,
-        ..fields(Opcode::RDMA_WRITE, (&near, 0), (&near, 0), 200_000)
+        ..fields(Opcode::RDMA_WRITE, (&near, 0), (&near, 0), 3 * LONGEST)
     };
     post(&mut a, &write(0));
     two.turns();
@@ -256,7 +257,7 @@ fn a_neighbour_that_does_not_read_makes_nothing_but_its_own_requests_wait() {
     }
     // As many as the buffer holds are under way.
     let under_way = two.rigs[0].plane.links.get(two.links[0]).unwrap().outstanding;
-    assert_eq!(under_way as usize, bounce::BYTES / 200_000);
+    assert_eq!(under_way as usize, bounce::BYTES / LONGEST as usize);
     for _ in 0..50 {
         two.turns();
     }
@@ -265,7 +266,7 @@ fn a_neighbour_that_does_not_read_makes_nothing_but_its_own_requests_wait() {
 
 proptest! {
     #[test]
-    fn places_in_use_never_overlap(steps in prop::collection::vec((1u32..=bounce::LARGEST, 0usize..4), 1..200)) {
+    fn places_in_use_never_overlap(steps in prop::collection::vec((1u32..=LONGEST, 0usize..4), 1..200)) {
         let closer = Closer::start("test", 16).unwrap();
         let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), &closer, None, 0).unwrap();
         let mapping = Mapping::of(&file).unwrap();
@@ -285,7 +286,7 @@ proptest! {
                 message = message.wrapping_add(2);
             } else {
                 let held: u64 = used.iter().map(|(_, range)| range.end - range.start).sum();
-                prop_assert!(held + 2 * u64::from(bounce::LARGEST) > bounce::BYTES as u64, "{held} bytes fill it");
+                prop_assert!(held + 2 * u64::from(LONGEST) > bounce::BYTES as u64, "{held} bytes fill it");
             }
             for _ in 0..read {
                 if let Some((message, _)) = used.pop_front() {

@@ -60,7 +60,7 @@ fn what_a_neighbour_reads_takes_a_message_to_end() {
     for (opcode, lender) in [(Opcode::RDMA_WRITE, 0), (Opcode::RDMA_READ, 1)] {
         let (mut two, mut a, _b) = TwoRigs::new();
         let remote = two.rigs[1].key;
-        post(&mut a, &SendFields { rkey: remote, ..two.rigs[0].fields(opcode, 0, 64, 8) });
+        post(&mut a, &SendFields { rkey: remote, ..two.rigs[0].fields(opcode, 0, 8192, 4096) });
         two.turns();
         assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
         for (index, rig) in two.rigs.iter().enumerate() {

@@ -1,0 +1,333 @@
+//! Containers whose traffic is meant to hurt others: on the modelled link, at a server that both use, at a proxy that never asked
+//! for it. Judged by shares of what was moved at the same time, by processor time and by the kernel's counters, since the machine
+//! may be busy with other things.
+
+use super::client::{Client, Memory, Other, join, own, request};
+use anyhow::{Context, Result, ensure};
+use ringfence_integration::direct::{DirectProxy, Node};
+use ringfence_protocol::verbs::{Opcode, WcStatus};
+use ringfence_protocol::work::SendFields;
+use ringfence_proxy::launch::{Class, Limits};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A WRITE of no bytes: it needs no memory, and goes to the responder whatever else has been agreed.
+fn empty() -> SendFields {
+    SendFields { opcode: Opcode::RDMA_WRITE, ..SendFields::default() }
+}
+
+/// Keeps `qps` queue pairs full, `every` requests to each completion, until told to stop; requests that were completed.
+fn keep_full(
+    client: &mut Client,
+    qps: &[usize],
+    fields: SendFields,
+    depth: u32,
+    every: u32,
+    stop: &AtomicBool,
+) -> Result<u64> {
+    for qp in qps {
+        for _ in 0..depth / every {
+            client.post(*qp, &fields, every)?;
+        }
+    }
+    let mut done = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Some(completion) = client.poll()? else {
+            std::thread::sleep(Duration::from_micros(200));
+            continue;
+        };
+        ensure!(completion.status == WcStatus::SUCCESS, "{completion:?}");
+        done += u64::from(every);
+        client.post(completion.cookie as usize, &fields, every)?;
+    }
+    Ok(done)
+}
+
+/// An equal weight's half of the link, against many queue pairs of requests that carry next to nothing but headers.
+pub fn headers() -> Result<()> {
+    const LINK: u64 = 200_000_000;
+    const SECONDS: u64 = 2;
+    for bytes in [0, 8] {
+        let node = Node::new(Some(LINK))?;
+        let limits = || Limits { weight: Some(100), class: Class::Bulk, ..Limits::default() };
+        let (honest, hostile) = (node.proxy(limits())?, node.proxy(limits())?);
+        let (mut victim, mut flood) = (Client::new(&honest.socket(), 1024)?, Client::new(&hostile.socket(), 4096)?);
+        let (large, small) = (victim.memory(1 << 20)?, flood.memory(1 << 16)?);
+        let mine = (0..4).map(|_| own(&mut victim, 8)).collect::<Result<Vec<_>>>()?;
+        let theirs = (0..250).map(|_| own(&mut flood, 32)).collect::<Result<Vec<_>>>()?;
+        let write = request(Opcode::RDMA_WRITE, 64 << 10, &large, &large);
+        let tiny = if bytes == 0 { empty() } else { request(Opcode::RDMA_WRITE, bytes, &small, &small) };
+        let stop = AtomicBool::new(false);
+        let (got, other) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| keep_full(&mut flood, &theirs, tiny, 32, 32, &stop));
+            std::thread::sleep(Duration::from_millis(500));
+            let own = scope.spawn(|| keep_full(&mut victim, &mine, write, 8, 1, &stop));
+            std::thread::sleep(Duration::from_secs(SECONDS));
+            stop.store(true, Ordering::Relaxed);
+            let got = own.join().expect("does not panic");
+            anyhow::Ok((got?, other.join().expect("does not panic")?))
+        })?;
+        let bits = got * (64 << 10) * 8;
+        ensure!(other > 0, "the other container sent nothing, and this shows nothing");
+        // As much as the other, with its headers; a hundredth was left of it when windows did not count those.
+        let others = other * u64::from(bytes + 64) * 8;
+        ensure!(bits * 2 > others, "{bits} bits in {SECONDS} s, against {others} by {other} requests of {bytes} bytes");
+    }
+    Ok(())
+}
+
+/// What others fetch out of a container counts against its cap, by READs and by atomics.
+pub fn fetched() -> Result<()> {
+    for (opcode, length, cap) in [(Opcode::RDMA_READ, 64 << 10, 100_000_000), (Opcode::FETCH_AND_ADD, 8, 2_000_000)] {
+        let node = Node::new(None)?;
+        let capped = node.proxy(Limits { bandwidth: Some(cap), ..Limits::default() })?;
+        let free = node.proxy(Limits::default())?;
+        let (mut a, mut b) = (Client::new(&capped.socket(), 64)?, Client::new(&free.socket(), 64)?);
+        let (from, to) = (a.memory(1 << 20)?, b.memory(1 << 20)?);
+        let (_, qp) = join(&mut a, &mut b, 16)?;
+        let fields = request(opcode, length, &to, &from);
+        for _ in 0..8 {
+            b.post(qp, &fields, 1)?;
+        }
+        let (start, mut moved) = (Instant::now(), 0u64);
+        while start.elapsed() < Duration::from_secs(1) {
+            if b.poll()?.map(|done| done.status).context("nothing").is_ok_and(|status| status == WcStatus::SUCCESS) {
+                // As it is charged.
+                moved += u64::from(length.max(64)) * 8;
+                b.post(qp, &fields, 1)?;
+            }
+        }
+        let rate = moved as f64 / start.elapsed().as_secs_f64();
+        ensure!(moved > 0, "{opcode:?}: nothing was fetched");
+        ensure!(rate < cap as f64 * 1.3, "{opcode:?}: {rate:.0} bit/s out of a container that is capped at {cap}");
+    }
+    Ok(())
+}
+
+/// Requests that nobody asked for cost the proxy that they go to next to nothing.
+pub fn unasked() -> Result<()> {
+    const SECONDS: u64 = 3;
+    for linked in [false, true] {
+        let node = Node::new(None)?;
+        let (victim, hostile) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+        let (mut v, mut h) = (Client::new(&victim.socket(), 64)?, Client::new(&hostile.socket(), 1 << 15)?);
+        if linked {
+            let (qv, qh) = join(&mut v, &mut h, 16)?;
+            h.post(qh, &empty(), 1)?;
+            h.success(SOON)?;
+            v.post(qv, &empty(), 1)?;
+            v.success(SOON)?;
+        }
+        // A number that no queue pair of the victim's has.
+        let to = Other { lid: v.lid, qp_num: u32::from(v.lid) << 14 | 0x1fff, timeout: 1 };
+        let qps = (0..200).map(|_| h.qp(128)).collect::<Result<Vec<_>>>()?;
+        let first = qps[0];
+        for qp in &qps {
+            h.connect(*qp, to)?;
+            h.post(*qp, &empty(), 128)?;
+        }
+        let (before, start) = (victim.processor_ticks()?, Instant::now());
+        let mut errors = vec![0; qps.len()];
+        let mut rounds = 0;
+        while start.elapsed() < Duration::from_secs(SECONDS) {
+            let Some(completion) = h.poll()? else {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            ensure!(completion.status != WcStatus::SUCCESS, "{completion:?}");
+            let queue = completion.cookie as usize - first;
+            errors[queue] += 1;
+            if errors[queue] == 128 {
+                (errors[queue], rounds) = (0, rounds + 1);
+                h.reset(qps[queue])?;
+                h.connect(qps[queue], to)?;
+                h.post(qps[queue], &empty(), 128)?;
+            }
+        }
+        let used = victim.processor_ticks()? - before;
+        // A quarter of a processor when what was dropped was repeated at once.
+        ensure!(
+            used < 10 * SECONDS,
+            "an idle proxy ({}) used {used} ticks of 10 ms in {SECONDS} s; {rounds} queue pairs were given up meanwhile",
+            if linked { "with a link to the flood" } else { "a stranger" }
+        );
+    }
+    Ok(())
+}
+
+/// An honest client of a server, beside one that keeps the server busy with messages of 1 MiB. `flood`: the server that those go to.
+struct Crowd<'a> {
+    bad: &'a mut Client,
+    flood: &'a mut Client,
+    memory: (&'a Memory, &'a Memory),
+    queues: &'a [(usize, usize)],
+}
+
+impl Crowd<'_> {
+    const MESSAGE: u32 = 1 << 20;
+
+    /// Sends until told to stop, and takes what is sent.
+    fn run(&mut self, stop: &AtomicBool) -> Result<()> {
+        let send = request(Opcode::SEND, Self::MESSAGE, self.memory.0, self.memory.0);
+        let mut outstanding = 0;
+        for (bad, flood) in self.queues {
+            for _ in 0..4 {
+                self.flood.receive(*flood, self.memory.1, Self::MESSAGE)?;
+                self.bad.post(*bad, &send, 1)?;
+                outstanding += 1;
+            }
+        }
+        let end = Instant::now() + SOON;
+        while outstanding > 0 {
+            ensure!(Instant::now() < end, "{outstanding} messages were never completed");
+            let mut any = false;
+            while let Some(received) = self.flood.poll()? {
+                any = true;
+                ensure!(received.status == WcStatus::SUCCESS, "{received:?}");
+                self.flood.receive(received.cookie as usize, self.memory.1, Self::MESSAGE)?;
+            }
+            while let Some(sent) = self.bad.poll()? {
+                any = true;
+                ensure!(sent.status == WcStatus::SUCCESS, "{sent:?}");
+                outstanding -= 1;
+                if !stop.load(Ordering::Relaxed) {
+                    self.bad.post(sent.cookie as usize, &send, 1)?;
+                    outstanding += 1;
+                }
+            }
+            if !any {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Empty WRITEs that an honest client gets through, one after the other.
+fn round_trips(client: &mut Client, qp: usize, during: Duration) -> Result<u32> {
+    let (end, mut done) = (Instant::now() + during, 0);
+    while Instant::now() < end {
+        client.post(qp, &empty(), 1)?;
+        client.success(SOON)?;
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// A flooding client costs a server's other clients little more than the same flood at another server does.
+pub fn same_server() -> Result<()> {
+    const QPS: usize = 4;
+    let node = Node::new(None)?;
+    let start = |_| node.proxy(Limits::default());
+    let [server, elsewhere, good, bad] = <[DirectProxy; 4]>::try_from((0..4).map(start).collect::<Result<Vec<_>>>()?)
+        .map_err(|_| anyhow::anyhow!("four proxies"))?;
+    let mut honest = Client::new(&good.socket(), 64)?;
+    let mut served = Client::new(&server.socket(), 64)?;
+    let (_, qp) = join(&mut served, &mut honest, 8)?;
+    round_trips(&mut honest, qp, Duration::from_millis(50))?;
+    // A client of its own at each server: what it receives is nobody else's to poll.
+    let mut sides = Vec::new();
+    for proxy in [&elsewhere, &server] {
+        let (mut flood, mut client) = (Client::new(&proxy.socket(), 256)?, Client::new(&bad.socket(), 256)?);
+        let memory = (client.memory(1 << 20)?, flood.memory(1 << 20)?);
+        let queues = (0..QPS)
+            .map(|_| join(&mut flood, &mut client, 8).map(|(flood, bad)| (bad, flood)))
+            .collect::<Result<Vec<_>>>()?;
+        sides.push((flood, client, memory, queues));
+    }
+    // In turns, so that whatever else the machine does meets both.
+    let mut done = [0; 2];
+    for round in 0..8 {
+        let side = round % 2;
+        let (flood, bad, memory, queues) = &mut sides[side];
+        let mut crowd = Crowd { bad, flood, memory: (&memory.0, &memory.1), queues };
+        let stop = AtomicBool::new(false);
+        done[side] += std::thread::scope(|scope| {
+            let crowd = scope.spawn(|| crowd.run(&stop));
+            std::thread::sleep(Duration::from_millis(50));
+            let done = round_trips(&mut honest, qp, Duration::from_millis(400));
+            stop.store(true, Ordering::Relaxed);
+            let crowd = crowd.join().expect("does not panic");
+            done.context("the honest client").and_then(|done| crowd.map(|()| done).context("the other one"))
+        })?;
+    }
+    let [other, same] = done;
+    // A hundredth was left of it when a link's turn was 16 MiB.
+    ensure!(same * 4 > other, "{same} round trips beside a flood at the same server, {other} beside one at another");
+    Ok(())
+}
+
+/// How a proxy's worker is found asleep: in the kernel's way of saying it.
+fn state_of_worker(proxy: &DirectProxy) -> Result<char> {
+    for task in std::fs::read_dir(format!("/proc/{}/task", proxy.pid()))?.flatten() {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        if let Some((head, fields)) = stat.rsplit_once(") ")
+            && head.ends_with("(worker")
+        {
+            return fields.chars().next().context("a thread without a state");
+        }
+    }
+    anyhow::bail!("the proxy has no worker")
+}
+
+/// Faults of a process that needed no disk.
+fn faults(proxy: &DirectProxy) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", proxy.pid()))?;
+    let fields = stat.rsplit_once(") ").context("a stat without a name")?.1;
+    Ok(fields.split(' ').nth(7).context("a short line")?.parse()?)
+}
+
+/// A peer whose memory is all holes, and goes on being punched: its pages are its own to make, and nobody waits for the punching.
+pub fn holes() -> Result<()> {
+    const BYTES: u64 = 256 << 20;
+    const PIECE: u32 = 1 << 20;
+    let node = Node::new(None)?;
+    let (victim, hostile) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+    let (mut v, mut h) = (Client::new(&victim.socket(), 64)?, Client::new(&hostile.socket(), 1024)?);
+    let target = v.memory(u64::from(PIECE))?;
+    // The victim's own pages are there.
+    fallocate(&target.file, FallocateFlags::empty(), 0, u64::from(PIECE))?;
+    let (qv, qh) = join(&mut v, &mut h, 32)?;
+    let source = h.memory(BYTES)?;
+    let (before, pages) = (faults(&victim)?, BYTES / 4096);
+    let stop = AtomicBool::new(false);
+    let (looks, waits) = std::thread::scope(|scope| {
+        let puncher = scope.spawn(|| {
+            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            while !stop.load(Ordering::Relaxed) {
+                // Refused from the moment on at which a neighbour may read the file.
+                let _ = fallocate(&source.file, FallocateFlags::empty(), 0, BYTES / 4);
+                let _ = fallocate(&source.file, mode, 0, BYTES);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let sender = scope.spawn(|| {
+            for at in (0..BYTES).step_by(PIECE as usize) {
+                let mut send = request(Opcode::SEND, PIECE, &source, &source);
+                send.sge.addr += at;
+                v.receive(qv, &target, PIECE)?;
+                h.post(qh, &send, 1)?;
+                h.success(SOON)?;
+                v.success(SOON)?;
+            }
+            anyhow::Ok(())
+        });
+        let (mut looks, mut waits) = (0u32, 0u32);
+        while !sender.is_finished() {
+            looks += 1;
+            waits += u32::from(state_of_worker(&victim)? == 'D');
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        stop.store(true, Ordering::Relaxed);
+        puncher.join().expect("does not panic");
+        sender.join().expect("does not panic").map(|()| (looks, waits))
+    })?;
+    ensure!(waits * 5 < looks + 50, "the victim's worker waited in the kernel at {waits} of {looks} looks");
+    let made = faults(&victim)? - before;
+    // One by one if it makes them; else the kernel maps those around, 16 at a time.
+    ensure!(made < pages / 4, "the victim's proxy had {made} faults for {pages} pages of its peer's");
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! Requests of other proxies: what comes over a [`super::link`], in turns, and how it is answered.
+
+use super::link::{LinkFault, Room};
+use super::links::LinkId;
+use super::qp::{Acknowledge, Qp};
+use super::respond::Verdict;
+use super::source;
+use super::wire::{self, Kind, Request, Response};
+use super::{Notice, Plane};
+use crate::memory::Piece;
+use crate::pacing::Nanos;
+use ringfence_protocol::verbs::{Access, EventType, Opcode, WcStatus};
+
+/// What one link may cost in a turn, in bytes that are copied: as much as one piece, so that whoever else sends to this container
+/// waits for no more than that of each link.
+const TURN: u32 = wire::LONGEST;
+/// What each slot of a message costs besides: 64 requests of nothing are as long as a piece.
+const MESSAGE: u32 = TURN / 64;
+
+/// What is said to a requester besides which of its requests it is about.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    kind: Kind,
+    status: WcStatus,
+    share: u32,
+    value: u64,
+}
+
+impl Answer {
+    fn of(kind: Kind) -> Self {
+        Self { kind, status: WcStatus::SUCCESS, share: 0, value: 0 }
+    }
+
+    fn refusal(status: WcStatus) -> Self {
+        Self { status, ..Self::of(Kind::NAK) }
+    }
+}
+
+impl Plane {
+    /// Gives each link its turn.
+    pub(super) fn serve_links(&mut self) -> bool {
+        let mut worked = false;
+        for place in 0..self.links.places() {
+            let Some(at) = self.links.at(place) else { continue };
+            match self.serve_link(at) {
+                Ok(served) => worked |= served,
+                Err(fault) => self.fail_link(at, fault),
+            }
+            // Of a link that has just ended, some are left. They are nobody's: what is not acknowledged is asked for again.
+            for queue in self.acknowledges.drain(..) {
+                if let Some(qp) = &mut self.qps[queue as usize] {
+                    qp.responder.owed = None;
+                }
+            }
+        }
+        worked
+    }
+
+    /// Takes messages off a link, so many that no neighbour holds up others, nor the own container, for longer than some
+    /// microseconds; what is said of all of them is said once. False if there was none.
+    fn serve_link(&mut self, at: LinkId) -> Result<bool, LinkFault> {
+        let mut left = TURN;
+        while left > 0 {
+            match self.receive(at)? {
+                Some(cost) => left = left.saturating_sub(cost),
+                None => break,
+            }
+        }
+        if left == TURN {
+            return Ok(false);
+        }
+        for index in 0..self.acknowledges.len() {
+            self.acknowledge(at, self.acknowledges[index])?;
+        }
+        if let Some(link) = self.links.get_mut(at) {
+            link.publish();
+            link.flush();
+        }
+        Ok(true)
+    }
+
+    /// Takes one message off a link; what it took of the link's turn, or nothing if there was none.
+    fn receive(&mut self, at: LinkId) -> Result<Option<u32>, LinkFault> {
+        let Some(link) = self.links.get_mut(at) else { return Ok(None) };
+        let Some(words) = link.peek() else { return Ok(None) };
+        if wire::kind(&words) != Kind::REQUEST {
+            link.advance(1);
+            let response = Response::unpack(&words);
+            link.outstanding = link.outstanding.saturating_sub(response.covers.max(1));
+            self.on_response(at, &response);
+            let copied = if response.kind == Kind::GRANT { response.bytes } else { 0 };
+            return Ok(Some(MESSAGE.saturating_add(copied)));
+        }
+        let request = Request::unpack(&words);
+        let port = link.port;
+        let extensions = request.extensions().ok_or(LinkFault::Malformed)?;
+        let cost = (MESSAGE * (1 + extensions)).saturating_add(request.bytes);
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let known = source::read(link, &request, extensions, &mut self.from, &mut incoming)?;
+        link.advance(1 + extensions);
+        let done = self.execute(at, port, &request, known);
+        self.incoming = incoming;
+        done.map(|()| Some(cost))
+    }
+
+    /// Executes a request whose source is in `self.from`, if it is `known`, and sees that it is answered.
+    fn execute(&mut self, at: LinkId, port: u16, request: &Request, known: bool) -> Result<(), LinkFault> {
+        let queue = self.by_number.get(&request.to).copied();
+        let verdict = if !known {
+            // Its memory region was deregistered while the request was under way.
+            Verdict::Nak(WcStatus::REM_OP_ERR)
+        } else if self.must_share(at, request)? {
+            return self.answer(at, queue, request, Answer::of(Kind::LATER));
+        } else if let Err(wait) = self.may_be_fetched(at, request) {
+            self.tally.read_deferred();
+            return self.answer(at, queue, request, Answer { value: wait.max(1), ..Answer::of(Kind::LATER) });
+        } else {
+            queue.map_or(Verdict::Silent, |queue| self.respond_as(queue, port, request))
+        };
+        let answer = match (verdict, queue) {
+            (Verdict::Ack, Some(queue)) => return self.owe(at, queue, request),
+            (Verdict::Ack | Verdict::Silent, _) => Answer::of(Kind::DROPPED),
+            (Verdict::Rnr(timer), _) => Answer { value: u64::from(timer), ..Answer::of(Kind::RNR) },
+            (Verdict::Nak(status), _) => Answer::refusal(status),
+            (Verdict::Value(former), _) => Answer { value: former, ..Answer::of(Kind::ATOMIC) },
+            (Verdict::Data(piece, key), _) => match self.regions.get(key) {
+                Some(region) if region.is_copied() => self.bounce_data(at, request, piece)?,
+                Some(region) => {
+                    region.make_present(&piece);
+                    Answer { share: region.share, value: region.mapping_offset(&piece), ..Answer::of(Kind::GRANT) }
+                }
+                None => Answer::refusal(WcStatus::REM_OP_ERR),
+            },
+            // What neighbours show us is there.
+            (Verdict::Lost, _) => Answer::refusal(WcStatus::REM_OP_ERR),
+        };
+        if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
+            self.shaping.was_read(request.bytes);
+        }
+        self.answer(at, queue, request, answer)
+    }
+
+    /// Has the acknowledge of a request wait for those behind it, which one may be for all.
+    fn owe(&mut self, at: LinkId, queue: u32, request: &Request) -> Result<(), LinkFault> {
+        let Request { from: to, sequence, offset, bytes, .. } = *request;
+        let former = self.qps[queue as usize].as_ref().and_then(|qp| qp.responder.owed);
+        let covers = match former {
+            // Not one that was executed before, and is asked for again.
+            Some(owed) if owed.to == to && sequence.wrapping_sub(owed.sequence).cast_signed() >= 0 => owed.covers + 1,
+            Some(_) => {
+                self.acknowledge(at, queue)?;
+                1
+            }
+            None => 1,
+        };
+        if let Some(qp) = &mut self.qps[queue as usize]
+            && qp.responder.owed.replace(Acknowledge { to, sequence, offset, bytes, covers }).is_none()
+        {
+            self.acknowledges.push(queue);
+        }
+        Ok(())
+    }
+
+    /// Sends the acknowledge that a queue pair owes.
+    fn acknowledge(&mut self, at: LinkId, queue: u32) -> Result<(), LinkFault> {
+        let Some(qp) = &mut self.qps[queue as usize] else { return Ok(()) };
+        let Some(Acknowledge { to, sequence, offset, bytes, covers }) = qp.responder.owed.take() else { return Ok(()) };
+        let from = qp.number;
+        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
+        let (kind, status, share, value) = (Kind::ACK, WcStatus::SUCCESS, 0, 0);
+        link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, covers })
+    }
+
+    /// Answers a request, after all that its queue pair, if it has one, owes for those before it.
+    fn answer(&mut self, at: LinkId, queue: Option<u32>, request: &Request, answer: Answer) -> Result<(), LinkFault> {
+        if let Some(queue) = queue {
+            self.acknowledge(at, queue)?;
+        }
+        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
+        let Answer { kind, status, share, value } = answer;
+        link.respond(&Response {
+            kind,
+            to: request.from,
+            from: request.to,
+            sequence: request.sequence,
+            offset: request.offset,
+            bytes: request.bytes,
+            status,
+            share,
+            value,
+            covers: 1,
+        })
+    }
+
+    /// The queue pair of ours that a READ or an atomic is for, if it may make any.
+    fn fetched_from(&self, at: LinkId, request: &Request) -> Option<&Qp> {
+        let access = match request.opcode {
+            Opcode::RDMA_READ => Access::REMOTE_READ,
+            Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Access::REMOTE_ATOMIC,
+            _ => return None,
+        };
+        let link = self.links.get(at)?;
+        let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
+        let allowed = request.total > 0
+            && qp.responds()
+            && qp.attr.dest_qp_num == request.from
+            && qp.port == link.port
+            && qp.attr.access.contains(access);
+        allowed.then_some(qp)
+    }
+
+    /// Whether the container's rate lets out what a READ or an atomic asks for; else how long its requester should wait.
+    fn may_be_fetched(&mut self, at: LinkId, request: &Request) -> Result<(), Nanos> {
+        if self.fetched_from(at, request).is_none() {
+            return Ok(());
+        }
+        self.shaping.may_be_read(request.bytes, self.now)
+    }
+
+    /// Whether a READ asks for memory that its proxy cannot reach yet; then it is seen to.
+    fn must_share(&mut self, at: LinkId, request: &Request) -> Result<bool, LinkFault> {
+        let reads = request.opcode == Opcode::RDMA_READ;
+        let Some(pd) = self.fetched_from(at, request).filter(|_| reads).map(|qp| qp.pd) else { return Ok(false) };
+        let Self { links, regions, notices, .. } = self;
+        let Some(link) = links.get_mut(at) else { return Ok(false) };
+        let total = u64::from(request.total);
+        if regions.admit(request.rkey, pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
+            return Ok(false);
+        }
+        let Some(region) = regions.get(request.rkey) else { return Ok(false) };
+        if !region.is_copied() {
+            let shared = link.shared.get(&region.share).copied();
+            if shared.is_none() {
+                link.shared.insert(region.share, false);
+                regions.lend(request.rkey);
+                notices.push(Notice::Share { link: at, share: region.share });
+            }
+            return Ok(shared != Some(true));
+        }
+        let room = link.bounce_room(request.bytes)?;
+        if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
+            notices.push(Notice::Bounce { link: at });
+        }
+        Ok(!matches!(room, Room::At(_)))
+    }
+
+    /// Answers a READ of memory that the neighbour must not map, for which there is room.
+    fn bounce_data(&mut self, at: LinkId, request: &Request, piece: Piece) -> Result<Answer, LinkFault> {
+        let refused = Answer::refusal(WcStatus::REM_OP_ERR);
+        let Some(link) = self.links.get_mut(at) else { return Ok(refused) };
+        let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
+            return Ok(refused);
+        };
+        if bounce.fill(place, &[piece]).is_ok() {
+            let share = bounce.share;
+            link.bounce_hold(place);
+            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::GRANT) });
+        }
+        if let Some(&queue) = self.by_number.get(&request.to) {
+            self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
+        }
+        Ok(Answer::refusal(WcStatus::REM_ACCESS_ERR))
+    }
+}
