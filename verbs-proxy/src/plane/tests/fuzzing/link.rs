@@ -149,6 +149,7 @@ impl Scene {
                     status: WcStatus(status),
                     share: u32::from(piece.key % 4),
                     value,
+                    covers: (value >> 48) as u32 % 300,
                 };
                 self.speaks.push(&response.pack());
             }
