@@ -54,11 +54,12 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread. `bell` is what the container's processes ring.
-    pub fn start(plane: Plane, bell: Bell, spin: Nanos) -> std::io::Result<Self> {
+    pub fn start(mut plane: Plane, bell: Bell, spin: Nanos) -> std::io::Result<Self> {
         let (commands, received) = channel();
         let (notice, notices) = channel();
         let signals =
             Arc::new(Signals { commands_waiting: AtomicBool::new(false), wake: signal()?, notices_waiting: signal()? });
+        plane.clock = |_| now();
         let thread = Thread {
             plane,
             commands: received,

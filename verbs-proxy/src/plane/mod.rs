@@ -109,6 +109,8 @@ pub struct Plane {
     answered: u64,
     /// The time of this turn.
     pub now: Nanos,
+    /// What reads the clock, given what it last said.
+    pub clock: fn(Nanos) -> Nanos,
     from: Vec<Piece>,
     to: Vec<Piece>,
 }
@@ -136,6 +138,7 @@ impl Plane {
             notices: Vec::new(),
             answered: 0,
             now: 0,
+            clock: |now| now,
             from: Vec::new(),
             to: Vec::new(),
         }
@@ -281,6 +284,13 @@ impl Plane {
     #[must_use]
     pub fn needs_time(&self) -> bool {
         !self.shaping.is_open() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
+    }
+
+    /// The time at this moment: for what is told to come again after a while. A turn may not have asked for the time, nor be
+    /// at its beginning.
+    fn time(&mut self) -> Nanos {
+        self.now = (self.clock)(self.now);
+        self.now
     }
 
     /// Announces sleep to all who might send work; false if some came meanwhile. [`Self::awake`] must follow.

@@ -269,7 +269,7 @@ impl Plane {
 
     /// Does what the responder's word means for request `index`.
     pub(super) fn settle(&mut self, queue: u32, index: usize, piece: &OnWire, verdict: Verdict) -> Handed {
-        let now = self.now;
+        let now = if matches!(verdict, Verdict::Rnr(_) | Verdict::Silent) { self.time() } else { self.now };
         let Self { qps, regions, to, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
         match verdict {
