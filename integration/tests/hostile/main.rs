@@ -34,6 +34,8 @@ use zerocopy::IntoBytes;
 const LIMIT: Duration = Duration::from_secs(30);
 
 type Attack = fn(&mut Scene) -> Result<()>;
+/// One that brings its own proxies.
+type Traffic = fn() -> Result<()>;
 
 fn main() -> ExitCode {
     let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
@@ -67,7 +69,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("a_bell_that_is_abused", descriptors::abused_bell),
         ("a_reader_of_events_that_stalls", descriptors::stalled_reader),
     ];
-    let traffic: [(&str, fn() -> Result<()>); 5] = [
+    let traffic: [(&str, Traffic); 5] = [
         ("many_small_requests_on_the_modelled_link", traffic::headers),
         ("more_fetched_than_may_leave", traffic::fetched),
         ("requests_that_nobody_asked_for", traffic::unasked),
