@@ -91,6 +91,7 @@ fn read_send(qp: &Qp, base: &SendBase, fields: &SendFields) -> Result<(Wqe, u32)
         sent_all: false,
         done: 0,
         done_all: false,
+        road: super::qp::Road::Open,
     };
     Ok((wqe, 1 + extensions))
 }

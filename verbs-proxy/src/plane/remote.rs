@@ -3,7 +3,7 @@
 use super::bounce::LARGEST;
 use super::link::{LinkFault, Room};
 use super::links::LinkId;
-use super::qp::{Peer, Qp, Waits};
+use super::qp::{Peer, Qp, Road, Waits};
 use super::respond::Verdict;
 use super::shaping::OnWire;
 use super::source::{self, Source};
@@ -169,6 +169,9 @@ impl Plane {
             self.respond(port, &request)
         };
         self.publish(at, request.pieces != wire::INLINE && request.pieces > 0);
+        if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_)) {
+            self.offer(at, &request);
+        }
         let (kind, status, share, value) = match verdict {
             Verdict::Ack => (Kind::ACK, WcStatus::SUCCESS, 0, 0),
             Verdict::Silent => (Kind::DROPPED, WcStatus::SUCCESS, 0, 0),
@@ -185,6 +188,7 @@ impl Plane {
         };
         if kind == Kind::GRANT {
             self.shaping.was_read(request.bytes);
+            self.renew_reads(at);
         }
         self.answer(at, &request, kind, status, share, value).map(|()| true)
     }
@@ -299,7 +303,9 @@ impl Plane {
             return;
         }
         // Only the answer that is due counts; others belong to pieces that were sent twice.
-        let Some(wqe) = qp.pending.front().filter(|wqe| wqe.sequence == response.sequence) else { return };
+        let sequence = qp.from_wire(response.sequence);
+        let due = qp.pending.front().filter(|wqe| wqe.sequence == sequence && wqe.road == Road::Long);
+        let Some(wqe) = due else { return };
         let end = response.offset.checked_add(response.bytes);
         if response.offset != wqe.done || end.is_none_or(|end| end > wqe.total || (end > wqe.sent && wqe.total > 0)) {
             return;
@@ -310,7 +316,7 @@ impl Plane {
             queue,
             incarnation: qp.incarnation,
             epoch: qp.epoch,
-            sequence: response.sequence,
+            sequence,
             offset: response.offset,
             bytes: response.bytes,
             total,
