@@ -344,7 +344,7 @@ mod tests {
         let lengths = (0..80).chain([LONGEST - 1, LONGEST, LONGEST + 1, 3 * LONGEST + 5]);
         for bytes in lengths {
             for shift in 0..9 {
-                let data: Vec<u8> = (0..bytes).map(|i| i as u8 + 1).collect();
+                let data: Vec<u8> = (0..bytes).map(|i| (i as u8).wrapping_add(1)).collect();
                 let mut to = vec![0; bytes + 10];
                 copy(&mut to[shift..], &data, &word, 7).unwrap();
                 assert_eq!((&to[shift..shift + bytes], to[shift + bytes]), (&data[..], 0), "{bytes} at {shift}");
@@ -439,17 +439,17 @@ mod tests {
         let child = unsafe { libc::fork() };
         if child == 0 {
             let Some(thread) = Thread::current() else { unsafe { libc::_exit(1) } };
-            loop {
+            for count in 0u64.. {
                 let is = word.load(Ordering::Relaxed);
                 if is == u64::MAX {
                     // SAFETY: it has no preconditions.
                     unsafe { libc::_exit(0) };
                 }
                 if is % 2 == 1 {
-                    // The source is full of the odd value's low byte.
+                    // Each copy can be told from the last.
                     // SAFETY: both ranges are in the mapping.
                     unsafe {
-                        base.add(AT + 2 * BYTES).write_bytes(is as u8, BYTES);
+                        base.add(AT + 2 * BYTES).write_bytes(count as u8, BYTES);
                         let _ =
                             thread.copy(base.add(AT), base.add(AT + 2 * BYTES), BYTES, While { word: base.cast(), is });
                     }

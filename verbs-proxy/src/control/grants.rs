@@ -5,14 +5,15 @@
 //! never reachable, nor are other regions of the same file. What lies on such pages goes by the responder.
 
 use super::node::Node;
-use crate::fabric::neighbours::{NeighbourFault, Owed, SharedRun};
+use crate::fabric::neighbours::{Owed, SharedRun};
 use crate::pacing::Nanos;
 use crate::plane::grants::BYTES;
 use crate::plane::grants::giving::{Extent, Ticket, View, Wish};
 use crate::plane::links::LinkId;
 use crate::shared::{Mapping, SealedFile};
 use crate::worker::now;
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -56,8 +57,9 @@ enum Shown {
 /// The longest row of files that are whole and hold nothing but pages of the region.
 fn whole_files(runs: &[SharedRun], extent: Extent) -> Option<(u64, Vec<SharedRun>)> {
     let end = extent.first.checked_add(extent.length)?;
-    let (mut best, mut row, mut at): (Option<(u64, Vec<SharedRun>)>, Vec<SharedRun>, u64) = (None, Vec::new(), 0);
     let bytes = |row: &[SharedRun]| row.iter().map(|run| run.bytes).sum::<u64>();
+    let mut best: Option<(u64, Vec<SharedRun>)> = None;
+    let (mut row, mut at) = (Vec::new(), 0);
     for run in runs {
         let (first, last) = (at, at + run.bytes);
         at = last;
@@ -92,10 +94,12 @@ impl Node {
         if granting.wishes.is_empty() && (granting.sent || granting.copies.is_none()) {
             return;
         }
-        if !granting.sent
-            && let Err(fault) = self.send_page(position, link)
-        {
-            return self.end_neighbour(position, &fault);
+        if !granting.sent {
+            // Where there is no room for another page, everything goes by messages.
+            let Ok((page, copies)) = self.page(link) else { return };
+            if let Err(fault) = self.neighbours.list[position].send_page(page.as_fd(), copies) {
+                return self.end_neighbour(position, &fault);
+            }
         }
         let granting = &mut self.neighbours.list[position].granting;
         let Some(copies) = granting.copies else { return };
@@ -132,7 +136,8 @@ impl Node {
         self.share_owed(position);
     }
 
-    fn send_page(&mut self, position: usize, link: LinkId) -> Result<(), NeighbourFault> {
+    /// A page for the grants of a link, open for reading; whether we can copy by those of the other end.
+    fn page(&mut self, link: LinkId) -> Result<(OwnedFd, bool), Errno> {
         let file = SealedFile::create("ringfence-grants", BYTES)?;
         let page = Arc::new(Mapping::of(&file)?).header(0);
         let theirs = self.warden.read_only(&file)?;
@@ -143,7 +148,7 @@ impl Node {
             }
             crate::rseq::Thread::current().is_some()
         });
-        self.neighbours.list[position].send_page(theirs.as_fd(), copies)
+        Ok((theirs, copies))
     }
 
     fn show_writable(&mut self, position: usize, link: LinkId, wish: &Wish, extent: Extent) -> Shown {

@@ -10,14 +10,19 @@ use crate::plane::{Notice, Plane};
 use crate::shared::Held;
 use ringfence_protocol::grants::{Busy, Page, SLOTS, settled};
 use ringfence_protocol::verbs::{Access, Opcode};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
-/// A requester that was found stopped in the midst of a copy so often gets no grants any more: who takes them back waits for it.
-const STRIKES: u32 = 3;
+/// A requester that was found stopped in the midst of a copy gets no grants for so long: who takes them back waits for it, and
+/// others wait for him.
+const PAUSE: Nanos = 1_000_000_000;
 /// Tickets are not kept for longer than that if there are many: by then a copy that was under way is over.
 const OVERDUE: Nanos = 1_000_000_000;
 const MANY_TICKETS: usize = 16;
+/// The request of its kind that brings a grant: a region that is registered, used once or twice and deregistered is not worth it.
+const REPEATS: u8 = 3;
+/// Regions and queue pairs at a time for which requests are counted.
+const COUNTED: u32 = 64;
 /// READs in advance, bytes: what a requester may READ before it asks again.
 const READ_AHEAD: std::ops::RangeInclusive<u64> = 64 << 10..=16 << 20;
 
@@ -61,13 +66,16 @@ pub struct View {
 pub struct Giving {
     /// It gets none.
     refused: bool,
+    /// Requests of a kind, as long as no other has the same place.
+    counted: HashMap<u32, (Wish, u8)>,
     /// What the control thread was told of.
     asked: HashSet<Wish>,
     /// By slot.
     given: Vec<Option<Wish>>,
     live: usize,
     generation: u64,
-    strikes: u32,
+    /// There are no new ones before this time.
+    pause_until: Nanos,
 }
 
 /// Somebody was using a grant of this link when one was taken back.
@@ -93,11 +101,21 @@ impl Giving {
     pub fn refuse(&mut self) {
         self.refused = true;
         self.asked = HashSet::new();
+        self.counted = HashMap::new();
     }
 
     /// Whether the control thread must be told.
-    fn wants(&mut self, wish: Wish) -> bool {
-        !self.refused && self.asked.len() < SLOTS && self.asked.insert(wish)
+    fn wants(&mut self, wish: Wish, now: Nanos) -> bool {
+        if self.refused || now < self.pause_until || self.asked.len() >= SLOTS || self.asked.contains(&wish) {
+            return false;
+        }
+        let place = ((wish.key ^ wish.queue) << 1 | u32::from(wish.writes)) % COUNTED;
+        let (counted, times) = self.counted.entry(place).or_insert((wish, 0));
+        if *counted != wish {
+            (*counted, *times) = (wish, 0);
+        }
+        *times += 1;
+        *times >= REPEATS && self.asked.insert(wish)
     }
 
     /// A free slot, and a generation that this page never had.
@@ -118,9 +136,14 @@ impl Giving {
         Some((slot, self.generation))
     }
 
+    fn forget(&mut self, which: impl Fn(&Wish) -> bool) {
+        self.asked.retain(|wish| !which(wish));
+        self.counted.retain(|_, (wish, _)| !which(wish));
+    }
+
     /// Takes back what `which` says. True if there was something.
     fn revoke(&mut self, page: &Page, which: impl Fn(&Wish) -> bool) -> bool {
-        self.asked.retain(|wish| !which(wish));
+        self.forget(&which);
         if self.live == 0 {
             return false;
         }
@@ -158,6 +181,7 @@ impl Plane {
             Opcode::RDMA_READ => false,
             _ => return,
         };
+        let now = self.now;
         let Self { links, regions, qps, by_number, notices, .. } = self;
         let Some(link) = links.get_mut(at) else { return };
         let Some(qp) = by_number.get(&request.to).and_then(|queue| qps[*queue as usize].as_deref()) else { return };
@@ -166,7 +190,7 @@ impl Plane {
         };
         let (queue, incarnation, key, share) = (qp.queue, qp.incarnation, request.rkey, region.share);
         let wish = Wish { queue, incarnation, key, share, writes };
-        if link.grants.giving.wants(wish) {
+        if link.grants.giving.wants(wish, now) {
             // From now on a region that its container takes back needs a message, upon which the grant is taken back.
             regions.lend(key);
             notices.push(Notice::Grant { link: at, wish });
@@ -249,7 +273,7 @@ impl Plane {
             let Some(link) = self.links.get_mut(id) else { continue };
             let grants = &mut link.grants;
             let Some(page) = &grants.ours else {
-                grants.giving.asked.retain(|wish| !which(id, wish));
+                grants.giving.forget(|wish| which(id, wish));
                 continue;
             };
             if !grants.giving.revoke(page, |wish| which(id, wish)) {
@@ -299,10 +323,10 @@ impl Plane {
 
     /// A requester was stopped in the midst of a copy, and somebody had to wait for it.
     pub fn strike(&mut self, at: LinkId) {
-        let Some(link) = self.links.get_mut(at) else { return };
-        link.grants.giving.strikes += 1;
-        if link.grants.giving.strikes >= STRIKES {
-            self.revoke_link(at);
+        self.revoke_where(|id, _| id == at);
+        let until = self.now + PAUSE;
+        if let Some(link) = self.links.get_mut(at) {
+            link.grants.giving.pause_until = until;
         }
     }
 }

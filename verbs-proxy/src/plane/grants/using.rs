@@ -317,6 +317,8 @@ impl Plane {
                     qp.by_grant = qp.by_grant.wrapping_add(1);
                 }
                 qp.streak = 0;
+                // Nothing is under way the long way, so no answer can be overdue.
+                qp.waits.deadline = 0;
                 Some(self.settle(queue, 0, piece, verdict))
             }
             Err(NoGrant) => {

@@ -100,11 +100,11 @@ impl Scene {
 
     /// Requests of each kind go the long way, and grants come.
     fn warm(&mut self) {
-        for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ] {
+        for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ].repeat(3) {
             self.post(opcode, 0, 50_000, 8);
             self.turns();
         }
-        assert_eq!(self.two.rigs[0].completions().len(), 2);
+        assert_eq!(self.two.rigs[0].completions().len(), 6);
         assert_eq!(self.grants.len(), 2, "{:?}", self.grants);
     }
 
@@ -114,7 +114,7 @@ impl Scene {
 }
 
 #[test]
-fn the_first_of_a_kind_goes_the_long_way_and_the_next_need_nobody() {
+fn the_first_of_a_kind_go_the_long_way_and_the_next_need_nobody() {
     let mut scene = Scene::new();
     scene.warm();
     assert_eq!(scene.used(), 0);
@@ -185,15 +185,15 @@ fn a_queue_that_is_never_empty_comes_to_its_grants() {
     scene.b.receive.push(&ReceiveBase::pack(60, 1, scene.two.rigs[1].sge(80_000, 100)).0);
     scene.post(Opcode::SEND, 0, 0, 30);
     let before = scene.used();
-    for _ in 0..60 {
+    for _ in 0..50 {
         scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
     }
     // The requester takes in what it can before the responder answers.
     scene.two.rigs[0].turns();
     scene.turns();
-    assert_eq!(scene.two.rigs[0].completions().len(), 61);
+    assert_eq!(scene.two.rigs[0].completions().len(), 51);
     let by_grant = scene.used() - before;
-    assert!((20..=28).contains(&by_grant), "{by_grant} of 60");
+    assert!((10..=24).contains(&by_grant), "{by_grant} of 50");
 }
 
 #[test]
@@ -328,9 +328,6 @@ fn reads_beyond_what_the_other_end_lets_out_ask() {
     let policy = Policy { bandwidth: BitRate::new(1_000_000_000), ..Policy::default() };
     let mut scene = Scene::with(Rig::new(), Rig::shaped(Shaping::new(&policy, None, 0)));
     scene.warm();
-    scene.post(Opcode::RDMA_READ, 0, 0, 8);
-    scene.turns();
-    assert_eq!((scene.two.rigs[0].completions().len(), scene.used()), (1, 0), "nothing was allowed in advance");
     let allowed = scene.page(1).allowance.0.load(Ordering::Relaxed);
     assert!((60_000..1 << 20).contains(&allowed), "{allowed}");
     let mut read = 0;
