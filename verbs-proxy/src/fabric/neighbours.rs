@@ -43,7 +43,12 @@ enum Message {
     /// The link is taken. Descriptor: the end of the bell of the one who took it.
     Welcome {},
     /// Memory, with one descriptor for each run of pages.
-    Share { share: u32, runs: Vec<(u64, u64)>, writable: bool },
+    Share {
+        share: u32,
+        runs: Vec<(u64, u64)>,
+        #[serde(default)]
+        writable: bool,
+    },
     /// The region was mapped.
     Shared { share: u32 },
     /// It was not; whoever needs it may ask again.
