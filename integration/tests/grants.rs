@@ -49,7 +49,7 @@ fn run(program: &Path, words: &[String]) -> Result<()> {
     command.args(words).env("PEER_SOCKET", peer.socket());
     command.env("PROXY_PID", proxy.pid().to_string()).env("PEER_PID", peer.pid().to_string());
     let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
-    print!("{}", ended.output);
+    print!("{ended}");
     let killed = words[0] == "kill";
     ensure!(proxy.has_ended() == (killed && words[1] == "requester"), "the requester's proxy");
     ensure!(peer.has_ended() == (killed && words[1] == "responder"), "the responder's proxy");

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::doorbell::{Doorbells, QueueBell};
-use crate::grants::{Busy, Slot, settled};
+use crate::grants::{self, Busy};
 use crate::keys::{Incarnation, KeyWord};
 use crate::layout::{Arm, CqHeader};
 use crate::ring::{Consumer, Producer, Slot, Words};
@@ -228,13 +228,14 @@ fn a_region_is_either_revoked_or_restored() {
 fn nothing_is_copied_after_a_grant_was_taken_back() {
     struct Shared {
         busy: Busy,
-        slot: Slot,
+        slot: grants::Slot,
         memory: UnsafeCell<u64>,
     }
     // SAFETY: loom's cell finds two threads that use it at a time, which is the test.
     unsafe impl Sync for Shared {}
     loom::model(|| {
-        let shared = Arc::new(Shared { busy: Busy::default(), slot: Slot::default(), memory: UnsafeCell::new(0) });
+        let shared =
+            Arc::new(Shared { busy: Busy::default(), slot: grants::Slot::default(), memory: UnsafeCell::new(0) });
         shared.slot.grant(1);
         let requester = {
             let shared = Arc::clone(&shared);
@@ -248,7 +249,7 @@ fn nothing_is_copied_after_a_grant_was_taken_back() {
             })
         };
         shared.slot.revoke();
-        settled();
+        grants::settled();
         let seen = shared.busy.word();
         if Busy::says(seen) {
             while shared.busy.word() == seen {
