@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// How long somebody who is copying may take to be through. A copy takes microseconds, and starts over with its check if
 /// anything interrupts it: one that is not through by then is not under way.
-const PATIENCE: Nanos = 10_000_000;
+const PATIENCE: Nanos = 5_000_000;
 /// Looks before the thread sleeps in between.
 const LOOKS: u32 = 50;
 /// Between two looks.

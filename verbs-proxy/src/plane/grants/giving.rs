@@ -13,9 +13,10 @@ use ringfence_protocol::verbs::{Access, Opcode};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
-/// A requester that was found stopped in the midst of a copy gets no grants for so long: who takes them back waits for it, and
-/// others wait for him.
-const PAUSE: Nanos = 1_000_000_000;
+/// A requester that was found stopped in the midst of copies more often than this in so long gets no grants for the rest of it: who
+/// takes them back waits for it, and others wait for him. Now and then it may have lost its processor.
+const STRIKES: u32 = 3;
+const PERIOD: Nanos = 1_000_000_000;
 /// Tickets are not kept for longer than that if there are many: by then a copy that was under way is over.
 const OVERDUE: Nanos = 1_000_000_000;
 const MANY_TICKETS: usize = 16;
@@ -74,8 +75,10 @@ pub struct Giving {
     given: Vec<Option<Wish>>,
     live: usize,
     generation: u64,
-    /// There are no new ones before this time.
-    pause_until: Nanos,
+    /// How often it was found stopped ...
+    strikes: u32,
+    /// ... before this time.
+    period_ends: Nanos,
 }
 
 /// Somebody was using a grant of this link when one was taken back.
@@ -104,9 +107,13 @@ impl Giving {
         self.counted = HashMap::new();
     }
 
+    fn is_paused(&self, now: Nanos) -> bool {
+        self.strikes > STRIKES && now < self.period_ends
+    }
+
     /// Whether the control thread must be told.
     fn wants(&mut self, wish: Wish, now: Nanos) -> bool {
-        if self.refused || now < self.pause_until || self.asked.len() >= SLOTS || self.asked.contains(&wish) {
+        if self.refused || self.is_paused(now) || self.asked.len() >= SLOTS || self.asked.contains(&wish) {
             return false;
         }
         let place = ((wish.key ^ wish.queue) << 1 | u32::from(wish.writes)) % COUNTED;
@@ -323,10 +330,15 @@ impl Plane {
 
     /// A requester was stopped in the midst of a copy, and somebody had to wait for it.
     pub fn strike(&mut self, at: LinkId) {
-        self.revoke_where(|id, _| id == at);
-        let until = self.now + PAUSE;
-        if let Some(link) = self.links.get_mut(at) {
-            link.grants.giving.pause_until = until;
+        let now = self.now;
+        let Some(link) = self.links.get_mut(at) else { return };
+        let giving = &mut link.grants.giving;
+        if now >= giving.period_ends {
+            (giving.strikes, giving.period_ends) = (0, now + PERIOD);
+        }
+        giving.strikes += 1;
+        if giving.is_paused(now) {
+            self.revoke_where(|id, _| id == at);
         }
     }
 }

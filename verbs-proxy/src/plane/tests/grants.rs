@@ -293,6 +293,31 @@ fn a_requester_that_is_copying_is_waited_for() {
 }
 
 #[test]
+fn a_requester_that_is_found_stopped_again_and_again_gets_nothing_for_a_while() {
+    let mut scene = Scene::new();
+    scene.warm();
+    let one = scene.two.links[1];
+    let given = |scene: &Scene| scene.page(1).slots.iter().filter(|slot| !slot.admits(0)).count();
+    for _ in 0..3 {
+        scene.two.rigs[1].plane.strike(one);
+    }
+    assert_eq!(given(&scene), 2);
+    scene.two.rigs[1].plane.strike(one);
+    assert_eq!(given(&scene), 0);
+    let mut write = |scene: &mut Scene| {
+        for _ in 0..4 {
+            scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+            scene.turns();
+            assert_eq!(scene.two.rigs[0].completions().len(), 1);
+        }
+        given(scene)
+    };
+    assert_eq!(write(&mut scene), 0);
+    scene.two.rigs[1].plane.now += 1_000_000_000;
+    assert_eq!(write(&mut scene), 1);
+}
+
+#[test]
 fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
     // 60,000 bytes at a rate that makes pieces of 4 KiB.
     let policy = Policy { bandwidth: BitRate::new(40_000_000), ..Policy::default() };
