@@ -16,7 +16,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/ptrace.h>
-#include <sys/user.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -121,7 +120,7 @@ static bool goes_alone(enum ibv_wr_opcode opcode, uint32_t length)
 
 	stop(responder);
 	side_post(pair.a, pair.qa, send);
-	alone = one(20).status == IBV_WC_SUCCESS;
+	alone = one(300).status == IBV_WC_SUCCESS;
 	go_on(responder);
 	if (!alone)
 		CHECK_EQ(one(5000).status, IBV_WC_SUCCESS);
@@ -246,8 +245,8 @@ static void afresh(const char *gone)
 {
 	struct link_options options = link_defaults;
 
-	options.timeout = 12;
-	options.retries = 1;
+	options.timeout = 16;
+	options.retries = 2;
 	side_destroy_qp(pair.a, pair.qa);
 	if (strcmp(gone, "destroy"))
 		CHECK_EQ(side_destroy_qp(pair.b, pair.qb), 0);
@@ -294,15 +293,22 @@ static void stops(const char *name, int rounds)
 	printf("%d of %d times it was stopped while it copied\n", waited, rounds);
 }
 
-static uint64_t step(pid_t worker)
+/* Some instructions, until it sleeps. */
+static void step(pid_t worker, int instructions)
 {
-	struct user_regs_struct registers;
 	int status;
 
-	CHECK(!ptrace(PTRACE_SINGLESTEP, worker, NULL, NULL), "errno %d", errno);
-	CHECK(waitpid(worker, &status, __WALL) == worker && WIFSTOPPED(status), "errno %d", errno);
-	CHECK(!ptrace(PTRACE_GETREGS, worker, NULL, &registers), "errno %d", errno);
-	return registers.rip;
+	for (; instructions > 0; instructions--) {
+		CHECK(!ptrace(PTRACE_SINGLESTEP, worker, NULL, NULL), "errno %d", errno);
+		for (int64_t until = now_us() + 1000000; waitpid(worker, &status, __WALL | WNOHANG) != worker;) {
+			if (now_us() < until)
+				continue;
+			CHECK(!ptrace(PTRACE_INTERRUPT, worker, NULL, NULL), "errno %d", errno);
+			CHECK(waitpid(worker, &status, __WALL) == worker && WIFSTOPPED(status), "errno %d", errno);
+			return;
+		}
+		CHECK(WIFSTOPPED(status), "status %#x", status);
+	}
 }
 
 static void steps(const char *name, int rounds)
@@ -322,12 +328,10 @@ static void steps(const char *name, int rounds)
 			;
 		CHECK(!ptrace(PTRACE_INTERRUPT, worker, NULL, NULL), "errno %d", errno);
 		CHECK(waitpid(worker, &status, __WALL) == worker && WIFSTOPPED(status), "errno %d", errno);
-		for (int i = rand() % 300; i > 0; i--)
-			step(worker);
+		step(worker, rand() % 300);
 		waited += take_back(name) > 8000;
 		/* The rest of what it was about to do, one by one. */
-		for (int i = 0; i < 3000; i++)
-			step(worker);
+		step(worker, 3000);
 		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
 		CHECK(!ptrace(PTRACE_DETACH, worker, NULL, NULL), "errno %d", errno);
 		usleep(3000);

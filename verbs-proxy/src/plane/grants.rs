@@ -7,13 +7,14 @@
 //! stopped in the midst of a copy in [`crate::rseq`].
 //!
 //! - [`giving`]: the responder.
-//! - [`using`]: the requester.
+//! - [`using`]: the requester; `express`: its short way.
 //!
 //! Whatever has no grant goes by the responder: it decides, and gives the errors.
 
 // UNSAFETY: declares that the page of grants may be overlaid on shared memory.
 #![allow(unsafe_code)]
 
+mod express;
 pub mod giving;
 pub mod using;
 

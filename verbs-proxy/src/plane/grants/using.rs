@@ -1,23 +1,17 @@
 //! The requester: what it is granted, and requests that need nobody else.
 
 use super::{Grant, Grants};
-use crate::memory::{Atomic, Piece, copy_list_while, copy_while};
-use crate::plane::intake::wc_opcode;
-use crate::plane::link::Link;
+use crate::memory::{Atomic, Piece, copy_list_while};
+use crate::plane::Plane;
 use crate::plane::links::LinkId;
 use crate::plane::qp::{Qp, Road, Wqe};
 use crate::plane::respond::Verdict;
 use crate::plane::shaping::OnWire;
-use crate::plane::transmit::{BATCH, BATCH_BYTES, EXPRESS_BYTES, Handed, gather, scatter, trim};
-use crate::plane::{Notice, Plane};
+use crate::plane::transmit::{Handed, gather, scatter, trim};
 use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
-use ringfence_protocol::completion::Completion;
 use ringfence_protocol::grants::{Page, SLOTS};
-use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcStatus};
-use ringfence_protocol::work::{self, SendBase, SendFields};
-use ringfence_sched::scheduler::charged;
-use ringfence_sched::{Allowance, Bytes, Ops};
+use ringfence_protocol::verbs::{Access, Opcode};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -96,7 +90,7 @@ impl Using {
         self.last = None;
     }
 
-    fn remove(&mut self, slot: u32) {
+    pub(super) fn remove(&mut self, slot: u32) {
         if let Some(usable) = self.slots.get_mut(slot as usize).and_then(Option::take) {
             let Grant { from, key, .. } = usable.grant;
             self.by_name.remove(&Name { from, key, writes: usable.grant.writes() });
@@ -150,7 +144,7 @@ impl Grant {
 
 /// A request that a grant may be for: what it needs.
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
+pub(super) struct Wanted {
     name: Name,
     to: u32,
     access: Access,
@@ -160,7 +154,7 @@ struct Wanted {
 
 impl Wanted {
     #[inline(always)]
-    fn of(qp: &Qp, opcode: Opcode, rkey: u32, addr: u64, bytes: u32) -> Option<Self> {
+    pub(super) fn of(qp: &Qp, opcode: Opcode, rkey: u32, addr: u64, bytes: u32) -> Option<Self> {
         let access = match opcode {
             Opcode::RDMA_WRITE => Access::REMOTE_WRITE,
             Opcode::RDMA_READ => Access::REMOTE_READ,
@@ -177,7 +171,7 @@ impl Wanted {
 
     /// The memory, and what must hold while it is used.
     #[inline(always)]
-    fn find(&self, using: &mut Using, theirs: &Page) -> Option<(Piece, While, u32)> {
+    pub(super) fn find(&self, using: &mut Using, theirs: &Page) -> Option<(Piece, While, u32)> {
         let Usable { grant, mapping } = using.find(self.name)?;
         let memory = grant.admit(mapping, self.to, self.access, self.addr, self.bytes.into())?;
         let slot = theirs.slots.get(grant.slot as usize)?;
@@ -235,7 +229,7 @@ impl Grants {
     }
 }
 
-fn atomic(opcode: Opcode, compare_add: u64, swap: u64) -> Atomic {
+pub(super) fn atomic(opcode: Opcode, compare_add: u64, swap: u64) -> Atomic {
     if opcode == Opcode::FETCH_AND_ADD {
         Atomic::Add(compare_add)
     } else {
@@ -345,128 +339,4 @@ impl Plane {
         let Some(wanted) = Wanted::of_wqe(qp, wqe) else { return false };
         self.links.get_mut(at).is_some_and(|link| link.grants.covers(&wanted))
     }
-
-    /// The short way by grants: as [`Plane::express`], to a queue pair of a neighbour's, for all one-sided operations.
-    pub(in crate::plane) fn express_by_grant(&mut self, queue: u32, at: LinkId, allowance: Allowance) -> usize {
-        let Self { qps, regions, links, cqs, touched, shaping, notices, .. } = self;
-        let Some(qp) = qps[queue as usize].as_deref_mut() else { return 0 };
-        if !qp.pending.is_empty() || qp.state != QpState::RTS {
-            return 0;
-        }
-        let Some(Some(entry)) = cqs.get_mut(qp.send_cq) else { return 0 };
-        let Some(Link { grants: Grants { ours: Some(ours), theirs: Some((theirs, _)), using, .. }, .. }) =
-            links.get_mut(at)
-        else {
-            return 0;
-        };
-        let Some(thread) = Thread::current().filter(|_| !using.is_empty()) else { return 0 };
-        let used = &ours.used.0;
-        let most = allowance.ops.0.min(BATCH as u64) as usize;
-        let (mut count, mut moved, mut paid, mut fetched, mut read) = (0, 0, Bytes(0), Bytes(0), 0);
-        while count < most && moved < BATCH_BYTES {
-            let Some(words) = qp.send.peek() else { break };
-            let base = SendBase(words);
-            let fields = base.fields();
-            let head = base.inline_head();
-            let Some((bytes, own)) = local(qp, regions, &fields, &head, allowance) else { break };
-            let Some(wanted) = Wanted::of(qp, fields.opcode, fields.rkey, fields.remote_addr, bytes) else { break };
-            let Some((memory, condition, slot)) = wanted.find(using, theirs) else { break };
-            let fetches = fields.opcode != Opcode::RDMA_WRITE;
-            let due = if fetches { fetched } else { paid }.plus(charged(Bytes(bytes.into())));
-            if due > (if fetches { allowance.fetched } else { allowance.out }) {
-                break;
-            }
-            let reads = if fields.opcode == Opcode::RDMA_READ { u64::from(bytes) } else { 0 };
-            if reads > 0 && !used.may_read(read + reads, theirs.allowance.0.load(Ordering::Relaxed)) {
-                break;
-            }
-            if count == 0 {
-                used.busy.enter();
-            }
-            let done = match fields.opcode {
-                Opcode::RDMA_WRITE => copy_while(memory, own, thread, condition),
-                Opcode::RDMA_READ => copy_while(own, memory, thread, condition),
-                _ if !memory.is_for_atomics() || !fields.remote_addr.is_multiple_of(8) => Err(Undone::Interrupted),
-                _ => memory
-                    .fetch_update_while(atomic(fields.opcode, fields.compare_add, fields.swap), thread, condition)
-                    .map(|former| {
-                        // The container's memory is there, or the piece would not have been taken.
-                        let _ = crate::memory::copy(own, Piece::of_own(&former.to_ne_bytes()));
-                    }),
-            };
-            if let Err(undone) = done {
-                if count == 0 {
-                    used.busy.leave();
-                }
-                if undone == Undone::Gone {
-                    using.remove(slot);
-                }
-                break;
-            }
-            if fetches {
-                fetched = due;
-            } else {
-                paid = due;
-            }
-            read += reads;
-            count += 1;
-            moved += bytes;
-            qp.send.advance(1);
-            if qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED) {
-                let completion = Completion {
-                    wr_id: fields.wr_id,
-                    status: WcStatus::SUCCESS,
-                    opcode: wc_opcode(fields.opcode),
-                    byte_len: if fetches { bytes } else { 0 },
-                    qp_num: qp.number,
-                    cookie: qp.cookie,
-                    freed: qp.send.position(),
-                    ..Completion::default()
-                };
-                if let Err(overrun) = entry.cq.push(&completion) {
-                    if overrun.first {
-                        let event = EventType::CQ_ERR;
-                        notices.push(Notice::Event { owner: entry.owner, event, cookie: entry.cq.cookie });
-                    }
-                } else if entry.cq.has_channel() && !entry.cq.touched {
-                    entry.cq.touched = true;
-                    touched.push(qp.send_cq);
-                }
-            }
-        }
-        if count > 0 {
-            used.busy.leave();
-            used.count(count as u64, u64::from(moved) - read, read);
-            shaping.spend(paid, fetched, Ops(count as u64));
-        }
-        count
-    }
-}
-
-/// The container's side of a request that goes the short way, and its bytes.
-#[inline(always)]
-fn local(
-    qp: &Qp,
-    regions: &crate::memory::RegionTable,
-    fields: &SendFields,
-    head: &[u64; 4],
-    allowance: Allowance,
-) -> Option<(u32, Piece)> {
-    let fetches = fields.opcode != Opcode::RDMA_WRITE;
-    if fields.flags.contains(SendFlags::INLINE) {
-        let bytes = u32::from(fields.inline_bytes);
-        let short = bytes > 0 && bytes <= work::BASE_INLINE.min(qp.caps.max_inline) && !fetches;
-        return short.then(|| (bytes, Piece::of_own(zerocopy::IntoBytes::as_bytes(head)).slice(0, bytes as usize)));
-    }
-    let bytes = fields.sge.length;
-    let most = allowance.longest.0.min(u64::from(EXPRESS_BYTES)) as u32;
-    if fields.sges != 1 || bytes == 0 || bytes > most || qp.caps.max_send_sge == 0 {
-        return None;
-    }
-    if fetches && (qp.attr.max_rd_atomic == 0 || (fields.opcode != Opcode::RDMA_READ && bytes != 8)) {
-        return None;
-    }
-    let access = if fetches { Access::LOCAL_WRITE } else { Access(0) };
-    let piece = regions.admit(fields.sge.lkey, qp.pd, fields.sge.addr, bytes.into(), access).ok()?;
-    (!piece.may_fault()).then_some((bytes, piece))
 }

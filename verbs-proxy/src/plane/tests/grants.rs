@@ -304,7 +304,7 @@ fn a_requester_that_is_found_stopped_again_and_again_gets_nothing_for_a_while() 
     assert_eq!(given(&scene), 2);
     scene.two.rigs[1].plane.strike(one);
     assert_eq!(given(&scene), 0);
-    let mut write = |scene: &mut Scene| {
+    let write = |scene: &mut Scene| {
         for _ in 0..4 {
             scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
             scene.turns();
