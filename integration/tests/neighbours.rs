@@ -22,6 +22,8 @@ use ringfence_integration::{artifacts, client as programs, suite};
 use ringfence_protocol::verbs::{Opcode, WcStatus};
 use ringfence_protocol::work::SendFields;
 use ringfence_proxy::launch::Limits;
+use ringfence_proxy::plane::grants::BYTES as GRANTS_BYTES;
+use ringfence_proxy::shared::SealedFile;
 use ringfence_trials::Trial;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 13] = [
+    let tests: [(&str, Attack); 14] = [
         ("strangers_share_nothing", strangers),
         ("a_neighbour_that_shares_all_it_may", greedy),
         ("a_neighbour_that_does_not_read", deaf),
@@ -52,6 +54,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("links_come_up_in_every_order", orders),
         ("a_link_that_ended_is_made_again", again),
         ("an_answer_to_no_offer_ends_a_link", unasked),
+        ("grants_that_make_no_sense_end_a_link", senseless),
         ("a_proxy_that_cannot_end_gives_its_port_back", stuck),
     ];
     let mut trials: Vec<Trial> = tests
@@ -413,6 +416,52 @@ fn unasked(scene: &mut Scene) -> Result<()> {
     scene.works()
 }
 
+/// Grants of what was never shared, or of nothing, and pages of them that are none, or too many.
+fn senseless(scene: &mut Scene) -> Result<()> {
+    let grant = |slot: u32, generation: u64, share: u32, offset: u64, length: u64| {
+        format!(
+            r#"{{"grant":{{"slot":{slot},"generation":{generation},"to":5,"from":16387,"key":1,"access":2,"iova":0,"length":{length},"share":{share},"offset":{offset}}}}}"#
+        )
+    };
+    let page = || SealedFile::create("page", GRANTS_BYTES);
+    type Said = Box<dyn Fn(&hostile::Link) -> Result<()>>;
+    let says = |message: String| -> Said { Box::new(move |link| link.say(&message)) };
+    let nonsense: Vec<(&str, Said)> = vec![
+        ("a slot past the last", says(grant(1024, 1, 1, 0, 8))),
+        ("no generation", says(grant(0, 0, 1, 0, 8))),
+        ("memory that was not shared", says(grant(0, 1, 2, 0, 8))),
+        ("memory past its end", says(grant(0, 1, 1, 4096, 8))),
+        ("a range that wraps", says(grant(0, 1, 1, u64::MAX, 8))),
+        ("no memory", says(grant(0, 1, 1, 0, 0))),
+        ("writing what is for reading", says(grant(0, 1, 1, 0, 8))),
+        ("numbers that are none", says(r#"{"grant":{"slot":-1}}"#.into())),
+        ("a page without its descriptor", says(r#"{"page":{"copies":true}}"#.into())),
+        ("a page of another size", Box::new(|link| link.page(SealedFile::create("page", 4096)?))),
+        (
+            "a second page",
+            Box::new(move |link| {
+                link.page(page()?)?;
+                link.page(page()?)
+            }),
+        ),
+    ];
+    for (what, say) in nonsense {
+        // It takes no link from us afterwards, so each needs another victim.
+        let node = Node::new(None)?;
+        let victim = node.proxy(Limits::default())?;
+        let mut neighbour = Neighbour::new(&victim)?;
+        let mut client = Client::new(&victim.socket())?;
+        let qp = client.qp()?;
+        client.connect(qp, neighbour.lid(), 5)?;
+        let mut link = neighbour.hello()?;
+        ensure!(link.is_welcome());
+        ensure!(link.share(1, 1)?, "a page is not taken");
+        say(&link)?;
+        ensure!(link.has_ended(SOON), "{what} is no reason to end a link");
+    }
+    scene.works()
+}
+
 /// Somebody outside keeps the lock of a file that the proxy empties, and the container has ended. The LID goes to the next proxy,
 /// and those that were linked to the last one reach that.
 fn stuck(scene: &mut Scene) -> Result<()> {
@@ -476,7 +525,17 @@ fn every_kind(program: &std::path::Path, place: hostile::Place) -> Result<()> {
                     let connected = scene.connected(&neighbour)?;
                     let mut link = neighbour.hello()?;
                     ensure!(link.is_welcome(), "the link is not taken");
-                    let _ = link.offer_fd(1, fd);
+                    let _ = link.offer_fd(1, false, fd);
+                    connected
+                }
+                hostile::Place::Writable | hostile::Place::Page => {
+                    let connected = scene.connected(&neighbour)?;
+                    let mut link = neighbour.hello()?;
+                    ensure!(link.is_welcome(), "the link is not taken");
+                    let _ = match place {
+                        hostile::Place::Page => link.page(fd),
+                        _ => link.offer_fd(1, true, fd),
+                    };
                     connected
                 }
             };

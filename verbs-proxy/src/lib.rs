@@ -14,6 +14,7 @@ pub mod memory;
 pub mod pacing;
 pub mod plane;
 pub mod rdma_cgroup;
+pub mod rseq;
 pub mod sandbox;
 pub mod shared;
 pub mod state;

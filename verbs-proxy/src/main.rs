@@ -8,6 +8,7 @@ use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::control::adopted::AdoptedFiles;
 use ringfence_proxy::control::device::SoftDevice;
+use ringfence_proxy::control::grants::Granted;
 use ringfence_proxy::control::node::{self, Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
@@ -193,6 +194,11 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let (bell, ringer) = Bell::new(&closers.container).context("cannot make a pair of sockets")?;
     let worker =
         Worker::start(plane, bell, u64::from(launch.worker.spin_us) * 1000).context("cannot start the worker")?;
+    if !worker.call(|_| ringfence_proxy::rseq::Thread::current().is_some()) {
+        eprintln!(
+            "ringfence-proxy: no restartable sequences (rseq(2); Linux 4.18, glibc 2.35): neighbours' memory is reached by messages only"
+        );
+    }
     let node = Node {
         worker,
         quota,
@@ -211,6 +217,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         neighbours: Neighbours::new(budget),
         voice: Arc::clone(&voice),
         shares: HashMap::new(),
+        granted: Granted::default(),
         adopted: AdoptedFiles::default(),
         // Where there is none, the container's own memory files cannot be registered, and everything else can.
         holes: Holes::new()

@@ -7,6 +7,7 @@ mod present;
 mod table;
 
 use crate::guarded::{self, Guard};
+use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
 use present::Present;
 use ringfence_protocol::verbs::Access;
@@ -50,6 +51,20 @@ pub enum NotAtomic {
     Misaligned,
     /// The memory is gone.
     Lost,
+}
+
+/// An atomic operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Atomic {
+    /// FETCH_AND_ADD.
+    Add(u64),
+    /// CMP_AND_SWP.
+    Swap {
+        /// If it is this ...
+        expected: u64,
+        /// ... it becomes that.
+        new: u64,
+    },
 }
 
 impl Piece {
@@ -100,6 +115,34 @@ impl Piece {
         // SAFETY: a piece lies in a live mapping; the alignment and length are checked; shared memory holds any bytes.
         (self.bytes == 8 && self.address.addr().is_multiple_of(8))
             .then(|| unsafe { AtomicU64::from_ptr(self.address.cast()) })
+    }
+
+    /// Whether its memory may be gone.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_fault(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// Whether an atomic can be executed here.
+    #[must_use]
+    pub fn is_for_atomics(&self) -> bool {
+        self.atomic().is_some() && !self.may_fault()
+    }
+
+    /// As [`Self::fetch_update`], while `condition` holds. The memory is there, and the place one for atomics.
+    pub fn fetch_update_while(&self, atomic: Atomic, thread: Thread, condition: While) -> Result<u64, Undone> {
+        if !self.is_for_atomics() {
+            return Err(Undone::Gone);
+        }
+        // SAFETY: a piece lies in a live mapping, in memory that is there and aligned, as was checked; so does the word, which
+        // whoever made the condition keeps.
+        unsafe {
+            match atomic {
+                Atomic::Add(addend) => thread.add(self.address, addend, condition),
+                Atomic::Swap { expected, new } => thread.compare_exchange(self.address, expected, new, condition),
+            }
+        }
     }
 
     /// FETCH_AND_ADD or CMP_AND_SWP on this place: the former value.
@@ -159,6 +202,18 @@ pub fn copy(to: Piece, from: Piece) -> Result<(), Lost> {
     Ok(())
 }
 
+/// As [`copy`], of memory that is there, while `condition` holds. If it does not, a part may have been copied.
+#[inline(always)]
+pub fn copy_while(to: Piece, from: Piece, thread: Thread, condition: While) -> Result<(), Undone> {
+    let bytes = to.bytes.min(from.bytes);
+    if to.may_fault() || from.may_fault() {
+        return Err(Undone::Gone);
+    }
+    // SAFETY: pieces lie in live mappings, `bytes` is within both, and whoever shares them expects any bytes; the memory is there,
+    // as was checked; the word is in a mapping that whoever made the condition keeps.
+    unsafe { thread.copy(to.address, from.address, bytes, condition) }
+}
+
 #[inline(never)]
 fn copy_guarded(guard: Guard, to: Piece, from: Piece, bytes: usize) -> Result<(), Lost> {
     // SAFETY: pieces lie in live mappings, `bytes` is within both, and whoever shares them expects any bytes.
@@ -197,6 +252,19 @@ pub fn copy_list(
             from_offset += step;
             bytes -= step;
         }
+    }
+    Ok(())
+}
+
+/// As [`copy_list`] from the beginning of both, while `condition` holds.
+pub fn copy_list_while(to: &[Piece], from: &[Piece], thread: Thread, condition: While) -> Result<(), Undone> {
+    let (mut to, mut from) = (to.iter().copied(), from.iter().copied());
+    let (mut target, mut source) = (to.next(), from.next());
+    while let (Some(t), Some(s)) = (target, source) {
+        let step = t.bytes.min(s.bytes);
+        copy_while(t.slice(0, step), s.slice(0, step), thread, condition)?;
+        let rest = |piece: Piece| Some(piece.slice(step, usize::MAX)).filter(|piece| piece.bytes > 0);
+        (target, source) = (rest(t).or_else(|| to.next()), rest(s).or_else(|| from.next()));
     }
     Ok(())
 }
@@ -270,6 +338,36 @@ impl MemoryRegion {
     #[must_use]
     pub fn mapping_offset(&self, piece: &Piece) -> u64 {
         (piece.address.addr() - self.mapping.base().as_ptr().addr()) as u64
+    }
+
+    /// Its protection domain.
+    #[must_use]
+    pub fn pd(&self) -> PdId {
+        self.pd
+    }
+
+    /// What it was registered for.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// The application's address of its first byte.
+    #[must_use]
+    pub fn iova(&self) -> u64 {
+        self.iova
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Where in its mapping it begins.
+    #[must_use]
+    pub fn first_offset(&self) -> u64 {
+        (self.first.addr() - self.mapping.base().as_ptr().addr()) as u64
     }
 
     /// Whether no neighbour gets to see it, because its container can take pages away: what neighbours get of it is copied for them.

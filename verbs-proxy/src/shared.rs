@@ -300,6 +300,12 @@ pub struct Held<T> {
     _mapping: Arc<Mapping>,
 }
 
+impl<T> Clone for Held<T> {
+    fn clone(&self) -> Self {
+        Self { of: self.of, _mapping: Arc::clone(&self._mapping) }
+    }
+}
+
 // SAFETY: `T: Header` is made of atomics.
 unsafe impl<T: Header> Send for Held<T> {}
 // SAFETY: as above.

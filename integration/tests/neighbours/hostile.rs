@@ -10,7 +10,7 @@ use ringfence_proxy::plane::link::{BYTES, End, Link as Rings};
 use ringfence_proxy::plane::wire::Request;
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, connect, socket_with};
 use std::path::PathBuf;
@@ -30,10 +30,14 @@ pub enum Place {
     Welcome,
     /// As the pages of a region.
     Share,
+    /// As the pages of a region, to be written.
+    Writable,
+    /// As a page of grants.
+    Page,
 }
 
 impl Place {
-    pub const ALL: [Self; 4] = [Self::Rings, Self::Bell, Self::Welcome, Self::Share];
+    pub const ALL: [Self; 6] = [Self::Rings, Self::Bell, Self::Welcome, Self::Share, Self::Writable, Self::Page];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -41,6 +45,8 @@ impl Place {
             Self::Bell => "as_the_bell_of_a_hello",
             Self::Welcome => "as_the_bell_of_a_welcome",
             Self::Share => "as_a_share",
+            Self::Writable => "as_a_writable_share",
+            Self::Page => "as_a_page_of_grants",
         }
     }
 }
@@ -141,7 +147,14 @@ impl Link {
 
     /// Whether the victim ends the link in time.
     pub fn has_ended(&self, within: Duration) -> bool {
-        has_ended(&self.socket, within)
+        let end = Instant::now() + within;
+        loop {
+            // What it says before is not asked for.
+            match next(&self.socket, end.saturating_duration_since(Instant::now())) {
+                Ok(Some(_)) => {}
+                ended => return matches!(ended, Ok(None)),
+            }
+        }
     }
 
     pub fn say(&self, message: &str) -> Result<()> {
@@ -163,9 +176,20 @@ impl Link {
     }
 
     /// Offers a page of whatever this is.
-    pub fn offer_fd(&self, share: u32, fd: OwnedFd) -> Result<()> {
-        let message = format!(r#"{{"share":{{"share":{share},"runs":[[0,{PAGE}]]}}}}"#);
-        Ok(datagram::send(&self.socket, message.as_bytes(), &[fd.as_fd()])?)
+    pub fn offer_fd(&self, share: u32, writable: bool, fd: OwnedFd) -> Result<()> {
+        self.say_with(
+            &format!(r#"{{"share":{{"share":{share},"runs":[[0,{PAGE}]],"writable":{writable}}}}}"#),
+            fd.as_fd(),
+        )
+    }
+
+    /// Sends this as a page of grants.
+    pub fn page(&self, fd: impl AsFd) -> Result<()> {
+        self.say_with(r#"{"page":{"copies":true}}"#, fd.as_fd())
+    }
+
+    fn say_with(&self, message: &str, fd: BorrowedFd<'_>) -> Result<()> {
+        Ok(datagram::send(&self.socket, message.as_bytes(), &[fd])?)
     }
 
     /// Shares a region of `runs` pages. False if the victim refuses.

@@ -12,6 +12,7 @@
 pub mod completion;
 pub mod control;
 pub mod doorbell;
+pub mod grants;
 pub mod keys;
 pub mod layout;
 #[cfg(all(test, loom))]

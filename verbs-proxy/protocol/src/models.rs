@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::doorbell::{Doorbells, QueueBell};
+use crate::grants::{self, Busy};
 use crate::keys::{Incarnation, KeyWord};
 use crate::layout::{Arm, CqHeader};
 use crate::ring::{Consumer, Producer, Slot, Words};
@@ -219,5 +220,44 @@ fn a_region_is_either_revoked_or_restored() {
         };
         let restored = region.word.restore(incarnation, KEY + 1);
         assert!(proxy.join().unwrap() != restored);
+    });
+}
+
+/// A grant is taken back while its holder copies: whoever finds the holder idle, or waits until it is, has the memory for itself.
+#[test]
+fn nothing_is_copied_after_a_grant_was_taken_back() {
+    struct Shared {
+        busy: Busy,
+        slot: grants::Slot,
+        memory: UnsafeCell<u64>,
+    }
+    // SAFETY: loom's cell finds two threads that use it at a time, which is the test.
+    unsafe impl Sync for Shared {}
+    loom::model(|| {
+        let shared =
+            Arc::new(Shared { busy: Busy::default(), slot: grants::Slot::default(), memory: UnsafeCell::new(0) });
+        shared.slot.grant(1);
+        let requester = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                shared.busy.enter();
+                if shared.slot.admits(1) {
+                    // SAFETY: as above.
+                    shared.memory.with_mut(|memory| unsafe { *memory += 1 });
+                }
+                shared.busy.leave();
+            })
+        };
+        shared.slot.revoke();
+        grants::settled();
+        let seen = shared.busy.word();
+        if Busy::says(seen) {
+            while shared.busy.word() == seen {
+                thread::yield_now();
+            }
+        }
+        // SAFETY: as above.
+        shared.memory.with_mut(|memory| unsafe { *memory += 1 });
+        requester.join().unwrap();
     });
 }

@@ -27,6 +27,8 @@ pub struct Caps {
 pub struct Allowance {
     /// Bytes that leave.
     pub out: Bytes,
+    /// Bytes that are fetched.
+    pub fetched: Bytes,
     /// Operations.
     pub ops: Ops,
     /// Requests that are longer must ask.
@@ -38,7 +40,12 @@ impl Allowance {
     #[inline]
     #[must_use]
     pub fn min(self, other: Self) -> Self {
-        Self { out: self.out.min(other.out), ops: self.ops.min(other.ops), longest: self.longest.min(other.longest) }
+        Self {
+            out: self.out.min(other.out),
+            fetched: self.fetched.min(other.fetched),
+            ops: self.ops.min(other.ops),
+            longest: self.longest.min(other.longest),
+        }
     }
 }
 
@@ -106,6 +113,7 @@ impl Caps {
     pub fn in_hand(&self) -> Allowance {
         Allowance {
             out: Bytes(self.out.as_ref().map_or(u64::MAX, |bucket| bucket.in_hand() / 8)),
+            fetched: Bytes(self.fetched.as_ref().map_or(u64::MAX, |bucket| bucket.in_hand() / 8)),
             ops: Ops(self.ops.as_ref().map_or(u64::MAX, Bucket::in_hand)),
             longest: Bytes(u64::MAX),
         }
@@ -115,10 +123,8 @@ impl Caps {
     #[inline]
     #[must_use]
     pub fn covers(&self, cost: Cost) -> bool {
-        let Allowance { out, ops, .. } = self.in_hand();
-        cost.out <= out
-            && cost.ops <= ops
-            && self.fetched.as_ref().is_none_or(|bucket| cost.fetched.0 <= bucket.in_hand() / 8)
+        let Allowance { out, fetched, ops, .. } = self.in_hand();
+        cost.out <= out && cost.fetched <= fetched && cost.ops <= ops
     }
 
     /// Whether so little is in hand that the next turn should read the clock.
@@ -161,7 +167,10 @@ mod tests {
     fn what_is_not_limited_is_always_in_hand() {
         let caps = Caps::new(None, None, OpRate::new(1_000_000), Nanos(0));
         let longest = Bytes(u64::MAX);
-        assert_eq!(caps.in_hand(), Allowance { out: Bytes(u64::MAX), ops: Ops(250), longest });
+        assert_eq!(
+            caps.in_hand(),
+            Allowance { out: Bytes(u64::MAX), fetched: Bytes(u64::MAX), ops: Ops(250), longest }
+        );
         assert!(caps.covers(Cost { out: Bytes(u64::MAX), fetched: Bytes(u64::MAX), ops: Ops(250) }));
         assert!(!caps.covers(Cost { ops: Ops(251), ..Cost::default() }));
     }

@@ -176,11 +176,17 @@ impl Scheduler {
         Some(allowance)
     }
 
+    /// Bytes that may leave because another container READs them, without its asking for each; `None` if no rate limits that.
+    #[must_use]
+    pub fn read_ahead(&self) -> Option<Bytes> {
+        self.capped.then(|| self.caps.in_hand().out).filter(|out| *out < Bytes(u64::MAX))
+    }
+
     /// Charges what went by the short way.
     #[inline]
-    pub fn spend(&mut self, out: Bytes, ops: Ops) {
+    pub fn spend(&mut self, out: Bytes, fetched: Bytes, ops: Ops) {
         if self.capped {
-            let cost = Cost { out, fetched: Bytes(0), ops };
+            let cost = Cost { out, fetched, ops };
             self.caps.charge(cost);
             self.urgent_caps.charge(cost);
         }

@@ -151,7 +151,7 @@ fn a_clock_that_was_not_read_earns_and_spends_no_more_than_is_in_hand() {
 fn an_idle_container_that_was_capped_wants_no_clock_for_ever() {
     let policy = Policy { ops: OpRate::new(1_000_000), ..Policy::default() };
     let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
-    scheduler.spend(Bytes(8), ringfence_sched::Ops(240));
+    scheduler.spend(Bytes(8), Bytes(0), ringfence_sched::Ops(240));
     assert!(scheduler.wants_clock());
     scheduler.begin(Nanos::millis(1));
     assert!(!scheduler.wants_clock());

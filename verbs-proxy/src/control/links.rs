@@ -81,10 +81,14 @@ impl Node {
                 Err(fault) => return self.end_neighbour(position, &fault),
             }
         }
+        let link = self.neighbours.list[position].link();
         self.share_owed(position);
+        if let Some(position) = self.neighbours.list.iter().position(|neighbour| neighbour.link() == link) {
+            self.serve_wishes(position);
+        }
     }
 
-    fn end_neighbour(&mut self, position: usize, fault: &NeighbourFault) {
+    pub(super) fn end_neighbour(&mut self, position: usize, fault: &NeighbourFault) {
         if !fault.is_ordinary() {
             let neighbour = match self.neighbours.list[position].lid() {
                 Some(lid) => format!("link to port {lid} ends"),
@@ -124,7 +128,7 @@ impl Node {
         }
     }
 
-    fn share_owed(&mut self, position: usize) {
+    pub(super) fn share_owed(&mut self, position: usize) {
         while let Some(owed) = self.neighbours.list[position].next_owed() {
             let Some(link) = self.neighbours.list[position].link() else { return };
             let (name, runs) = match owed {
@@ -139,6 +143,14 @@ impl Node {
                     // Deregistered meanwhile.
                     None => continue,
                 },
+                Owed::Writable(share) => {
+                    // Deregistered meanwhile, if there is none.
+                    let Some((name, runs)) = self.writable(share) else { continue };
+                    match self.neighbours.list[position].show_writable(name, &runs) {
+                        Ok(()) => continue,
+                        Err(fault) => return self.end_neighbour(position, &fault),
+                    }
+                }
                 Owed::Bounce => match self.bounce(link) {
                     Ok((name, run)) => (name, vec![run]),
                     Err(_) => {
@@ -201,27 +213,40 @@ impl Node {
         Ok((share, run))
     }
 
-    /// A region is gone: neighbours let go of it.
+    /// A region is gone: neighbours let go of it, and nothing of theirs lands in it any more.
     pub fn forget_share(&mut self, share: u32) {
         self.shares.remove(&share);
-        if self.neighbours.list.is_empty() {
+        let names = [Some(share), self.forget_writable(share)];
+        if self.neighbours.list.is_empty() && !self.has_granted() {
             return;
         }
         self.neighbours.list.iter_mut().for_each(|neighbour| neighbour.owe_no_more(share));
         let links = self.neighbours.list.iter().filter_map(Neighbour::link).collect::<Vec<LinkId>>();
-        let links = self.worker.call(move |plane| {
-            let had =
-                |link: &LinkId| plane.links.get_mut(*link).is_some_and(|link| link.shared.remove(&share).is_some());
-            links.into_iter().filter(had).collect::<Vec<_>>()
+        let (had, tickets) = self.worker.call(move |plane| {
+            plane.revoke_region(share);
+            let mut had = Vec::new();
+            for id in links {
+                let Some(link) = plane.links.get_mut(id) else { continue };
+                let names = names.into_iter().flatten();
+                had.extend(names.filter(|name| link.shared.remove(name).is_some()).map(|name| (id, name)));
+            }
+            (had, plane.take_tickets())
         });
         for position in (0..self.neighbours.list.len()).rev() {
-            let neighbour = &self.neighbours.list[position];
-            if neighbour.link().is_some_and(|link| links.contains(&link))
-                && let Err(fault) = neighbour.unshare(share)
-            {
+            let neighbour = &mut self.neighbours.list[position];
+            let Some(link) = neighbour.link() else { continue };
+            neighbour.granting.wishes.retain(|wish| wish.share != share);
+            let names = had.iter().filter(|(id, _)| *id == link);
+            let unshared = names.map(|(_, name)| {
+                neighbour.granting.offered.remove(name);
+                *name
+            });
+            let unshared: Vec<u32> = unshared.collect();
+            if let Err(fault) = unshared.into_iter().try_for_each(|name| neighbour.unshare(name)) {
                 self.end_neighbour(position, &fault);
             }
         }
+        self.settle(tickets);
     }
 
     /// A link broke the protocol of its rings.

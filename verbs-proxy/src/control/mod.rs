@@ -5,6 +5,7 @@
 pub mod adopted;
 mod connection;
 pub mod device;
+pub mod grants;
 pub mod handles;
 pub mod kept;
 pub mod lent;
@@ -232,6 +233,7 @@ impl Server {
                     }
                 }
                 Notice::Share { link, share } => self.node.share(link, Owed::Region(share)),
+                Notice::Grant { link, wish } => self.node.grant(link, wish),
                 Notice::Bounce { link } => self.node.share(link, Owed::Bounce),
                 Notice::Fault { link, fault } => self.node.link_failed(link, fault),
             }

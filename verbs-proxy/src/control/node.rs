@@ -2,6 +2,7 @@
 
 use super::adopted::AdoptedFiles;
 use super::device::SoftDevice;
+use super::grants::Granted;
 use super::quota::{Quota, Resource, Taken};
 use crate::closer::Closer;
 use crate::fabric::addresses::{self, Addresses};
@@ -92,6 +93,8 @@ pub struct Node {
     pub voice: Arc<Voice>,
     /// What backs each region, by its name for neighbours.
     pub shares: HashMap<u32, Backing>,
+    /// What of them neighbours may reach without asking.
+    pub granted: Granted,
     /// The container's own files that regions are made of.
     pub adopted: AdoptedFiles,
     /// What mapping those takes. None where the kernel has no userfaultfd.

@@ -10,6 +10,7 @@
 //!
 //! Memory is shared one region at a time, when a work request first needs it, and read-only.
 
+mod grants;
 mod hello;
 mod shares;
 
@@ -19,6 +20,8 @@ use crate::closer::Closer;
 use crate::datagram;
 use crate::pacing::Nanos;
 use crate::plane::bell::Foreign;
+use crate::plane::grants::Grant;
+use crate::plane::grants::using::GrantFault;
 use crate::plane::link::LinkFault;
 use crate::plane::links::LinkId;
 use crate::worker::{Worker, now};
@@ -39,14 +42,23 @@ enum Message {
     Hello { lid: u16 },
     /// The link is taken. Descriptor: the end of the bell of the one who took it.
     Welcome {},
-    /// A region, with one descriptor for each run of pages.
-    Share { share: u32, runs: Vec<(u64, u64)> },
+    /// Memory, with one descriptor for each run of pages.
+    Share {
+        share: u32,
+        runs: Vec<(u64, u64)>,
+        #[serde(default)]
+        writable: bool,
+    },
     /// The region was mapped.
     Shared { share: u32 },
     /// It was not; whoever needs it may ask again.
     Refused { share: u32 },
     /// The region is gone.
     Unshare { share: u32 },
+    /// The sender's page of grants, as a descriptor; whether it can copy by grants of the receiver's.
+    Page { copies: bool },
+    /// The receiver may do this by itself.
+    Grant(Grant),
 }
 
 const MAX_MESSAGE: usize = 16 << 10;
@@ -57,6 +69,7 @@ const MAX_LINKS: usize = 2;
 /// Those that have connected and said nothing.
 const MAX_SILENT: usize = 32;
 
+pub use grants::Granting;
 pub use shares::{Backing, Owed, SharedRun, amount};
 
 /// A socket to a neighbour.
@@ -102,6 +115,8 @@ pub struct Neighbour {
     /// Its part of our mappings.
     account: Account,
     given: Given,
+    /// What of our memory it reaches without us, and we of its.
+    pub granting: Granting,
 }
 
 impl AsFd for Neighbour {
@@ -122,6 +137,9 @@ pub enum NeighbourFault {
     /// What it wrote into the link's rings makes no sense.
     #[error(transparent)]
     Link(#[from] LinkFault),
+    /// What it grants makes no sense.
+    #[error(transparent)]
+    Grant(#[from] GrantFault),
     /// It said nothing for too long.
     #[error("it did not say hello in time")]
     Late,
@@ -220,13 +238,19 @@ impl Neighbour {
         match (message, self.stage) {
             (Message::Hello { lid }, Stage::Silent(_)) => self.accept(lid, fds, means)?,
             (Message::Welcome {}, Stage::Greeting(lid, link)) => self.open(lid, link, fds, means)?,
-            (Message::Share { share, runs }, Stage::Linked(lid, link)) => {
-                self.take_share(lid, link, share, &runs, fds, means)?;
+            (Message::Share { share, runs, writable }, Stage::Linked(lid, link)) => {
+                self.take_share(lid, link, (share, writable), &runs, fds, means)?;
             }
+            (Message::Page { copies }, Stage::Linked(_, link)) => self.take_page(link, copies, fds, means)?,
+            (Message::Grant(grant), Stage::Linked(_, link)) if bare => self.take_grant(link, grant, means.worker)?,
             (Message::Shared { share }, Stage::Linked(_, link)) if bare => self.confirmed(link, share, means.worker)?,
             (Message::Refused { share }, Stage::Linked(_, link)) if bare => self.refused(link, share, means.worker)?,
             (Message::Unshare { share }, Stage::Linked(_, link)) if bare => {
-                drop(means.worker.call(move |plane| plane.links.get_mut(link)?.shares.remove(&share)));
+                drop(means.worker.call(move |plane| {
+                    let link = plane.links.get_mut(link)?;
+                    link.grants.using.forget_share(share);
+                    link.shares.remove(&share)
+                }));
             }
             (_, Stage::Silent(_)) => return Err(NeighbourFault::Malformed("no hello")),
             _ => return Err(NeighbourFault::Malformed("out of order, or with descriptors")),
@@ -316,7 +340,13 @@ impl Neighbours {
         if let Stage::Greeting(lid, _) = neighbour.stage {
             self.spared.insert(lid, now() + SPARE);
         }
-        if matches!(fault, NeighbourFault::Malformed(_) | NeighbourFault::Descriptor { .. } | NeighbourFault::Link(_)) {
+        if matches!(
+            fault,
+            NeighbourFault::Malformed(_)
+                | NeighbourFault::Descriptor { .. }
+                | NeighbourFault::Link(_)
+                | NeighbourFault::Grant(_)
+        ) {
             self.outlaws.push_back(neighbour.process);
             if self.outlaws.len() > MAX_OUTLAWS {
                 self.outlaws.pop_front();

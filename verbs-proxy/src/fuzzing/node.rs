@@ -3,6 +3,7 @@
 use crate::closer::Closer;
 use crate::control::adopted::AdoptedFiles;
 use crate::control::device::SoftDevice;
+use crate::control::grants::Granted;
 use crate::control::node::{Closers, Node, Queues};
 use crate::control::quota::{Quota, Resource};
 use crate::control::session::{PeerFault, Session};
@@ -126,6 +127,7 @@ impl Scene {
             neighbours: Neighbours::new(Budget::new(65_530)),
             voice: Arc::new(voice::pair(holdings).unwrap().0),
             shares: HashMap::new(),
+            granted: Granted::default(),
             adopted: AdoptedFiles::default(),
             holes: Holes::new().ok(),
             last_pd: 0,

@@ -92,6 +92,7 @@ fn read_send(qp: &Qp, base: &SendBase, fields: &SendFields) -> Result<(Wqe, u32)
         done: 0,
         done_all: false,
         held: 0,
+        road: super::qp::Road::Open,
     };
     Ok((wqe, 1 + extensions))
 }

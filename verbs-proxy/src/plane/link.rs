@@ -5,6 +5,7 @@
 
 use super::bell::{Bell, Ringer};
 use super::bounce::{Bounce, Place};
+use super::grants::Grants;
 use super::wire::{Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
@@ -49,13 +50,15 @@ pub enum End {
     Acceptor,
 }
 
-/// Memory that the other end shares with us, read-only.
+/// Memory that the other end shares with us.
 #[derive(Debug)]
 pub struct Share {
     /// The mapping, which begins with the page of the region's first byte.
     pub mapping: Arc<Mapping>,
     /// What it takes of the mappings that the kernel allows us; given back after the mapping is gone.
     pub lease: Lease,
+    /// It is mapped for writing.
+    pub writable: bool,
 }
 
 /// The other end broke the protocol; the link ends.
@@ -110,6 +113,8 @@ pub struct Link {
     pub bounce: Option<Bounce>,
     /// One is being made, or offered to the other end.
     pub bounce_asked: bool,
+    /// What either end may do without the other's worker.
+    pub grants: Grants,
     /// Entries were pushed since the last [`Self::flush`].
     dirty: bool,
 }
@@ -151,6 +156,7 @@ impl Link {
             shared: HashMap::new(),
             bounce: None,
             bounce_asked: false,
+            grants: Grants::default(),
             dirty: false,
         }
     }

@@ -9,6 +9,7 @@ pub mod bounce;
 pub mod channel;
 pub mod cq;
 pub mod events;
+pub mod grants;
 pub mod intake;
 pub mod link;
 pub mod links;
@@ -31,6 +32,7 @@ use crate::pacing::Nanos;
 use crate::shared::Held;
 use crate::stats::Tally;
 use cq::Cq;
+use grants::giving::{Ticket, Wish};
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
 use numbers::Numbers;
@@ -64,6 +66,13 @@ pub enum Notice {
     Bounce {
         /// The link.
         link: LinkId,
+    },
+    /// The other end of a link may be granted something.
+    Grant {
+        /// The link.
+        link: LinkId,
+        /// What.
+        wish: Wish,
     },
     /// The other end of a link broke the protocol.
     Fault {
@@ -113,6 +122,8 @@ pub struct Plane {
     touched: Vec<usize>,
     owed: events::Owed,
     notices: Vec<Notice>,
+    /// For the next verb that takes grants back.
+    tickets: Vec<Ticket>,
     /// The last question of the container's that was answered.
     answered: u64,
     /// The time of this turn, as far as it is known: [`Self::time`].
@@ -150,6 +161,7 @@ impl Plane {
             touched: Vec::new(),
             owed: events::Owed::default(),
             notices: Vec::new(),
+            tickets: Vec::new(),
             answered: 0,
             now: 0,
             clock: |now| now,
@@ -393,6 +405,7 @@ impl Plane {
     fn fail_link(&mut self, id: LinkId, fault: LinkFault) {
         self.notices.push(Notice::Fault { link: id, fault });
         self.tally.link_failed();
+        self.revoke_link(id);
         if let Some(port) = self.links.end(id) {
             self.leave_link(id, port);
             self.tally.links(self.links.count());
@@ -402,6 +415,7 @@ impl Plane {
     /// Takes a link out. What it holds is given up by the caller, for which this thread has no time.
     #[must_use]
     pub fn remove_link(&mut self, id: LinkId) -> Option<Box<Link>> {
+        self.revoke_link(id);
         let link = self.links.remove(id)?;
         self.leave_link(id, link.port);
         self.tally.links(self.links.count());
@@ -465,6 +479,7 @@ impl Plane {
         qp.waits = qp::Waits::default();
         // From now on every receive request posted is flushed at once.
         qp.header.receive_bell.stop_polling();
+        self.revoke_queue(queue);
         self.activate(queue);
     }
 }

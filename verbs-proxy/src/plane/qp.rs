@@ -79,6 +79,18 @@ impl std::ops::Deref for Inline {
     }
 }
 
+/// How a request to another proxy goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Road {
+    /// Nothing of it has gone.
+    #[default]
+    Open,
+    /// What has gone of it went by a grant, and the responder knows nothing of it.
+    Granted,
+    /// By the responder.
+    Long,
+}
+
 /// A send request between its intake and its completion.
 #[derive(Debug)]
 pub struct Wqe {
@@ -122,6 +134,8 @@ pub struct Wqe {
     pub done_all: bool,
     /// Since when it is held back: zero if it is not, the end of time once it has gone.
     pub held: Nanos,
+    /// How it goes.
+    pub road: Road,
 }
 
 impl Wqe {
@@ -251,6 +265,10 @@ pub struct Qp {
     pub next: usize,
     /// Number of the next request taken in.
     pub sequence: u32,
+    /// How many of those that were taken in went by grants: the responder counts the others.
+    pub by_grant: u32,
+    /// Requests in a row that went the long way only because those before them did.
+    pub streak: u32,
     /// Raised whenever what is on the wire becomes void.
     pub epoch: u32,
     /// Pieces of this queue pair on the modelled link.
@@ -341,6 +359,8 @@ impl Qp {
             pending: VecDeque::new(),
             next: 0,
             sequence: 0,
+            by_grant: 0,
+            streak: 0,
             epoch: 0,
             on_wire: 0,
             fetching: 0,
@@ -373,6 +393,8 @@ impl Qp {
         self.pending.clear();
         self.next = 0;
         self.sequence = 0;
+        self.by_grant = 0;
+        self.streak = 0;
         self.epoch += 1;
         self.on_wire = 0;
         self.fetching = 0;
@@ -421,6 +443,19 @@ impl Qp {
     pub fn find(&self, sequence: u32) -> Option<usize> {
         let index = sequence.wrapping_sub(self.pending.front()?.sequence) as usize;
         (index < self.pending.len()).then_some(index)
+    }
+
+    /// What a responder calls request number `sequence`.
+    #[must_use]
+    pub fn to_wire(&self, sequence: u32) -> u32 {
+        sequence.wrapping_sub(self.by_grant)
+    }
+
+    /// What we call the request to which a responder gave this number: for those that are under way, which none went by a grant
+    /// after.
+    #[must_use]
+    pub fn from_wire(&self, sequence: u32) -> u32 {
+        sequence.wrapping_add(self.by_grant)
     }
 
     /// Everything from `index` on, starting at its byte `offset`, must be handed over again.

@@ -3,7 +3,7 @@
 use super::intake::vendor;
 use super::link::LinkFault;
 use super::links::LinkId;
-use super::qp::{Peer, Waits};
+use super::qp::{Peer, Road, Waits};
 use super::respond::Verdict;
 use super::shaping::OnWire;
 use super::source::{self, Source};
@@ -145,7 +145,9 @@ impl Plane {
             return self.on_acknowledge(queue, response);
         }
         // Only the answer that is due counts; others belong to pieces that were sent twice.
-        let Some(wqe) = qp.pending.front().filter(|wqe| wqe.sequence == response.sequence) else { return };
+        let sequence = qp.from_wire(response.sequence);
+        let due = qp.pending.front().filter(|wqe| wqe.sequence == sequence && wqe.road == Road::Long);
+        let Some(wqe) = due else { return };
         let end = response.offset.checked_add(response.bytes);
         if response.offset != wqe.done || end.is_none_or(|end| end > wqe.total || (end > wqe.sent && wqe.total > 0)) {
             return;
@@ -156,7 +158,7 @@ impl Plane {
             queue,
             incarnation: qp.incarnation,
             epoch: qp.epoch,
-            sequence: response.sequence,
+            sequence,
             offset: response.offset,
             bytes: response.bytes,
             total,
@@ -211,12 +213,15 @@ impl Plane {
     /// The responder has executed everything up to this piece.
     fn on_acknowledge(&mut self, queue: u32, response: &Response) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
-        let Some(index) = qp.find(response.sequence) else { return };
+        let Some(index) = qp.find(qp.from_wire(response.sequence)) else { return };
         let Some(end) = response.offset.checked_add(response.bytes) else { return };
         let last = &qp.pending[index];
         // What was not sent, or is to be sent again, cannot be what this is about; nor what was acknowledged before.
         let due = if last.total == 0 { last.sent_all } else { end > last.done && end <= last.sent };
-        if !due || qp.pending.range(..index).any(|wqe| !wqe.sent_all) {
+        if !due
+            || qp.pending.range(..index).any(|wqe| !wqe.sent_all)
+            || qp.pending.range(..=index).any(|wqe| wqe.road != Road::Long)
+        {
             return;
         }
         // Data that were asked for are no acknowledge's to replace.

@@ -117,6 +117,9 @@ impl Plane {
         } else {
             queue.map_or(Verdict::Silent, |queue| self.respond_as(queue, port, request))
         };
+        if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_)) {
+            self.offer(at, request);
+        }
         let answer = match (verdict, queue) {
             (Verdict::Ack, Some(queue)) => return self.owe(at, queue, request),
             (Verdict::Ack | Verdict::Silent, _) => Answer::of(Kind::DROPPED),
@@ -136,6 +139,7 @@ impl Plane {
         };
         if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
             self.shaping.was_read(request.bytes);
+            self.renew_reads(at);
         }
         self.answer(at, queue, request, answer)
     }

@@ -37,6 +37,8 @@ impl Plane {
     pub fn remove_qp(&mut self, queue: u32) -> Option<Box<Qp>> {
         let qp = self.qps.get_mut(queue as usize)?.take()?;
         self.by_number.remove(&qp.number);
+        self.revoke_queue(queue);
+        self.forget_grants(qp.number);
         self.timers.remove(&(qp.alarm, queue));
         self.shaping.forget(queue);
         Some(qp)
@@ -91,6 +93,9 @@ impl Plane {
         match to {
             QpState::RESET => {
                 qp.reset(request.send_position, request.receive_position);
+                let number = qp.number;
+                self.revoke_queue(queue);
+                self.forget_grants(number);
                 return Ok(());
             }
             QpState::ERR => {
@@ -110,10 +115,15 @@ impl Plane {
                 _ => link.unwrap_or(Peer::None),
             };
         }
-        let (peer, dest) = (qp.peer, qp.attr.dest_qp_num);
+        let (peer, dest, number) = (qp.peer, qp.attr.dest_qp_num, qp.number);
         (qp.retries, qp.rnr_retries) = (qp.attr.retry_cnt, qp.attr.rnr_retry);
         qp.state = to;
         qp.attr.en_sqd_async_notify = u32::from(to == QpState::SQD && attr.en_sqd_async_notify != 0);
+        if attr.mask & (Mask::ACCESS_FLAGS.0 | Mask::AV.0 | Mask::DEST_QPN.0 | Mask::MAX_DEST_RD_ATOMIC.0) != 0 {
+            // What was granted was by the former rights, to the former peer.
+            self.revoke_queue(queue);
+            self.forget_grants(number);
+        }
         if peer == Peer::Local
             && let Some(other) = self.by_number.get(&dest).copied()
         {

@@ -91,8 +91,8 @@ impl Shaping {
 
     /// Charges what went by the short way.
     #[inline(always)]
-    pub fn spend(&mut self, bytes: Bytes, ops: Ops) {
-        self.scheduler.spend(bytes, ops);
+    pub fn spend(&mut self, out: Bytes, fetched: Bytes, ops: Ops) {
+        self.scheduler.spend(out, fetched, ops);
     }
 
     /// Whether pieces are on the modelled link.
@@ -181,6 +181,12 @@ impl Shaping {
     /// Whether bytes may leave because another container READs them; else how long it should wait.
     pub fn may_be_read(&mut self, bytes: u32, now: Nanos) -> Result<(), Nanos> {
         self.scheduler.may_be_read(Bytes(bytes.into()), Time(now)).map_err(|at| at.since(Time(now)).0)
+    }
+
+    /// How many bytes another container may READ before it asks again; `None` if it need not ask.
+    #[must_use]
+    pub fn read_ahead(&self) -> Option<u64> {
+        self.scheduler.read_ahead().map(|bytes| bytes.0)
     }
 
     /// Another container READ this.

@@ -5,12 +5,14 @@
 
 mod foreign;
 pub(crate) mod fuzzing;
+mod grants;
 mod keys;
 mod links;
 mod speed;
 
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
+use super::grants::giving::Wish;
 use super::link::{BYTES, End, Link, LinkFault, Share};
 use super::links::LinkId;
 use super::qp::{Caps, NewQp, Owner, Peer};
@@ -514,27 +516,41 @@ impl TwoRigs {
 
     fn turns(&mut self) {
         for _ in 0..100 {
-            for index in 0..2 {
-                self.rigs[index].plane.now += 10_000;
-                self.rigs[index].plane.turn();
-                let notices: Vec<Notice> = self.rigs[index].plane.take_notices().collect();
-                for notice in notices {
-                    match notice {
-                        Notice::Event { event, .. } => self.rigs[index].events.push(event),
-                        Notice::Share { .. } => self.share(index),
-                        Notice::Bounce { .. } => self.bounce(index),
-                        Notice::Fault { fault, .. } => panic!("{fault}"),
-                    }
+            self.some_turns();
+        }
+    }
+
+    /// One of each; what may be granted.
+    fn some_turns(&mut self) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        for index in 0..2 {
+            self.rigs[index].plane.now += 10_000;
+            self.rigs[index].plane.turn();
+            let notices: Vec<Notice> = self.rigs[index].plane.take_notices().collect();
+            for notice in notices {
+                match notice {
+                    Notice::Event { event, .. } => self.rigs[index].events.push(event),
+                    Notice::Share { .. } => self.share(index),
+                    Notice::Bounce { .. } => self.bounce(index),
+                    Notice::Grant { wish, .. } => wishes.push(wish),
+                    Notice::Fault { fault, .. } => panic!("{fault}"),
                 }
             }
         }
+        wishes
     }
 
     fn share(&mut self, from: usize) {
         let mapping = Arc::clone(&self.rigs[from].memory);
         let lease = Budget::new(65_530).take_own(Amount { mappings: 1, bytes: MEMORY as u64 }).unwrap();
         let (own, other) = (self.links[from], self.links[1 - from]);
-        self.rigs[1 - from].plane.links.get_mut(other).unwrap().shares.insert(1, Share { mapping, lease });
+        self.rigs[1 - from]
+            .plane
+            .links
+            .get_mut(other)
+            .unwrap()
+            .shares
+            .insert(1, Share { mapping, lease, writable: false });
         self.rigs[1 - from].plane.share_arrived(other);
         self.rigs[from].plane.links.get_mut(own).unwrap().shared.insert(1, true);
         self.rigs[from].plane.share_arrived(own);

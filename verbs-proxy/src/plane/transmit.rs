@@ -17,9 +17,9 @@ use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Closed, Ops};
 
 /// Work requests of one queue before the others have their turn ...
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 /// ... or bytes: some 30 µs of copying.
-const BATCH_BYTES: u32 = 256 << 10;
+pub(super) const BATCH_BYTES: u32 = 256 << 10;
 /// Turns of parked queues before everything else is looked at again.
 const UNPARKED: usize = 64;
 /// Requests of one queue pair under way to another proxy.
@@ -59,11 +59,13 @@ impl Plane {
     /// ring for [`Self::advance`], which finds out again what is wrong with it.
     #[inline]
     fn express(&mut self, queue: u32, allowance: Allowance) -> usize {
-        let Self { qps, regions, cqs, touched, shaping, tally, .. } = self;
-        let Some(peer) = qps[queue as usize].as_ref().filter(|qp| qp.peer == Peer::Local).map(|qp| qp.peer_queue)
-        else {
-            return 0;
+        let Some(qp) = &self.qps[queue as usize] else { return 0 };
+        let peer = match qp.peer {
+            Peer::Local => qp.peer_queue,
+            Peer::Link(link) => return self.express_by_grant(queue, link, allowance),
+            Peer::None => return 0,
         };
+        let Self { qps, regions, cqs, touched, shaping, tally, .. } = self;
         let Ok([Some(qp), Some(other)]) = qps.get_disjoint_mut([queue as usize, peer as usize]) else { return 0 };
         if !qp.pending.is_empty()
             || qp.state != QpState::RTS
@@ -73,6 +75,7 @@ impl Plane {
             || other.peer != Peer::Local
             || other.responder.offset != 0
             || other.responder.sequence != qp.sequence
+            || qp.by_grant != 0
             || !other.attr.access.contains(Access::REMOTE_WRITE)
         {
             return 0;
@@ -138,7 +141,7 @@ impl Plane {
                 }
             }
         }
-        shaping.spend(paid, Ops(count as u64));
+        shaping.spend(paid, Bytes(0), Ops(count as u64));
         if count > 0 {
             tally.sent_at_once(Opcode::RDMA_WRITE, count as u64, moved.into());
             tally.received_whole(Opcode::RDMA_WRITE, count as u64, moved.into());
@@ -217,6 +220,14 @@ impl Plane {
             if qp.probing && qp.awaits_answer() {
                 return Outcome::Blocked;
             }
+            if let Peer::Link(link) = qp.peer
+                && self.waits_for_grant(queue, index, link)
+            {
+                // Those before it activate the queue when they are complete.
+                return if worked { Outcome::Worked } else { Outcome::Blocked };
+            }
+            let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
+            let wqe = &qp.pending[index];
             let bytes = self.shaping.piece(wqe.total, wqe.total - wqe.sent);
             let piece = OnWire {
                 finish: 0,
@@ -287,22 +298,25 @@ impl Plane {
         let queue = piece.queue;
         let Some(qp) = &self.qps[queue as usize] else { return Handed::Stop };
         let Some(index) = qp.find(piece.sequence) else { return Handed::On };
-        let wqe = &qp.pending[index];
-        let request = request(qp, wqe, piece, 0);
         match qp.peer {
             Peer::None => self.settle(queue, index, piece, Verdict::Silent),
             Peer::Local => {
-                if !wqe.fetches() {
+                if !qp.pending[index].fetches() {
                     let Self { qps, regions, from, .. } = self;
                     let Some(qp) = &qps[queue as usize] else { return Handed::Stop };
                     if let Err(vendor_err) = gather(qp, &qp.pending[index], regions, piece, from) {
                         return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor_err);
                     }
                 }
+                let Some(qp) = &self.qps[queue as usize] else { return Handed::Stop };
+                let request = request(qp, &qp.pending[index], piece, 0);
                 let verdict = self.respond(OWN_PORT, &request);
                 self.settle(queue, index, piece, verdict)
             }
-            Peer::Link(link) => self.send_request(queue, index, piece, link),
+            Peer::Link(link) => match self.by_grant(queue, index, piece, link) {
+                Some(handed) => handed,
+                None => self.send_request(queue, index, piece, link),
+            },
         }
     }
 
@@ -445,7 +459,7 @@ impl Plane {
 }
 
 /// The longest WRITE that goes the short way: about as long as a look at another queue may wait.
-const EXPRESS_BYTES: u32 = 64 << 10;
+pub(super) const EXPRESS_BYTES: u32 = 64 << 10;
 
 impl Qp {
     fn hand_over(&mut self, index: usize, bytes: u32) {
@@ -467,7 +481,7 @@ pub(super) fn request(qp: &Qp, wqe: &Wqe, piece: &OnWire, pieces: u8) -> Request
         opcode: wqe.opcode,
         solicited: wqe.solicited,
         pieces,
-        sequence: wqe.sequence,
+        sequence: qp.to_wire(wqe.sequence),
         imm: wqe.imm,
         offset: piece.offset,
         bytes: piece.bytes,
@@ -506,13 +520,13 @@ pub(super) fn gather(
 }
 
 /// The memory of a READ's or atomic's target.
-fn scatter(qp: &Qp, index: usize, regions: &RegionTable, to: &mut Vec<Piece>) -> Result<(), u16> {
+pub(super) fn scatter(qp: &Qp, index: usize, regions: &RegionTable, to: &mut Vec<Piece>) -> Result<(), u16> {
     let wqe = &qp.pending[index];
     intake::resolve(qp, sges(&wqe.data), regions, Access::LOCAL_WRITE, to).map_err(|fault| fault as u16)
 }
 
 /// Cuts a list of pieces down to `bytes` from `offset` on.
-fn trim(pieces: &mut Vec<Piece>, mut offset: usize, mut bytes: usize) {
+pub(super) fn trim(pieces: &mut Vec<Piece>, mut offset: usize, mut bytes: usize) {
     pieces.retain_mut(|piece| {
         let skipped = offset.min(piece.bytes());
         offset -= skipped;

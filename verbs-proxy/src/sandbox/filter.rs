@@ -54,6 +54,8 @@ const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ, UFFDIO_REGISTER];
 /// `setsockopt(2)` at `SOL_SOCKET`: how much may wait to be read, and whether descriptors may come along (`SO_PASSRIGHTS` of
 /// `asm-generic/socket.h`).
 const SOCKET_OPTIONS: &[u64] = &[libc::SO_SNDBUF as u64, 83];
+/// `linux/membarrier.h`.
+pub(super) const MEMBARRIER_CMD_GLOBAL: u64 = 1;
 /// With any flags.
 const TYPES: u64 = 0xf;
 /// For `getifaddrs(3)`.
@@ -83,6 +85,8 @@ pub fn confine_proxy() -> Result<()> {
     }
     allow(&mut rules, libc::SYS_socket, NETLINK)?;
     allow(&mut rules, libc::SYS_setsockopt, &[&[(1, &[libc::SOL_SOCKET as u64]), (2, SOCKET_OPTIONS)]])?;
+    // No more than to wait: of all processors, for nobody in particular.
+    allow(&mut rules, libc::SYS_membarrier, &[&[(0, &[MEMBARRIER_CMD_GLOBAL]), (1, &[0])]])?;
     // Of a descriptor, not of a path.
     let empty = &[libc::AT_EMPTY_PATH as u64];
     allow(&mut rules, libc::SYS_newfstatat, &[&[(3, empty)]])?;

@@ -3,7 +3,7 @@
 //! In this order: [`raise_file_limit`]; [`enter_empty_root`] and [`become_user`], while there is one thread; [`give_up_files`];
 //! threads; [`filter::confine_proxy`], for all of them.
 
-// UNSAFETY: two system calls that no crate here offers.
+// UNSAFETY: three system calls that no crate here offers.
 #![allow(unsafe_code)]
 
 pub mod filter;
@@ -13,6 +13,7 @@ pub use root::enter_empty_root;
 
 use anyhow::{Context, Result};
 use landlock::{ABI, Access, AccessFs, AccessNet, Compatible, Ruleset, RulesetAttr, Scope};
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Gid, Resource, Uid, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -60,6 +61,20 @@ pub fn give_up_files() -> Result<()> {
         .create()?
         .restrict_self()?;
     Ok(())
+}
+
+/// Returns when every processor has taken an interrupt, or was idle, since the call (`membarrier(2)`).
+///
+/// # Errors
+/// `EINVAL` where processors are kept from interrupts (`nohz_full`), `ENOSYS`.
+pub fn pass_all_processors() -> Result<(), Errno> {
+    // SAFETY: the command takes nothing and touches no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, filter::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    }
 }
 
 /// The version of Landlock that the kernel has (`landlock_create_ruleset(2)`); zero for none.

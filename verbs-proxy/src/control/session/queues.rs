@@ -265,7 +265,12 @@ impl Session {
             node.resolve(av, request.attr.dest_qp_num)
         };
         let request = *request;
-        node.worker.call(move |plane| plane.modify_qp(queue, &request, destination))?;
+        let tickets = node.worker.call(move |plane| {
+            plane.modify_qp(queue, &request, destination)?;
+            Ok::<_, Errno>(plane.take_tickets())
+        })?;
+        // Nothing of the former peer's lands after this.
+        node.settle(tickets);
         // Not before: neighbours are listened to only for the queue pairs that are connected to them.
         if let Some(Destination::Port(lid)) = destination {
             node.link_to(lid);
@@ -288,7 +293,9 @@ impl Session {
                 cq.users -= 1;
             }
         }
-        drop(node.worker.call(move |plane| plane.remove_qp(qp.queue)));
+        let (removed, tickets) = node.worker.call(move |plane| (plane.remove_qp(qp.queue), plane.take_tickets()));
+        drop(removed);
+        node.settle(tickets);
         node.queues.give(qp.queue);
         Ok(Answer::default())
     }

@@ -1,7 +1,9 @@
 //! The beginning of a link.
 
 use super::shares::Given;
-use super::{Account, Arc, Foreign, LinkId, Means, Message, Nanos, Neighbour, NeighbourFault, Pid, Socket, Stage};
+use super::{
+    Account, Arc, Foreign, Granting, LinkId, Means, Message, Nanos, Neighbour, NeighbourFault, Pid, Socket, Stage,
+};
 use crate::plane::bell::{Bell, Ringer};
 use crate::plane::link::{BYTES, End, Link};
 use crate::shared::{Mapping, SealedFile};
@@ -26,7 +28,14 @@ impl Neighbour {
         let own = means.port.lid();
         let link = Link::new(own, lid, End::Initiator, mapping, None, bell);
         let link = means.worker.call(move |plane| plane.add_link(link));
-        let neighbour = Self { socket, process, stage: Stage::Greeting(lid, link), account, given: Given::default() };
+        let neighbour = Self {
+            socket,
+            process,
+            stage: Stage::Greeting(lid, link),
+            account,
+            given: Given::default(),
+            granting: Granting::default(),
+        };
         match neighbour.send(&Message::Hello { lid: own }, &[file.as_fd(), theirs.as_fd()]) {
             Ok(()) => Ok(neighbour),
             Err(fault) => {
@@ -38,7 +47,14 @@ impl Neighbour {
 
     /// Somebody connected, and has said nothing yet.
     pub(super) fn silent(socket: Socket, process: Pid, account: Account, now: Nanos) -> Self {
-        Self { socket, process, stage: Stage::Silent(now + HELLO_WITHIN), account, given: Given::default() }
+        Self {
+            socket,
+            process,
+            stage: Stage::Silent(now + HELLO_WITHIN),
+            account,
+            given: Given::default(),
+            granting: Granting::default(),
+        }
     }
 
     /// Takes a link that a neighbour made.

@@ -58,6 +58,8 @@ const MAX_IN_FLIGHT: usize = 2 * MAX_FDS;
 pub enum Owed {
     /// The region with this name.
     Region(u32),
+    /// What of the region with this name can be shown for writing.
+    Writable(u32),
     /// The buffer for what it must not map: [`crate::plane::bounce`].
     Bounce,
 }
@@ -73,6 +75,12 @@ pub(super) struct Given {
 }
 
 impl Given {
+    /// So many descriptors went out under this name.
+    pub(super) fn offer(&mut self, share: u32, fds: usize) {
+        self.unanswered.insert(share, fds);
+        self.in_flight += fds;
+    }
+
     /// There is one answer to each offer. A neighbour that could refuse what waits for its turn could make the queue grow.
     fn answered(&mut self, share: u32) -> Result<(), NeighbourFault> {
         let fds = self.unanswered.remove(&share).ok_or(NeighbourFault::Malformed("an answer to no offer"))?;
@@ -89,7 +97,7 @@ impl Neighbour {
 
     /// The region with this name is gone.
     pub fn owe_no_more(&mut self, share: u32) {
-        self.given.owed.retain(|owed| *owed != Owed::Region(share));
+        self.given.owed.retain(|owed| *owed != Owed::Region(share) && *owed != Owed::Writable(share));
     }
 
     /// What is to be shared with it next, if it has taken enough of what was before.
@@ -105,10 +113,10 @@ impl Neighbour {
         let open = |run: &SharedRun| warden.read_only(run.file.own().ok_or(Errno::PERM)?);
         let read_only = runs.iter().map(open).collect::<Result<Vec<_>, _>>();
         let read_only = read_only.map_err(NeighbourFault::Unshared)?;
-        let message = Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect() };
+        let message =
+            Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect(), writable: false };
         self.send(&message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
-        self.given.unanswered.insert(share, runs.len());
-        self.given.in_flight += runs.len();
+        self.given.offer(share, runs.len());
         Ok(())
     }
 
@@ -150,7 +158,7 @@ impl Neighbour {
         &self,
         lid: u16,
         link: LinkId,
-        share: u32,
+        (share, writable): (u32, bool),
         runs: &[(u64, u64)],
         fds: Vec<Foreign>,
         means: Means<'_>,
@@ -176,10 +184,12 @@ impl Neighbour {
                 bytes: *bytes as usize,
             })
             .collect();
-        let mapping = Mapping::of_runs(&parts, ProtFlags::READ, false);
+        // What is shown for writing is the neighbour's own, and nothing that it shows is believed.
+        let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let mapping = Mapping::of_runs(&parts, protection, false);
         // With a last descriptor goes its file, which takes long if it is large.
         means.closer.close_all(files.into_iter().map(SealedFile::into_fd));
-        let entry = Share { mapping: Arc::new(mapping?), lease };
+        let entry = Share { mapping: Arc::new(mapping?), lease, writable };
         let former = means.worker.call(move |plane| {
             let former = plane.links.get_mut(link)?.shares.insert(share, entry);
             plane.share_arrived(link);

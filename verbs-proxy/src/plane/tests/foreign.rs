@@ -163,7 +163,7 @@ impl TwoRigs {
         let link = self.rigs[from].plane.links.get_mut(own).unwrap();
         assert!(link.bounce.replace(Bounce::new(SHARE, run, ours, lease())).is_none(), "it is asked for once");
         link.shared.insert(SHARE, true);
-        let share = Share { mapping: theirs, lease: lease() };
+        let share = Share { mapping: theirs, lease: lease(), writable: false };
         self.rigs[1 - from].plane.links.get_mut(other).unwrap().shares.insert(SHARE, share);
         self.rigs[from].plane.share_arrived(own);
     }

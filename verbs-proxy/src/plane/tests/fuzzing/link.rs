@@ -91,7 +91,7 @@ impl Scene {
         // The neighbour's memory, which its proxy has shared.
         let shown = Arc::new(Mapping::of(&SealedFile::create("shown", 8 * PAGE).unwrap()).unwrap());
         let lease = Budget::new(65_530).take_own(Amount { mappings: 1, bytes: 8 * PAGE as u64 }).unwrap();
-        rig.plane.links.get_mut(link).unwrap().shares.insert(1, Share { mapping: shown, lease });
+        rig.plane.links.get_mut(link).unwrap().shares.insert(1, Share { mapping: shown, lease, writable: false });
         let speaks = Producer::new(crate::shared::ring_slots(&mapping, NEIGHBOURS, LINK_SLOTS), 0);
         let hears = Consumer::new(crate::shared::ring_slots(&mapping, VICTIMS, LINK_SLOTS), 0);
         let ledger = Ledger::default();
@@ -197,7 +197,9 @@ impl Scene {
                     assert!(link == self.link && !self.ended, "a link ends twice");
                     self.ended = true;
                 }
-                Notice::Share { .. } | Notice::Bounce { .. } => assert!(!self.ended, "something for a link that ended"),
+                Notice::Share { .. } | Notice::Bounce { .. } | Notice::Grant { .. } => {
+                    assert!(!self.ended, "something for a link that ended")
+                }
                 Notice::Event { .. } => {}
             }
         }

@@ -1,0 +1,57 @@
+//! One-sided operations that need no responder: that they do without, and that nothing of them lands once the responder has taken
+//! its leave back, wherever the requester's proxy was stopped, stepped through, or killed.
+
+use anyhow::{Context, Result, ensure};
+use ringfence_integration::command::Running;
+use ringfence_integration::direct::Node;
+use ringfence_integration::suite::{Needs, test};
+use ringfence_integration::{artifacts, client, suite};
+use ringfence_proxy::launch::Limits;
+use ringfence_trials::Trial;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// What takes a grant back.
+const VERBS: [&str; 5] = ["dereg", "reset", "err", "destroy", "rights"];
+
+fn main() -> ExitCode {
+    let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
+    suite::main("ringfence-grants", &needs, trials)
+}
+
+fn trials() -> Result<Vec<Trial>> {
+    let program = client::compile("grants", &["sides.c", "pairs.c", "check.c"])?;
+    let mut trials = Vec::new();
+    let mut add = |name: String, words: &[&str]| {
+        let (program, words) = (program.clone(), words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        trials.push(test(name, move || run(&program, &words)));
+    };
+    add("they_need_no_responder".into(), &["alone"]);
+    add("edges_go_by_the_responder".into(), &["edges"]);
+    for verb in VERBS {
+        add(format!("a_requester_that_is_stopped::{verb}"), &["stop", verb, "8"]);
+        add(format!("a_requester_that_is_stepped_through::{verb}"), &["step", verb, "4"]);
+    }
+    for who in ["requester", "responder"] {
+        add(format!("a_proxy_that_is_killed::{who}"), &["kill", who]);
+    }
+    Ok(trials)
+}
+
+fn run(program: &Path, words: &[String]) -> Result<()> {
+    let node = Node::new(None)?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut peer = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.args(words).env("PEER_SOCKET", peer.socket());
+    command.env("PROXY_PID", proxy.pid().to_string()).env("PEER_PID", peer.pid().to_string());
+    let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    print!("{ended}");
+    let killed = words[0] == "kill";
+    ensure!(proxy.has_ended() == (killed && words[1] == "requester"), "the requester's proxy");
+    ensure!(peer.has_ended() == (killed && words[1] == "responder"), "the responder's proxy");
+    Ok(())
+}

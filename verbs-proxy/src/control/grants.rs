@@ -1,0 +1,243 @@
+//! Grants as the control thread gives them and waits for their end ([`crate::plane::grants`]).
+//!
+//! A neighbour writes to memory only through a descriptor that it can write with, and such a descriptor reaches all of its file. So
+//! only files are shown that hold nothing but whole pages of the region: bytes beside a region, on its first and last page, are
+//! never reachable, nor are other regions of the same file. What lies on such pages goes by the responder.
+
+use super::node::Node;
+use crate::fabric::neighbours::{Owed, SharedRun};
+use crate::pacing::Nanos;
+use crate::plane::grants::BYTES;
+use crate::plane::grants::giving::{Extent, Ticket, View, Wish};
+use crate::plane::links::LinkId;
+use crate::shared::{Mapping, SealedFile};
+use crate::worker::now;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How long somebody who is copying may take to be through. A copy takes microseconds, and starts over with its check if
+/// anything interrupts it: one that is not through by then is not under way.
+const PATIENCE: Nanos = 5_000_000;
+/// Looks before the thread sleeps in between.
+const LOOKS: u32 = 50;
+/// Between two looks.
+const PAUSE: std::time::Duration = std::time::Duration::from_micros(20);
+
+/// What of a region neighbours may be shown writable.
+#[derive(Clone, Debug)]
+pub struct Writable {
+    /// Its name among what is shared.
+    pub name: u32,
+    /// Byte of the region's mapping where it begins.
+    pub start: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Its files, whole.
+    pub runs: Vec<SharedRun>,
+}
+
+/// The node's part.
+#[derive(Debug, Default)]
+pub struct Granted {
+    /// By the region's name; `None` if none of it can be shown.
+    writable: HashMap<u32, Option<Writable>>,
+    /// A grant was given once: whoever ends what can be granted asks the worker.
+    any: bool,
+}
+
+/// Whether memory is there to be granted.
+enum Shown {
+    Yes(View),
+    Later,
+    Never,
+}
+
+/// The longest row of files that are whole and hold nothing but pages of the region.
+fn whole_files(runs: &[SharedRun], extent: Extent) -> Option<(u64, Vec<SharedRun>)> {
+    let end = extent.first.checked_add(extent.length)?;
+    let bytes = |row: &[SharedRun]| row.iter().map(|run| run.bytes).sum::<u64>();
+    let mut best: Option<(u64, Vec<SharedRun>)> = None;
+    let (mut row, mut at) = (Vec::new(), 0);
+    for run in runs {
+        let (first, last) = (at, at + run.bytes);
+        at = last;
+        let whole = run.file.own().is_some_and(|file| run.offset == 0 && run.bytes == file.bytes() as u64);
+        if whole && first >= extent.first && last <= end {
+            row.push(run.clone());
+            if best.as_ref().is_none_or(|(_, best)| bytes(best) < bytes(&row)) {
+                best = Some((last - bytes(&row), row.clone()));
+            }
+        } else {
+            row.clear();
+        }
+    }
+    best
+}
+
+impl Node {
+    /// A neighbour may be granted something, which may take several messages.
+    pub fn grant(&mut self, link: LinkId, wish: Wish) {
+        let position = self.neighbours.list.iter().position(|neighbour| neighbour.link() == Some(link));
+        if let Some(position) = position {
+            self.neighbours.list[position].granting.wishes.push(wish);
+            self.serve_wishes(position);
+        }
+    }
+
+    /// Grants what can be granted by now.
+    pub fn serve_wishes(&mut self, position: usize) {
+        let neighbour = &mut self.neighbours.list[position];
+        let Some(link) = neighbour.link() else { return };
+        let granting = &mut neighbour.granting;
+        if granting.wishes.is_empty() && (granting.sent || granting.copies.is_none()) {
+            return;
+        }
+        if !granting.sent {
+            // Where there is no room for another page, everything goes by messages.
+            let Ok((page, copies)) = self.page(link) else { return };
+            if let Err(fault) = self.neighbours.list[position].send_page(page.as_fd(), copies) {
+                return self.end_neighbour(position, &fault);
+            }
+        }
+        let granting = &mut self.neighbours.list[position].granting;
+        let Some(copies) = granting.copies else { return };
+        let wishes = std::mem::take(&mut granting.wishes);
+        if !copies {
+            return self.worker.call(move |plane| plane.revoke_link(link));
+        }
+        for wish in wishes {
+            let extent = self.worker.call(move |plane| plane.wished_for(link, &wish));
+            // What is not wished for any more has been forgotten by the worker.
+            let Some(extent) = extent else { continue };
+            let shown = match wish.writes {
+                true => self.show_writable(position, link, &wish, extent),
+                // It has been READ, so it is mapped as it is here.
+                false => Shown::Yes(View { share: wish.share, start: extent.first, bytes: extent.length }),
+            };
+            let view = match shown {
+                Shown::Yes(view) => view,
+                Shown::Later => {
+                    self.neighbours.list[position].granting.wishes.push(wish);
+                    continue;
+                }
+                Shown::Never => continue,
+            };
+            self.granted.any = true;
+            let grant = self.worker.call(move |plane| plane.give(link, &wish, &view));
+            if let Some(grant) = grant
+                && let Err(fault) = self.neighbours.list[position].send_grant(grant)
+            {
+                return self.end_neighbour(position, &fault);
+            }
+        }
+        // What is to be shown for it.
+        self.share_owed(position);
+    }
+
+    /// A page for the grants of a link, open for reading; whether we can copy by those of the other end.
+    fn page(&mut self, link: LinkId) -> Result<(OwnedFd, bool), Errno> {
+        let file = SealedFile::create("ringfence-grants", BYTES)?;
+        let page = Arc::new(Mapping::of(&file)?).header(0);
+        let theirs = self.warden.read_only(&file)?;
+        let copies = self.worker.call(move |plane| {
+            let unlimited = plane.shaping.read_ahead().is_none();
+            if let Some(link) = plane.links.get_mut(link) {
+                link.grants.set_ours(page, unlimited);
+            }
+            crate::rseq::Thread::current().is_some()
+        });
+        Ok((theirs, copies))
+    }
+
+    fn show_writable(&mut self, position: usize, link: LinkId, wish: &Wish, extent: Extent) -> Shown {
+        if !self.granted.writable.contains_key(&wish.share) {
+            let Some(backing) = self.shares.get(&wish.share) else { return Shown::Never };
+            let writable = whole_files(&backing.runs, extent).map(|(start, runs)| Writable {
+                name: 0,
+                start,
+                bytes: runs.iter().map(|run| run.bytes).sum(),
+                runs,
+            });
+            let writable = writable.map(|writable| Writable { name: self.next_share(), ..writable });
+            self.granted.writable.insert(wish.share, writable);
+        }
+        let Some(Some(Writable { name, start, bytes, .. })) = self.granted.writable.get(&wish.share) else {
+            return Shown::Never;
+        };
+        let (name, start, bytes) = (*name, *start, *bytes);
+        let neighbour = &mut self.neighbours.list[position];
+        let offer = neighbour.granting.offered.insert(name);
+        let state = self.worker.call(move |plane| {
+            let shared = &mut plane.links.get_mut(link)?.shared;
+            if offer {
+                shared.insert(name, false);
+            }
+            shared.get(&name).copied()
+        });
+        match state {
+            Some(true) => Shown::Yes(View { share: name, start, bytes }),
+            Some(false) => {
+                if offer {
+                    neighbour.owe(Owed::Writable(wish.share));
+                }
+                Shown::Later
+            }
+            // It did not want it, and is not asked again.
+            None => Shown::Never,
+        }
+    }
+
+    /// What a region that is owed for writing is made of.
+    pub(super) fn writable(&self, share: u32) -> Option<(u32, Vec<SharedRun>)> {
+        let writable = self.granted.writable.get(&share)?.as_ref()?;
+        Some((writable.name, writable.runs.clone()))
+    }
+
+    /// A region is gone: the name by which it was shown for writing.
+    pub(super) fn forget_writable(&mut self, share: u32) -> Option<u32> {
+        self.granted.writable.remove(&share)?.map(|writable| writable.name)
+    }
+
+    /// Whether a grant may be there to be taken back.
+    pub(super) fn has_granted(&self) -> bool {
+        self.granted.any
+    }
+
+    /// Waits until whoever was using a grant that has been taken back is through, or cannot be under way.
+    ///
+    /// A copy whose thread loses its processor, is stopped or killed starts over with its check ([`crate::rseq`]). So after a
+    /// while in which a requester has not come to the end of what it began, it does not run. What remains is a processor that
+    /// has been stopped itself, under a hypervisor: `membarrier` returns when each has taken an interrupt since, or is idle.
+    pub fn settle(&mut self, mut tickets: Vec<Ticket>) {
+        wait(&mut tickets);
+        if tickets.is_empty() {
+            return;
+        }
+        // Where that is not to be had (`nohz_full`), waiting has to do.
+        let _ = crate::sandbox::pass_all_processors();
+        wait(&mut tickets);
+        for ticket in tickets {
+            let link = ticket.link;
+            self.worker.call(move |plane| plane.strike(link));
+        }
+    }
+}
+
+fn wait(tickets: &mut Vec<Ticket>) {
+    let until = now() + PATIENCE;
+    let mut looks = 0;
+    loop {
+        tickets.retain(|ticket| !ticket.is_over());
+        if tickets.is_empty() || now() >= until {
+            return;
+        }
+        looks += 1;
+        if looks < LOOKS {
+            rustix::thread::sched_yield();
+        } else {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}

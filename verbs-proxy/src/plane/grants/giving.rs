@@ -1,0 +1,344 @@
+//! The responder: what it grants, and how it takes that back.
+
+use super::Grant;
+use crate::memory::MemoryRegion;
+use crate::pacing::Nanos;
+use crate::plane::links::LinkId;
+use crate::plane::qp::Qp;
+use crate::plane::wire::Request;
+use crate::plane::{Notice, Plane};
+use crate::shared::Held;
+use ringfence_protocol::grants::{Busy, Page, SLOTS, settled};
+use ringfence_protocol::verbs::{Access, Opcode};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+
+/// A requester that was found stopped in the midst of copies more often than this in so long gets no grants for the rest of it: who
+/// takes them back waits for it, and others wait for him. Now and then it may have lost its processor.
+const STRIKES: u32 = 3;
+const PERIOD: Nanos = 1_000_000_000;
+/// Tickets are not kept for longer than that if there are many: by then a copy that was under way is over.
+const OVERDUE: Nanos = 1_000_000_000;
+const MANY_TICKETS: usize = 16;
+/// The request of its kind that brings a grant: a region that is registered, used once or twice and deregistered is not worth it.
+const REPEATS: u8 = 3;
+/// Regions and queue pairs at a time for which requests are counted.
+const COUNTED: u32 = 64;
+/// READs in advance, bytes: what a requester may READ before it asks again.
+const READ_AHEAD: std::ops::RangeInclusive<u64> = 64 << 10..=16 << 20;
+
+/// What a neighbour may be granted: a request of the kind has succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Wish {
+    /// Bell number of our queue pair ...
+    pub queue: u32,
+    /// ... and which of those that have had it.
+    pub incarnation: u64,
+    /// The region's key ...
+    pub key: u32,
+    /// ... and name.
+    pub share: u32,
+    /// To write; else to read.
+    pub writes: bool,
+}
+
+/// Where the memory of a [`Wish`] is in the region's mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Byte of the mapping where the region begins.
+    pub first: u64,
+    /// Its bytes.
+    pub length: u64,
+}
+
+/// What of a region a neighbour has mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// By this name.
+    pub share: u32,
+    /// Byte of the region's mapping where that begins.
+    pub start: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Grants of ours that one neighbour has.
+#[derive(Debug, Default)]
+pub struct Giving {
+    /// It gets none.
+    refused: bool,
+    /// Requests of a kind, as long as no other has the same place.
+    counted: HashMap<u32, (Wish, u8)>,
+    /// What the control thread was told of.
+    asked: HashSet<Wish>,
+    /// By slot.
+    given: Vec<Option<Wish>>,
+    live: usize,
+    generation: u64,
+    /// How often it was found stopped ...
+    strikes: u32,
+    /// ... before this time.
+    period_ends: Nanos,
+}
+
+/// Somebody was using a grant of this link when one was taken back.
+#[derive(Debug)]
+pub struct Ticket {
+    /// The link.
+    pub link: LinkId,
+    page: Held<Page>,
+    seen: u64,
+    since: Nanos,
+}
+
+impl Ticket {
+    /// Whether that is over.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.page.used.0.busy.word() != self.seen
+    }
+}
+
+impl Giving {
+    /// No more grants, ever; those that are given are taken back by the caller.
+    pub fn refuse(&mut self) {
+        self.refused = true;
+        self.asked = HashSet::new();
+        self.counted = HashMap::new();
+    }
+
+    fn is_paused(&self, now: Nanos) -> bool {
+        self.strikes > STRIKES && now < self.period_ends
+    }
+
+    /// Whether the control thread must be told.
+    fn wants(&mut self, wish: Wish, now: Nanos) -> bool {
+        if self.refused || self.is_paused(now) || self.asked.len() >= SLOTS || self.asked.contains(&wish) {
+            return false;
+        }
+        let place = ((wish.key ^ wish.queue) << 1 | u32::from(wish.writes)) % COUNTED;
+        let (counted, times) = self.counted.entry(place).or_insert((wish, 0));
+        if *counted != wish {
+            (*counted, *times) = (wish, 0);
+        }
+        *times += 1;
+        *times >= REPEATS && self.asked.insert(wish)
+    }
+
+    /// A free slot, and a generation that this page never had.
+    fn place(&mut self, wish: Wish) -> Option<(usize, u64)> {
+        if self.refused || self.given.contains(&Some(wish)) {
+            return None;
+        }
+        let slot = self.given.iter().position(Option::is_none).unwrap_or(self.given.len());
+        if slot >= SLOTS {
+            return None;
+        }
+        if slot == self.given.len() {
+            self.given.push(None);
+        }
+        self.given[slot] = Some(wish);
+        self.live += 1;
+        self.generation += 1;
+        Some((slot, self.generation))
+    }
+
+    fn forget(&mut self, which: impl Fn(&Wish) -> bool) {
+        self.asked.retain(|wish| !which(wish));
+        self.counted.retain(|_, (wish, _)| !which(wish));
+    }
+
+    /// Takes back what `which` says. True if there was something.
+    fn revoke(&mut self, page: &Page, which: impl Fn(&Wish) -> bool) -> bool {
+        self.forget(&which);
+        if self.live == 0 {
+            return false;
+        }
+        let mut any = false;
+        for (slot, given) in page.slots.iter().zip(&mut self.given) {
+            if given.take_if(|wish| which(wish)).is_some() {
+                slot.revoke();
+                self.live -= 1;
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+/// What one kind of grant is about.
+fn rights(writes: bool) -> u32 {
+    if writes { (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0 } else { Access::REMOTE_READ.0 }
+}
+
+/// What a queue pair and a region of its domain admit of a kind.
+fn admitted(qp: &Qp, region: &MemoryRegion, writes: bool) -> u32 {
+    let mut access = qp.attr.access.0 & region.access().0 & rights(writes);
+    if qp.attr.max_dest_rd_atomic == 0 {
+        access &= Access::REMOTE_WRITE.0;
+    }
+    access
+}
+
+impl Plane {
+    /// A request over link `at` has succeeded: the next of its kind may need no responder.
+    pub(in crate::plane) fn offer(&mut self, at: LinkId, request: &Request) {
+        let writes = match request.opcode {
+            Opcode::RDMA_WRITE | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => true,
+            Opcode::RDMA_READ => false,
+            _ => return,
+        };
+        let now = self.now;
+        let Self { links, regions, qps, by_number, notices, .. } = self;
+        let Some(link) = links.get_mut(at) else { return };
+        let Some(qp) = by_number.get(&request.to).and_then(|queue| qps[*queue as usize].as_deref()) else { return };
+        let Some(region) = regions.get(request.rkey).filter(|region| request.total > 0 && !region.is_copied()) else {
+            return;
+        };
+        let (queue, incarnation, key, share) = (qp.queue, qp.incarnation, request.rkey, region.share);
+        let wish = Wish { queue, incarnation, key, share, writes };
+        if link.grants.giving.wants(wish, now) {
+            // From now on a region that its container takes back needs a message, upon which the grant is taken back.
+            regions.lend(key);
+            notices.push(Notice::Grant { link: at, wish });
+        }
+    }
+
+    fn still_wanted(&self, at: LinkId, wish: &Wish) -> Option<(&Qp, &MemoryRegion)> {
+        let link = self.links.get(at)?;
+        let qp = self.qps.get(wish.queue as usize)?.as_deref().filter(|qp| qp.incarnation == wish.incarnation)?;
+        let region = self.regions.get(wish.key)?;
+        let holds = qp.responds()
+            && qp.port == link.port
+            && region.share == wish.share
+            && region.pd() == qp.pd
+            && !region.is_copied()
+            && admitted(qp, region, wish.writes) != 0
+            && link.grants.giving.asked.contains(wish);
+        holds.then_some((qp, region))
+    }
+
+    /// Where the memory of a wish is, if it still is one.
+    #[must_use]
+    pub fn wished_for(&self, at: LinkId, wish: &Wish) -> Option<Extent> {
+        let (_, region) = self.still_wanted(at, wish)?;
+        Some(Extent { first: region.first_offset(), length: region.length() })
+    }
+
+    /// Grants a wish over what the neighbour has mapped; what it must be told. `None` if it does not hold any more.
+    #[must_use]
+    pub fn give(&mut self, at: LinkId, wish: &Wish, view: &View) -> Option<Grant> {
+        let (qp, region) = self.still_wanted(at, wish)?;
+        // What of the view is the region's: all of it, if the control thread can count.
+        let ahead = view.start.checked_sub(region.first_offset())?;
+        if view.bytes == 0 || ahead.checked_add(view.bytes)? > region.length() {
+            return None;
+        }
+        let grant = Grant {
+            slot: 0,
+            generation: 0,
+            to: qp.number,
+            from: qp.attr.dest_qp_num,
+            key: wish.key,
+            access: admitted(qp, region, wish.writes),
+            iova: region.iova() + ahead,
+            length: view.bytes,
+            share: view.share,
+            // A view to write is mapped for itself, one to read as the region is.
+            offset: if wish.writes { 0 } else { view.start },
+        };
+        let link = self.links.get_mut(at)?;
+        if link.shared.get(&view.share) != Some(&true) {
+            return None;
+        }
+        let page = link.grants.ours.as_ref()?;
+        link.grants.theirs.as_ref()?;
+        let (slot, generation) = link.grants.giving.place(*wish)?;
+        page.slots[slot].grant(generation);
+        Some(Grant { slot: slot as u32, generation, ..grant })
+    }
+
+    /// Lets the neighbour READ on without asking, as far as the container's rate has something in hand. Called when it asked.
+    pub(in crate::plane) fn renew_reads(&mut self, at: LinkId) {
+        let Some(ahead) = self.shaping.read_ahead() else { return };
+        let Some(link) = self.links.get_mut(at) else { return };
+        let Some((ours, theirs)) = link.grants.pages().filter(|_| link.grants.giving.live > 0) else { return };
+        let bytes = ahead.clamp(*READ_AHEAD.start(), *READ_AHEAD.end());
+        let allowance = &ours.allowance.0;
+        let allowed = allowance.load(Ordering::Relaxed);
+        // What it has left counts, so that nobody saves up. If it says that it has used more than it may, it has none.
+        let left = allowed.saturating_sub(theirs.used.0.read.load(Ordering::Relaxed));
+        if left < bytes && self.shaping.may_be_read(bytes as u32, self.now).is_ok() {
+            self.shaping.was_read(bytes as u32);
+            allowance.store(allowed.saturating_add(bytes), Ordering::Relaxed);
+        }
+    }
+
+    fn revoke_where(&mut self, which: impl Fn(LinkId, &Wish) -> bool) {
+        for place in 0..self.links.places() {
+            let Some(id) = self.links.at(place) else { continue };
+            let Some(link) = self.links.get_mut(id) else { continue };
+            let grants = &mut link.grants;
+            let Some(page) = &grants.ours else {
+                grants.giving.forget(|wish| which(id, wish));
+                continue;
+            };
+            if !grants.giving.revoke(page, |wish| which(id, wish)) {
+                continue;
+            }
+            settled();
+            let Some((theirs, _)) = &grants.theirs else { continue };
+            let seen = theirs.used.0.busy.word();
+            if Busy::says(seen) {
+                let page = theirs.clone();
+                let now = self.now;
+                // A word that differs from that of an older ticket says that what that was about is over.
+                self.tickets.retain(|ticket| ticket.link != id && !ticket.is_over());
+                if self.tickets.len() >= MANY_TICKETS {
+                    self.tickets.retain(|ticket| now.saturating_sub(ticket.since) < OVERDUE);
+                }
+                self.tickets.push(Ticket { link: id, page, seen, since: now });
+            }
+        }
+    }
+
+    /// Takes back all grants of a region.
+    pub fn revoke_region(&mut self, share: u32) {
+        self.revoke_where(|_, wish| wish.share == share);
+    }
+
+    /// Takes back all grants of a queue pair.
+    pub fn revoke_queue(&mut self, queue: u32) {
+        if !self.links.is_empty() {
+            self.revoke_where(|_, wish| wish.queue == queue);
+        }
+    }
+
+    /// Takes back all grants of a link, which gets no more.
+    pub fn revoke_link(&mut self, at: LinkId) {
+        self.revoke_where(|id, _| id == at);
+        if let Some(link) = self.links.get_mut(at) {
+            link.grants.giving.refuse();
+        }
+    }
+
+    /// What a verb that takes grants back must wait for, outside the worker.
+    #[must_use]
+    pub fn take_tickets(&mut self) -> Vec<Ticket> {
+        std::mem::take(&mut self.tickets)
+    }
+
+    /// A requester was stopped in the midst of a copy, and somebody had to wait for it.
+    pub fn strike(&mut self, at: LinkId) {
+        let now = self.now;
+        let Some(link) = self.links.get_mut(at) else { return };
+        let giving = &mut link.grants.giving;
+        if now >= giving.period_ends {
+            (giving.strikes, giving.period_ends) = (0, now + PERIOD);
+        }
+        giving.strikes += 1;
+        if giving.is_paused(now) {
+            self.revoke_where(|id, _| id == at);
+        }
+    }
+}

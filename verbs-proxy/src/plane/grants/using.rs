@@ -1,0 +1,342 @@
+//! The requester: what it is granted, and requests that need nobody else.
+
+use super::{Grant, Grants};
+use crate::memory::{Atomic, Piece, copy_list_while};
+use crate::plane::Plane;
+use crate::plane::links::LinkId;
+use crate::plane::qp::{Qp, Road, Wqe};
+use crate::plane::respond::Verdict;
+use crate::plane::shaping::OnWire;
+use crate::plane::transmit::{Handed, gather, scatter, trim};
+use crate::rseq::{Thread, Undone, While};
+use crate::shared::Mapping;
+use ringfence_protocol::grants::{Page, SLOTS};
+use ringfence_protocol::verbs::{Access, Opcode};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Requests in a row that could have gone by a grant, had those before them not been under way by the long way. After so many
+/// the queue pair waits until it is empty; where they alternate with others, it goes on as it is.
+const STREAK: u32 = 32;
+
+#[derive(Debug)]
+struct Usable {
+    grant: Grant,
+    mapping: Arc<Mapping>,
+}
+
+/// What a grant is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Name {
+    /// Number of our queue pair.
+    from: u32,
+    key: u32,
+    writes: bool,
+}
+
+/// Grants that we have of one neighbour.
+#[derive(Debug, Default)]
+pub struct Using {
+    slots: Vec<Option<Usable>>,
+    by_name: HashMap<Name, u32>,
+    /// What was used last: most programs use one queue pair and region at a time.
+    last: Option<(Name, u32)>,
+}
+
+/// What is wrong with a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrantFault {
+    /// There is no such place.
+    #[error("a grant in slot {0}, of {SLOTS}")]
+    Slot(u32),
+    /// No generation is zero.
+    #[error("a grant of no generation")]
+    Generation,
+    /// It is of memory that is not shared, or not there.
+    #[error("a grant of {length} bytes at {offset} of memory {share}, which has not been shared with them")]
+    Memory {
+        /// Its name.
+        share: u32,
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+    /// It is to write what is shared for reading.
+    #[error("a grant to write memory {0}, which is shared for reading")]
+    ReadOnly(u32),
+}
+
+impl Using {
+    /// Whether there are none.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    fn insert(&mut self, grant: Grant, mapping: Arc<Mapping>) {
+        let slot = grant.slot as usize;
+        self.remove(grant.slot);
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        let name = Name { from: grant.from, key: grant.key, writes: grant.writes() };
+        if let Some(former) = self.by_name.insert(name, grant.slot) {
+            self.slots[former as usize] = None;
+        }
+        self.slots[slot] = Some(Usable { grant, mapping });
+        self.last = None;
+    }
+
+    pub(super) fn remove(&mut self, slot: u32) {
+        if let Some(usable) = self.slots.get_mut(slot as usize).and_then(Option::take) {
+            let Grant { from, key, .. } = usable.grant;
+            self.by_name.remove(&Name { from, key, writes: usable.grant.writes() });
+            self.last = None;
+        }
+    }
+
+    fn remove_where(&mut self, which: impl Fn(&Grant) -> bool) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].as_ref().is_some_and(|usable| which(&usable.grant)) {
+                self.remove(slot as u32);
+            }
+        }
+    }
+
+    /// The other end takes memory back.
+    pub fn forget_share(&mut self, share: u32) {
+        self.remove_where(|grant| grant.share == share);
+    }
+
+    #[inline(always)]
+    fn find(&mut self, name: Name) -> Option<&Usable> {
+        let slot = match self.last {
+            Some((last, slot)) if last == name => slot,
+            _ => {
+                let slot = *self.by_name.get(&name)?;
+                self.last = Some((name, slot));
+                slot
+            }
+        };
+        self.slots.get(slot as usize)?.as_ref()
+    }
+}
+
+impl Grant {
+    fn writes(&self) -> bool {
+        self.access & Access::REMOTE_READ.0 == 0
+    }
+
+    /// The memory that a request names, if this is for it.
+    #[inline(always)]
+    fn admit(&self, mapping: &Mapping, to: u32, access: Access, addr: u64, bytes: u64) -> Option<Piece> {
+        let at = addr.wrapping_sub(self.iova);
+        if self.to != to || !Access(self.access).contains(access) || at > self.length || bytes > self.length - at {
+            return None;
+        }
+        // Within the mapping, as was checked when the grant came.
+        Piece::of(mapping, (self.offset + at) as usize, bytes as usize)
+    }
+}
+
+/// A request that a grant may be for: what it needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    name: Name,
+    to: u32,
+    access: Access,
+    addr: u64,
+    bytes: u32,
+}
+
+impl Wanted {
+    #[inline(always)]
+    pub(super) fn of(qp: &Qp, opcode: Opcode, rkey: u32, addr: u64, bytes: u32) -> Option<Self> {
+        let access = match opcode {
+            Opcode::RDMA_WRITE => Access::REMOTE_WRITE,
+            Opcode::RDMA_READ => Access::REMOTE_READ,
+            Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Access::REMOTE_ATOMIC,
+            _ => return None,
+        };
+        let name = Name { from: qp.number, key: rkey, writes: access != Access::REMOTE_READ };
+        (bytes > 0).then_some(Self { name, to: qp.attr.dest_qp_num, access, addr, bytes })
+    }
+
+    fn of_wqe(qp: &Qp, wqe: &Wqe) -> Option<Self> {
+        Self::of(qp, wqe.opcode, wqe.rkey, wqe.remote_addr, wqe.total)
+    }
+
+    /// The memory, and what must hold while it is used.
+    #[inline(always)]
+    pub(super) fn find(&self, using: &mut Using, theirs: &Page) -> Option<(Piece, While, u32)> {
+        let Usable { grant, mapping } = using.find(self.name)?;
+        let memory = grant.admit(mapping, self.to, self.access, self.addr, self.bytes.into())?;
+        let slot = theirs.slots.get(grant.slot as usize)?;
+        Some((memory, While { word: slot.as_ptr(), is: grant.generation }, grant.slot))
+    }
+}
+
+/// Why a piece did not go by a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct NoGrant;
+
+impl Grants {
+    /// Whether a grant covers this; nothing is said of whether it still holds.
+    fn covers(&mut self, wanted: &Wanted) -> bool {
+        let Some((theirs, _)) = &self.theirs else { return false };
+        wanted.find(&mut self.using, theirs).is_some()
+    }
+
+    /// Executes a piece of a request. `local`: the container's memory for it.
+    fn execute(&mut self, wqe: &Wqe, wanted: &Wanted, piece: &OnWire, local: &[Piece]) -> Result<Verdict, NoGrant> {
+        let thread = Thread::current().ok_or(NoGrant)?;
+        let ((ours, theirs), using) = match (&self.ours, &self.theirs) {
+            (Some(ours), Some((theirs, _))) => ((ours, theirs), &mut self.using),
+            _ => return Err(NoGrant),
+        };
+        let (memory, condition, slot) = wanted.find(using, theirs).ok_or(NoGrant)?;
+        if local.iter().any(Piece::may_fault) {
+            return Err(NoGrant);
+        }
+        let memory = memory.slice(piece.offset as usize, piece.bytes as usize);
+        let reads = wqe.opcode == Opcode::RDMA_READ;
+        let allowance = theirs.allowance.0.load(Ordering::Relaxed);
+        if reads && piece.offset == 0 && !ours.used.0.may_read(wqe.total.into(), allowance) {
+            return Err(NoGrant);
+        }
+        ours.used.0.busy.enter();
+        let done = match wqe.opcode {
+            Opcode::RDMA_WRITE => copy_list_while(&[memory], local, thread, condition).map(|()| Verdict::Ack),
+            Opcode::RDMA_READ => copy_list_while(local, &[memory], thread, condition).map(|()| Verdict::Ack),
+            _ if !memory.is_for_atomics() || !wqe.remote_addr.is_multiple_of(8) => Err(Undone::Interrupted),
+            _ => {
+                let atomic = atomic(wqe.opcode, wqe.compare_add, wqe.swap);
+                memory.fetch_update_while(atomic, thread, condition).map(Verdict::Value)
+            }
+        };
+        ours.used.0.busy.leave();
+        if matches!(done, Err(Undone::Gone)) {
+            using.remove(slot);
+        }
+        let verdict = done.map_err(|_| NoGrant)?;
+        let bytes = u64::from(piece.bytes);
+        let last = piece.offset + piece.bytes == wqe.total;
+        ours.used.0.count(u64::from(last), if reads { 0 } else { bytes }, if reads { bytes } else { 0 });
+        Ok(verdict)
+    }
+}
+
+pub(super) fn atomic(opcode: Opcode, compare_add: u64, swap: u64) -> Atomic {
+    if opcode == Opcode::FETCH_AND_ADD {
+        Atomic::Add(compare_add)
+    } else {
+        Atomic::Swap { expected: compare_add, new: swap }
+    }
+}
+
+impl Plane {
+    /// A neighbour grants us something: a claim. Whether it is of use now shows when it is used.
+    pub fn take_grant(&mut self, at: LinkId, grant: Grant) -> Result<(), GrantFault> {
+        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
+        let Grant { slot, generation, share, offset, length, .. } = grant;
+        if slot as usize >= SLOTS {
+            return Err(GrantFault::Slot(slot));
+        }
+        if generation == 0 {
+            return Err(GrantFault::Generation);
+        }
+        let shared = link.shares.get(&share).filter(|shared| {
+            offset.checked_add(length).is_some_and(|end| end <= shared.mapping.bytes() as u64) && length > 0
+        });
+        let Some(shared) = shared else { return Err(GrantFault::Memory { share, offset, length }) };
+        if grant.writes() && !shared.writable {
+            return Err(GrantFault::ReadOnly(share));
+        }
+        let port = link.port;
+        let connected = self.by_number.get(&grant.from).and_then(|queue| self.qps[*queue as usize].as_ref());
+        // Our queue pair may be gone, or connected elsewhere, by now.
+        if connected.is_some_and(|qp| qp.attr.dest_qp_num == grant.to && qp.port == port) {
+            let mapping = Arc::clone(&shared.mapping);
+            link.grants.using.insert(grant, mapping);
+        }
+        Ok(())
+    }
+
+    /// A queue pair of ours ends, or begins anew: its grants were those of its former life.
+    pub(in crate::plane) fn forget_grants(&mut self, number: u32) {
+        for link in self.links.iter_mut() {
+            link.grants.using.remove_where(|grant| grant.from == number);
+        }
+    }
+
+    /// Executes a piece by a grant, if there is one and nothing before it is under way by the long way. `None`: it goes the long
+    /// way.
+    pub(in crate::plane) fn by_grant(
+        &mut self,
+        queue: u32,
+        index: usize,
+        piece: &OnWire,
+        at: LinkId,
+    ) -> Option<Handed> {
+        let Self { qps, regions, links, from, to, .. } = self;
+        let qp = qps[queue as usize].as_deref_mut()?;
+        let wqe = &qp.pending[index];
+        if wqe.road == Road::Long {
+            return None;
+        }
+        let wanted = Wanted::of_wqe(qp, wqe);
+        let mut done = Err(NoGrant);
+        if let (Some(wanted), Some(link), 0) = (&wanted, links.get_mut(at), index)
+            && !link.grants.using.is_empty()
+            && wqe.done == piece.offset
+        {
+            let local = if wqe.fetches() {
+                scatter(qp, index, regions, to).map(|()| {
+                    trim(to, piece.offset as usize, piece.bytes as usize);
+                    &*to
+                })
+            } else {
+                gather(qp, wqe, regions, piece, from).map(|()| &*from)
+            };
+            done = local.map_err(|_| NoGrant).and_then(|local| link.grants.execute(wqe, wanted, piece, local));
+        }
+        let wqe = &mut qp.pending[index];
+        match done {
+            Ok(verdict) => {
+                wqe.road = Road::Granted;
+                if piece.offset + piece.bytes == wqe.total {
+                    qp.by_grant = qp.by_grant.wrapping_add(1);
+                }
+                qp.streak = 0;
+                // Nothing is under way the long way, so no answer can be overdue.
+                qp.waits.deadline = 0;
+                Some(self.settle(queue, 0, piece, verdict))
+            }
+            Err(NoGrant) => {
+                let begun = std::mem::replace(&mut wqe.road, Road::Long) == Road::Granted;
+                qp.streak = if wanted.is_some() && index > 0 { qp.streak.saturating_add(1) } else { 0 };
+                if !begun {
+                    return None;
+                }
+                // The responder knows nothing of what has been done: all of it is done again.
+                qp.pending[index].done = 0;
+                qp.rewind(index, 0);
+                Some(Handed::On)
+            }
+        }
+    }
+
+    /// Whether request `index`, which is behind others under way, had better wait for them to go by a grant.
+    pub(in crate::plane) fn waits_for_grant(&mut self, queue: u32, index: usize, at: LinkId) -> bool {
+        let Some(qp) = &self.qps[queue as usize] else { return false };
+        let wqe = &qp.pending[index];
+        if qp.streak < STREAK || index == 0 || wqe.road != Road::Open {
+            return false;
+        }
+        let Some(wanted) = Wanted::of_wqe(qp, wqe) else { return false };
+        self.links.get_mut(at).is_some_and(|link| link.grants.covers(&wanted))
+    }
+}

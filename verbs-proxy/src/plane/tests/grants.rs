@@ -1,0 +1,436 @@
+//! Grants between two planes: what goes by them, what does not, and what is left when they are taken back.
+
+use super::*;
+use crate::plane::grants::giving::{View, Wish};
+use crate::plane::grants::using::GrantFault;
+use crate::plane::grants::{BYTES as PAGE_BYTES, Grant};
+use crate::plane::qp::Road;
+use ringfence_protocol::grants::Page;
+use std::sync::atomic::Ordering;
+
+const WRITABLE: u32 = 77;
+
+fn lease() -> crate::fabric::budget::Lease {
+    Budget::new(65_530).take_own(Amount { mappings: 1, bytes: MEMORY as u64 }).unwrap()
+}
+
+/// Two planes; rig 1 grants rig 0 whatever is wished for, at once.
+struct Scene {
+    two: TwoRigs,
+    a: RigQp,
+    b: RigQp,
+    pages: [Arc<Mapping>; 2],
+    grants: Vec<Grant>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with(Rig::new(), Rig::new())
+    }
+
+    fn with(one: Rig, other: Rig) -> Self {
+        let (mut two, a, b) = TwoRigs::with_both(one, other);
+        let page = || Arc::new(Mapping::of(&SealedFile::create("page", PAGE_BYTES).unwrap()).unwrap());
+        let pages = [page(), page()];
+        for index in 0..2 {
+            let plane = &mut two.rigs[index].plane;
+            let unlimited = plane.shaping.read_ahead().is_none();
+            let link = plane.links.get_mut(two.links[index]).unwrap();
+            link.grants.set_ours(pages[index].header(0), unlimited);
+            link.grants.set_theirs(pages[1 - index].header(0), lease());
+        }
+        Self { two, a, b, pages, grants: Vec::new() }
+    }
+
+    fn page(&self, index: usize) -> crate::shared::Held<Page> {
+        self.pages[index].header(0)
+    }
+
+    /// Shows rig 0 the other's memory, writable or not.
+    fn show(&mut self, share: u32, writable: bool) {
+        let mapping = Arc::clone(&self.two.rigs[1].memory);
+        let [zero, one] = self.two.links;
+        let entry = Share { mapping, lease: lease(), writable };
+        self.two.rigs[0].plane.links.get_mut(zero).unwrap().shares.insert(share, entry);
+        self.two.rigs[1].plane.links.get_mut(one).unwrap().shared.insert(share, true);
+    }
+
+    /// What the control threads do.
+    fn grant(&mut self, wish: Wish) -> Option<Grant> {
+        let [zero, one] = self.two.links;
+        let share = if wish.writes { WRITABLE } else { 1 };
+        if wish.writes {
+            self.show(share, true);
+        }
+        let extent = self.two.rigs[1].plane.wished_for(one, &wish)?;
+        let view = View { share, start: extent.first, bytes: extent.length };
+        let grant = self.two.rigs[1].plane.give(one, &wish, &view)?;
+        self.two.rigs[0].plane.take_grant(zero, grant).unwrap();
+        self.grants.push(grant);
+        Some(grant)
+    }
+
+    fn turns(&mut self) {
+        for _ in 0..100 {
+            let wishes = self.two.some_turns();
+            for wish in wishes {
+                let _ = self.grant(wish);
+            }
+        }
+    }
+
+    /// Turns of the requester alone: what completes needs nobody else.
+    fn alone(&mut self) -> Vec<(u64, WcStatus)> {
+        self.two.rigs[0].statuses()
+    }
+
+    fn fields(&self, opcode: Opcode, local: u64, remote: u64, length: u32) -> SendFields {
+        SendFields {
+            rkey: self.two.rigs[1].key,
+            compare_add: 3,
+            swap: 9,
+            ..self.two.rigs[0].fields(opcode, local, remote, length)
+        }
+    }
+
+    fn post(&mut self, opcode: Opcode, local: u64, remote: u64, length: u32) {
+        let fields = self.fields(opcode, local, remote, length);
+        post(&mut self.a, &fields);
+    }
+
+    /// Requests of each kind go the long way, and grants come.
+    fn warm(&mut self) {
+        for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ].repeat(3) {
+            self.post(opcode, 0, 50_000, 8);
+            self.turns();
+        }
+        assert_eq!(self.two.rigs[0].completions().len(), 6);
+        assert_eq!(self.grants.len(), 2, "{:?}", self.grants);
+    }
+
+    fn used(&self) -> u64 {
+        self.page(0).used.0.operations.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn the_first_of_a_kind_go_the_long_way_and_the_next_need_nobody() {
+    let mut scene = Scene::new();
+    scene.warm();
+    assert_eq!(scene.used(), 0);
+    let pattern: Vec<u8> = (0..60_000u32).map(|i| (i * 7 / 3) as u8).collect();
+    scene.two.rigs[0].put(0, &pattern);
+    for bytes in [1, 4, 8, 100, 4096, 30_000, 60_000] {
+        scene.post(Opcode::RDMA_WRITE, 0, 70_000, bytes);
+        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)], "{bytes} bytes");
+        assert_eq!(scene.two.rigs[1].take(70_000, bytes as usize), pattern[..bytes as usize]);
+        scene.post(Opcode::RDMA_READ, 140_000, 70_000, bytes);
+        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)], "{bytes} bytes");
+        assert_eq!(scene.two.rigs[0].take(140_000, bytes as usize), pattern[..bytes as usize]);
+    }
+    assert_eq!(scene.used(), 14);
+    scene.two.rigs[1].put(4096, &5u64.to_ne_bytes());
+    for (opcode, before) in [(Opcode::FETCH_AND_ADD, 5u64), (Opcode::CMP_AND_SWP, 8), (Opcode::FETCH_AND_ADD, 8)] {
+        scene.post(opcode, 800, 4096, 8);
+        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
+        assert_eq!(scene.two.rigs[0].take(800, 8), before.to_ne_bytes());
+    }
+    assert_eq!(scene.two.rigs[1].take(4096, 8), 11u64.to_ne_bytes());
+    let page = scene.page(0);
+    let used = &page.used.0;
+    let [written, read] = [&used.written, &used.read].map(|word| word.load(Ordering::Relaxed));
+    assert_eq!((used.operations.load(Ordering::Relaxed), written - 24, read), (17, 94_209, 94_209));
+}
+
+#[test]
+fn several_elements_and_the_long_way_in_between_keep_their_order() {
+    let mut scene = Scene::new();
+    scene.warm();
+    let two = &scene.two;
+    let list = SendFields { sges: 2, sge: two.rigs[0].sge(100, 3), ..scene.fields(Opcode::RDMA_WRITE, 0, 9001, 0) };
+    scene.two.rigs[0].put(100, b"abc");
+    scene.two.rigs[0].put(300, b"defgh");
+    let rest = ringfence_protocol::work::pack_sges(&[scene.two.rigs[0].sge(300, 5)]);
+    scene.a.send.push_extended(&SendBase::pack(&list).0, &[rest]);
+    assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(scene.two.rigs[1].take(9001, 8), b"abcdefgh");
+    // Then one that needs the responder, and others behind it that do not.
+    for round in 0..5 {
+        scene.b.receive.push(&ReceiveBase::pack(60, 1, scene.two.rigs[1].sge(80_000, 100)).0);
+        scene.post(Opcode::SEND, 0, 0, 30);
+        for _ in 0..3 {
+            scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+            scene.post(Opcode::FETCH_AND_ADD, 800, 4096, 8);
+        }
+        scene.turns();
+        let statuses: Vec<_> = scene.two.rigs[0].completions().iter().map(|done| done.status).collect();
+        assert_eq!(statuses, [WcStatus::SUCCESS; 7], "round {round}");
+        assert_eq!(scene.two.rigs[1].completions().len(), 1);
+        // With nothing under way it is a grant again.
+        let before = scene.used();
+        scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
+        assert_eq!(scene.used(), before + 1);
+    }
+    assert_eq!(scene.two.rigs[1].take(4096, 8), 45u64.to_ne_bytes());
+}
+
+/// A queue pair that always has something under way would never come to its grants; one that needs the responder now and then
+/// must not be held up for them.
+#[test]
+fn a_queue_that_is_never_empty_comes_to_its_grants() {
+    let mut scene = Scene::new();
+    scene.warm();
+    // What is under way by the long way when a grant comes.
+    scene.b.receive.push(&ReceiveBase::pack(60, 1, scene.two.rigs[1].sge(80_000, 100)).0);
+    scene.post(Opcode::SEND, 0, 0, 30);
+    let before = scene.used();
+    for _ in 0..50 {
+        scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+    }
+    // The requester takes in what it can before the responder answers.
+    scene.two.rigs[0].turns();
+    scene.turns();
+    assert_eq!(scene.two.rigs[0].completions().len(), 51);
+    let by_grant = scene.used() - before;
+    assert!((10..=24).contains(&by_grant), "{by_grant} of 50");
+}
+
+#[test]
+fn what_a_grant_does_not_cover_is_refused_by_the_responder() {
+    let end = MEMORY as u64;
+    for (opcode, at, bytes) in
+        [(Opcode::RDMA_WRITE, end - 4, 8), (Opcode::RDMA_READ, end, 1), (Opcode::RDMA_WRITE, u64::MAX - IOVA - 3, 8)]
+    {
+        let mut scene = Scene::new();
+        scene.warm();
+        scene.post(opcode, 0, at, bytes);
+        scene.turns();
+        let statuses: Vec<_> = scene.two.rigs[0].completions().iter().map(|done| done.status).collect();
+        assert_eq!(statuses, [WcStatus::REM_ACCESS_ERR]);
+        assert!(scene.page(1).slots.iter().all(|slot| slot.admits(0)), "its queue pair is in error: no grant is left");
+    }
+    let mut scene = Scene::new();
+    scene.warm();
+    scene.post(Opcode::FETCH_AND_ADD, 0, 4097, 8);
+    scene.turns();
+    let statuses: Vec<_> = scene.two.rigs[0].completions().iter().map(|done| done.status).collect();
+    assert_eq!(statuses, [WcStatus::REM_INV_REQ_ERR]);
+}
+
+#[test]
+fn whoever_ends_what_was_granted_takes_it_back() {
+    type End = fn(&mut Scene);
+    let ends: [(&str, End, WcStatus); 5] = [
+        (
+            "deregistered",
+            |scene| {
+                let granted = scene.two.rigs[1].granted;
+                drop(scene.two.rigs[1].plane.regions.remove(granted));
+                scene.two.rigs[1].plane.revoke_region(1);
+            },
+            WcStatus::REM_ACCESS_ERR,
+        ),
+        (
+            "reset",
+            |scene| {
+                let b = &scene.b;
+                scene.two.rigs[1].modify(b, QpState::RESET, 0, QpAttr::default(), None);
+            },
+            WcStatus::RETRY_EXC_ERR,
+        ),
+        (
+            "in error",
+            |scene| {
+                let b = &scene.b;
+                scene.two.rigs[1].modify(b, QpState::ERR, 0, QpAttr::default(), None);
+            },
+            WcStatus::RETRY_EXC_ERR,
+        ),
+        ("destroyed", |scene| drop(scene.two.rigs[1].plane.remove_qp(scene.b.queue)), WcStatus::RETRY_EXC_ERR),
+        (
+            "without rights",
+            |scene| {
+                let b = &scene.b;
+                let attr = QpAttr { access: Access::REMOTE_READ, ..QpAttr::default() };
+                scene.two.rigs[1].modify(b, QpState::RTS, Mask::ACCESS_FLAGS.0, attr, None);
+            },
+            WcStatus::REM_ACCESS_ERR,
+        ),
+    ];
+    for (name, end, expected) in ends {
+        let mut scene = Scene::new();
+        scene.warm();
+        scene.two.rigs[1].put(9000, &[7; 8]);
+        end(&mut scene);
+        assert!(scene.page(1).slots.iter().all(|slot| slot.admits(0)), "{name}");
+        assert!(scene.two.rigs[1].plane.take_tickets().is_empty(), "{name}: nobody was busy");
+        scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+        for _ in 0..300 {
+            scene.two.rigs[0].plane.now += 10_000_000;
+            scene.turns();
+        }
+        let statuses: Vec<_> = scene.two.rigs[0].completions().iter().map(|done| done.status).collect();
+        assert_eq!(statuses, [expected], "{name}");
+        assert_eq!(scene.two.rigs[1].take(9000, 8), [7; 8], "{name}");
+    }
+}
+
+#[test]
+fn a_requester_that_is_copying_is_waited_for() {
+    let mut scene = Scene::new();
+    scene.warm();
+    let page = scene.page(0);
+    page.used.0.busy.enter();
+    scene.two.rigs[1].plane.to_error(0);
+    let tickets = scene.two.rigs[1].plane.take_tickets();
+    assert_eq!(tickets.len(), 1);
+    assert!(!tickets[0].is_over());
+    page.used.0.busy.leave();
+    assert!(tickets[0].is_over());
+    page.used.0.busy.enter();
+    assert!(tickets[0].is_over(), "it is about something else");
+}
+
+#[test]
+fn a_requester_that_is_found_stopped_again_and_again_gets_nothing_for_a_while() {
+    let mut scene = Scene::new();
+    scene.warm();
+    let one = scene.two.links[1];
+    let given = |scene: &Scene| scene.page(1).slots.iter().filter(|slot| !slot.admits(0)).count();
+    for _ in 0..3 {
+        scene.two.rigs[1].plane.strike(one);
+    }
+    assert_eq!(given(&scene), 2);
+    scene.two.rigs[1].plane.strike(one);
+    assert_eq!(given(&scene), 0);
+    let write = |scene: &mut Scene| {
+        for _ in 0..4 {
+            scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+            scene.turns();
+            assert_eq!(scene.two.rigs[0].completions().len(), 1);
+        }
+        given(scene)
+    };
+    assert_eq!(write(&mut scene), 0);
+    scene.two.rigs[1].plane.now += 1_000_000_000;
+    assert_eq!(write(&mut scene), 1);
+}
+
+#[test]
+fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
+    // 60,000 bytes at a rate that makes pieces of 4 KiB.
+    let policy = Policy { bandwidth: BitRate::new(40_000_000), ..Policy::default() };
+    let mut scene = Scene::with(Rig::shaped(Shaping::new(&policy, None, 0)), Rig::new());
+    scene.warm();
+    let pattern: Vec<u8> = (0..60_000u32).map(|i| (i * 7 / 3) as u8 | 1).collect();
+    scene.two.rigs[0].put(0, &pattern);
+    scene.post(Opcode::RDMA_WRITE, 0, 70_000, 60_000);
+    while scene.two.rigs[1].take(70_000 + 10_000, 1) == [0] {
+        scene.two.rigs[0].plane.now += 10_000;
+        scene.two.rigs[0].plane.turn();
+    }
+    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().pending[0].road, Road::Granted);
+    let attr = QpAttr { access: ALL, ..QpAttr::default() };
+    let b = &scene.b;
+    scene.two.rigs[1].modify(b, QpState::RTS, Mask::ACCESS_FLAGS.0, attr, None);
+    for _ in 0..40 {
+        scene.turns();
+    }
+    assert_eq!(scene.two.rigs[0].completions().len(), 1);
+    assert_eq!(scene.two.rigs[1].take(70_000, 60_000), pattern);
+    assert_eq!(scene.used(), 0);
+    // And the numbers of both sides still agree.
+    for _ in 0..2 {
+        scene.post(Opcode::FETCH_AND_ADD, 800, 4096, 8);
+        scene.turns();
+        assert_eq!(scene.two.rigs[0].completions().len(), 1);
+    }
+}
+
+#[test]
+fn reads_beyond_what_the_other_end_lets_out_ask() {
+    let policy = Policy { bandwidth: BitRate::new(1_000_000_000), ..Policy::default() };
+    let mut scene = Scene::with(Rig::new(), Rig::shaped(Shaping::new(&policy, None, 0)));
+    scene.warm();
+    let allowed = scene.page(1).allowance.0.load(Ordering::Relaxed);
+    assert!((60_000..1 << 20).contains(&allowed), "{allowed}");
+    let mut read = 0;
+    while read + 4096 <= allowed {
+        scene.post(Opcode::RDMA_READ, 0, 0, 4096);
+        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
+        read += 4096;
+    }
+    scene.post(Opcode::RDMA_READ, 0, 0, 4096);
+    assert_eq!(scene.alone(), []);
+    scene.turns();
+    assert_eq!(scene.two.rigs[0].completions().len(), 1);
+    assert!(scene.page(1).allowance.0.load(Ordering::Relaxed) > allowed, "it was renewed");
+    // A requester that says it has read what it may not is not believed to have more.
+    scene.page(0).used.0.read.store(u64::MAX, Ordering::Relaxed);
+    scene.post(Opcode::RDMA_READ, 0, 0, 4096);
+    scene.turns();
+    assert!(scene.page(1).allowance.0.load(Ordering::Relaxed) < 1 << 22);
+}
+
+#[test]
+fn grants_that_make_no_sense_are_refused_and_those_too_late_are_of_no_use() {
+    let mut scene = Scene::new();
+    scene.warm();
+    let [zero, _] = scene.two.links;
+    let grant = scene.grants[0];
+    let plane = &mut scene.two.rigs[0].plane;
+    let memory = |share, offset, length| GrantFault::Memory { share, offset, length };
+    for (wrong, fault) in [
+        (Grant { slot: 1024, ..grant }, GrantFault::Slot(1024)),
+        (Grant { slot: u32::MAX, ..grant }, GrantFault::Slot(u32::MAX)),
+        (Grant { generation: 0, ..grant }, GrantFault::Generation),
+        (Grant { share: 5, ..grant }, memory(5, 0, MEMORY as u64)),
+        (Grant { length: 0, ..grant }, memory(WRITABLE, 0, 0)),
+        (Grant { offset: 1, ..grant }, memory(WRITABLE, 1, MEMORY as u64)),
+        (Grant { offset: u64::MAX, ..grant }, memory(WRITABLE, u64::MAX, MEMORY as u64)),
+        (Grant { share: 1, ..grant }, GrantFault::ReadOnly(1)),
+    ] {
+        assert_eq!(plane.take_grant(zero, wrong), Err(fault), "{wrong:?}");
+    }
+    // Of queue pairs that are not connected so, any number of them.
+    for from in 0..10_000 {
+        plane.take_grant(zero, Grant { from, to: 1, ..grant }).unwrap();
+    }
+    // The same slot twice, under other names, with addresses at the end of all.
+    for (key, iova) in [(5, u64::MAX - 3), (6, 0), (grant.key, grant.iova)] {
+        plane.take_grant(zero, Grant { key, iova, ..grant }).unwrap();
+    }
+    scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+    assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(scene.used(), 1);
+    // One that was taken back before it came.
+    scene.two.rigs[1].plane.revoke_region(1);
+    scene.two.rigs[0].plane.take_grant(zero, grant).unwrap();
+    scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+    assert_eq!(scene.alone(), []);
+    scene.turns();
+    assert_eq!((scene.two.rigs[0].completions().len(), scene.used()), (1, 1));
+}
+
+#[test]
+fn a_page_that_is_scribbled_on_harms_nobody() {
+    let mut scene = Scene::new();
+    scene.warm();
+    for (round, word) in [0, 1, u64::MAX, scene.grants[0].generation].into_iter().cycle().take(40).enumerate() {
+        for slot in &scene.page(1).slots {
+            slot.grant(word);
+        }
+        scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+        scene.turns();
+        assert_eq!(scene.two.rigs[0].completions().len(), 1, "round {round}");
+    }
+    // The requester's own words are claims to the responder.
+    let page = scene.page(0);
+    for word in [u64::MAX, 1, 2] {
+        page.used.0.read.store(word, Ordering::Relaxed);
+        page.used.0.busy.enter();
+        scene.two.rigs[1].plane.revoke_queue(0);
+        assert!(scene.two.rigs[1].plane.take_tickets().len() <= 1);
+    }
+}
