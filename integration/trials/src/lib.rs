@@ -94,11 +94,14 @@ macro_rules! tests {
     ($($test:path),* $(,)?) => { ::std::vec![$($crate::test(::std::stringify!($test), $test)),*] };
 }
 
+/// What runs a fuzzer's input.
+pub type FuzzTarget = fn(&[u8]);
+
 /// Runs the corpus of each of these fuzzers' targets, `integration/fuzz/corpus/<name>`, through it.
 ///
 /// # Panics
 /// If an input does not hold, or a target has no corpus.
-pub fn replay(targets: &[(&str, fn(&[u8]))]) {
+pub fn replay(targets: &[(&str, FuzzTarget)]) {
     let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
     for (name, target) in targets {
         let inputs = std::fs::read_dir(corpora.join(name)).unwrap_or_else(|error| panic!("the corpus {name}: {error}"));
