@@ -6,7 +6,7 @@ use ringfence_integration::command::Running;
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_proxy::launch::Limits;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -63,14 +63,14 @@ pub fn finish(running: Running) -> Result<Said> {
 }
 
 /// Runs a program under this proxy.
-pub fn run(proxy: &DirectProxy, program: &PathBuf, words: &[&str], effort: Effort) -> Result<Said> {
+pub fn run(proxy: &DirectProxy, program: &Path, words: &[&str], effort: Effort) -> Result<Said> {
     finish(start(proxy, None, program, words, effort)?)
 }
 
 fn start(
     near: &DirectProxy,
     far: Option<&DirectProxy>,
-    program: &PathBuf,
+    program: &Path,
     words: &[&str],
     effort: Effort,
 ) -> Result<Running> {
@@ -81,7 +81,7 @@ fn start(
 pub fn command(
     near: &DirectProxy,
     far: Option<&DirectProxy>,
-    program: &PathBuf,
+    program: &Path,
     words: &[&str],
     effort: Effort,
 ) -> Result<Command> {

@@ -19,7 +19,7 @@ const LENGTH: usize = 32 * PAGE - 300;
 
 /// What no request may read or write: a word for each place.
 fn secret(at: usize) -> u64 {
-    0x5ec2_e75e_c2e7_0000 | at as u64 / 8
+    0x5ec2_e75e_c2e7_0000 | (at as u64 / 8)
 }
 
 /// A scatter/gather element, most of which lie in the region.
