@@ -103,10 +103,19 @@ static void faults(struct pair *p)
 	side_wc(p->a, SEND_CQ, 6, IBV_WC_RETRY_EXC_ERR);
 }
 
+/* In chains, so that a request waits for those before it however late this process looks. */
 static void held(struct pair *p)
 {
+	struct send chain[MAX_CHAIN];
+
 	connect_pair(p, link_defaults);
-	repeat(p, rdma(IBV_WR_RDMA_WRITE, 1, a, 0, 64 << 10, b, 0), 64, false);
+	for (int round = 0; round < 64 / MAX_CHAIN; round++) {
+		for (int i = 0; i < MAX_CHAIN; i++)
+			chain[i] = rdma(IBV_WR_RDMA_WRITE, i, a, 0, 64 << 10, b, 0);
+		CHECK_EQ(side_try_post(p->a, p->qa, chain, MAX_CHAIN, NULL), 0);
+		for (int i = 0; i < MAX_CHAIN; i++)
+			side_wc(p->a, SEND_CQ, i, IBV_WC_SUCCESS);
+	}
 }
 
 int main(int argc, char **argv)
