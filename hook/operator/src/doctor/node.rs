@@ -227,6 +227,7 @@ fn left_behind(report: &mut Report, config: &Config) {
 mod tests {
     use super::super::Status;
     use super::*;
+    use ringfence_hook::config::Uverbs;
 
     #[test]
     fn a_record_that_is_not_believed_is_told() {
