@@ -280,10 +280,11 @@ fn mounts_stay_within_a_container_that_shares_its_own() {
 
 fn the_runtime_does_not_wait_for_the_proxy() {
     with_lab(|lab| {
-        lab.script("sleep 60");
+        // One that waited would do so as long as the container lives; slow machines take seconds for a start.
+        lab.script("sleep 1000");
         let begin = Instant::now();
         lab.create();
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(300), "{:?}", begin.elapsed());
         assert_eq!(lab.proxies().len(), 1);
         succeeded(&lab.runc(&["delete", "-f", &lab.id]));
     });
@@ -361,6 +362,7 @@ fn containers_on_one_root_keep_their_mounts_when_another_ends() {
 fn many_at_once_on_one_root() {
     with_lab(|lab| {
         lab.script(LOOK);
+        lab.part_cgroups();
         lab.write_config();
         let ids: Vec<_> = (0..8).map(|i| format!("{}-{i}", lab.id)).collect();
         let start = |id: &String| {

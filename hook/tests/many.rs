@@ -43,10 +43,7 @@ fn five_hundred_in_a_row() {
 fn sixty_four_at_once() {
     with_lab(|lab| {
         lab.script("cat /etc/ld.so.preload; sleep 1");
-        // Each in a control group of its own, named by its id: runc fails where two set the device rules of one at once.
-        lab.edit(|config| {
-            config["linux"].as_object_mut().unwrap().remove("cgroupsPath");
-        });
+        lab.part_cgroups();
         lab.write_config();
         let before = mounts();
         let containers: Vec<_> = (0..AT_ONCE).map(|i| start(lab, &format!("{}-{i}", lab.id))).collect();

@@ -474,7 +474,7 @@ fn stuck(scene: &mut Scene) -> Result<()> {
     let page = StalledPage::new()?;
     let writer = page.write_from(file)?;
     drop(client);
-    wait_until("the proxy to wait for the lock", SOON, || waits_in_kernel(ending.pid()).is_ok_and(|waits| waits))?;
+    wait_until("the proxy to wait for the lock", 6 * SOON, || waits_in_kernel(ending.pid()).is_ok_and(|waits| waits))?;
     ending.end_init()?;
     wait_until("the port to be given back", SOON, || !ending.dir().exists())?;
     ensure!(!ending.has_ended(), "the proxy has ended, and this shows nothing");
