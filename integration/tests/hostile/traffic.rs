@@ -159,7 +159,7 @@ pub fn unasked() -> Result<()> {
     Ok(())
 }
 
-/// An honest client of a server, beside one that keeps the server busy with messages of 1 MiB. `flood`: the server that those go to.
+/// A client that keeps a server busy with messages of 1 MiB (`bad`), and the server's program that receives them (`flood`).
 struct Crowd<'a> {
     bad: &'a mut Client,
     flood: &'a mut Client,

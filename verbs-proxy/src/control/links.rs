@@ -132,7 +132,12 @@ impl Node {
         while let Some(owed) = self.neighbours.list[position].next_owed() {
             let Some(link) = self.neighbours.list[position].link() else { return };
             let (name, runs) = match owed {
-                Owed::Region(share) if !self.keeps_pages() => {
+                Owed::Region(share) if self.keeps_pages() == Err(Errno::AGAIN) => {
+                    // It may be known when it is asked for again.
+                    self.worker.call(move |plane| plane.unshare(link, Some(share)));
+                    continue;
+                }
+                Owed::Region(share) if self.keeps_pages() != Ok(true) => {
                     if let Some(key) = self.shares.get(&share).map(|backing| backing.granted.key) {
                         self.worker.call(move |plane| plane.withhold(link, key));
                     }
@@ -173,15 +178,23 @@ impl Node {
 
     /// Whether the container cannot take pages away from a file that a neighbour reads. Where it can, a neighbour that copies
     /// from the file would have to wait for it (Linux, `shmem_fault`: a fault waits until the hole is punched).
-    fn keeps_pages(&mut self) -> bool {
-        *self.neighbours.keeps_pages.get_or_insert_with(|| {
-            let mut probe = || {
-                let file = SealedFile::create("ringfence-probe", PAGE)?;
-                self.warden.read_only(&file)?;
-                fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, PAGE as u64)
-            };
-            probe() == Err(Errno::PERM)
-        })
+    ///
+    /// # Errors
+    /// `EAGAIN` if it cannot be told now, as the warden has not answered in time.
+    fn keeps_pages(&mut self) -> Result<bool, Errno> {
+        if let Some(known) = self.neighbours.keeps_pages {
+            return Ok(known);
+        }
+        let file = SealedFile::create("ringfence-probe", PAGE)?;
+        self.warden.read_only(&file)?;
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let kept = match fallocate(&file, mode, 0, PAGE as u64) {
+            Err(Errno::PERM) => true,
+            Ok(()) => false,
+            Err(error) => return Err(error),
+        };
+        self.neighbours.keeps_pages = Some(kept);
+        Ok(kept)
     }
 
     /// The link's buffer for what its neighbour must not map, made if there is none: its name and its pages.

@@ -74,6 +74,7 @@ impl Plane {
         }
         if let Some(link) = self.links.get_mut(at) {
             link.publish();
+            link.end_turn();
             link.flush();
         }
         Ok(true)
