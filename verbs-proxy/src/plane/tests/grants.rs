@@ -464,6 +464,11 @@ fn measure() {
         let fields = SendFields { flags: SendFlags(0), ..scene.fields(opcode, 0, 8192, bytes) };
         let by_grant = best(&mut scene.two.rigs[0].plane, &mut scene.a, &fields);
         assert!(scene.used() >= 1_600_000);
+        if opcode != Opcode::RDMA_WRITE {
+            // There is no short way for it within a container.
+            println!("{opcode:?}, {bytes} bytes: {by_grant:.1} ns by a grant");
+            continue;
+        }
         let mut rig = Rig::new();
         let (mut a, _b) = rig.pair();
         let fields = SendFields { flags: SendFlags(0), ..rig.fields(opcode, 0, 8192, bytes) };
