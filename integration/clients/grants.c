@@ -293,12 +293,13 @@ static void stops(const char *name, int rounds)
 	printf("%d of %d times it was stopped while it copied\n", waited, rounds);
 }
 
-/* Some instructions, until it sleeps. */
+/* Some instructions, until it sleeps; fewer where others have the processors. */
 static void step(pid_t worker, int instructions)
 {
+	int64_t end = now_us() + 2000000;
 	int status;
 
-	for (; instructions > 0; instructions--) {
+	for (; instructions > 0 && now_us() < end; instructions--) {
 		CHECK(!ptrace(PTRACE_SINGLESTEP, worker, NULL, NULL), "errno %d", errno);
 		for (int64_t until = now_us() + 1000000; waitpid(worker, &status, __WALL | WNOHANG) != worker;) {
 			if (now_us() < until)

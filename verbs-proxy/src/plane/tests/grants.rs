@@ -434,3 +434,45 @@ fn a_page_that_is_scribbled_on_harms_nobody() {
         assert!(scene.two.rigs[1].plane.take_tickets().len() <= 1);
     }
 }
+
+/// `cargo test --release -p ringfence-proxy plane::tests::grants::measure -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn measure() {
+    const BATCH: usize = 32;
+    let best = |plane: &mut Plane, qp: &mut RigQp, fields: &SendFields| {
+        let time = |plane: &mut Plane, qp: &mut RigQp| {
+            (0..BATCH).for_each(|_| post(qp, fields));
+            let start = std::time::Instant::now();
+            plane.turn();
+            start.elapsed().as_nanos() as f64 / BATCH as f64
+        };
+        let mut times: Vec<f64> = (0..50_000).map(|_| time(plane, qp)).collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 4]
+    };
+    for (opcode, bytes) in [
+        (Opcode::RDMA_WRITE, 8),
+        (Opcode::RDMA_READ, 8),
+        (Opcode::FETCH_AND_ADD, 8),
+        (Opcode::RDMA_WRITE, 64),
+        (Opcode::RDMA_WRITE, 4096),
+        (Opcode::RDMA_READ, 4096),
+    ] {
+        let mut scene = Scene::new();
+        scene.warm();
+        let fields = SendFields { flags: SendFlags(0), ..scene.fields(opcode, 0, 8192, bytes) };
+        let by_grant = best(&mut scene.two.rigs[0].plane, &mut scene.a, &fields);
+        assert!(scene.used() >= 1_600_000);
+        if opcode != Opcode::RDMA_WRITE {
+            // There is no short way for it within a container.
+            println!("{opcode:?}, {bytes} bytes: {by_grant:.1} ns by a grant");
+            continue;
+        }
+        let mut rig = Rig::new();
+        let (mut a, _b) = rig.pair();
+        let fields = SendFields { flags: SendFlags(0), ..rig.fields(opcode, 0, 8192, bytes) };
+        let inside = best(&mut rig.plane, &mut a, &fields);
+        println!("{opcode:?}, {bytes} bytes: {by_grant:.1} ns by a grant, {inside:.1} ns within the container");
+    }
+}
