@@ -363,7 +363,7 @@ fn processors(image: &Image) -> Result<()> {
     ensure!(pids.len() == 2, "proxies {pids:?}");
     let used = || pids.iter().map(|pid| cpu_seconds(pid)).collect::<Result<Vec<_>>>();
     let idle: f64 = used()?.iter().sum();
-    wait_until("data to flow", Duration::from_secs(30), || {
+    wait_until("data to flow", Duration::from_secs(240), || {
         used().is_ok_and(|now| now.iter().sum::<f64>() > idle + 0.1)
     })?;
     let (begin, before) = (Instant::now(), used()?);

@@ -16,6 +16,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$rootfs"
 tar -xOf /var/lib/ringfence-verbs.tar layer.tar | tar -C "$rootfs" -x
 if ! dpkg --install "$here"/../../target/deb/ringfence_*.deb >/tmp/dpkg 2>&1; then cat /tmp/dpkg; exit 1; fi
+# The kernel rewrites its own instructions when the first group with such limits comes and when the last one goes. An emulated
+# processor that is about to run them stumbles over that now and then, and the kernel panics in __set_next_task_fair: one group
+# stays, and comes while there is a single processor.
+echo 0 >/sys/devices/system/cpu/cpu1/online
+systemd-run --quiet --unit=limits-stay --property=CPUQuota=50% --property=AllowedCPUs=0 sleep infinity
+echo 1 >/sys/devices/system/cpu/cpu1/online
 for file in "$@"; do
     # shellcheck source=/dev/null
     . "$here/tests/$file.sh"
