@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod closer;
 pub mod control;
 pub mod datagram;
+pub mod device;
 pub mod fabric;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

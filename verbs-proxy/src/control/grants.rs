@@ -1,15 +1,15 @@
-//! Grants as the control thread gives them and waits for their end ([`crate::plane::grants`]).
+//! Grants as the control thread gives them and waits for their end ([`crate::device::soft::grants`]).
 //!
 //! A neighbour writes to memory only through a descriptor that it can write with, and such a descriptor reaches all of its file. So
 //! only files are shown that hold nothing but whole pages of the region: bytes beside a region, on its first and last page, are
 //! never reachable, nor are other regions of the same file. What lies on such pages goes by the responder.
 
 use super::node::Node;
+use crate::device::soft::grants::BYTES;
+use crate::device::soft::grants::giving::{Extent, Ticket, View, Wish};
+use crate::device::soft::links::LinkId;
 use crate::fabric::neighbours::{Owed, SharedRun};
 use crate::pacing::Nanos;
-use crate::plane::grants::BYTES;
-use crate::plane::grants::giving::{Extent, Ticket, View, Wish};
-use crate::plane::links::LinkId;
 use crate::shared::{Mapping, SealedFile};
 use crate::worker::now;
 use rustix::fd::{AsFd, OwnedFd};

@@ -3,11 +3,11 @@
 use super::adopted::RegionFile;
 use super::lent::Lent;
 use super::node::Node;
+use crate::device::soft::bounce::{BYTES, Bounce};
+use crate::device::soft::link::LinkFault;
+use crate::device::soft::links::LinkId;
 use crate::fabric::neighbours::{Means, Neighbour, NeighbourFault, Owed, SharedRun, amount};
 use crate::pacing::Nanos;
-use crate::plane::bounce::{BYTES, Bounce};
-use crate::plane::link::LinkFault;
-use crate::plane::links::LinkId;
 use crate::shared::{Mapping, PAGE, SealedFile};
 use crate::worker::now;
 use rustix::fd::OwnedFd;

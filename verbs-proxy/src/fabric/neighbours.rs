@@ -1,7 +1,7 @@
 //! The other proxies of the fabric: making links, and sharing memory over them.
 //!
 //! A link is a socket for rare messages ([`Message`]) and rings in shared memory for everything else
-//! ([`crate::plane::link`]). Who first needs a link makes its memory and sends it along with the first message, so that
+//! ([`crate::device::soft::link`]). Who first needs a link makes its memory and sends it along with the first message, so that
 //! nobody ever waits for a neighbour: two proxies that waited for each other would never come to an end.
 //!
 //! Nothing is accepted from a port that no queue pair of ours is connected to. So of two proxies that connect a queue pair
@@ -18,12 +18,12 @@ use super::budget::{Account, Budget};
 use super::ports::Port;
 use crate::closer::Closer;
 use crate::datagram;
+use crate::device::soft::grants::Grant;
+use crate::device::soft::grants::using::GrantFault;
+use crate::device::soft::link::LinkFault;
+use crate::device::soft::links::LinkId;
 use crate::pacing::Nanos;
 use crate::plane::bell::Foreign;
-use crate::plane::grants::Grant;
-use crate::plane::grants::using::GrantFault;
-use crate::plane::link::LinkFault;
-use crate::plane::links::LinkId;
 use crate::worker::{Worker, now};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;

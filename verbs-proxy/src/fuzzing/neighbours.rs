@@ -3,8 +3,8 @@
 use super::control::connected_qp;
 use super::node::{Scene, scene};
 use crate::datagram;
+use crate::device::soft::link::BYTES;
 use crate::plane::bell::Bell;
-use crate::plane::link::BYTES;
 use crate::shared::SealedFile;
 use arbitrary::{Arbitrary, Unstructured};
 use rustix::fd::{AsFd, OwnedFd};

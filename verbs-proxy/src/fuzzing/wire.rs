@@ -1,6 +1,6 @@
 //! What travels in slots: whatever is read from one and packed again is read as the same, and asks for no more than there can be.
 
-use crate::plane::wire::{Request, Response};
+use crate::device::soft::wire::{Request, Response};
 use arbitrary::Unstructured;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::work::{

@@ -12,7 +12,7 @@ const LONGEST_PAUSE: Nanos = 16_000_000;
 
 /// Completion queues that owe an event, in the order in which the events were due.
 #[derive(Debug, Default)]
-pub(super) struct Owed {
+pub(crate) struct Owed {
     queues: VecDeque<usize>,
     at: Nanos,
     pause: Nanos,
@@ -20,19 +20,19 @@ pub(super) struct Owed {
 
 impl Owed {
     #[inline(always)]
-    pub(super) fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         !self.queues.is_empty()
     }
 
     /// When to try again.
-    pub(super) fn at(&self) -> Option<Nanos> {
+    pub(crate) fn at(&self) -> Option<Nanos> {
         self.any().then_some(self.at)
     }
 }
 
 impl Plane {
     /// Sends what is due for the completions of this turn.
-    pub(super) fn notify(&mut self) {
+    pub(crate) fn notify(&mut self) {
         let Self { touched, cqs, owed, .. } = self;
         // In the order of the completions: queues may share a channel.
         for index in touched.drain(..) {
@@ -51,7 +51,7 @@ impl Plane {
     }
 
     /// Tries again to send what is owed, if it is time. True if something was sent.
-    pub(super) fn settle_events(&mut self) -> bool {
+    pub(crate) fn settle_events(&mut self) -> bool {
         let Self { cqs, owed, .. } = self;
         if !owed.any() || self.now < owed.at {
             return false;

@@ -37,7 +37,7 @@ pub mod vendor {
 }
 
 /// Copies the next send request out of the ring.
-pub(super) fn take_send(qp: &mut Qp) -> Option<Result<Wqe, Malformed>> {
+pub(crate) fn take_send(qp: &mut Qp) -> Option<Result<Wqe, Malformed>> {
     let base = SendBase(qp.send.peek()?);
     let fields = base.fields();
     let wqe = read_send(qp, &base, &fields);
@@ -123,13 +123,13 @@ fn read_sges(ring: &Consumer<'_>, first: Sge, count: u32) -> Result<Vec<Sge>, Ma
 
 /// A receive request out of the ring.
 #[derive(Debug)]
-pub(super) struct TakenReceive {
+pub(crate) struct TakenReceive {
     pub wr_id: u64,
     pub data: Result<Data, Malformed>,
 }
 
 /// Copies the next receive request out of the ring.
-pub(super) fn take_receive(qp: &mut Qp) -> Option<TakenReceive> {
+pub(crate) fn take_receive(qp: &mut Qp) -> Option<TakenReceive> {
     let base = ReceiveBase(qp.receive.peek()?);
     let data = base
         .extensions()
@@ -145,7 +145,7 @@ pub(super) fn take_receive(qp: &mut Qp) -> Option<TakenReceive> {
 }
 
 /// Checks a work request against what the container owns.
-pub(super) fn admit(qp: &Qp, wqe: &Wqe, regions: &RegionTable) -> Result<(), (WcStatus, u16)> {
+pub(crate) fn admit(qp: &Qp, wqe: &Wqe, regions: &RegionTable) -> Result<(), (WcStatus, u16)> {
     match wqe.opcode {
         Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM | Opcode::SEND | Opcode::SEND_WITH_IMM => {}
         Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
@@ -173,7 +173,7 @@ pub(super) fn admit(qp: &Qp, wqe: &Wqe, regions: &RegionTable) -> Result<(), (Wc
 }
 
 /// The memory that these elements name.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     qp: &Qp,
     sges: &[Sge],
     regions: &RegionTable,
@@ -189,7 +189,7 @@ pub(super) fn resolve(
 }
 
 /// What a requester's completion says that it was.
-pub(super) fn wc_opcode(opcode: Opcode) -> WcOpcode {
+pub(crate) fn wc_opcode(opcode: Opcode) -> WcOpcode {
     match opcode {
         Opcode::SEND | Opcode::SEND_WITH_IMM | Opcode::SEND_WITH_INV => WcOpcode::SEND,
         Opcode::RDMA_READ => WcOpcode::RDMA_READ,
@@ -201,7 +201,7 @@ pub(super) fn wc_opcode(opcode: Opcode) -> WcOpcode {
 
 impl Plane {
     /// Completes the oldest request with an error, and the queue pair is in error from then on.
-    pub(super) fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
+    pub(crate) fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         let Some(wqe) = qp.pending.pop_front() else { return };
         qp.next = qp.next.saturating_sub(1);
@@ -221,7 +221,7 @@ impl Plane {
     }
 
     /// Flushes what a queue pair in error holds, in order, a bounded number at a time.
-    pub(super) fn flush(&mut self, queue: u32) -> Outcome {
+    pub(crate) fn flush(&mut self, queue: u32) -> Outcome {
         let mut worked = false;
         for _ in 0..64 {
             let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
@@ -257,7 +257,7 @@ impl Plane {
     }
 
     /// Send queue drained: nothing new is taken in, what was begun is finished.
-    pub(super) fn drain(&mut self, queue: u32) -> Outcome {
+    pub(crate) fn drain(&mut self, queue: u32) -> Outcome {
         let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
         if qp.pending.is_empty() {
             if std::mem::take(&mut qp.attr.en_sqd_async_notify) != 0 {
@@ -269,7 +269,7 @@ impl Plane {
     }
 
     /// Takes the next request into `pending`. False if there is none or no more may be taken in.
-    pub(super) fn take_in(&mut self, queue: u32) -> bool {
+    pub(crate) fn take_in(&mut self, queue: u32) -> bool {
         let Some(qp) = &mut self.qps[queue as usize] else { return false };
         if qp.pending.len() >= qp.caps.max_send_wr as usize || qp.state != QpState::RTS {
             return false;

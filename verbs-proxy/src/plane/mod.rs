@@ -5,36 +5,28 @@
 //! responder's own checks) → completion in the [`cq`].
 
 pub mod bell;
-pub mod bounce;
 pub mod channel;
 pub mod cq;
 pub mod events;
-pub mod grants;
 pub mod intake;
-pub mod link;
-pub mod links;
 pub mod numbers;
 pub mod qp;
-pub mod remote;
-pub mod respond;
-mod serve;
 pub mod setup;
 pub mod shaping;
-mod source;
 pub mod transmit;
-pub mod wire;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;
 
+use crate::device::soft::grants::giving::{Ticket, Wish};
+use crate::device::soft::link::{Link, LinkFault};
+use crate::device::soft::links::{LinkId, Links};
+use crate::device::soft::source;
 use crate::memory::{Piece, RegionTable};
 use crate::pacing::Nanos;
 use crate::shared::Held;
 use crate::stats::Tally;
 use cq::Cq;
-use grants::giving::{Ticket, Wish};
-use link::{Link, LinkFault};
-use links::{LinkId, Links};
 use numbers::Numbers;
 use qp::{Owner, Peer, Qp};
 use ringfence_protocol::completion::Completion;
@@ -119,11 +111,11 @@ pub struct Plane {
     active: Vec<u32>,
     /// At most one alarm for each queue, its [`Qp::alarm`].
     timers: BTreeSet<(Nanos, u32)>,
-    touched: Vec<usize>,
+    pub(crate) touched: Vec<usize>,
     owed: events::Owed,
-    notices: Vec<Notice>,
+    pub(crate) notices: Vec<Notice>,
     /// For the next verb that takes grants back.
-    tickets: Vec<Ticket>,
+    pub(crate) tickets: Vec<Ticket>,
     /// The last question of the container's that was answered.
     answered: u64,
     /// The time of this turn, as far as it is known: [`Self::time`].
@@ -131,11 +123,11 @@ pub struct Plane {
     /// What reads the clock, given what it last said.
     pub clock: fn(Nanos) -> Nanos,
     /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
-    acknowledges: Vec<u32>,
-    from: Vec<Piece>,
-    to: Vec<Piece>,
-    outgoing: source::Staging,
-    incoming: source::Staging,
+    pub(crate) acknowledges: Vec<u32>,
+    pub(crate) from: Vec<Piece>,
+    pub(crate) to: Vec<Piece>,
+    pub(crate) outgoing: source::Staging,
+    pub(crate) incoming: source::Staging,
 }
 
 /// Looks without work after which a queue is no longer looked at without a bell.
@@ -340,7 +332,7 @@ impl Plane {
 
     /// The time at this moment: for what is told to come again after a while. A turn may not have asked for the time, nor be
     /// at its beginning.
-    fn time(&mut self) -> Nanos {
+    pub(crate) fn time(&mut self) -> Nanos {
         self.now = (self.clock)(self.now);
         self.now
     }
@@ -361,7 +353,7 @@ impl Plane {
     }
 
     /// Makes sure that a queue is looked at no later than at this time.
-    fn alarm(&mut self, at: Nanos, queue: u32) {
+    pub(crate) fn alarm(&mut self, at: Nanos, queue: u32) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         if qp.alarm != 0 && qp.alarm <= at {
             // What it finds then sets the next alarm.
@@ -402,7 +394,7 @@ impl Plane {
     }
 
     /// Ends a link whose other end broke the protocol; the control thread is told, and takes it out.
-    fn fail_link(&mut self, id: LinkId, fault: LinkFault) {
+    pub(crate) fn fail_link(&mut self, id: LinkId, fault: LinkFault) {
         self.notices.push(Notice::Fault { link: id, fault });
         self.tally.link_failed();
         self.revoke_link(id);
@@ -440,7 +432,7 @@ impl Plane {
 
     /// Writes a completion. `solicited` counts for queues armed for solicited events.
     #[inline(always)]
-    fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
+    pub(crate) fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
         let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
         self.tally.completed(completion.status);
         match entry.cq.push(completion) {
@@ -464,7 +456,7 @@ impl Plane {
         }
     }
 
-    fn event(&mut self, queue: u32, event: EventType) {
+    pub(crate) fn event(&mut self, queue: u32, event: EventType) {
         if let Some(qp) = &self.qps[queue as usize] {
             self.notices.push(Notice::Event { owner: qp.owner, event, cookie: qp.event_cookie });
         }

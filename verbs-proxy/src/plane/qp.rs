@@ -1,6 +1,6 @@
 //! A queue pair as the worker sees it.
 
-use super::links::LinkId;
+use crate::device::soft::links::LinkId;
 use crate::memory::PdId;
 use crate::pacing::Nanos;
 use crate::shared::{Held, Mapping, ring_slots};

@@ -2,10 +2,10 @@
 
 use super::Plane;
 use super::bell::Ringer;
-use super::link::Link;
-use super::links::LinkId;
 use super::qp::{NewQp, Peer, Qp};
-use super::respond::{MAX_RD_ATOMIC, OWN_PORT};
+use crate::device::soft::link::Link;
+use crate::device::soft::links::LinkId;
+use crate::device::soft::respond::{MAX_RD_ATOMIC, OWN_PORT};
 use crate::shared::Mapping;
 use crate::state;
 use ringfence_protocol::control::{ModifyQp, QpAttr};

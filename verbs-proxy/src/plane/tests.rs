@@ -12,14 +12,14 @@ mod speed;
 
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
-use super::grants::giving::Wish;
-use super::link::{BYTES, End, Link, LinkFault, Share};
-use super::links::LinkId;
 use super::qp::{Caps, NewQp, Owner, Peer};
 use super::setup::Destination;
 use super::shaping::Shaping;
 use super::{CqEntry, Notice, Plane};
 use crate::closer::Closer;
+use crate::device::soft::grants::giving::Wish;
+use crate::device::soft::link::{BYTES, End, Link, LinkFault, Share};
+use crate::device::soft::links::LinkId;
 use crate::fabric::budget::{Amount, Budget};
 use crate::memory::{Entrance, Granted, MemoryRegion, PdId, RegionTable};
 use crate::shared::{Mapping, PAGE, SealedFile};
@@ -726,7 +726,7 @@ fn what_went_over_a_link_that_ended_goes_again_over_the_next() {
 fn a_link_that_breaks_the_protocol_is_reported_and_left() {
     let (mut two, _a, _b) = TwoRigs::new();
     // An answer to nothing, and a request with more pieces than there can be.
-    let malformed = super::wire::Request { pieces: 33, ..super::wire::Request::default() };
+    let malformed = crate::device::soft::wire::Request { pieces: 33, ..crate::device::soft::wire::Request::default() };
     two.rigs[1].plane.links.get_mut(two.links[1]).unwrap().request(&malformed, &[]).unwrap();
     two.rigs[0].plane.turn();
     let notices: Vec<Notice> = two.rigs[0].plane.take_notices().collect();

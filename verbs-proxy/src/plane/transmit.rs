@@ -2,11 +2,11 @@
 
 use super::intake::{self, vendor, wc_opcode};
 use super::qp::{Data, Peer, Qp, Waits, Wqe};
-use super::remote::MIN_REMOTE_TIMEOUT;
-use super::respond::{OWN_PORT, Verdict};
 use super::shaping::{Kind, OnWire};
-use super::wire::{self, Request};
 use super::{Notice, Outcome, Plane};
+use crate::device::soft::remote::MIN_REMOTE_TIMEOUT;
+use crate::device::soft::respond::{OWN_PORT, Verdict};
+use crate::device::soft::wire::{self, Request};
 use crate::memory::{AccessFault, Lost, Piece, RegionTable, copy, copy_list};
 use crate::pacing::{self, Nanos};
 use crate::state;
@@ -17,21 +17,21 @@ use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Closed, Ops};
 
 /// Work requests of one queue before the others have their turn ...
-pub(super) const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 32;
 /// ... or bytes: some 30 µs of copying.
-pub(super) const BATCH_BYTES: u32 = 256 << 10;
+pub(crate) const BATCH_BYTES: u32 = 256 << 10;
 /// Turns of parked queues before everything else is looked at again.
 const UNPARKED: usize = 64;
 /// Requests of one queue pair under way to another proxy.
 const PIPELINE: usize = 128;
 /// Local memory that was taken away.
-pub(super) const LOST: u16 = AccessFault::Lost as u16;
+pub(crate) const LOST: u16 = AccessFault::Lost as u16;
 /// The shortest timeout of a request to nobody: a fraction of that would keep the worker busy with nothing else.
 const MIN_TIMEOUT: Nanos = 1_000_000;
 
 /// What came of handing over a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Handed {
+pub(crate) enum Handed {
     /// It is under way or done.
     On,
     /// The queue pair must wait, or is in error.
@@ -41,7 +41,7 @@ pub(super) enum Handed {
 impl Plane {
     /// Moves a queue pair's requests on.
     #[inline]
-    pub(super) fn transmit(&mut self, queue: u32) -> Outcome {
+    pub(crate) fn transmit(&mut self, queue: u32) -> Outcome {
         if let Some(allowance) = self.shaping.in_hand()
             && self.express(queue, allowance) > 0
         {
@@ -152,7 +152,7 @@ impl Plane {
     }
 
     /// Lets parked queues go on, each in its turn, as far as the container's share goes. True if something moved.
-    pub(super) fn unpark(&mut self) -> bool {
+    pub(crate) fn unpark(&mut self) -> bool {
         let mut worked = false;
         for _ in 0..UNPARKED {
             let Some(queue) = self.shaping.next_parked(self.now) else { break };
@@ -277,7 +277,7 @@ impl Plane {
     }
 
     /// Delivers the pieces that have arrived at the far end of the modelled link.
-    pub(super) fn serve_wire(&mut self) -> bool {
+    pub(crate) fn serve_wire(&mut self) -> bool {
         let mut worked = false;
         while let Some(piece) = self.shaping.arrived(self.now) {
             worked = true;
@@ -321,7 +321,7 @@ impl Plane {
     }
 
     /// Does what the responder's word means for request `index`.
-    pub(super) fn settle(&mut self, queue: u32, index: usize, piece: &OnWire, verdict: Verdict) -> Handed {
+    pub(crate) fn settle(&mut self, queue: u32, index: usize, piece: &OnWire, verdict: Verdict) -> Handed {
         let now = if matches!(verdict, Verdict::Rnr(_) | Verdict::Silent) { self.time() } else { self.now };
         let Self { qps, regions, to, tally, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
@@ -397,7 +397,7 @@ impl Plane {
         self.give_up(queue, index, WcStatus::REM_ACCESS_ERR, LOST)
     }
 
-    pub(super) fn give_up(&mut self, queue: u32, index: usize, status: WcStatus, vendor_err: u16) -> Handed {
+    pub(crate) fn give_up(&mut self, queue: u32, index: usize, status: WcStatus, vendor_err: u16) -> Handed {
         // Answers come in order, so all before this one are complete; if a neighbour says otherwise, the oldest pays.
         debug_assert!(index == 0, "request {index} answered before those in front of it");
         self.fail(queue, status, vendor_err);
@@ -405,7 +405,7 @@ impl Plane {
     }
 
     /// Completes the requests at the front that are done.
-    pub(super) fn complete_front(&mut self, queue: u32) {
+    pub(crate) fn complete_front(&mut self, queue: u32) {
         loop {
             let Some(qp) = &mut self.qps[queue as usize] else { return };
             let Some(wqe) = qp.pending.pop_front_if(|wqe| wqe.done_all) else { return };
@@ -428,7 +428,7 @@ impl Plane {
     }
 
     /// An alarm of this queue pair went off: an RNR delay is over, or an answer is overdue.
-    pub(super) fn on_alarm(&mut self, queue: u32) {
+    pub(crate) fn on_alarm(&mut self, queue: u32) {
         let now = self.now;
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         if qp.state != QpState::RTS && qp.state != QpState::SQD {
@@ -459,7 +459,7 @@ impl Plane {
 }
 
 /// The longest WRITE that goes the short way: about as long as a look at another queue may wait.
-pub(super) const EXPRESS_BYTES: u32 = 64 << 10;
+pub(crate) const EXPRESS_BYTES: u32 = 64 << 10;
 
 impl Qp {
     fn hand_over(&mut self, index: usize, bytes: u32) {
@@ -474,7 +474,7 @@ impl Qp {
 }
 
 /// A piece of a work request as its responder gets it; `pieces` says where its source is, for another proxy.
-pub(super) fn request(qp: &Qp, wqe: &Wqe, piece: &OnWire, pieces: u8) -> Request {
+pub(crate) fn request(qp: &Qp, wqe: &Wqe, piece: &OnWire, pieces: u8) -> Request {
     Request {
         to: qp.attr.dest_qp_num,
         from: qp.number,
@@ -493,7 +493,7 @@ pub(super) fn request(qp: &Qp, wqe: &Wqe, piece: &OnWire, pieces: u8) -> Request
     }
 }
 
-pub(super) fn sges(data: &Data) -> &[Sge] {
+pub(crate) fn sges(data: &Data) -> &[Sge] {
     match data {
         Data::One(sge) => std::slice::from_ref(sge),
         Data::List(list) => list,
@@ -502,7 +502,7 @@ pub(super) fn sges(data: &Data) -> &[Sge] {
 }
 
 /// The memory of one piece of a request's source.
-pub(super) fn gather(
+pub(crate) fn gather(
     qp: &Qp,
     wqe: &Wqe,
     regions: &RegionTable,
@@ -520,13 +520,13 @@ pub(super) fn gather(
 }
 
 /// The memory of a READ's or atomic's target.
-pub(super) fn scatter(qp: &Qp, index: usize, regions: &RegionTable, to: &mut Vec<Piece>) -> Result<(), u16> {
+pub(crate) fn scatter(qp: &Qp, index: usize, regions: &RegionTable, to: &mut Vec<Piece>) -> Result<(), u16> {
     let wqe = &qp.pending[index];
     intake::resolve(qp, sges(&wqe.data), regions, Access::LOCAL_WRITE, to).map_err(|fault| fault as u16)
 }
 
 /// Cuts a list of pieces down to `bytes` from `offset` on.
-pub(super) fn trim(pieces: &mut Vec<Piece>, mut offset: usize, mut bytes: usize) {
+pub(crate) fn trim(pieces: &mut Vec<Piece>, mut offset: usize, mut bytes: usize) {
     pieces.retain_mut(|piece| {
         let skipped = offset.min(piece.bytes());
         offset -= skipped;

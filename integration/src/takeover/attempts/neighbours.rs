@@ -7,7 +7,7 @@ use crate::takeover::hands::call;
 use crate::takeover::table::{Attempt, Seen};
 use anyhow::{Context, Result};
 use nix::libc::{self, AT_FDCWD, F_ADD_SEALS, MREMAP_MAYMOVE, O_CREAT, O_RDWR, PROT_READ, PROT_WRITE, SOCK_SEQPACKET};
-use ringfence_proxy::plane::link::BYTES;
+use ringfence_proxy::device::soft::link::BYTES;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use std::os::fd::AsFd;

@@ -6,8 +6,8 @@
 use super::hello::memory;
 use super::{Foreign, LinkId, Means, Message, Neighbour, NeighbourFault, SharedRun, amount};
 use crate::datagram::MAX_FDS;
-use crate::plane::grants::giving::Wish;
-use crate::plane::grants::{BYTES, Grant};
+use crate::device::soft::grants::giving::Wish;
+use crate::device::soft::grants::{BYTES, Grant};
 use crate::shared::{Mapping, Run, RunFile};
 use crate::worker::Worker;
 use rustix::fd::{AsFd, BorrowedFd};

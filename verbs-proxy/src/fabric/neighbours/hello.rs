@@ -4,8 +4,8 @@ use super::shares::Given;
 use super::{
     Account, Arc, Foreign, Granting, LinkId, Means, Message, Nanos, Neighbour, NeighbourFault, Pid, Socket, Stage,
 };
+use crate::device::soft::link::{BYTES, End, Link};
 use crate::plane::bell::{Bell, Ringer};
-use crate::plane::link::{BYTES, End, Link};
 use crate::shared::{Mapping, SealedFile};
 use rustix::fd::AsFd;
 use rustix::io::Errno;

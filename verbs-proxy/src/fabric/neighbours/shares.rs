@@ -5,9 +5,9 @@ use super::{Arc, Foreign, LinkId, Means, Message, Neighbour, NeighbourFault};
 use crate::control::adopted::RegionFile;
 use crate::control::quota::Taken;
 use crate::datagram::MAX_FDS;
+use crate::device::soft::link::Share;
 use crate::fabric::budget::{Amount, Lease};
 use crate::memory::Granted;
-use crate::plane::link::Share;
 use crate::shared::{Mapping, Run, RunFile, SealedFile};
 use crate::warden::Warden;
 use crate::worker::Worker;
@@ -60,7 +60,7 @@ pub enum Owed {
     Region(u32),
     /// What of the region with this name can be shown for writing.
     Writable(u32),
-    /// The buffer for what it must not map: [`crate::plane::bounce`].
+    /// The buffer for what it must not map: [`crate::device::soft::bounce`].
     Bounce,
 }
 

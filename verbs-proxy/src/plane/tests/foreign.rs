@@ -3,9 +3,9 @@
 use super::*;
 use crate::control::adopted::RegionFile;
 use crate::control::lent::Lent;
+use crate::device::soft::bounce::{self, Bounce};
+use crate::device::soft::wire::LONGEST;
 use crate::fabric::neighbours::SharedRun;
-use crate::plane::bounce::{self, Bounce};
-use crate::plane::wire::LONGEST;
 use crate::shared::{ForeignFile, Holes, Run, RunFile};
 use proptest::prelude::*;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};

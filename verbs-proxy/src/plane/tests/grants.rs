@@ -1,9 +1,9 @@
 //! Grants between two planes: what goes by them, what does not, and what is left when they are taken back.
 
 use super::*;
-use crate::plane::grants::giving::{View, Wish};
-use crate::plane::grants::using::GrantFault;
-use crate::plane::grants::{BYTES as PAGE_BYTES, Grant};
+use crate::device::soft::grants::giving::{View, Wish};
+use crate::device::soft::grants::using::GrantFault;
+use crate::device::soft::grants::{BYTES as PAGE_BYTES, Grant};
 use crate::plane::qp::Road;
 use ringfence_protocol::grants::Page;
 use std::sync::atomic::Ordering;

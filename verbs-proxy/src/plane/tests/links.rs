@@ -1,7 +1,7 @@
 //! What a link carries in a turn, and what is said about it.
 
 use super::*;
-use crate::plane::wire::{self, Kind, Request, Response};
+use crate::device::soft::wire::{self, Kind, Request, Response};
 
 /// A write of `length` bytes to the other rig's memory.
 fn write(two: &TwoRigs, length: u32) -> SendFields {

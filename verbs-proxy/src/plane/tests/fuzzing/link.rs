@@ -1,13 +1,13 @@
 //! The rings of a link, with a neighbour at the other end that was taken over.
 
 use super::*;
-use crate::plane::wire::{Kind, Request, Response, kind};
+use crate::device::soft::wire::{Kind, Request, Response, kind};
 use arbitrary::Unstructured;
 
 /// Where the rings of the end that made the link begin, and those of the other, whose heads are before them.
 const VICTIMS: usize = 4096;
 const NEIGHBOURS: usize = BYTES / 2 + 4096;
-const LINK_SLOTS: u32 = crate::plane::link::SLOTS;
+const LINK_SLOTS: u32 = crate::device::soft::link::SLOTS;
 
 #[derive(Debug, Arbitrary)]
 enum Action {

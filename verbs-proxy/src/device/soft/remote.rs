@@ -15,7 +15,7 @@ use crate::state;
 use ringfence_protocol::verbs::{Opcode, QpState, WcStatus};
 
 /// A neighbour that has lost its processor answers late, but is not gone.
-pub(super) const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
+pub(crate) const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
 /// Nor one whose control thread has other regions to map first.
 const MIN_SHARE_TIMEOUT: Nanos = 500_000_000;
 /// Between the first two tries where no one will wake us: for memory that is to be shared ...
@@ -46,7 +46,7 @@ impl Plane {
     }
 
     /// Sends a piece to the proxy at the other end of link `at`.
-    pub(super) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Handed {
+    pub(crate) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Handed {
         let at = self.link_for(queue, index, piece, at);
         let Self { qps, regions, links, notices, from, outgoing, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
@@ -135,7 +135,7 @@ impl Plane {
         }
     }
 
-    pub(super) fn on_response(&mut self, at: LinkId, response: &Response) {
+    pub(crate) fn on_response(&mut self, at: LinkId, response: &Response) {
         let Some(&queue) = self.by_number.get(&response.to) else { return };
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         if qp.peer != Peer::Link(at) || qp.attr.dest_qp_num != response.from || qp.state == QpState::ERR {

@@ -1,11 +1,11 @@
 //! The requester: what it is granted, and requests that need nobody else.
 
 use super::{Grant, Grants};
+use crate::device::soft::links::LinkId;
+use crate::device::soft::respond::Verdict;
 use crate::memory::{Atomic, Piece, copy_list_while};
 use crate::plane::Plane;
-use crate::plane::links::LinkId;
 use crate::plane::qp::{Qp, Road, Wqe};
-use crate::plane::respond::Verdict;
 use crate::plane::shaping::OnWire;
 use crate::plane::transmit::{Handed, gather, scatter, trim};
 use crate::rseq::{Thread, Undone, While};
@@ -90,7 +90,7 @@ impl Using {
         self.last = None;
     }
 
-    pub(super) fn remove(&mut self, slot: u32) {
+    pub(crate) fn remove(&mut self, slot: u32) {
         if let Some(usable) = self.slots.get_mut(slot as usize).and_then(Option::take) {
             let Grant { from, key, .. } = usable.grant;
             self.by_name.remove(&Name { from, key, writes: usable.grant.writes() });
@@ -144,7 +144,7 @@ impl Grant {
 
 /// A request that a grant may be for: what it needs.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     name: Name,
     to: u32,
     access: Access,
@@ -154,7 +154,7 @@ pub(super) struct Wanted {
 
 impl Wanted {
     #[inline(always)]
-    pub(super) fn of(qp: &Qp, opcode: Opcode, rkey: u32, addr: u64, bytes: u32) -> Option<Self> {
+    pub(crate) fn of(qp: &Qp, opcode: Opcode, rkey: u32, addr: u64, bytes: u32) -> Option<Self> {
         let access = match opcode {
             Opcode::RDMA_WRITE => Access::REMOTE_WRITE,
             Opcode::RDMA_READ => Access::REMOTE_READ,
@@ -171,7 +171,7 @@ impl Wanted {
 
     /// The memory, and what must hold while it is used.
     #[inline(always)]
-    pub(super) fn find(&self, using: &mut Using, theirs: &Page) -> Option<(Piece, While, u32)> {
+    pub(crate) fn find(&self, using: &mut Using, theirs: &Page) -> Option<(Piece, While, u32)> {
         let Usable { grant, mapping } = using.find(self.name)?;
         let memory = grant.admit(mapping, self.to, self.access, self.addr, self.bytes.into())?;
         let slot = theirs.slots.get(grant.slot as usize)?;
@@ -229,7 +229,7 @@ impl Grants {
     }
 }
 
-pub(super) fn atomic(opcode: Opcode, compare_add: u64, swap: u64) -> Atomic {
+pub(crate) fn atomic(opcode: Opcode, compare_add: u64, swap: u64) -> Atomic {
     if opcode == Opcode::FETCH_AND_ADD {
         Atomic::Add(compare_add)
     } else {
@@ -266,7 +266,7 @@ impl Plane {
     }
 
     /// A queue pair of ours ends, or begins anew: its grants were those of its former life.
-    pub(in crate::plane) fn forget_grants(&mut self, number: u32) {
+    pub(crate) fn forget_grants(&mut self, number: u32) {
         for link in self.links.iter_mut() {
             link.grants.using.remove_where(|grant| grant.from == number);
         }
@@ -274,13 +274,7 @@ impl Plane {
 
     /// Executes a piece by a grant, if there is one and nothing before it is under way by the long way. `None`: it goes the long
     /// way.
-    pub(in crate::plane) fn by_grant(
-        &mut self,
-        queue: u32,
-        index: usize,
-        piece: &OnWire,
-        at: LinkId,
-    ) -> Option<Handed> {
+    pub(crate) fn by_grant(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Option<Handed> {
         let Self { qps, regions, links, from, to, .. } = self;
         let qp = qps[queue as usize].as_deref_mut()?;
         let wqe = &qp.pending[index];
@@ -330,7 +324,7 @@ impl Plane {
     }
 
     /// Whether request `index`, which is behind others under way, had better wait for them to go by a grant.
-    pub(in crate::plane) fn waits_for_grant(&mut self, queue: u32, index: usize, at: LinkId) -> bool {
+    pub(crate) fn waits_for_grant(&mut self, queue: u32, index: usize, at: LinkId) -> bool {
         let Some(qp) = &self.qps[queue as usize] else { return false };
         let wqe = &qp.pending[index];
         if qp.streak < STREAK || index == 0 || wqe.road != Road::Open {

@@ -38,7 +38,7 @@ impl Answer {
 
 impl Plane {
     /// Gives each link its turn.
-    pub(super) fn serve_links(&mut self) -> bool {
+    pub(crate) fn serve_links(&mut self) -> bool {
         let mut worked = false;
         for place in 0..self.links.places() {
             let Some(at) = self.links.at(place) else { continue };

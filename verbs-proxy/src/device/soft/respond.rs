@@ -40,7 +40,7 @@ impl Plane {
     ///
     /// `port`: LID of the port that it came from, [`OWN_PORT`] for our own. Not the link: two proxies that make a link to
     /// each other at the same time have two.
-    pub(super) fn respond(&mut self, port: u16, incoming: &Request) -> Verdict {
+    pub(crate) fn respond(&mut self, port: u16, incoming: &Request) -> Verdict {
         match self.by_number.get(&incoming.to) {
             Some(&queue) => self.respond_as(queue, port, incoming),
             None => Verdict::Silent,
@@ -48,7 +48,7 @@ impl Plane {
     }
 
     /// The same, by the queue pair with this bell number.
-    pub(super) fn respond_as(&mut self, queue: u32, port: u16, incoming: &Request) -> Verdict {
+    pub(crate) fn respond_as(&mut self, queue: u32, port: u16, incoming: &Request) -> Verdict {
         let Some(qp) = &mut self.qps[queue as usize] else { return Verdict::Silent };
         if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.port != port {
             return Verdict::Silent;
@@ -106,7 +106,7 @@ impl Plane {
 
     /// Refuses a request that breaks the rules: the responder's queue pair is in error from then on
     /// (InfiniBand Architecture Specification, 9.9.3, responder error classes B, C and E).
-    pub(super) fn refuse(&mut self, queue: u32, status: WcStatus, event: EventType) -> Verdict {
+    pub(crate) fn refuse(&mut self, queue: u32, status: WcStatus, event: EventType) -> Verdict {
         self.to_error(queue);
         self.event(queue, event);
         Verdict::Nak(status)

@@ -1,11 +1,11 @@
 //! The responder: what it grants, and how it takes that back.
 
 use super::Grant;
+use crate::device::soft::links::LinkId;
+use crate::device::soft::wire::Request;
 use crate::memory::MemoryRegion;
 use crate::pacing::Nanos;
-use crate::plane::links::LinkId;
 use crate::plane::qp::Qp;
-use crate::plane::wire::Request;
 use crate::plane::{Notice, Plane};
 use crate::shared::Held;
 use ringfence_protocol::grants::{Busy, Page, SLOTS, settled};
@@ -182,7 +182,7 @@ fn admitted(qp: &Qp, region: &MemoryRegion, writes: bool) -> u32 {
 
 impl Plane {
     /// A request over link `at` has succeeded: the next of its kind may need no responder.
-    pub(in crate::plane) fn offer(&mut self, at: LinkId, request: &Request) {
+    pub(crate) fn offer(&mut self, at: LinkId, request: &Request) {
         let writes = match request.opcode {
             Opcode::RDMA_WRITE | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => true,
             Opcode::RDMA_READ => false,
@@ -259,7 +259,7 @@ impl Plane {
     }
 
     /// Lets the neighbour READ on without asking, as far as the container's rate has something in hand. Called when it asked.
-    pub(in crate::plane) fn renew_reads(&mut self, at: LinkId) {
+    pub(crate) fn renew_reads(&mut self, at: LinkId) {
         let Some(ahead) = self.shaping.read_ahead() else { return };
         let Some(link) = self.links.get_mut(at) else { return };
         let Some((ours, theirs)) = link.grants.pages().filter(|_| link.grants.giving.live > 0) else { return };

@@ -177,7 +177,7 @@ impl Link {
     }
 
     /// The other end has taken the link, and this rings it.
-    pub(super) fn open(&mut self, wake: Ringer) {
+    pub(crate) fn open(&mut self, wake: Ringer) {
         // What came before this could not ring: the other end may sleep over an answer.
         wake.ring();
         self.wake = Some(wake);

@@ -14,7 +14,7 @@ use ringfence_protocol::work::{self, Sge};
 
 /// Why the source of a piece cannot be said.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// A local key does not hold any more.
     Fault(u16),
     /// The region with this key and name is not shared with the neighbour yet.
@@ -33,7 +33,7 @@ const BY_VALUE: u32 = 512;
 
 /// Data on their way into a message or out of one; kept between messages.
 #[derive(Debug, Default)]
-pub(super) struct Staging {
+pub(crate) struct Staging {
     /// Room for [`work::MAX_INLINE`] bytes, or nothing before the first use.
     words: Vec<u64>,
     /// What goes behind the base slot of a request.
@@ -73,7 +73,7 @@ impl Staging {
 
 /// Where a neighbour finds the source of a piece.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Packed {
+pub(crate) struct Packed {
     /// How many pieces the source has, or [`wire::INLINE`].
     pub pieces: u8,
     /// With [`wire::INLINE`], what goes into the base slot.
@@ -83,7 +83,7 @@ pub(super) struct Packed {
 }
 
 /// Packs the source of a piece for another proxy: the data if they are few, else where they are.
-pub(super) fn pack(
+pub(crate) fn pack(
     qp: &Qp,
     wqe: &Wqe,
     piece: &OnWire,
@@ -178,7 +178,7 @@ fn bounce(
 }
 
 /// The source of a request from another proxy. False if it names memory that is not shared (any more).
-pub(super) fn read(
+pub(crate) fn read(
     link: &Link,
     request: &Request,
     extensions: u32,

@@ -84,7 +84,7 @@ impl Links {
     }
 
     /// Adds a link.
-    pub(super) fn insert(&mut self, link: Link) -> LinkId {
+    pub(crate) fn insert(&mut self, link: Link) -> LinkId {
         let place = self.slots.iter().position(|slot| slot.link.is_none()).unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, link: None, ended: false });
             self.slots.len() - 1
@@ -98,7 +98,7 @@ impl Links {
     }
 
     /// Ends a link where its memory must not be given up, because that may take long: that is for [`Self::remove`].
-    pub(super) fn end(&mut self, id: LinkId) -> Option<u16> {
+    pub(crate) fn end(&mut self, id: LinkId) -> Option<u16> {
         let port = self.get(id)?.port;
         self.slots[id.slot as usize].ended = true;
         self.live -= 1;
@@ -107,7 +107,7 @@ impl Links {
     }
 
     /// Takes a link out, whether it has ended or not.
-    pub(super) fn remove(&mut self, id: LinkId) -> Option<Box<Link>> {
+    pub(crate) fn remove(&mut self, id: LinkId) -> Option<Box<Link>> {
         self.end(id);
         let slot = self.slots.get_mut(id.slot as usize)?;
         if slot.generation == id.generation { slot.link.take() } else { None }
@@ -127,7 +127,7 @@ impl Links {
     }
 
     /// Sees which of the links to a port is to be used.
-    pub(super) fn rank(&mut self, port: u16) {
+    pub(crate) fn rank(&mut self, port: u16) {
         let preferred = self.to(port);
         for place in 0..self.slots.len() {
             let Some(id) = self.at(place) else { continue };

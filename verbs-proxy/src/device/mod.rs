@@ -1,0 +1,3 @@
+//! What moves the bytes of work requests.
+
+pub mod soft;
