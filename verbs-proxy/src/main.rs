@@ -13,6 +13,8 @@ use ringfence_proxy::control::node::{self, Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
 use ringfence_proxy::control::{End, MAX_CLOSING, Server};
+use ringfence_proxy::device::soft::modelled::ModelledLink;
+use ringfence_proxy::device::soft::{Plane, Soft, Worker};
 use ringfence_proxy::fabric::addresses;
 use ringfence_proxy::fabric::budget::Budget;
 use ringfence_proxy::fabric::clock::WireClock;
@@ -20,16 +22,14 @@ use ringfence_proxy::fabric::neighbours::Neighbours;
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Port, Taken};
 use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
 use ringfence_proxy::memory::{RegionTable, places};
-use ringfence_proxy::plane::Plane;
 use ringfence_proxy::plane::bell::Bell;
-use ringfence_proxy::plane::shaping::Shaping;
 use ringfence_proxy::sandbox;
 use ringfence_proxy::shared::{Holes, Mapping, SealedFile};
 use ringfence_proxy::stats::Counters;
 use ringfence_proxy::sysfs::Shown;
 use ringfence_proxy::voice::{self, Voice};
 use ringfence_proxy::warden::{Directory, Duties, Log, Warden};
-use ringfence_proxy::worker::{Worker, now};
+use ringfence_proxy::worker::now;
 use ringfence_sched::BitRate;
 use rustix::fd::{FromRawFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -143,7 +143,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
             ensure!(rate >= 1_000_000, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", launch.device.name);
             let path = launch.run_dir.join("fabric").join(&launch.device.name).join("wire");
             let rate = BitRate::new(rate).context("a link of 0 bit/s")?;
-            Some((WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
+            Some(ModelledLink::new(WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
         }
     };
     let Counters { tally, holdings } = Counters::create(&launch.container_dir)
@@ -184,8 +184,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let doorbell_file = SealedFile::create("ringfence-bells", bells_bytes(places))?;
     let bells = Arc::new(Mapping::of(&doorbell_file)?);
     let (regions, entrance) = RegionTable::new(bells.headers(KEYS_OFFSET, places as usize));
-    let shaping = Shaping::new(&policy, link, now());
-    let plane = Plane::new(bells.header(0), regions, shaping, tally);
+    let plane = Plane::new(bells.header(0), regions, &policy, tally, Soft::new(link), now());
     // Threads are made before the system calls for it are forbidden.
     let closers = Closers {
         container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,

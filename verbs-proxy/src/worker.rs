@@ -1,5 +1,6 @@
 //! The worker thread: turns of the data plane, spinning while there is work, asleep when there is none.
 
+use crate::device::Device;
 use crate::pacing::Nanos;
 use crate::plane::bell::Bell;
 use crate::plane::{Notice, Plane};
@@ -19,7 +20,7 @@ pub fn now() -> Nanos {
     time.tv_sec as Nanos * 1_000_000_000 + time.tv_nsec as Nanos
 }
 
-type Command = Box<dyn FnOnce(&mut Plane) + Send>;
+type Command<D> = Box<dyn FnOnce(&mut Plane<D>) + Send>;
 
 /// A wake-up between threads of this process, that can be waited for with poll. Nobody else ever holds it.
 fn signal() -> Result<OwnedFd, Errno> {
@@ -45,16 +46,16 @@ struct Signals {
 
 /// The control thread's hold on the worker.
 #[derive(Debug)]
-pub struct Worker {
-    commands: Sender<Command>,
+pub struct Worker<D: Device> {
+    commands: Sender<Command<D>>,
     signals: Arc<Signals>,
     /// What the worker says.
-    pub notices: Receiver<Notice>,
+    pub notices: Receiver<Notice<D::Notice>>,
 }
 
-impl Worker {
+impl<D: Device + Send> Worker<D> {
     /// Starts the thread. `bell` is what the container's processes ring.
-    pub fn start(mut plane: Plane, bell: Bell, spin: Nanos) -> std::io::Result<Self> {
+    pub fn start(mut plane: Plane<D>, bell: Bell, spin: Nanos) -> std::io::Result<Self> {
         let (commands, received) = channel();
         let (notice, notices) = channel();
         let signals =
@@ -84,9 +85,9 @@ impl Worker {
     ///
     /// # Panics
     /// If the worker thread is gone, which only a bug can bring about.
-    pub fn call<R: Send + 'static>(&self, job: impl FnOnce(&mut Plane) -> R + Send + 'static) -> R {
+    pub fn call<R: Send + 'static>(&self, job: impl FnOnce(&mut Plane<D>) -> R + Send + 'static) -> R {
         let (answer, answered) = channel();
-        let command: Command = Box::new(move |plane| {
+        let command: Command<D> = Box::new(move |plane| {
             let _ = answer.send(job(plane));
         });
         self.commands.send(command).expect("the worker thread lives as long as the process");
@@ -102,10 +103,10 @@ impl Worker {
     }
 }
 
-struct Thread {
-    plane: Plane,
-    commands: Receiver<Command>,
-    notices: Sender<Notice>,
+struct Thread<D: Device> {
+    plane: Plane<D>,
+    commands: Receiver<Command<D>>,
+    notices: Sender<Notice<D::Notice>>,
     signals: Arc<Signals>,
     /// What the container rings; none after it abused that.
     bell: Option<Bell>,
@@ -113,7 +114,7 @@ struct Thread {
     rung: bool,
 }
 
-impl Thread {
+impl<D: Device> Thread<D> {
     fn run(mut self, spinner: &mut Spinner) {
         loop {
             let mut worked = false;
@@ -178,8 +179,7 @@ impl Thread {
             let mut fds = vec![PollFd::new(&self.signals.wake, PollFlags::IN)];
             fds.extend(self.bell.iter().map(|bell| PollFd::new(bell, PollFlags::IN)));
             let own = fds.len();
-            let links = self.plane.links.iter();
-            fds.extend(links.map(|link| PollFd::from_borrowed_fd(link.bell.as_fd(), PollFlags::IN)));
+            fds.extend(self.plane.device.wakers().map(|waker| PollFd::from_borrowed_fd(waker, PollFlags::IN)));
             // An interrupted or failed poll is a wake-up like any other.
             let _ = poll(&mut fds, timeout.as_ref());
             let rung = |fd: &PollFd<'_>| !fd.revents().is_empty();
@@ -189,7 +189,7 @@ impl Thread {
             self.rung = fds[1..own].iter().any(rung);
             if fds[own..].iter().any(rung) {
                 drop(fds);
-                self.plane.silence_links();
+                D::woken(&mut self.plane);
             }
         }
         self.plane.awake();
@@ -200,7 +200,7 @@ impl Thread {
     }
 }
 
-impl Thread {
+impl<D: Device> Thread<D> {
     /// Takes the container's rings, of which it has heard. Not when it wakes, which is in the way of a request, but before it
     /// sleeps again: whoever has rung has set its queue's bit before, which is looked at after this and before the sleep.
     fn silence_bell(&mut self) {

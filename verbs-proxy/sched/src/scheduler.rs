@@ -331,6 +331,15 @@ impl Scheduler {
         }
     }
 
+    /// Bytes on a link that is shared by weight, headers too.
+    #[must_use]
+    pub fn on_link(&self) -> Bytes {
+        match &self.link {
+            Some(Link::Shared(window)) => window.on_link(),
+            _ => Bytes(0),
+        }
+    }
+
     /// Whether bytes may leave because another container READs them; else when. Charged by [`Self::was_read`].
     pub fn may_be_read(&mut self, bytes: Bytes, now: Nanos) -> Result<(), Nanos> {
         if !self.capped {

@@ -1,9 +1,9 @@
 //! What the soft device says about itself.
 
 use super::quota::{Quota, Resource};
-use crate::device::soft::respond::MAX_RD_ATOMIC;
 use crate::launch::{Device, Limits};
 use crate::plane::intake::MAX_MESSAGE;
+use crate::plane::setup::MAX_RD_ATOMIC;
 use crate::sysfs;
 use ringfence_protocol::control::{DeviceInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;

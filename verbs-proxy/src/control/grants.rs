@@ -143,7 +143,7 @@ impl Node {
         let theirs = self.warden.read_only(&file)?;
         let copies = self.worker.call(move |plane| {
             let unlimited = plane.shaping.read_ahead().is_none();
-            if let Some(link) = plane.links.get_mut(link) {
+            if let Some(link) = plane.device.links.get_mut(link) {
                 link.grants.set_ours(page, unlimited);
             }
             crate::rseq::Thread::current().is_some()
@@ -170,7 +170,7 @@ impl Node {
         let neighbour = &mut self.neighbours.list[position];
         let offer = neighbour.granting.offered.insert(name);
         let state = self.worker.call(move |plane| {
-            let shared = &mut plane.links.get_mut(link)?.shared;
+            let shared = &mut plane.device.links.get_mut(link)?.shared;
             if offer {
                 shared.insert(name, false);
             }

@@ -200,7 +200,7 @@ impl Node {
     /// The link's buffer for what its neighbour must not map, made if there is none: its name and its pages.
     fn bounce(&mut self, link: LinkId) -> Result<(u32, SharedRun), Errno> {
         let made = self.worker.call(move |plane| {
-            let link = plane.links.get_mut(link)?;
+            let link = plane.device.links.get_mut(link)?;
             let bounce = link.bounce.as_ref()?;
             link.shared.insert(bounce.share, false);
             Some((bounce.share, bounce.run.clone()))
@@ -215,7 +215,7 @@ impl Node {
         let share = self.next_share();
         let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: BYTES as u64 };
         let bounce = Bounce::new(share, run.clone(), mapping, lease);
-        let unused = self.worker.call(move |plane| match plane.links.get_mut(link) {
+        let unused = self.worker.call(move |plane| match plane.device.links.get_mut(link) {
             Some(link) => {
                 link.shared.insert(share, false);
                 link.bounce.replace(bounce)
@@ -239,7 +239,7 @@ impl Node {
             plane.revoke_region(share);
             let mut had = Vec::new();
             for id in links {
-                let Some(link) = plane.links.get_mut(id) else { continue };
+                let Some(link) = plane.device.links.get_mut(id) else { continue };
                 let names = names.into_iter().flatten();
                 had.extend(names.filter(|name| link.shared.remove(name).is_some()).map(|name| (id, name)));
             }

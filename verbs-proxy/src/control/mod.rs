@@ -17,9 +17,9 @@ pub mod quota;
 pub mod session;
 
 use crate::datagram;
+use crate::device::soft::{Notice, Task};
 use crate::fabric::neighbours::Owed;
 use crate::pacing::Nanos;
-use crate::plane::Notice;
 use crate::sysfs::Shown;
 use crate::worker::{lower, now};
 use connection::{Connection, Served};
@@ -232,10 +232,10 @@ impl Server {
                         let _ = datagram::send(events, event.as_bytes(), &[]);
                     }
                 }
-                Notice::Share { link, share } => self.node.share(link, Owed::Region(share)),
-                Notice::Grant { link, wish } => self.node.grant(link, wish),
-                Notice::Bounce { link } => self.node.share(link, Owed::Bounce),
-                Notice::Fault { link, fault } => self.node.link_failed(link, fault),
+                Notice::Device(Task::Share { link, share }) => self.node.share(link, Owed::Region(share)),
+                Notice::Device(Task::Grant { link, wish }) => self.node.grant(link, wish),
+                Notice::Device(Task::Bounce { link }) => self.node.share(link, Owed::Bounce),
+                Notice::Device(Task::Fault { link, fault }) => self.node.link_failed(link, fault),
             }
         }
     }

@@ -18,13 +18,14 @@ use super::budget::{Account, Budget};
 use super::ports::Port;
 use crate::closer::Closer;
 use crate::datagram;
+use crate::device::soft::Worker;
 use crate::device::soft::grants::Grant;
 use crate::device::soft::grants::using::GrantFault;
 use crate::device::soft::link::LinkFault;
 use crate::device::soft::links::LinkId;
 use crate::pacing::Nanos;
 use crate::plane::bell::Foreign;
-use crate::worker::{Worker, now};
+use crate::worker::now;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
@@ -247,7 +248,7 @@ impl Neighbour {
             (Message::Refused { share }, Stage::Linked(_, link)) if bare => self.refused(link, share, means.worker)?,
             (Message::Unshare { share }, Stage::Linked(_, link)) if bare => {
                 drop(means.worker.call(move |plane| {
-                    let link = plane.links.get_mut(link)?;
+                    let link = plane.device.links.get_mut(link)?;
                     link.grants.using.forget_share(share);
                     link.shares.remove(&share)
                 }));

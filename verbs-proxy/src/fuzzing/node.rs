@@ -7,19 +7,18 @@ use crate::control::grants::Granted;
 use crate::control::node::{Closers, Node, Queues};
 use crate::control::quota::{Quota, Resource};
 use crate::control::session::{PeerFault, Session};
+use crate::device::soft::Worker;
+use crate::device::soft::{Plane, Soft};
 use crate::fabric::budget::Budget;
 use crate::fabric::neighbours::Neighbours;
 use crate::fabric::ports::Taken;
 use crate::launch::{Device, DeviceKind, Limits};
 use crate::memory::{RegionTable, places};
-use crate::plane::Plane;
 use crate::plane::bell::Bell;
-use crate::plane::shaping::Shaping;
 use crate::shared::{Holes, Mapping, SealedFile};
 use crate::stats::Counters;
 use crate::voice;
 use crate::warden::Warden;
-use crate::worker::Worker;
 use ringfence_protocol::control::{Hello, Op};
 use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_sched::Policy;
@@ -103,7 +102,7 @@ impl Scene {
         let bells = Arc::new(Mapping::of(&doorbell_file).unwrap());
         let (regions, entrance) = RegionTable::new(bells.headers(KEYS_OFFSET, places as usize));
         let Counters { tally, holdings } = Counters::private().unwrap();
-        let plane = Plane::new(bells.header(0), regions, Shaping::new(&Policy::default(), None, 0), tally);
+        let plane = Plane::new(bells.header(0), regions, &Policy::default(), tally, Soft::default(), 0);
         let closer = |name| Closer::start(name, 1 << 16).unwrap();
         let closers = Closers { container: closer("close-own"), neighbours: closer("close-others") };
         let (bell, ringer) = Bell::new(&closers.container).unwrap();
@@ -190,7 +189,7 @@ impl Scene {
         assert!(node.shares.is_empty(), "a region is left to be shared: {:?}", node.shares);
         let left = node.worker.call(|plane| {
             let queues = plane.qps.iter().flatten().count() + plane.by_number.len();
-            (queues, plane.cqs.iter().flatten().count(), plane.links.is_empty())
+            (queues, plane.cqs.iter().flatten().count(), plane.device.links.is_empty())
         });
         assert_eq!(left, (0, 0, true), "queue pairs, completion queues or links are left");
     }

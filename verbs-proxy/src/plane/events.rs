@@ -1,6 +1,7 @@
 //! Events on completion channels: sent when they are due, and again later where there was no room.
 
 use super::{CqEntry, Plane};
+use crate::device::Device;
 use crate::pacing::Nanos;
 use crate::worker::now;
 use std::collections::VecDeque;
@@ -30,7 +31,7 @@ impl Owed {
     }
 }
 
-impl Plane {
+impl<D: Device> Plane<D> {
     /// Sends what is due for the completions of this turn.
     pub(crate) fn notify(&mut self) {
         let Self { touched, cqs, owed, .. } = self;
@@ -89,11 +90,11 @@ fn share_channel(cqs: &[Option<Box<CqEntry>>], a: usize, b: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::soft::{Plane, Soft};
     use crate::memory::RegionTable;
     use crate::plane::channel::{Channel, event_sockets};
     use crate::plane::cq::Cq;
     use crate::plane::qp::Owner;
-    use crate::plane::shaping::Shaping;
     use crate::shared::{Mapping, PAGE, SealedFile};
     use crate::stats::Counters;
     use ringfence_protocol::layout::{Arm, CqHeader, cq_bytes};
@@ -102,9 +103,9 @@ mod tests {
     #[test]
     fn events_without_room_come_later_and_in_order() {
         let mapping = |bytes| Arc::new(Mapping::of(&SealedFile::create("test", bytes).unwrap()).unwrap());
-        let shaping = Shaping::new(&ringfence_sched::Policy::default(), None, 0);
-        let mut plane =
-            Plane::new(mapping(PAGE).header(0), RegionTable::alone(1).0, shaping, Counters::private().unwrap().tally);
+        let policy = ringfence_sched::Policy::default();
+        let (regions, tally) = (RegionTable::alone(1).0, Counters::private().unwrap().tally);
+        let mut plane = Plane::new(mapping(PAGE).header(0), regions, &policy, tally, Soft::default(), 0);
         let (ours, theirs) = event_sockets().unwrap();
         let channel = Arc::new(Channel::new(ours));
         let owner = Owner { connection: 1, context: 1 };

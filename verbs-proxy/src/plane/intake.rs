@@ -1,8 +1,10 @@
 //! From the send ring to an admitted work request, and what happens to requests of a queue pair in error.
 
+use super::complete::flushed;
 use super::qp::{Data, Inline, Qp, Wqe};
 use super::{Outcome, Plane};
-use crate::memory::{AccessFault, Piece, RegionTable};
+use crate::device::Device;
+use crate::memory::RegionTable;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::ring::Consumer;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
@@ -37,7 +39,7 @@ pub mod vendor {
 }
 
 /// Copies the next send request out of the ring.
-pub(crate) fn take_send(qp: &mut Qp) -> Option<Result<Wqe, Malformed>> {
+pub(crate) fn take_send<D: Device>(qp: &mut Qp<D>) -> Option<Result<Wqe<D>, Malformed>> {
     let base = SendBase(qp.send.peek()?);
     let fields = base.fields();
     let wqe = read_send(qp, &base, &fields);
@@ -47,7 +49,7 @@ pub(crate) fn take_send(qp: &mut Qp) -> Option<Result<Wqe, Malformed>> {
     Some(wqe.map(|(wqe, _)| Wqe { freed, ..wqe }))
 }
 
-fn read_send(qp: &Qp, base: &SendBase, fields: &SendFields) -> Result<(Wqe, u32), Malformed> {
+fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Result<(Wqe<D>, u32), Malformed> {
     let extensions = fields.extensions().filter(|count| *count < qp.send.capacity()).ok_or(Malformed)?;
     let atomic = matches!(fields.opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
     let (data, total) = if fields.flags.contains(SendFlags::INLINE) {
@@ -92,7 +94,7 @@ fn read_send(qp: &Qp, base: &SendBase, fields: &SendFields) -> Result<(Wqe, u32)
         done: 0,
         done_all: false,
         held: 0,
-        road: super::qp::Road::Open,
+        device: D::Work::default(),
     };
     Ok((wqe, 1 + extensions))
 }
@@ -129,7 +131,7 @@ pub(crate) struct TakenReceive {
 }
 
 /// Copies the next receive request out of the ring.
-pub(crate) fn take_receive(qp: &mut Qp) -> Option<TakenReceive> {
+pub(crate) fn take_receive<D: Device>(qp: &mut Qp<D>) -> Option<TakenReceive> {
     let base = ReceiveBase(qp.receive.peek()?);
     let data = base
         .extensions()
@@ -145,7 +147,7 @@ pub(crate) fn take_receive(qp: &mut Qp) -> Option<TakenReceive> {
 }
 
 /// Checks a work request against what the container owns.
-pub(crate) fn admit(qp: &Qp, wqe: &Wqe, regions: &RegionTable) -> Result<(), (WcStatus, u16)> {
+pub(crate) fn admit<D: Device>(qp: &Qp<D>, wqe: &Wqe<D>, regions: &RegionTable) -> Result<(), (WcStatus, u16)> {
     match wqe.opcode {
         Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM | Opcode::SEND | Opcode::SEND_WITH_IMM => {}
         Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
@@ -162,30 +164,9 @@ pub(crate) fn admit(qp: &Qp, wqe: &Wqe, regions: &RegionTable) -> Result<(), (Wc
         return Err((WcStatus::LOC_LEN_ERR, vendor::LENGTH));
     }
     let access = if wqe.fetches() { Access::LOCAL_WRITE } else { Access(0) };
-    let sges = match &wqe.data {
-        Data::One(sge) => std::slice::from_ref(sge),
-        Data::List(list) => list,
-        Data::Inline(_) => &[],
-    };
     let held = |sge: &Sge| regions.admit(sge.lkey, qp.pd, sge.addr, u64::from(sge.length), access).map(drop);
-    let all = sges.iter().filter(|sge| sge.length > 0).try_for_each(held);
+    let all = wqe.data.sges().iter().filter(|sge| sge.length > 0).try_for_each(held);
     all.map_err(|fault| (WcStatus::LOC_PROT_ERR, fault as u16))
-}
-
-/// The memory that these elements name.
-pub(crate) fn resolve(
-    qp: &Qp,
-    sges: &[Sge],
-    regions: &RegionTable,
-    access: Access,
-    pieces: &mut Vec<Piece>,
-) -> Result<(), AccessFault> {
-    pieces.clear();
-    // An element of no bytes names no memory, whatever its key (InfiniBand Architecture Specification, 10.7.3.1).
-    for sge in sges.iter().filter(|sge| sge.length > 0) {
-        pieces.push(regions.admit(sge.lkey, qp.pd, sge.addr, u64::from(sge.length), access)?);
-    }
-    Ok(())
 }
 
 /// What a requester's completion says that it was.
@@ -199,29 +180,12 @@ pub(crate) fn wc_opcode(opcode: Opcode) -> WcOpcode {
     }
 }
 
-impl Plane {
-    /// Completes the oldest request with an error, and the queue pair is in error from then on.
-    pub(crate) fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
-        let Some(qp) = &mut self.qps[queue as usize] else { return };
-        let Some(wqe) = qp.pending.pop_front() else { return };
-        qp.next = qp.next.saturating_sub(1);
-        let completion = Completion {
-            wr_id: wqe.wr_id,
-            status,
-            opcode: wc_opcode(wqe.opcode),
-            vendor_err,
-            qp_num: qp.number,
-            cookie: qp.cookie,
-            freed: wqe.freed,
-            ..Completion::default()
-        };
-        let cq = qp.send_cq;
-        self.complete(cq, &completion, true);
-        self.to_error(queue);
-    }
-
+impl<D: Device> Plane<D> {
     /// Flushes what a queue pair in error holds, in order, a bounded number at a time.
     pub(crate) fn flush(&mut self, queue: u32) -> Outcome {
+        if self.qps[queue as usize].as_ref().is_none_or(|qp| !D::has_stopped(qp)) {
+            return Outcome::Blocked;
+        }
         let mut worked = false;
         for _ in 0..64 {
             let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
@@ -242,7 +206,7 @@ impl Plane {
         }
         for _ in 0..64 {
             let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
-            let (wr_id, freed) = match qp.responder.receiving.take() {
+            let (wr_id, freed) = match D::unused_receive(qp) {
                 Some(receiving) => (receiving.wr_id, receiving.freed),
                 None => match take_receive(qp) {
                     Some(receive) => (receive.wr_id, qp.receive.position()),
@@ -291,16 +255,5 @@ impl Plane {
                 false
             }
         }
-    }
-}
-
-fn flushed(qp: &Qp, wr_id: u64, freed: u32) -> Completion {
-    Completion {
-        wr_id,
-        status: WcStatus::WR_FLUSH_ERR,
-        qp_num: qp.number,
-        cookie: qp.cookie,
-        freed,
-        ..Completion::default()
     }
 }

@@ -1,16 +1,19 @@
-//! The data plane: everything that a work request touches, owned by one thread.
+//! The data plane: everything that a work request touches, owned by one thread, whatever device moves the bytes.
 //!
 //! The control thread changes it only by sending closures that run between two turns, so that nothing here needs a
-//! lock. A work request's way is: [`intake`] (claim → admit) → [`transmit`] (schedule → post) → [`respond`] (the
-//! responder's own checks) → completion in the [`cq`].
+//! lock. A work request's way is: [`intake`] (claim → admit) → [`transmit`] (schedule → [`Device::post`]) → [`complete`]
+//! (what the device answers → completion in the [`cq`]).
 
 pub mod bell;
 pub mod channel;
+pub mod complete;
 pub mod cq;
 pub mod events;
 pub mod intake;
 pub mod numbers;
 pub mod qp;
+pub mod receive;
+mod retry;
 pub mod setup;
 pub mod shaping;
 pub mod transmit;
@@ -18,26 +21,23 @@ pub mod transmit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;
 
-use crate::device::soft::grants::giving::{Ticket, Wish};
-use crate::device::soft::link::{Link, LinkFault};
-use crate::device::soft::links::{LinkId, Links};
-use crate::device::soft::source;
-use crate::memory::{Piece, RegionTable};
+use crate::device::Device;
+use crate::memory::RegionTable;
 use crate::pacing::Nanos;
 use crate::shared::Held;
 use crate::stats::Tally;
 use cq::Cq;
 use numbers::Numbers;
-use qp::{Owner, Peer, Qp};
-use ringfence_protocol::completion::Completion;
+use qp::{Owner, Qp};
 use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
-use ringfence_protocol::verbs::{EventType, QpState, WcStatus};
+use ringfence_protocol::verbs::{EventType, QpState};
+use ringfence_sched::Policy;
 use shaping::Shaping;
 use std::collections::BTreeSet;
 
 /// What the worker tells the control thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum Notice<N> {
     /// An asynchronous event for an application.
     Event {
         /// Whom it goes to.
@@ -47,32 +47,8 @@ pub enum Notice {
         /// The queue's cookie.
         cookie: u64,
     },
-    /// A region must be shared with the other end of a link.
-    Share {
-        /// The link.
-        link: LinkId,
-        /// The region's name.
-        share: u32,
-    },
-    /// A link needs a buffer for memory that is not shared with neighbours.
-    Bounce {
-        /// The link.
-        link: LinkId,
-    },
-    /// The other end of a link may be granted something.
-    Grant {
-        /// The link.
-        link: LinkId,
-        /// What.
-        wish: Wish,
-    },
-    /// The other end of a link broke the protocol.
-    Fault {
-        /// The link.
-        link: LinkId,
-        /// How.
-        fault: LinkFault,
-    },
+    /// The device needs something.
+    Device(N),
 }
 
 /// A completion queue and whom its errors concern.
@@ -86,19 +62,19 @@ pub struct CqEntry {
 
 /// The data plane of one container.
 #[derive(Debug)]
-pub struct Plane {
+pub struct Plane<D: Device> {
     /// The container's doorbells.
     pub doorbells: Held<Doorbells>,
     /// Queue pairs by bell number.
-    pub qps: Vec<Option<Box<Qp>>>,
+    pub qps: Vec<Option<Box<Qp<D>>>>,
     /// Bell numbers by QP number.
     pub by_number: Numbers,
     /// Completion queues.
     pub cqs: Vec<Option<Box<CqEntry>>>,
     /// Memory regions.
     pub regions: RegionTable,
-    /// Links to other proxies.
-    pub links: Links,
+    /// What moves the bytes.
+    pub device: D,
     /// [`Qp::incarnation`] of the newest queue pair.
     incarnations: u64,
     /// What the policy makes of it.
@@ -111,41 +87,41 @@ pub struct Plane {
     active: Vec<u32>,
     /// At most one alarm for each queue, its [`Qp::alarm`].
     timers: BTreeSet<(Nanos, u32)>,
+    /// Completion queues with a channel that got something in this turn.
     pub(crate) touched: Vec<usize>,
     owed: events::Owed,
-    pub(crate) notices: Vec<Notice>,
-    /// For the next verb that takes grants back.
-    pub(crate) tickets: Vec<Ticket>,
+    pub(crate) notices: Vec<Notice<D::Notice>>,
     /// The last question of the container's that was answered.
     answered: u64,
     /// The time of this turn, as far as it is known: [`Self::time`].
     pub now: Nanos,
     /// What reads the clock, given what it last said.
     pub clock: fn(Nanos) -> Nanos,
-    /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
-    pub(crate) acknowledges: Vec<u32>,
-    pub(crate) from: Vec<Piece>,
-    pub(crate) to: Vec<Piece>,
-    pub(crate) outgoing: source::Staging,
-    pub(crate) incoming: source::Staging,
 }
 
 /// Looks without work after which a queue is no longer looked at without a bell.
 const IDLE_LOOKS: u32 = 4096;
 
-impl Plane {
+impl<D: Device> Plane<D> {
     /// A plane without queues.
     #[must_use]
-    pub fn new(doorbells: Held<Doorbells>, regions: RegionTable, shaping: Shaping, tally: Tally) -> Self {
+    pub fn new(
+        doorbells: Held<Doorbells>,
+        regions: RegionTable,
+        policy: &Policy,
+        tally: Tally,
+        device: D,
+        now: Nanos,
+    ) -> Self {
         Self {
             doorbells,
             qps: std::iter::repeat_with(|| None).take(MAX_QUEUES as usize).collect(),
             by_number: Numbers::default(),
             cqs: Vec::new(),
             regions,
-            links: Links::default(),
             incarnations: 0,
-            shaping,
+            shaping: Shaping::new(policy, device.link_rate(), now),
+            device,
             tally,
             throttled_at: 0,
             active: Vec::new(),
@@ -153,15 +129,9 @@ impl Plane {
             touched: Vec::new(),
             owed: events::Owed::default(),
             notices: Vec::new(),
-            tickets: Vec::new(),
             answered: 0,
-            now: 0,
+            now,
             clock: |now| now,
-            acknowledges: Vec::new(),
-            from: Vec::new(),
-            to: Vec::new(),
-            outgoing: source::Staging::default(),
-            incoming: source::Staging::default(),
         }
     }
 
@@ -173,7 +143,7 @@ impl Plane {
     }
 
     /// What the control thread must hear; taken at the end of a turn.
-    pub fn take_notices(&mut self) -> std::vec::Drain<'_, Notice> {
+    pub fn take_notices(&mut self) -> std::vec::Drain<'_, Notice<D::Notice>> {
         self.notices.drain(..)
     }
 
@@ -191,10 +161,8 @@ impl Plane {
             worked = true;
             self.answer_bells();
         }
-        if !self.links.is_empty() {
-            worked |= self.serve_links();
-        }
-        if self.shaping.on_wire() || !self.timers.is_empty() || self.shaping.any_parked() || self.owed.any() {
+        worked |= D::poll(self);
+        if !self.timers.is_empty() || self.shaping.any_parked() || self.owed.any() {
             worked |= self.serve_time();
         }
         let mut index = 0;
@@ -211,12 +179,8 @@ impl Plane {
                 _ => Outcome::Idle,
             };
             let Some(qp) = &mut self.qps[queue as usize] else { continue };
-            if let Peer::Link(link) = qp.peer
-                && let Some(link) = self.links.get_mut(link)
-            {
-                // Once for all that this queue sent, and not after all queues had their turns.
-                link.flush();
-            }
+            // Once for all that this queue sent, and not after all queues had their turns.
+            self.device.commit(qp);
             match outcome {
                 Outcome::Worked => {
                     worked = true;
@@ -240,9 +204,7 @@ impl Plane {
         if !self.touched.is_empty() {
             self.notify();
         }
-        if !self.links.is_empty() {
-            self.links.iter_mut().for_each(Link::flush);
-        }
+        D::end_turn(self);
         worked
     }
 
@@ -320,14 +282,15 @@ impl Plane {
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        [timer, self.shaping.wake_at(self.now), self.owed.at()].into_iter().flatten().min()
+        let share = self.shaping.wake_at(self.device.road(self.now), self.now);
+        [timer, share, self.owed.at(), self.device.wake_at()].into_iter().flatten().min()
     }
 
     /// Whether a turn must know the time.
     #[inline(always)]
     #[must_use]
     pub fn needs_time(&self) -> bool {
-        self.shaping.wants_clock() || !self.timers.is_empty() || !self.links.is_empty() || self.owed.any()
+        self.shaping.wants_clock() || !self.timers.is_empty() || self.device.wants_time() || self.owed.any()
     }
 
     /// The time at this moment: for what is told to come again after a while. A turn may not have asked for the time, nor be
@@ -341,27 +304,13 @@ impl Plane {
     #[must_use]
     pub fn prepare_sleep(&self) -> bool {
         let quiet = self.doorbells.prepare_sleep();
-        self.links.iter().fold(quiet, |quiet, link| link.prepare_sleep() && quiet)
+        self.device.prepare_sleep() && quiet
     }
 
     /// Takes the announcement back.
     pub fn awake(&self) {
         self.doorbells.awake();
-        for link in self.links.iter() {
-            link.awake();
-        }
-    }
-
-    /// Makes sure that a queue is looked at no later than at this time.
-    pub(crate) fn alarm(&mut self, at: Nanos, queue: u32) {
-        let Some(qp) = &mut self.qps[queue as usize] else { return };
-        if qp.alarm != 0 && qp.alarm <= at {
-            // What it finds then sets the next alarm.
-            return;
-        }
-        self.timers.remove(&(qp.alarm, queue));
-        qp.alarm = at;
-        self.timers.insert((at, queue));
+        self.device.awake();
     }
 
     fn serve_time(&mut self) -> bool {
@@ -378,82 +327,8 @@ impl Plane {
             }
         }
         worked |= self.settle_events();
-        worked |= self.serve_wire();
         worked |= self.unpark();
         worked
-    }
-
-    /// Takes all rings of the links' bells.
-    pub fn silence_links(&mut self) {
-        for place in 0..self.links.places() {
-            let Some(id) = self.links.at(place) else { continue };
-            if self.links.get(id).is_some_and(|link| link.bell.silence().is_err()) {
-                self.fail_link(id, LinkFault::Baggage);
-            }
-        }
-    }
-
-    /// Ends a link whose other end broke the protocol; the control thread is told, and takes it out.
-    pub(crate) fn fail_link(&mut self, id: LinkId, fault: LinkFault) {
-        self.notices.push(Notice::Fault { link: id, fault });
-        self.tally.link_failed();
-        self.revoke_link(id);
-        if let Some(port) = self.links.end(id) {
-            self.leave_link(id, port);
-            self.tally.links(self.links.count());
-        }
-    }
-
-    /// Takes a link out. What it holds is given up by the caller, for which this thread has no time.
-    #[must_use]
-    pub fn remove_link(&mut self, id: LinkId) -> Option<Box<Link>> {
-        self.revoke_link(id);
-        let link = self.links.remove(id)?;
-        self.leave_link(id, link.port);
-        self.tally.links(self.links.count());
-        Some(link)
-    }
-
-    /// Queue pairs that used a link go on over another to the same port, or without: then their requests are given up by
-    /// their retry timers.
-    fn leave_link(&mut self, id: LinkId, port: u16) {
-        let peer = self.links.to(port).map_or(Peer::None, Peer::Link);
-        self.change_peers(|qp| qp.peer == Peer::Link(id), peer);
-    }
-
-    fn change_peers(&mut self, which: impl Fn(&Qp) -> bool, peer: Peer) {
-        for queue in 0..self.qps.len() {
-            if let Some(qp) = self.qps[queue].as_mut().filter(|qp| which(qp)) {
-                qp.change_peer(peer);
-                self.activate(queue as u32);
-            }
-        }
-    }
-
-    /// Writes a completion. `solicited` counts for queues armed for solicited events.
-    #[inline(always)]
-    pub(crate) fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
-        let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
-        self.tally.completed(completion.status);
-        match entry.cq.push(completion) {
-            Ok(()) => {
-                if entry.cq.has_channel() {
-                    entry.cq.solicited |= solicited || completion.status != WcStatus::SUCCESS;
-                    if !entry.cq.touched {
-                        entry.cq.touched = true;
-                        self.touched.push(index);
-                    }
-                }
-            }
-            Err(overrun) => {
-                self.tally.completion_lost();
-                if overrun.first {
-                    let notice =
-                        Notice::Event { owner: entry.owner, event: EventType::CQ_ERR, cookie: entry.cq.cookie };
-                    self.notices.push(notice);
-                }
-            }
-        }
     }
 
     pub(crate) fn event(&mut self, queue: u32, event: EventType) {
@@ -467,11 +342,10 @@ impl Plane {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         qp.state = QpState::ERR;
         qp.epoch += 1;
-        qp.on_wire = 0;
         qp.waits = qp::Waits::default();
         // From now on every receive request posted is flushed at once.
         qp.header.receive_bell.stop_polling();
-        self.revoke_queue(queue);
+        D::failed(self, queue);
         self.activate(queue);
     }
 }

@@ -1,6 +1,6 @@
 //! A queue pair as the worker sees it.
 
-use crate::device::soft::links::LinkId;
+use crate::device::Device;
 use crate::memory::PdId;
 use crate::pacing::Nanos;
 use crate::shared::{Held, Mapping, ring_slots};
@@ -12,17 +12,6 @@ use ringfence_protocol::work::{BASE_INLINE, Sge};
 use ringfence_sched::{Nanos as Time, retry};
 use std::collections::VecDeque;
 use std::sync::Arc;
-
-/// Where a queue pair's requests go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// Not connected, or the other end is gone: requests vanish, as packets to nowhere do.
-    None,
-    /// A queue pair of this proxy.
-    Local,
-    /// A queue pair behind this link.
-    Link(LinkId),
-}
 
 /// Capacities, as granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,21 +68,9 @@ impl std::ops::Deref for Inline {
     }
 }
 
-/// How a request to another proxy goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Road {
-    /// Nothing of it has gone.
-    #[default]
-    Open,
-    /// What has gone of it went by a grant, and the responder knows nothing of it.
-    Granted,
-    /// By the responder.
-    Long,
-}
-
 /// A send request between its intake and its completion.
 #[derive(Debug)]
-pub struct Wqe {
+pub struct Wqe<D: Device> {
     /// Comes back in the completion.
     pub wr_id: u64,
     /// Operation.
@@ -134,11 +111,11 @@ pub struct Wqe {
     pub done_all: bool,
     /// Since when it is held back: zero if it is not, the end of time once it has gone.
     pub held: Nanos,
-    /// How it goes.
-    pub road: Road,
+    /// What the device keeps of it.
+    pub device: D::Work,
 }
 
-impl Wqe {
+impl<D: Device> Wqe<D> {
     /// It is held back from now on, unless it was before.
     pub fn hold(&mut self, now: Nanos) {
         if self.held == 0 {
@@ -162,6 +139,18 @@ impl Wqe {
     }
 }
 
+impl Data {
+    /// Its elements; none of what came in the ring.
+    #[must_use]
+    pub fn sges(&self) -> &[Sge] {
+        match self {
+            Self::One(sge) => std::slice::from_ref(sge),
+            Self::List(list) => list,
+            Self::Inline(_) => &[],
+        }
+    }
+}
+
 /// A receive request in use.
 #[derive(Debug)]
 pub struct Receiving {
@@ -173,52 +162,20 @@ pub struct Receiving {
     pub freed: Position,
 }
 
-/// Everything that a connection's end keeps about the requests that it answers.
-#[derive(Debug, Default)]
-pub struct Responder {
-    /// The next piece must be of this request ...
-    pub sequence: u32,
-    /// ... and start here.
-    pub offset: u32,
-    /// The SEND in progress.
-    pub receiving: Option<Receiving>,
-    /// Answers of the last atomics, for repeated requests.
-    pub atomics: VecDeque<(u32, u64)>,
-    /// `IBV_EVENT_COMM_EST` was raised.
-    pub established: bool,
-    /// Requests of another proxy that were executed in this turn of its link and not acknowledged yet.
-    pub owed: Option<Acknowledge>,
-}
-
-/// What an acknowledge will say.
-#[derive(Clone, Copy, Debug)]
-pub struct Acknowledge {
-    /// QP number of the requester.
-    pub to: u32,
-    /// The last request that was executed ...
-    pub sequence: u32,
-    /// ... where its last piece begins, ...
-    pub offset: u32,
-    /// ... and its bytes.
-    pub bytes: u32,
-    /// Requests that it is the answer to.
-    pub covers: u32,
-}
-
 /// What a requester waits for before it may go on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waits {
     /// Not before this time (RNR), zero for none.
     pub until: Nanos,
-    /// Until memory is shared with the peer, or the peer's with us.
-    pub share: bool,
+    /// Until the device says so.
+    pub device: bool,
     /// When the oldest request without an answer is given up, zero for never.
     pub deadline: Nanos,
 }
 
 /// A queue pair.
 #[derive(Debug)]
-pub struct Qp {
+pub struct Qp<D: Device> {
     /// QP number.
     pub number: u32,
     /// Bell number, the index in the plane's table.
@@ -245,12 +202,8 @@ pub struct Qp {
     pub state: QpState,
     /// Attributes as last set.
     pub attr: QpAttr,
-    /// The other end.
-    pub peer: Peer,
-    /// LID of the other end's port; zero for our own.
-    pub port: u16,
-    /// With [`Peer::Local`], the bell number of the other end, if it still has the number that this one is connected to.
-    pub peer_queue: u32,
+    /// What the device keeps of it.
+    pub device: D::Qp,
     /// Send ring.
     pub send: Consumer<'static>,
     /// Receive ring.
@@ -260,19 +213,15 @@ pub struct Qp {
     _mapping: Arc<Mapping>,
 
     /// Requests taken in and not completed, oldest first.
-    pub pending: VecDeque<Wqe>,
+    pub pending: VecDeque<Wqe<D>>,
     /// The first of `pending` that was not handed over whole.
     pub next: usize,
     /// Number of the next request taken in.
     pub sequence: u32,
-    /// How many of those that were taken in went by grants: the responder counts the others.
-    pub by_grant: u32,
-    /// Requests in a row that went the long way only because those before them did.
-    pub streak: u32,
-    /// Raised whenever what is on the wire becomes void.
+    /// Raised whenever what the device has becomes void.
     pub epoch: u32,
-    /// Pieces of this queue pair on the modelled link.
-    pub on_wire: u32,
+    /// Pieces that are in flight, void ones too: only the device says when they are not.
+    pub in_flight: u32,
     /// READs and atomics without an answer.
     pub fetching: u32,
     /// Retries left before RETRY_EXC_ERR.
@@ -288,8 +237,6 @@ pub struct Qp {
     pub waits: Waits,
     /// When the plane looks after it; zero for never.
     pub alarm: Nanos,
-    /// The other role.
-    pub responder: Responder,
     /// In the worker's list of queues that it looks at each turn.
     pub active: bool,
     /// In the list of queues that wait for the container's share.
@@ -327,7 +274,7 @@ pub struct NewQp {
     pub receive_slots: u32,
 }
 
-impl Qp {
+impl<D: Device> Qp<D> {
     /// A queue pair in state RESET.
     #[must_use]
     pub fn new(new: &NewQp, incarnation: u64, mapping: Arc<Mapping>) -> Self {
@@ -349,9 +296,7 @@ impl Qp {
             caps: new.caps,
             state: QpState::RESET,
             attr: QpAttr::default(),
-            peer: Peer::None,
-            port: 0,
-            peer_queue: 0,
+            device: D::Qp::default(),
             send: Consumer::new(ring_slots(&mapping, RINGS_OFFSET, new.send_slots), 0),
             receive: Consumer::new(ring_slots(&mapping, receive_at, new.receive_slots), 0),
             header,
@@ -359,10 +304,8 @@ impl Qp {
             pending: VecDeque::new(),
             next: 0,
             sequence: 0,
-            by_grant: 0,
-            streak: 0,
             epoch: 0,
-            on_wire: 0,
+            in_flight: 0,
             fetching: 0,
             retries: 0,
             rnr_retries: 0,
@@ -370,7 +313,6 @@ impl Qp {
             probing: false,
             waits: Waits::default(),
             alarm: 0,
-            responder: Responder::default(),
             active: false,
             parked: false,
             idle: 0,
@@ -393,23 +335,16 @@ impl Qp {
         self.pending.clear();
         self.next = 0;
         self.sequence = 0;
-        self.by_grant = 0;
-        self.streak = 0;
         self.epoch += 1;
-        self.on_wire = 0;
         self.fetching = 0;
         self.put_off = 0;
         self.probing = false;
         self.waits = Waits::default();
-        self.responder = Responder::default();
         self.attr = QpAttr::default();
-        self.peer = Peer::None;
-        self.port = 0;
     }
 
-    /// Goes on with another peer: what the former one has not answered is asked again.
-    pub fn change_peer(&mut self, peer: Peer) {
-        self.peer = peer;
+    /// Goes on as if nothing without an answer had been posted: it is posted again.
+    pub fn restart(&mut self) {
         self.probing = false;
         if let Some(done) = self.pending.front().map(|wqe| wqe.done) {
             self.rewind(0, done);
@@ -432,7 +367,7 @@ impl Qp {
         self.probing = false;
     }
 
-    /// Whether a piece is under way to another proxy.
+    /// Whether a piece is without an answer.
     #[must_use]
     pub fn awaits_answer(&self) -> bool {
         self.next > 0 || self.pending.front().is_some_and(|wqe| wqe.sent > wqe.done)
@@ -445,23 +380,9 @@ impl Qp {
         (index < self.pending.len()).then_some(index)
     }
 
-    /// What a responder calls request number `sequence`.
-    #[must_use]
-    pub fn to_wire(&self, sequence: u32) -> u32 {
-        sequence.wrapping_sub(self.by_grant)
-    }
-
-    /// What we call the request to which a responder gave this number: for those that are under way, which none went by a grant
-    /// after.
-    #[must_use]
-    pub fn from_wire(&self, sequence: u32) -> u32 {
-        sequence.wrapping_add(self.by_grant)
-    }
-
     /// Everything from `index` on, starting at its byte `offset`, must be handed over again.
     pub fn rewind(&mut self, index: usize, offset: u32) {
         self.epoch += 1;
-        self.on_wire = 0;
         self.next = index;
         for (at, wqe) in self.pending.iter_mut().enumerate().skip(index) {
             wqe.sent = if at == index { offset } else { 0 };

@@ -1,11 +1,8 @@
 //! What the control thread does to the data plane, between two turns.
 
 use super::Plane;
-use super::bell::Ringer;
-use super::qp::{NewQp, Peer, Qp};
-use crate::device::soft::link::Link;
-use crate::device::soft::links::LinkId;
-use crate::device::soft::respond::{MAX_RD_ATOMIC, OWN_PORT};
+use super::qp::{NewQp, Qp};
+use crate::device::Device;
 use crate::shared::Mapping;
 use crate::state;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -13,19 +10,12 @@ use ringfence_protocol::verbs::{QpAttrMask as Mask, QpState};
 use rustix::io::Errno;
 use std::sync::Arc;
 
+/// READs and atomics under way in each direction of a queue pair: `max_qp_rd_atom`.
+pub const MAX_RD_ATOMIC: u32 = 16;
 /// The only pkey index, and the port's largest MTU (`IBV_MTU_4096`).
 const MAX_MTU: u32 = 5;
 
-/// Where a queue pair is told to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// This port.
-    Own,
-    /// The port with this LID.
-    Port(u16),
-}
-
-impl Plane {
+impl<D: Device> Plane<D> {
     /// Adds a queue pair; its number must be free.
     pub fn add_qp(&mut self, new: &NewQp, mapping: Arc<Mapping>) {
         self.by_number.insert(new.number, new.queue);
@@ -34,52 +24,22 @@ impl Plane {
     }
 
     /// Takes a queue pair out; nothing of it is completed any more.
-    pub fn remove_qp(&mut self, queue: u32) -> Option<Box<Qp>> {
-        let qp = self.qps.get_mut(queue as usize)?.take()?;
+    pub fn remove_qp(&mut self, queue: u32) -> Option<Box<Qp<D>>> {
+        let mut qp = self.qps.get_mut(queue as usize)?.take()?;
         self.by_number.remove(&qp.number);
-        self.revoke_queue(queue);
-        self.forget_grants(qp.number);
+        D::removed(self, &mut qp);
         self.timers.remove(&(qp.alarm, queue));
         self.shaping.forget(queue);
         Some(qp)
     }
 
-    /// Adds a link. If it is open already, queue pairs that were connected to its port while there was none use it.
-    pub fn add_link(&mut self, link: Link) -> LinkId {
-        let (port, open) = (link.port, link.is_open());
-        let id = self.links.insert(link);
-        self.tally.link_made(self.links.count());
-        if open {
-            self.adopt_link(id, port);
-        }
-        id
-    }
-
-    /// The neighbour has taken our link.
-    pub fn open_link(&mut self, id: LinkId, wake: Ringer) {
-        let Some(link) = self.links.get_mut(id) else { return };
-        let port = link.port;
-        link.open(wake);
-        self.links.rank(port);
-        self.adopt_link(id, port);
-    }
-
-    fn adopt_link(&mut self, id: LinkId, port: u16) {
-        self.change_peers(|qp| qp.peer == Peer::None && qp.port == port, Peer::Link(id));
-    }
-
-    /// Whether a queue pair of ours is connected to this port: nothing is accepted from any other.
-    #[must_use]
-    pub fn is_connected_to(&self, port: u16) -> bool {
-        self.qps.iter().flatten().any(|qp| qp.port == port && qp.port != OWN_PORT && qp.responds())
-    }
-
     /// `ibv_modify_qp`. `destination`: what the address vector names, resolved by the caller.
-    pub fn modify_qp(&mut self, queue: u32, request: &ModifyQp, destination: Option<Destination>) -> Result<(), Errno> {
-        let link = match destination {
-            Some(Destination::Port(lid)) => self.links.to(lid).map(Peer::Link),
-            _ => None,
-        };
+    pub fn modify_qp(
+        &mut self,
+        queue: u32,
+        request: &ModifyQp,
+        destination: Option<D::Destination>,
+    ) -> Result<(), Errno> {
         let qp = self.qps.get_mut(queue as usize).and_then(Option::as_mut).ok_or(Errno::INVAL)?;
         let attr = &request.attr;
         let has = |bit: Mask| attr.mask & bit.0 != 0;
@@ -93,9 +53,7 @@ impl Plane {
         match to {
             QpState::RESET => {
                 qp.reset(request.send_position, request.receive_position);
-                let number = qp.number;
-                self.revoke_queue(queue);
-                self.forget_grants(number);
+                D::reset(self, queue);
                 return Ok(());
             }
             QpState::ERR => {
@@ -105,52 +63,12 @@ impl Plane {
             _ => {}
         }
         merge(&mut qp.attr, attr);
-        if has(Mask::AV) {
-            qp.port = match destination {
-                Some(Destination::Port(lid)) => lid,
-                _ => OWN_PORT,
-            };
-            qp.peer = match destination {
-                Some(Destination::Own) => Peer::Local,
-                _ => link.unwrap_or(Peer::None),
-            };
-        }
-        let (peer, dest, number) = (qp.peer, qp.attr.dest_qp_num, qp.number);
         (qp.retries, qp.rnr_retries) = (qp.attr.retry_cnt, qp.attr.rnr_retry);
         qp.state = to;
         qp.attr.en_sqd_async_notify = u32::from(to == QpState::SQD && attr.en_sqd_async_notify != 0);
-        if attr.mask & (Mask::ACCESS_FLAGS.0 | Mask::AV.0 | Mask::DEST_QPN.0 | Mask::MAX_DEST_RD_ATOMIC.0) != 0 {
-            // What was granted was by the former rights, to the former peer.
-            self.revoke_queue(queue);
-            self.forget_grants(number);
-        }
-        if peer == Peer::Local
-            && let Some(other) = self.by_number.get(&dest).copied()
-        {
-            self.set_peer_queue(queue, other);
-        }
-        self.adopt_peers(queue);
+        D::modified(self, queue, attr.mask, destination);
         self.activate(queue);
         Ok(())
-    }
-
-    fn set_peer_queue(&mut self, queue: u32, other: u32) {
-        if let Some(qp) = &mut self.qps[queue as usize] {
-            qp.peer_queue = other;
-        }
-    }
-
-    /// Queue pairs that were connected to this one before it existed learn its bell number.
-    fn adopt_peers(&mut self, queue: u32) {
-        let Some(qp) = &self.qps[queue as usize] else { return };
-        let (number, dest) = (qp.number, qp.attr.dest_qp_num);
-        if qp.peer == Peer::Local
-            && let Some(other) = self.by_number.get(&dest).copied()
-            && let Some(other) = &mut self.qps[other as usize]
-            && other.attr.dest_qp_num == number
-        {
-            other.peer_queue = queue;
-        }
     }
 
     /// `ibv_query_qp`.

@@ -1,64 +1,31 @@
-//! When a piece of a work request may go: the container's scheduler, and the modelled link's clock.
+//! When a piece of a work request may go: the container's scheduler, in the data plane's words.
 
-use crate::fabric::clock::WireClock;
+use crate::device::WorkPiece;
 use crate::pacing::Nanos;
-use ringfence_sched::link::{Airtime, finish};
-use ringfence_sched::{Allowance, BitRate, Bytes, Closed, HEADERS, Nanos as Time, Ops, Piece, Policy, Road, Scheduler};
-use std::collections::VecDeque;
-
-/// A piece on the modelled link.
-#[derive(Clone, Copy, Debug)]
-pub struct OnWire {
-    /// When it arrives.
-    pub finish: Nanos,
-    /// Bell number.
-    pub queue: u32,
-    /// [`super::qp::Qp::incarnation`], in case the bell number has been given to another queue pair.
-    pub incarnation: u64,
-    /// The queue pair's epoch when it was sent.
-    pub epoch: u32,
-    /// Work request.
-    pub sequence: u32,
-    /// Offset in the work request.
-    pub offset: u32,
-    /// Bytes.
-    pub bytes: u32,
-    /// Bytes of the whole work request.
-    pub total: u32,
-}
-
-#[derive(Debug)]
-struct Wire {
-    clock: WireClock,
-    airtime: Airtime,
-    pieces: VecDeque<OnWire>,
-}
+use ringfence_sched::{Allowance, BitRate, Bytes, Closed, Nanos as Time, Ops, Piece, Policy, Road, Scheduler};
 
 /// The policy's grip on the data path.
 #[derive(Debug)]
 pub struct Shaping {
     scheduler: Scheduler,
-    wire: Option<Wire>,
 }
 
-/// What the scheduler must know of a piece besides [`OnWire`].
+/// What the scheduler must know of a piece besides [`WorkPiece`].
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
     /// A READ or an atomic.
     pub fetches: bool,
     /// The responder is this container.
     pub own: bool,
-    /// Pieces of the queue pair that are on the link.
-    pub on_wire: u32,
+    /// Pieces of the queue pair that are in flight.
+    pub in_flight: u32,
 }
 
 impl Shaping {
-    /// Without a cap and a modelled link everything goes at once.
+    /// Without a cap and a link everything goes at once. `link`: the rate of the link that containers share.
     #[must_use]
-    pub fn new(policy: &Policy, link: Option<(WireClock, BitRate)>, now: Nanos) -> Self {
-        let scheduler = Scheduler::new(policy, link.as_ref().map(|(_, rate)| *rate), Time(now));
-        let wire = link.map(|(clock, rate)| Wire { clock, airtime: Airtime::new(rate), pieces: VecDeque::new() });
-        Self { scheduler, wire }
+    pub fn new(policy: &Policy, link: Option<BitRate>, now: Nanos) -> Self {
+        Self { scheduler: Scheduler::new(policy, link, Time(now)) }
     }
 
     /// Whether the next turn must know the time.
@@ -95,13 +62,6 @@ impl Shaping {
         self.scheduler.spend(out, fetched, ops);
     }
 
-    /// Whether pieces are on the modelled link.
-    #[inline(always)]
-    #[must_use]
-    pub fn on_wire(&self) -> bool {
-        self.wire.as_ref().is_some_and(|wire| !wire.pieces.is_empty())
-    }
-
     /// Whether queues are parked.
     #[inline(always)]
     #[must_use]
@@ -117,17 +77,14 @@ impl Shaping {
         piece.0 as u32
     }
 
-    fn road(&self, now: Nanos) -> Road {
-        self.wire.as_ref().map_or_else(Road::default, |wire| Road {
-            free_at: Time(wire.clock.free_at(now)),
-            about: wire.clock.latency_about(now),
-        })
+    /// Whether a request of so many bytes comes before the container's others.
+    #[must_use]
+    pub fn is_urgent(&self, total: u32) -> bool {
+        self.scheduler.is_urgent(Bytes(total.into()))
     }
 
-    /// Asks for a piece. Without a modelled link, it may be delivered at once (`Ok(true)`); else it is on the link now
-    /// (`Ok(false)`). With [`Closed::Share`] its queue is parked.
-    pub fn admit(&mut self, piece: OnWire, kind: Kind, now: Nanos) -> Result<bool, Closed> {
-        let road = self.road(now);
+    /// Asks for a piece; if it may go, [`Self::departed`] follows some time. With [`Closed::Share`] its queue is parked.
+    pub fn admit(&mut self, piece: &WorkPiece, kind: Kind, road: Road, now: Nanos) -> Result<(), Closed> {
         let asked = Piece {
             queue: piece.queue,
             bytes: Bytes(piece.bytes.into()),
@@ -135,30 +92,27 @@ impl Shaping {
             first: piece.offset == 0,
             fetches: kind.fetches,
             own: kind.own,
-            on_link: kind.on_wire,
+            on_link: kind.in_flight,
         };
-        self.scheduler.ask(&asked, road, Time(now))?;
-        let Some(wire) = &mut self.wire else { return Ok(true) };
-        if self.scheduler.is_urgent(asked.total) {
-            wire.clock.note_latency(now);
-        }
-        let airtime = wire.airtime.of(asked.bytes.plus(HEADERS));
-        let at = wire.clock.reserve(|free_at| finish(Time(free_at), Time(now), airtime).0, now);
-        wire.pieces.push_back(OnWire { finish: at, ..piece });
-        Ok(false)
+        self.scheduler.ask(&asked, road, Time(now))
     }
 
-    /// The next piece that has arrived.
-    pub fn arrived(&mut self, now: Nanos) -> Option<OnWire> {
-        let wire = self.wire.as_mut()?;
-        let piece = wire.pieces.pop_front_if(|piece| piece.finish <= now)?;
-        self.scheduler.arrived(Bytes(piece.bytes.into()), Bytes(piece.total.into()), Time(piece.finish));
-        Some(piece)
+    /// A piece is in flight no more, since this time.
+    #[inline(always)]
+    pub fn departed(&mut self, piece: &WorkPiece, at: Nanos) {
+        if !self.scheduler.is_open() {
+            self.scheduler.arrived(Bytes(piece.bytes.into()), Bytes(piece.total.into()), Time(at));
+        }
+    }
+
+    /// Bytes in flight on a link that containers share by weight, headers too.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.scheduler.on_link().0
     }
 
     /// The parked queue whose turn it is, if the container may send now. It stays parked until [`Self::leave`].
-    pub fn next_parked(&mut self, now: Nanos) -> Option<u32> {
-        let road = self.road(now);
+    pub fn next_parked(&mut self, road: Road, now: Nanos) -> Option<u32> {
         self.scheduler.next(road, Time(now))
     }
 
@@ -196,9 +150,7 @@ impl Shaping {
 
     /// When something here needs the worker.
     #[must_use]
-    pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
-        let arrives = self.wire.as_ref().and_then(|wire| wire.pieces.front()).map(|piece| piece.finish);
-        let opens = self.scheduler.opens_at(self.road(now), Time(now)).map(|at| at.0);
-        [arrives, opens].into_iter().flatten().min()
+    pub fn wake_at(&self, road: Road, now: Nanos) -> Option<Nanos> {
+        self.scheduler.opens_at(road, Time(now)).map(|at| at.0)
     }
 }

@@ -10,17 +10,21 @@ mod keys;
 mod links;
 mod speed;
 
+use super::CqEntry;
 use super::bell::{Bell, Foreign, Ringer};
 use super::cq::Cq;
-use super::qp::{Caps, NewQp, Owner, Peer};
-use super::setup::Destination;
+use super::qp::{Caps, NewQp, Owner};
 use super::shaping::Shaping;
-use super::{CqEntry, Notice, Plane};
 use crate::closer::Closer;
+use crate::device::soft::Destination;
 use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::link::{BYTES, End, Link, LinkFault, Share};
 use crate::device::soft::links::LinkId;
+use crate::device::soft::modelled::ModelledLink;
+use crate::device::soft::qp::Peer;
+use crate::device::soft::{Notice, Plane, Soft, Task};
 use crate::fabric::budget::{Amount, Budget};
+use crate::fabric::clock::WireClock;
 use crate::memory::{Entrance, Granted, MemoryRegion, PdId, RegionTable};
 use crate::shared::{Mapping, PAGE, SealedFile};
 use crate::stats::Counters;
@@ -65,13 +69,14 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        Self::shaped(Shaping::new(&Policy::default(), None, 0))
+        Self::shaped(&Policy::default(), None)
     }
 
-    fn shaped(shaping: Shaping) -> Self {
+    fn shaped(policy: &Policy, link: Option<(WireClock, BitRate)>) -> Self {
         let doorbells = Arc::new(Mapping::of(&SealedFile::create("bells", PAGE).unwrap()).unwrap()).header(0);
         let (regions, mut entrance) = RegionTable::alone(64);
-        let mut plane = Plane::new(doorbells, regions, shaping, Counters::private().unwrap().tally);
+        let device = Soft::new(link.map(|(clock, rate)| ModelledLink::new(clock, rate)));
+        let mut plane = Plane::new(doorbells, regions, policy, Counters::private().unwrap().tally, device, 0);
         let cq = Arc::new(Mapping::of(&SealedFile::create("cq", cq_bytes(SLOTS)).unwrap()).unwrap());
         let owner = Owner { connection: 1, context: 1 };
         plane.cqs.push(Some(Box::new(CqEntry { cq: Cq::new(Arc::clone(&cq), SLOTS, None, 7), owner })));
@@ -280,7 +285,7 @@ fn two_links_between_two_proxies_become_one() {
         second.push(two.rigs[index].plane.add_link(link(3 - port, port, end, &mapping)));
     }
     // Each end answers for its queue pair over the link that it made itself.
-    two.rigs[1].plane.qps[0].as_mut().unwrap().peer = Peer::Link(second[1]);
+    two.rigs[1].plane.qps[0].as_mut().unwrap().device.peer = Peer::Link(second[1]);
     two.rigs[0].put(0, b"x");
     let remote = two.rigs[1].key;
     post(&mut a, &SendFields { rkey: remote, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 64, 1) });
@@ -295,12 +300,12 @@ fn two_links_between_two_proxies_become_one() {
     two.turns();
     assert_eq!(two.rigs[1].statuses(), [1, 2, 3].map(|wr_id| (wr_id, WcStatus::SUCCESS)));
     assert_eq!(two.rigs[0].take(128, 1), b"x");
-    let peer = |rig: &Rig| rig.plane.qps[0].as_ref().unwrap().peer;
+    let peer = |rig: &Rig| rig.plane.qps[0].as_ref().unwrap().device.peer;
     assert_eq!(two.rigs.each_ref().map(peer), two.links.map(Peer::Link));
     // The link of the lower LID goes: the other is as good as it was.
     for (index, rig) in two.rigs.iter_mut().enumerate() {
         drop(rig.plane.remove_link(two.links[index]).unwrap());
-        assert!(!rig.plane.links.get(second[index]).unwrap().superseded);
+        assert!(!rig.plane.device.links.get(second[index]).unwrap().superseded);
         assert_eq!(peer(rig), Peer::Link(second[index]));
     }
 }
@@ -440,10 +445,9 @@ fn a_reset_queue_pair_forgets_and_works_again() {
 
 #[test]
 fn large_requests_of_every_kind_are_split_and_arrive_whole_through_a_shaped_plane() {
-    let clock = crate::fabric::clock::WireClock::private().unwrap();
+    let clock = WireClock::private().unwrap();
     let policy = Policy { bandwidth: BitRate::new(8_000_000_000), ..BULK };
-    let shaping = Shaping::new(&policy, BitRate::new(10_000_000_000).map(|rate| (clock, rate)), 0);
-    let mut rig = Rig::shaped(shaping);
+    let mut rig = Rig::shaped(&policy, BitRate::new(10_000_000_000).map(|rate| (clock, rate)));
     let (mut a, mut b) = rig.pair();
     let pattern: Vec<u8> = (0..100_000u32).map(|i| (i * 7 / 3) as u8).collect();
     rig.put(0, &pattern);
@@ -462,9 +466,9 @@ fn large_requests_of_every_kind_are_split_and_arrive_whole_through_a_shaped_plan
 
 #[test]
 fn a_piece_larger_than_what_is_left_of_the_share_waits_for_its_turn() {
-    let clock = crate::fabric::clock::WireClock::private().unwrap();
+    let clock = WireClock::private().unwrap();
     // 12,500 bytes may be on this link at once, in pieces of 1,024 and headers.
-    let mut rig = Rig::shaped(Shaping::new(&BULK, BitRate::new(1_000_000_000).map(|rate| (clock, rate)), 0));
+    let mut rig = Rig::shaped(&BULK, BitRate::new(1_000_000_000).map(|rate| (clock, rate)));
     let (mut a, _b) = rig.pair();
     for length in [6_000, 6_250, 6_250] {
         post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 100_000, length));
@@ -530,10 +534,10 @@ impl TwoRigs {
             for notice in notices {
                 match notice {
                     Notice::Event { event, .. } => self.rigs[index].events.push(event),
-                    Notice::Share { .. } => self.share(index),
-                    Notice::Bounce { .. } => self.bounce(index),
-                    Notice::Grant { wish, .. } => wishes.push(wish),
-                    Notice::Fault { fault, .. } => panic!("{fault}"),
+                    Notice::Device(Task::Share { .. }) => self.share(index),
+                    Notice::Device(Task::Bounce { .. }) => self.bounce(index),
+                    Notice::Device(Task::Grant { wish, .. }) => wishes.push(wish),
+                    Notice::Device(Task::Fault { fault, .. }) => panic!("{fault}"),
                 }
             }
         }
@@ -546,13 +550,14 @@ impl TwoRigs {
         let (own, other) = (self.links[from], self.links[1 - from]);
         self.rigs[1 - from]
             .plane
+            .device
             .links
             .get_mut(other)
             .unwrap()
             .shares
             .insert(1, Share { mapping, lease, writable: false });
         self.rigs[1 - from].plane.share_arrived(other);
-        self.rigs[from].plane.links.get_mut(own).unwrap().shared.insert(1, true);
+        self.rigs[from].plane.device.links.get_mut(own).unwrap().shared.insert(1, true);
         self.rigs[from].plane.share_arrived(own);
     }
 }
@@ -590,7 +595,7 @@ fn every_operation_works_between_two_proxies() {
     assert_eq!(two.rigs[0].take(160_000, 8), 5u64.to_ne_bytes());
     assert_eq!(two.rigs[1].take(4096, 8), 11u64.to_ne_bytes());
     assert_eq!(two.rigs[1].take(5000, 8), b"inlined!");
-    assert_eq!(two.rigs[0].plane.links.get(two.links[0]).unwrap().outstanding, 0);
+    assert_eq!(two.rigs[0].plane.device.links.get(two.links[0]).unwrap().outstanding, 0);
 }
 
 #[test]
@@ -625,8 +630,8 @@ fn a_violation_of_another_proxys_memory_ends_both_ends() {
 
 #[test]
 fn a_queue_pair_made_anew_under_the_same_numbers_gets_nothing_of_the_old_one() {
-    let clock = crate::fabric::clock::WireClock::private().unwrap();
-    let rig = Rig::shaped(Shaping::new(&Policy::default(), BitRate::new(1_000_000).map(|rate| (clock, rate)), 0));
+    let clock = WireClock::private().unwrap();
+    let rig = Rig::shaped(&Policy::default(), BitRate::new(1_000_000).map(|rate| (clock, rate)));
     let (mut two, mut a, _b) = TwoRigs::with(rig);
     let inline = |rig: &Rig, inline_bytes| SendFields {
         flags: SendFlags(SendFlags::SIGNALED.0 | SendFlags::INLINE.0),
@@ -638,7 +643,7 @@ fn a_queue_pair_made_anew_under_the_same_numbers_gets_nothing_of_the_old_one() {
     a.send.push(&SendBase::pack_inline(&fields, &[1; 4]).0);
     two.rigs[0].plane.activate(a.queue);
     two.rigs[0].plane.turn();
-    assert!(two.rigs[0].plane.shaping.on_wire());
+    assert!(two.rigs[0].plane.device.modelled.as_ref().unwrap().is_busy());
     // The same bell number, QP number and epoch, and a shorter request.
     two.rigs[0].plane.remove_qp(a.queue);
     let mut again = two.rigs[0].qp(a.queue, a.number);
@@ -659,11 +664,11 @@ fn a_link_that_has_gone_is_not_taken_for_the_one_in_its_place() {
     let old = two.links[0];
     drop(plane.remove_link(old).unwrap());
     let new = plane.add_link(link(1, 3, End::Acceptor, &mapping));
-    assert!(plane.links.get(old).is_none() && plane.links.get_mut(old).is_none());
+    assert!(plane.device.links.get(old).is_none() && plane.device.links.get_mut(old).is_none());
     assert!(plane.remove_link(old).is_none());
     plane.share_arrived(old);
-    assert_eq!(plane.links.get(new).unwrap().port, 3);
-    assert_eq!(plane.qps[0].as_ref().unwrap().peer, Peer::None);
+    assert_eq!(plane.device.links.get(new).unwrap().port, 3);
+    assert_eq!(plane.qps[0].as_ref().unwrap().device.peer, Peer::None);
 }
 
 #[test]
@@ -675,7 +680,7 @@ fn memory_that_is_never_shared_is_a_request_without_an_answer() {
     for _ in 0..200 {
         plane.now += 10_000_000;
         plane.turn();
-        asked += plane.take_notices().filter(|notice| matches!(notice, Notice::Share { .. })).count();
+        asked += plane.take_notices().filter(|notice| matches!(notice, Notice::Device(Task::Share { .. }))).count();
     }
     assert_eq!(asked, 1);
     let ends: Vec<WcStatus> = two.rigs[0].completions().iter().map(|completion| completion.status).collect();
@@ -688,7 +693,7 @@ fn whoever_waits_for_shared_memory_goes_on_when_the_link_does_not() {
     post(&mut a, &SendFields { rkey: two.rigs[1].key, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 8192, 4096) });
     two.rigs[0].plane.now += 1;
     two.rigs[0].plane.turn();
-    assert!(two.rigs[0].plane.qps[0].as_ref().unwrap().waits.share);
+    assert!(two.rigs[0].plane.qps[0].as_ref().unwrap().waits.device);
     let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
     for (index, end) in [End::Acceptor, End::Initiator].into_iter().enumerate() {
         drop(two.rigs[index].plane.remove_link(two.links[index]).unwrap());
@@ -708,7 +713,7 @@ fn what_went_over_a_link_that_ended_goes_again_over_the_next() {
     two.rigs[0].plane.now += 1;
     two.rigs[0].plane.activate(a.queue);
     two.rigs[0].plane.turn();
-    assert_eq!(two.rigs[0].plane.links.get(two.links[0]).unwrap().outstanding, 1);
+    assert_eq!(two.rigs[0].plane.device.links.get(two.links[0]).unwrap().outstanding, 1);
     // Without a timeout nothing but the new link can bring it back.
     two.rigs[0].plane.qps[0].as_mut().unwrap().attr.timeout = 0;
     let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
@@ -727,12 +732,12 @@ fn a_link_that_breaks_the_protocol_is_reported_and_left() {
     let (mut two, _a, _b) = TwoRigs::new();
     // An answer to nothing, and a request with more pieces than there can be.
     let malformed = crate::device::soft::wire::Request { pieces: 33, ..crate::device::soft::wire::Request::default() };
-    two.rigs[1].plane.links.get_mut(two.links[1]).unwrap().request(&malformed, &[]).unwrap();
+    two.rigs[1].plane.device.links.get_mut(two.links[1]).unwrap().request(&malformed, &[]).unwrap();
     two.rigs[0].plane.turn();
     let notices: Vec<Notice> = two.rigs[0].plane.take_notices().collect();
-    assert_eq!(notices, [Notice::Fault { link: two.links[0], fault: LinkFault::Malformed }]);
-    assert!(two.rigs[0].plane.links.is_empty());
-    assert_eq!(two.rigs[0].plane.qps[0].as_ref().unwrap().peer, Peer::None);
+    assert_eq!(notices, [Notice::Device(Task::Fault { link: two.links[0], fault: LinkFault::Malformed })]);
+    assert!(two.rigs[0].plane.device.links.is_empty());
+    assert_eq!(two.rigs[0].plane.qps[0].as_ref().unwrap().device.peer, Peer::None);
     assert!(two.rigs[0].plane.remove_link(two.links[0]).is_some());
 }
 
@@ -761,7 +766,7 @@ fn senders_whose_receiver_is_never_ready_cost_little() {
 #[test]
 fn operations_are_capped_whatever_way_they_go() {
     // 1,000 a second, with a burst of 8.
-    let mut rig = Rig::shaped(Shaping::new(&Policy { ops: OpRate::new(1_000), ..Policy::default() }, None, 0));
+    let mut rig = Rig::shaped(&Policy { ops: OpRate::new(1_000), ..Policy::default() }, None);
     let (mut a, _b) = rig.pair();
     for _ in 0..30 {
         post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 4096, 8));
@@ -784,7 +789,7 @@ fn operations_are_capped_whatever_way_they_go() {
 fn what_the_rates_have_in_hand_goes_without_a_clock() {
     let policy =
         Policy { bandwidth: BitRate::new(1_000_000_000_000), ops: OpRate::new(1_000_000_000), ..Policy::default() };
-    let mut rig = Rig::shaped(Shaping::new(&policy, None, 0));
+    let mut rig = Rig::shaped(&policy, None);
     let (mut a, _b) = rig.pair();
     post(&mut a, &rig.fields(Opcode::RDMA_WRITE, 0, 4096, 8));
     assert!(!rig.plane.needs_time());
@@ -796,7 +801,7 @@ fn what_the_rates_have_in_hand_goes_without_a_clock() {
 
 #[test]
 fn a_queue_that_had_to_wait_is_worked_for_and_waits_no_longer_than_needed() {
-    let mut rig = Rig::shaped(Shaping::new(&Policy { ops: OpRate::new(1_000_000), ..Policy::default() }, None, 0));
+    let mut rig = Rig::shaped(&Policy { ops: OpRate::new(1_000_000), ..Policy::default() }, None);
     let (mut a, _b) = rig.pair();
     rig.plane.activate(a.queue);
     rig.plane.now = 1;
@@ -820,7 +825,7 @@ fn a_queue_that_had_to_wait_is_worked_for_and_waits_no_longer_than_needed() {
 
 #[test]
 fn a_queue_pair_in_error_is_flushed_though_its_share_is_closed() {
-    let mut rig = Rig::shaped(Shaping::new(&Policy { bandwidth: BitRate::new(1), ..Policy::default() }, None, 0));
+    let mut rig = Rig::shaped(&Policy { bandwidth: BitRate::new(1), ..Policy::default() }, None);
     let (mut a, _b) = rig.pair();
     for wr_id in 1..=3 {
         post(&mut a, &SendFields { wr_id, ..rig.fields(Opcode::RDMA_WRITE, 0, 40_000, 20_000) });

@@ -3,12 +3,12 @@
 // UNSAFETY: declares that the ring header may be overlaid on shared memory.
 #![allow(unsafe_code)]
 
-use super::bell::{Bell, Ringer};
 use super::bounce::{Bounce, Place};
 use super::grants::Grants;
 use super::wire::{Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
+use crate::plane::bell::{Bell, Ringer};
 use crate::shared::{Header, Held, Mapping, ring_slots};
 use ringfence_protocol::doorbell::Line;
 use ringfence_protocol::ring::{Consumer, Position, Producer, SLOT_BYTES, Words};

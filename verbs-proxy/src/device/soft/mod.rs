@@ -1,13 +1,247 @@
 //! The software device: bytes are copied by processors, within a container and between those of one node.
+//!
+//! - [`requester`] brings pieces to their responders, over the [`modelled`] link if there is one; `express` is its short way.
+//! - [`respond`] is the responder, whoever asks.
+//! - [`link`], [`wire`], [`source`], [`bounce`]: rings between two proxies, and what is said over them; [`remote`] is their
+//!   requester's end, [`serve`] their responder's, [`connect`] joins queue pairs to them.
+//! - [`grants`]: requests to neighbours that need no responder.
 
 pub mod bounce;
+mod connect;
+mod express;
+mod gather;
 pub mod grants;
 pub mod link;
 pub mod links;
-pub(crate) mod remote;
+pub mod modelled;
+pub mod qp;
+mod remote;
+mod requester;
 pub mod respond;
 mod serve;
 pub(crate) mod source;
 pub mod wire;
 
-use crate::plane::{Notice, Plane, bell, intake, qp, shaping, transmit};
+use super::{Cut, Device, Posted, WorkPiece};
+use crate::memory::Piece;
+use crate::pacing::Nanos;
+use crate::plane::{self, qp::Receiving};
+use grants::giving::{Ticket, Wish};
+use link::{Link, LinkFault};
+use links::{LinkId, Links};
+use modelled::ModelledLink;
+use qp::{Peer, Road, SoftQp};
+use ringfence_protocol::verbs::QpAttrMask as Mask;
+use ringfence_sched::{Allowance, BitRate};
+use rustix::fd::{AsFd, BorrowedFd};
+
+/// A data plane on this device.
+pub type Plane = plane::Plane<Soft>;
+/// A queue pair on it.
+pub type Qp = plane::qp::Qp<Soft>;
+/// A send request on it.
+pub type Wqe = plane::qp::Wqe<Soft>;
+/// The worker thread of such a plane.
+pub type Worker = crate::worker::Worker<Soft>;
+/// What that tells the control thread.
+pub type Notice = plane::Notice<Task>;
+
+/// Where a queue pair is told to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// This port.
+    Own,
+    /// The port with this LID.
+    Port(u16),
+}
+
+/// What a link needs of the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A region must be shared with the other end of a link.
+    Share {
+        /// The link.
+        link: LinkId,
+        /// The region's name.
+        share: u32,
+    },
+    /// A link needs a buffer for memory that is not shared with neighbours.
+    Bounce {
+        /// The link.
+        link: LinkId,
+    },
+    /// The other end of a link may be granted something.
+    Grant {
+        /// The link.
+        link: LinkId,
+        /// What.
+        wish: Wish,
+    },
+    /// The other end of a link broke the protocol.
+    Fault {
+        /// The link.
+        link: LinkId,
+        /// How.
+        fault: LinkFault,
+    },
+}
+
+/// The device of one container.
+#[derive(Debug, Default)]
+pub struct Soft {
+    /// Links to other proxies.
+    pub links: Links,
+    pub(crate) modelled: Option<ModelledLink>,
+    /// For the next verb that takes grants back.
+    tickets: Vec<Ticket>,
+    /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
+    acknowledges: Vec<u32>,
+    from: Vec<Piece>,
+    to: Vec<Piece>,
+    outgoing: source::Staging,
+    incoming: source::Staging,
+    /// Everything goes the long way, so that the short one can be compared with it.
+    #[cfg(test)]
+    pub(crate) long_way_only: bool,
+}
+
+impl Soft {
+    /// The device, over this modelled link if there is to be one.
+    #[must_use]
+    pub fn new(modelled: Option<ModelledLink>) -> Self {
+        Self { modelled, ..Self::default() }
+    }
+}
+
+impl Device for Soft {
+    type Qp = SoftQp;
+    type Work = Road;
+    type Destination = Destination;
+    type Notice = Task;
+
+    fn link_rate(&self) -> Option<BitRate> {
+        self.modelled.as_ref().map(ModelledLink::rate)
+    }
+
+    #[inline]
+    fn road(&self, now: Nanos) -> ringfence_sched::Road {
+        self.modelled.as_ref().map_or_else(Default::default, |link| link.road(now))
+    }
+
+    #[inline(always)]
+    fn cut(qp: &Qp, _: &Wqe) -> Cut {
+        Cut::Into(if qp.device.peer == Peer::Local { u32::MAX } else { wire::LONGEST })
+    }
+
+    #[inline(always)]
+    fn is_own(qp: &Qp) -> bool {
+        qp.device.peer == Peer::Local
+    }
+
+    #[inline(always)]
+    fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> usize {
+        #[cfg(test)]
+        if plane.device.long_way_only {
+            return 0;
+        }
+        plane.express(queue, allowance)
+    }
+
+    #[inline(always)]
+    fn holds_back(plane: &mut Plane, queue: u32, index: usize) -> bool {
+        match plane.qps[queue as usize].as_ref().map(|qp| qp.device.peer) {
+            Some(Peer::Link(link)) => plane.waits_for_grant(queue, index, link),
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn post(plane: &mut Plane, index: usize, piece: &WorkPiece) -> Posted {
+        plane.send_piece(index, piece)
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, qp: &Qp) {
+        if let Peer::Link(link) = qp.device.peer
+            && let Some(link) = self.links.get_mut(link)
+        {
+            link.flush();
+        }
+    }
+
+    #[inline(always)]
+    fn poll(plane: &mut Plane) -> bool {
+        let mut worked = false;
+        if !plane.device.links.is_empty() {
+            worked |= plane.serve_links();
+        }
+        if plane.device.modelled.as_ref().is_some_and(ModelledLink::is_busy) {
+            worked |= plane.serve_wire();
+        }
+        worked
+    }
+
+    #[inline(always)]
+    fn end_turn(plane: &mut Plane) {
+        if !plane.device.links.is_empty() {
+            plane.device.links.iter_mut().for_each(Link::flush);
+        }
+    }
+
+    fn unused_receive(qp: &mut Qp) -> Option<Receiving> {
+        qp.device.responder.receiving.take()
+    }
+
+    fn modified(plane: &mut Plane, queue: u32, mask: u32, destination: Option<Destination>) {
+        if let (Some(destination), true) = (destination, mask & Mask::AV.0 != 0) {
+            plane.connect(queue, destination);
+        }
+        if mask & (Mask::ACCESS_FLAGS.0 | Mask::AV.0 | Mask::DEST_QPN.0 | Mask::MAX_DEST_RD_ATOMIC.0) != 0 {
+            // What was granted was by the former rights, to the former peer.
+            plane.end_grants(queue);
+        }
+        plane.adopt_peers(queue);
+    }
+
+    fn reset(plane: &mut Plane, queue: u32) {
+        if let Some(qp) = &mut plane.qps[queue as usize] {
+            qp.device = SoftQp::default();
+        }
+        plane.end_grants(queue);
+    }
+
+    fn failed(plane: &mut Plane, queue: u32) {
+        plane.revoke_queue(queue);
+    }
+
+    fn removed(plane: &mut Plane, qp: &mut Qp) {
+        plane.revoke_queue(qp.queue);
+        plane.forget_grants(qp.number);
+    }
+
+    #[inline(always)]
+    fn wants_time(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    fn wake_at(&self) -> Option<Nanos> {
+        self.modelled.as_ref().and_then(ModelledLink::arrives)
+    }
+
+    fn prepare_sleep(&self) -> bool {
+        // All of them, whatever the first says.
+        self.links.iter().filter(|link| !link.prepare_sleep()).count() == 0
+    }
+
+    fn awake(&self) {
+        self.links.iter().for_each(Link::awake);
+    }
+
+    fn wakers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.links.iter().map(|link| link.bell.as_fd())
+    }
+
+    fn woken(plane: &mut Plane) {
+        plane.silence_links();
+    }
+}

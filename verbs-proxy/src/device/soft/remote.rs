@@ -1,17 +1,17 @@
 //! Requests to and from other proxies: what goes over a [`super::link`] and what its answers mean.
 
-use super::intake::vendor;
 use super::link::LinkFault;
 use super::links::LinkId;
-use super::qp::{Peer, Road, Waits};
+use super::qp::{Peer, Road};
+use super::requester::request;
 use super::respond::Verdict;
-use super::shaping::OnWire;
 use super::source::{self, Source};
-use super::transmit::{self, Handed};
 use super::wire::{self, Kind, Response};
-use super::{Notice, Plane};
+use super::{Notice, Plane, Soft, Task};
+use crate::device::{Again, Answer, Posted, WorkPiece};
 use crate::pacing::{self, Nanos};
-use crate::state;
+use crate::plane::intake::vendor;
+use crate::plane::transmit::Handed;
 use ringfence_protocol::verbs::{Opcode, QpState, WcStatus};
 
 /// A neighbour that has lost its processor answers late, but is not gone.
@@ -27,18 +27,19 @@ const LONGEST_ROOM_POLL: Nanos = 2_000_000;
 const SHARE_AGAIN: Nanos = 100_000_000;
 /// A neighbour whose rate is used up is asked again after this long at most.
 const LONGEST_RATE_WAIT: Nanos = 100_000_000;
+
 impl Plane {
     /// The link for a piece of a queue pair that uses link `at`: another from now on, if that has been superseded and nothing is
     /// under way that could be overtaken.
-    fn link_for(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> LinkId {
-        let Some(link) = self.links.get(at) else { return at };
+    fn link_for(&mut self, queue: u32, index: usize, piece: &WorkPiece, at: LinkId) -> LinkId {
+        let Some(link) = self.device.links.get(at) else { return at };
         if !link.superseded || index > 0 {
             return at;
         }
-        let better = self.links.to(link.port).unwrap_or(at);
+        let better = self.device.links.to(link.port).unwrap_or(at);
         match &mut self.qps[queue as usize] {
             Some(qp) if qp.pending[index].done == piece.offset => {
-                qp.peer = Peer::Link(better);
+                qp.device.peer = Peer::Link(better);
                 better
             }
             _ => at,
@@ -46,45 +47,40 @@ impl Plane {
     }
 
     /// Sends a piece to the proxy at the other end of link `at`.
-    pub(crate) fn send_request(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Handed {
+    pub(super) fn send_request(&mut self, queue: u32, index: usize, piece: &WorkPiece, at: LinkId) -> Posted {
         let at = self.link_for(queue, index, piece, at);
-        let Self { qps, regions, links, notices, from, outgoing, .. } = self;
-        let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
+        let Self { qps, regions, device: Soft { links, from, outgoing, .. }, notices, .. } = self;
+        let Some(qp) = &mut qps[queue as usize] else { return Posted::Withdrawn };
         let Some(link) = links.get_mut(at) else {
-            qp.peer = Peer::None;
-            return self.settle(queue, index, piece, Verdict::Silent);
+            qp.device.peer = Peer::None;
+            return Posted::Answered(Answer::Lost { least: MIN_REMOTE_TIMEOUT });
         };
         let wqe = &qp.pending[index];
+        let no_room = Posted::Answered(Answer::Again(Again::Later { first: ROOM_POLL, longest: LONGEST_ROOM_POLL }));
         let packed = match source::pack(qp, wqe, piece, regions, link, from, outgoing) {
             Ok(packed) => packed,
-            Err(Source::Fault(_)) if index > 0 => {
-                // The region went after the request was admitted: it fails when those before it are complete.
-                qp.rewind(index, piece.offset);
-                qp.pending[index].admitted = false;
-                return Handed::Stop;
+            // The region went after the request was admitted.
+            Err(Source::Fault(vendor_err)) => {
+                return Posted::Answered(Answer::Failed { status: WcStatus::LOC_PROT_ERR, vendor_err });
             }
-            Err(Source::Fault(vendor_err)) => return self.give_up(queue, index, WcStatus::LOC_PROT_ERR, vendor_err),
             Err(waits @ (Source::NotShared(..) | Source::Foreign)) => {
                 match waits {
                     Source::NotShared(key, share) if link.shared.insert(share, false).is_none() => {
                         regions.lend(key);
-                        notices.push(Notice::Share { link: at, share });
+                        notices.push(Notice::Device(Task::Share { link: at, share }));
                     }
                     Source::Foreign if !std::mem::replace(&mut link.bounce_asked, true) => {
-                        notices.push(Notice::Bounce { link: at });
+                        notices.push(Notice::Device(Task::Bounce { link: at }));
                     }
                     _ => {}
                 }
-                qp.rewind(index, piece.offset);
-                qp.waits.share = true;
                 // A neighbour that never confirms, or refuses, is one that never answers.
-                self.await_answer(queue, MIN_SHARE_TIMEOUT);
-                return Handed::Stop;
+                return Posted::Answered(Answer::Again(Again::Told { least: MIN_SHARE_TIMEOUT }));
             }
-            Err(Source::NoRoom) => return self.wait_for_room(queue, index, piece),
+            Err(Source::NoRoom) => return no_room,
             Err(Source::Link(fault)) => return self.fail_request(queue, at, fault),
         };
-        let mut request = transmit::request(qp, wqe, piece, packed.pieces);
+        let mut request = request(qp, wqe, piece, packed.pieces);
         if packed.pieces == wire::INLINE {
             [request.compare_add, request.swap] = packed.data;
         }
@@ -94,67 +90,40 @@ impl Plane {
         }
         match link.request(&request, &outgoing.extensions) {
             Ok(true) => {
-                if qp.waits.deadline == 0 {
-                    self.await_answer(queue, MIN_REMOTE_TIMEOUT);
-                }
-                Handed::On
+                self.await_answer(queue, MIN_REMOTE_TIMEOUT);
+                Posted::Sent
             }
-            Ok(false) => self.wait_for_room(queue, index, piece),
+            Ok(false) => no_room,
             Err(fault) => self.fail_request(queue, at, fault),
         }
     }
 
-    fn wait_for_room(&mut self, queue: u32, index: usize, piece: &OnWire) -> Handed {
-        let now = self.time();
-        if let Some(qp) = &mut self.qps[queue as usize] {
-            qp.rewind(index, piece.offset);
-            let at = qp.put_off(now, ROOM_POLL, LONGEST_ROOM_POLL);
-            qp.waits.until = at;
-            self.alarm(at, queue);
-        }
-        Handed::Stop
-    }
-
-    fn fail_request(&mut self, queue: u32, at: LinkId, fault: LinkFault) -> Handed {
+    fn fail_request(&mut self, queue: u32, at: LinkId, fault: LinkFault) -> Posted {
         self.fail_link(at, fault);
         // Looked at again in the next turn, it finds another link or none.
         self.alarm(self.now, queue);
-        Handed::Stop
-    }
-
-    /// Sees that an answer which does not come is missed, unless that is seen to.
-    fn await_answer(&mut self, queue: u32, least: Nanos) {
-        let now = self.time();
-        let Some(qp) = &mut self.qps[queue as usize] else { return };
-        if qp.waits.deadline == 0
-            && let Some(timeout) = state::ack_timeout_nanos(qp.attr.timeout)
-        {
-            let at = now + timeout.max(least);
-            qp.waits.deadline = at;
-            self.alarm(at, queue);
-        }
+        Posted::Withdrawn
     }
 
     pub(crate) fn on_response(&mut self, at: LinkId, response: &Response) {
         let Some(&queue) = self.by_number.get(&response.to) else { return };
         let Some(qp) = &mut self.qps[queue as usize] else { return };
-        if qp.peer != Peer::Link(at) || qp.attr.dest_qp_num != response.from || qp.state == QpState::ERR {
+        if qp.device.peer != Peer::Link(at) || qp.attr.dest_qp_num != response.from || qp.state == QpState::ERR {
             return;
         }
         if response.kind == Kind::ACK {
             return self.on_acknowledge(queue, response);
         }
         // Only the answer that is due counts; others belong to pieces that were sent twice.
-        let sequence = qp.from_wire(response.sequence);
-        let due = qp.pending.front().filter(|wqe| wqe.sequence == sequence && wqe.road == Road::Long);
+        let sequence = qp.device.from_wire(response.sequence);
+        let due = qp.pending.front().filter(|wqe| wqe.sequence == sequence && wqe.device == Road::Long);
         let Some(wqe) = due else { return };
         let end = response.offset.checked_add(response.bytes);
         if response.offset != wqe.done || end.is_none_or(|end| end > wqe.total || (end > wqe.sent && wqe.total > 0)) {
             return;
         }
         let (opcode, total) = (wqe.opcode, wqe.total);
-        let piece = OnWire {
-            finish: 0,
+        let piece = WorkPiece {
             queue,
             incarnation: qp.incarnation,
             epoch: qp.epoch,
@@ -167,7 +136,7 @@ impl Plane {
         let verdict = match response.kind {
             // No more than a piece, whatever was asked for: it is copied at once.
             Kind::GRANT if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
-                let link = self.links.get(at);
+                let link = self.device.links.get(at);
                 match link.and_then(|link| link.shared_piece(response.share, response.value, response.bytes)) {
                     Some(data) => Verdict::Data(data, 0),
                     None => Verdict::Nak(WcStatus::BAD_RESP_ERR),
@@ -179,33 +148,23 @@ impl Plane {
                 WcStatus::REM_ACCESS_ERR | WcStatus::REM_INV_REQ_ERR => response.status,
                 _ => WcStatus::REM_OP_ERR,
             }),
+            // Its container's rate is used up. It has answered, and says for how long; that is believed up to a point.
             Kind::LATER if response.value > 0 => {
-                // Its container's rate is used up. It has answered, and says for how long; that is believed up to a point.
-                qp.rewind(0, response.offset);
                 let at = (self.clock)(self.now) + response.value.min(LONGEST_RATE_WAIT);
-                qp.waits = Waits { until: at, ..Waits::default() };
-                self.alarm(at, queue);
-                return;
+                return self.answered(&piece, Answer::Again(Again::At(at)));
             }
+            // The share comes by another way, and may have come already.
             Kind::LATER => {
-                // The share comes by another way, and may have come already.
-                qp.rewind(0, response.offset);
-                let at = qp.put_off((self.clock)(self.now), SHARE_POLL, pacing::LONGEST_PAUSE);
-                qp.waits.until = at;
-                self.alarm(at, queue);
-                return;
+                let later = Again::Later { first: SHARE_POLL, longest: pacing::LONGEST_PAUSE };
+                return self.answered(&piece, Answer::Again(later));
             }
-            Kind::DROPPED => {
-                // Lost, as a packet is: nothing goes before the retry timer, and then one piece first.
-                qp.rewind(0, response.offset);
-                qp.waits.until = Nanos::MAX;
-                qp.probing = true;
-                return self.await_answer(queue, MIN_REMOTE_TIMEOUT);
-            }
+            // As a packet is.
+            Kind::DROPPED => return self.answered(&piece, Answer::Lost { least: MIN_REMOTE_TIMEOUT }),
             _ => Verdict::Nak(WcStatus::BAD_RESP_ERR),
         };
-        if self.settle(queue, 0, &piece, verdict) == Handed::On {
-            self.extend_deadline(queue);
+        let answer = self.carry_out(queue, 0, &piece, verdict);
+        if self.settle(0, &piece, answer) == Handed::On {
+            self.extend_deadline(queue, MIN_REMOTE_TIMEOUT);
             self.activate(queue);
         }
     }
@@ -213,14 +172,14 @@ impl Plane {
     /// The responder has executed everything up to this piece.
     fn on_acknowledge(&mut self, queue: u32, response: &Response) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
-        let Some(index) = qp.find(qp.from_wire(response.sequence)) else { return };
+        let Some(index) = qp.find(qp.device.from_wire(response.sequence)) else { return };
         let Some(end) = response.offset.checked_add(response.bytes) else { return };
         let last = &qp.pending[index];
         // What was not sent, or is to be sent again, cannot be what this is about; nor what was acknowledged before.
         let due = if last.total == 0 { last.sent_all } else { end > last.done && end <= last.sent };
         if !due
             || qp.pending.range(..index).any(|wqe| !wqe.sent_all)
-            || qp.pending.range(..=index).any(|wqe| wqe.road != Road::Long)
+            || qp.pending.range(..=index).any(|wqe| wqe.device != Road::Long)
         {
             return;
         }
@@ -228,50 +187,25 @@ impl Plane {
         if qp.pending.range(..=index).any(|wqe| wqe.fetches() && wqe.total > 0) {
             return self.fail(queue, WcStatus::BAD_RESP_ERR, vendor::REMOTE);
         }
-        for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
-            wqe.done = if at == index { end } else { wqe.total };
-            wqe.done_all = wqe.done == wqe.total;
-            if wqe.done_all && wqe.fetches() {
-                qp.fetching = qp.fetching.saturating_sub(1);
-            }
-        }
-        qp.got_through();
-        self.complete_front(queue);
-        self.extend_deadline(queue);
+        self.done_up_to(queue, index, end);
+        self.extend_deadline(queue, MIN_REMOTE_TIMEOUT);
         self.activate(queue);
-    }
-
-    fn extend_deadline(&mut self, queue: u32) {
-        let now = self.now;
-        let Some(qp) = &mut self.qps[queue as usize] else { return };
-        let waiting = qp.pending.front().is_some_and(|wqe| wqe.sent_all || wqe.sent > wqe.done);
-        qp.waits.deadline = match state::ack_timeout_nanos(qp.attr.timeout) {
-            // The alarm that is already set finds the new deadline and sets itself again.
-            Some(timeout) if waiting => now + timeout.max(MIN_REMOTE_TIMEOUT),
-            _ => 0,
-        };
     }
 
     /// Memory of this name, or the buffer, cannot be shared over this link now: whoever waits for that asks again in a while.
     pub fn unshare(&mut self, at: LinkId, share: Option<u32>) {
-        if let Some(link) = self.links.get_mut(at) {
+        if let Some(link) = self.device.links.get_mut(at) {
             link.unshare(share);
         }
         let again = self.time() + SHARE_AGAIN;
-        for queue in 0..self.qps.len() {
-            let Some(qp) = &mut self.qps[queue] else { continue };
-            if qp.peer == Peer::Link(at) && std::mem::take(&mut qp.waits.share) {
-                qp.waits.until = again;
-                self.alarm(again, queue as u32);
-            }
-        }
+        self.resume(Some(again), |qp| qp.device.peer == Peer::Link(at));
     }
 
     /// The region with this key is none that a neighbour may see: whoever waits for that has it copied.
     pub fn withhold(&mut self, at: LinkId, key: u32) {
         if let Some(region) = self.regions.get(key) {
             region.withhold();
-            if let Some(link) = self.links.get_mut(at) {
+            if let Some(link) = self.device.links.get_mut(at) {
                 link.shared.remove(&region.share);
             }
         }
@@ -280,11 +214,6 @@ impl Plane {
 
     /// Memory was shared over this link, in either direction: whoever waited for that goes on.
     pub fn share_arrived(&mut self, at: LinkId) {
-        for queue in 0..self.qps.len() {
-            let Some(qp) = &mut self.qps[queue] else { continue };
-            if qp.peer == Peer::Link(at) && std::mem::take(&mut qp.waits.share) {
-                self.activate(queue as u32);
-            }
-        }
+        self.resume(None, |qp| qp.device.peer == Peer::Link(at));
     }
 }

@@ -1,17 +1,13 @@
 //! The responder: this proxy decides about its own container's memory, queues and states, whoever asks.
 
-use super::Plane;
-use super::intake::{self, vendor};
-use super::qp::{Data, Qp, Receiving};
-use super::transmit::sges;
+use super::gather::resolve;
 use super::wire::Request;
+use super::{Plane, Qp, Soft};
 use crate::memory::{AccessFault, Lost, NotAtomic, Piece, copy_list};
-use ringfence_protocol::completion::Completion;
-use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcFlags, WcOpcode, WcStatus};
-use ringfence_protocol::work::Sge;
-
-/// What [`Qp::port`] says of a queue pair that is connected within its own port.
-pub const OWN_PORT: u16 = 0;
+use crate::plane::intake::{self, vendor};
+use crate::plane::receive::Received;
+use crate::plane::setup::MAX_RD_ATOMIC;
+use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcOpcode, WcStatus};
 
 /// The responder's word.
 #[derive(Clone, Copy, Debug)]
@@ -32,13 +28,10 @@ pub enum Verdict {
     Lost,
 }
 
-/// Answers of atomics that a responder remembers: `max_qp_rd_atom`.
-pub const MAX_RD_ATOMIC: u32 = 16;
-
 impl Plane {
-    /// Answers a piece of a work request whose data are in `self.from`.
+    /// Answers a piece of a work request whose data are in `device.from`.
     ///
-    /// `port`: LID of the port that it came from, [`OWN_PORT`] for our own. Not the link: two proxies that make a link to
+    /// `port`: LID of the port that it came from, [`super::qp::OWN_PORT`] for our own. Not the link: two proxies that make a link to
     /// each other at the same time have two.
     pub(crate) fn respond(&mut self, port: u16, incoming: &Request) -> Verdict {
         match self.by_number.get(&incoming.to) {
@@ -50,14 +43,14 @@ impl Plane {
     /// The same, by the queue pair with this bell number.
     pub(crate) fn respond_as(&mut self, queue: u32, port: u16, incoming: &Request) -> Verdict {
         let Some(qp) = &mut self.qps[queue as usize] else { return Verdict::Silent };
-        if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.port != port {
+        if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.device.port != port {
             return Verdict::Silent;
         }
         let ends = incoming.offset.checked_add(incoming.bytes).filter(|end| *end <= incoming.total);
         let Some(end) = ends.filter(|_| incoming.total <= intake::MAX_MESSAGE) else {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
         };
-        let responder = &mut qp.responder;
+        let responder = &mut qp.device.responder;
         let ahead = incoming.sequence.wrapping_sub(responder.sequence);
         if ahead != 0 || incoming.offset != responder.offset {
             // Behind what is expected: executed before, the requester gave up waiting for the answer too early.
@@ -80,7 +73,7 @@ impl Plane {
             && let Some(qp) = &mut self.qps[queue as usize]
         {
             self.tally.received(incoming.opcode, incoming.bytes, last);
-            let responder = &mut qp.responder;
+            let responder = &mut qp.device.responder;
             if last {
                 responder.sequence = responder.sequence.wrapping_add(1);
                 responder.offset = 0;
@@ -97,7 +90,7 @@ impl Plane {
             Opcode::RDMA_READ => self.give_data(queue, incoming),
             Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
                 let Some(qp) = &self.qps[queue as usize] else { return Verdict::Silent };
-                let known = qp.responder.atomics.iter().find(|(sequence, _)| *sequence == incoming.sequence);
+                let known = qp.device.responder.atomics.iter().find(|(sequence, _)| *sequence == incoming.sequence);
                 known.map_or(Verdict::Silent, |(_, value)| Verdict::Value(*value))
             }
             _ => Verdict::Ack,
@@ -114,22 +107,10 @@ impl Plane {
 
     /// Completes a receive with an error, which takes the queue pair to the error state.
     fn refuse_receive(&mut self, queue: u32, local: WcStatus, vendor_err: u16, remote: WcStatus) -> Verdict {
-        if let Some(qp) = &mut self.qps[queue as usize]
-            && let Some(receiving) = qp.responder.receiving.take()
-        {
-            let completion = Completion {
-                wr_id: receiving.wr_id,
-                status: local,
-                opcode: WcOpcode::RECV,
-                vendor_err,
-                qp_num: qp.number,
-                src_qp: qp.attr.dest_qp_num,
-                cookie: qp.cookie,
-                freed: receiving.freed,
-                ..Completion::default()
-            };
-            let cq = qp.recv_cq;
-            self.complete(cq, &completion, true);
+        if let Some(receiving) = self.qps[queue as usize].as_mut().and_then(|qp| qp.device.responder.receiving.take()) {
+            let opcode = WcOpcode::RECV;
+            let end = Received { status: local, vendor_err, opcode, bytes: 0, imm: None, solicited: true };
+            self.received(queue, &receiving, &end);
         }
         self.to_error(queue);
         Verdict::Nak(remote)
@@ -137,18 +118,18 @@ impl Plane {
 
     /// Makes sure that a receive request is in use.
     fn claim_receive(&mut self, queue: u32) -> Result<(), Verdict> {
-        let Some(qp) = &mut self.qps[queue as usize] else { return Err(Verdict::Silent) };
-        if qp.responder.receiving.is_some() {
+        let Some(qp) = &self.qps[queue as usize] else { return Err(Verdict::Silent) };
+        if qp.device.responder.receiving.is_some() {
             return Ok(());
         }
-        let Some(receive) = intake::take_receive(qp) else {
+        let timer = qp.attr.min_rnr_timer;
+        let Some(taken) = self.take_receive(queue) else {
             self.tally.rnr_sent();
-            return Err(Verdict::Rnr(qp.attr.min_rnr_timer));
+            return Err(Verdict::Rnr(timer));
         };
-        let freed = qp.receive.position();
-        let malformed = receive.data.is_err();
-        let data = receive.data.unwrap_or(Data::One(Sge::default()));
-        qp.responder.receiving = Some(Receiving { wr_id: receive.wr_id, data, freed });
+        let Some(qp) = &mut self.qps[queue as usize] else { return Err(Verdict::Silent) };
+        let malformed = taken.is_err();
+        qp.device.responder.receiving = Some(taken.unwrap_or_else(|receiving| receiving));
         if malformed {
             return Err(self.refuse_receive(queue, WcStatus::LOC_QP_OP_ERR, vendor::MALFORMED, WcStatus::REM_OP_ERR));
         }
@@ -156,39 +137,27 @@ impl Plane {
     }
 
     fn finish_receive(&mut self, queue: u32, incoming: &Request, opcode: WcOpcode, with_imm: bool) {
-        let Some(qp) = &mut self.qps[queue as usize] else { return };
-        let Some(receiving) = qp.responder.receiving.take() else { return };
-        let completion = Completion {
-            wr_id: receiving.wr_id,
-            status: WcStatus::SUCCESS,
-            opcode,
-            flags: if with_imm { WcFlags::WITH_IMM } else { WcFlags(0) },
-            byte_len: incoming.total,
-            imm: if with_imm { incoming.imm } else { 0 },
-            qp_num: qp.number,
-            src_qp: qp.attr.dest_qp_num,
-            cookie: qp.cookie,
-            freed: receiving.freed,
-            ..Completion::default()
-        };
-        let cq = qp.recv_cq;
-        self.complete(cq, &completion, incoming.solicited);
+        let receiving = self.qps[queue as usize].as_mut().and_then(|qp| qp.device.responder.receiving.take());
+        let Some(receiving) = receiving else { return };
+        let imm = with_imm.then_some(incoming.imm);
+        let (status, bytes, solicited) = (WcStatus::SUCCESS, incoming.total, incoming.solicited);
+        self.received(queue, &receiving, &Received { status, vendor_err: 0, opcode, bytes, imm, solicited });
     }
 
     fn take_message(&mut self, queue: u32, incoming: &Request, last: bool) -> Verdict {
         if let Err(verdict) = self.claim_receive(queue) {
             return verdict;
         }
-        let Self { qps, regions, from, to, .. } = self;
+        let Self { qps, regions, device: Soft { from, to, .. }, .. } = self;
         let Some(qp) = &qps[queue as usize] else { return Verdict::Silent };
-        let Some(receiving) = &qp.responder.receiving else { return Verdict::Silent };
-        let sges = sges(&receiving.data);
+        let Some(receiving) = &qp.device.responder.receiving else { return Verdict::Silent };
+        let sges = receiving.data.sges();
         let room: u64 = sges.iter().map(|sge| u64::from(sge.length)).sum();
         if room < u64::from(incoming.total) {
             return self.refuse_receive(queue, WcStatus::LOC_LEN_ERR, vendor::LENGTH, WcStatus::REM_INV_REQ_ERR);
         }
         if incoming.total > 0 {
-            if let Err(fault) = intake::resolve(qp, sges, regions, Access::LOCAL_WRITE, to) {
+            if let Err(fault) = resolve(qp, sges, regions, Access::LOCAL_WRITE, to) {
                 return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, fault as u16, WcStatus::REM_OP_ERR);
             }
             match copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize) {
@@ -213,7 +182,7 @@ impl Plane {
                 return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
             };
             let offset = incoming.offset as usize;
-            match copy_list(&[target], offset, &self.from, 0, incoming.bytes as usize) {
+            match copy_list(&[target], offset, &self.device.from, 0, incoming.bytes as usize) {
                 Ok(()) => {}
                 Err(Lost::Source) => return Verdict::Lost,
                 Err(Lost::Target) => {
@@ -269,10 +238,10 @@ impl Plane {
             Err(NotAtomic::Lost) => return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR),
         };
         if let Some(qp) = &mut self.qps[queue as usize] {
-            if qp.responder.atomics.len() >= MAX_RD_ATOMIC as usize {
-                qp.responder.atomics.pop_front();
+            if qp.device.responder.atomics.len() >= MAX_RD_ATOMIC as usize {
+                qp.device.responder.atomics.pop_front();
             }
-            qp.responder.atomics.push_back((incoming.sequence, former));
+            qp.device.responder.atomics.push_back((incoming.sequence, former));
         }
         Verdict::Value(former)
     }

@@ -2,11 +2,11 @@
 
 use super::link::{LinkFault, Room};
 use super::links::LinkId;
-use super::qp::{Acknowledge, Qp};
+use super::qp::Acknowledge;
 use super::respond::Verdict;
 use super::source;
 use super::wire::{self, Kind, Request, Response};
-use super::{Notice, Plane};
+use super::{Notice, Plane, Qp, Soft, Task};
 use crate::memory::Piece;
 use crate::pacing::Nanos;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, WcStatus};
@@ -40,16 +40,16 @@ impl Plane {
     /// Gives each link its turn.
     pub(crate) fn serve_links(&mut self) -> bool {
         let mut worked = false;
-        for place in 0..self.links.places() {
-            let Some(at) = self.links.at(place) else { continue };
+        for place in 0..self.device.links.places() {
+            let Some(at) = self.device.links.at(place) else { continue };
             match self.serve_link(at) {
                 Ok(served) => worked |= served,
                 Err(fault) => self.fail_link(at, fault),
             }
             // Of a link that has just ended, some are left. They are nobody's: what is not acknowledged is asked for again.
-            for queue in self.acknowledges.drain(..) {
+            for queue in self.device.acknowledges.drain(..) {
                 if let Some(qp) = &mut self.qps[queue as usize] {
-                    qp.responder.owed = None;
+                    qp.device.responder.owed = None;
                 }
             }
         }
@@ -69,10 +69,10 @@ impl Plane {
         if left == TURN {
             return Ok(false);
         }
-        for index in 0..self.acknowledges.len() {
-            self.acknowledge(at, self.acknowledges[index])?;
+        for index in 0..self.device.acknowledges.len() {
+            self.acknowledge(at, self.device.acknowledges[index])?;
         }
-        if let Some(link) = self.links.get_mut(at) {
+        if let Some(link) = self.device.links.get_mut(at) {
             link.publish();
             link.end_turn();
             link.flush();
@@ -82,7 +82,7 @@ impl Plane {
 
     /// Takes one message off a link; what it took of the link's turn, or nothing if there was none.
     fn receive(&mut self, at: LinkId) -> Result<Option<u32>, LinkFault> {
-        let Some(link) = self.links.get_mut(at) else { return Ok(None) };
+        let Some(link) = self.device.links.get_mut(at) else { return Ok(None) };
         let Some(words) = link.peek() else { return Ok(None) };
         if wire::kind(&words) != Kind::REQUEST {
             link.advance(1);
@@ -96,15 +96,15 @@ impl Plane {
         let port = link.port;
         let extensions = request.extensions().ok_or(LinkFault::Malformed)?;
         let cost = (MESSAGE * (1 + extensions)).saturating_add(request.bytes);
-        let mut incoming = std::mem::take(&mut self.incoming);
-        let known = source::read(link, &request, extensions, &mut self.from, &mut incoming)?;
+        let mut incoming = std::mem::take(&mut self.device.incoming);
+        let known = source::read(link, &request, extensions, &mut self.device.from, &mut incoming)?;
         link.advance(1 + extensions);
         let done = self.execute(at, port, &request, known);
-        self.incoming = incoming;
+        self.device.incoming = incoming;
         done.map(|()| Some(cost))
     }
 
-    /// Executes a request whose source is in `self.from`, if it is `known`, and sees that it is answered.
+    /// Executes a request whose source is in `device.from`, if it is `known`, and sees that it is answered.
     fn execute(&mut self, at: LinkId, port: u16, request: &Request, known: bool) -> Result<(), LinkFault> {
         let queue = self.by_number.get(&request.to).copied();
         let verdict = if !known {
@@ -148,7 +148,7 @@ impl Plane {
     /// Has the acknowledge of a request wait for those behind it, which one may be for all.
     fn owe(&mut self, at: LinkId, queue: u32, request: &Request) -> Result<(), LinkFault> {
         let Request { from: to, sequence, offset, bytes, .. } = *request;
-        let former = self.qps[queue as usize].as_ref().and_then(|qp| qp.responder.owed);
+        let former = self.qps[queue as usize].as_ref().and_then(|qp| qp.device.responder.owed);
         let covers = match former {
             // Not one that was executed before, and is asked for again.
             Some(owed) if owed.to == to && sequence.wrapping_sub(owed.sequence).cast_signed() >= 0 => owed.covers + 1,
@@ -159,9 +159,9 @@ impl Plane {
             None => 1,
         };
         if let Some(qp) = &mut self.qps[queue as usize]
-            && qp.responder.owed.replace(Acknowledge { to, sequence, offset, bytes, covers }).is_none()
+            && qp.device.responder.owed.replace(Acknowledge { to, sequence, offset, bytes, covers }).is_none()
         {
-            self.acknowledges.push(queue);
+            self.device.acknowledges.push(queue);
         }
         Ok(())
     }
@@ -169,9 +169,11 @@ impl Plane {
     /// Sends the acknowledge that a queue pair owes.
     fn acknowledge(&mut self, at: LinkId, queue: u32) -> Result<(), LinkFault> {
         let Some(qp) = &mut self.qps[queue as usize] else { return Ok(()) };
-        let Some(Acknowledge { to, sequence, offset, bytes, covers }) = qp.responder.owed.take() else { return Ok(()) };
+        let Some(Acknowledge { to, sequence, offset, bytes, covers }) = qp.device.responder.owed.take() else {
+            return Ok(());
+        };
         let from = qp.number;
-        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
+        let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
         let (kind, status, share, value) = (Kind::ACK, WcStatus::SUCCESS, 0, 0);
         link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, covers })
     }
@@ -181,7 +183,7 @@ impl Plane {
         if let Some(queue) = queue {
             self.acknowledge(at, queue)?;
         }
-        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
+        let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
         let Answer { kind, status, share, value } = answer;
         link.respond(&Response {
             kind,
@@ -204,12 +206,12 @@ impl Plane {
             Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Access::REMOTE_ATOMIC,
             _ => return None,
         };
-        let link = self.links.get(at)?;
+        let link = self.device.links.get(at)?;
         let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
         let allowed = request.total > 0
             && qp.responds()
             && qp.attr.dest_qp_num == request.from
-            && qp.port == link.port
+            && qp.device.port == link.port
             && qp.attr.access.contains(access);
         allowed.then_some(qp)
     }
@@ -226,7 +228,7 @@ impl Plane {
     fn must_share(&mut self, at: LinkId, request: &Request) -> Result<bool, LinkFault> {
         let reads = request.opcode == Opcode::RDMA_READ;
         let Some(pd) = self.fetched_from(at, request).filter(|_| reads).map(|qp| qp.pd) else { return Ok(false) };
-        let Self { links, regions, notices, .. } = self;
+        let Self { device: Soft { links, .. }, regions, notices, .. } = self;
         let Some(link) = links.get_mut(at) else { return Ok(false) };
         let total = u64::from(request.total);
         if regions.admit(request.rkey, pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
@@ -238,13 +240,13 @@ impl Plane {
             if shared.is_none() {
                 link.shared.insert(region.share, false);
                 regions.lend(request.rkey);
-                notices.push(Notice::Share { link: at, share: region.share });
+                notices.push(Notice::Device(Task::Share { link: at, share: region.share }));
             }
             return Ok(shared != Some(true));
         }
         let room = link.bounce_room(request.bytes)?;
         if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
-            notices.push(Notice::Bounce { link: at });
+            notices.push(Notice::Device(Task::Bounce { link: at }));
         }
         Ok(!matches!(room, Room::At(_)))
     }
@@ -252,7 +254,7 @@ impl Plane {
     /// Answers a READ of memory that the neighbour must not map, for which there is room.
     fn bounce_data(&mut self, at: LinkId, request: &Request, piece: Piece) -> Result<Answer, LinkFault> {
         let refused = Answer::refusal(WcStatus::REM_OP_ERR);
-        let Some(link) = self.links.get_mut(at) else { return Ok(refused) };
+        let Some(link) = self.device.links.get_mut(at) else { return Ok(refused) };
         let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
             return Ok(refused);
         };

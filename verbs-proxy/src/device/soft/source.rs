@@ -1,13 +1,15 @@
 //! Where the data of a piece are, said to another proxy and understood from one.
 
 use super::bounce::Place;
-use super::intake::vendor;
+use super::gather::gather;
 use super::link::{Link, LinkFault, Room};
-use super::qp::{Data, Qp, Wqe};
-use super::shaping::OnWire;
-use super::transmit::{LOST, gather, sges};
+use super::requester::LOST;
 use super::wire::{self, Request};
+use super::{Qp, Wqe};
+use crate::device::WorkPiece;
 use crate::memory::{Piece, RegionTable, copy_list};
+use crate::plane::intake::vendor;
+use crate::plane::qp::Data;
 use ringfence_protocol::ring::Words;
 use ringfence_protocol::verbs::{Access, Opcode};
 use ringfence_protocol::work::{self, Sge};
@@ -86,7 +88,7 @@ pub(crate) struct Packed {
 pub(crate) fn pack(
     qp: &Qp,
     wqe: &Wqe,
-    piece: &OnWire,
+    piece: &WorkPiece,
     regions: &RegionTable,
     link: &mut Link,
     from: &mut Vec<Piece>,
@@ -113,14 +115,14 @@ pub(crate) fn pack(
 fn by_name(
     qp: &Qp,
     wqe: &Wqe,
-    piece: &OnWire,
+    piece: &WorkPiece,
     regions: &RegionTable,
     link: &Link,
     extensions: &mut Vec<Words>,
 ) -> Result<Packed, Source> {
     let (mut offset, mut bytes) = (u64::from(piece.offset), u64::from(piece.bytes));
     let (mut count, mut part) = (0u8, [Sge::default(); work::SGES_PER_EXTENSION as usize]);
-    for sge in sges(&wqe.data).iter().filter(|sge| sge.length > 0) {
+    for sge in wqe.data.sges().iter().filter(|sge| sge.length > 0) {
         let skipped = offset.min(u64::from(sge.length));
         offset -= skipped;
         let length = (u64::from(sge.length) - skipped).min(bytes);
@@ -157,7 +159,7 @@ fn by_name(
 fn bounce(
     qp: &Qp,
     wqe: &Wqe,
-    piece: &OnWire,
+    piece: &WorkPiece,
     regions: &RegionTable,
     link: &mut Link,
     from: &mut Vec<Piece>,

@@ -6,10 +6,10 @@
 use super::hello::memory;
 use super::{Foreign, LinkId, Means, Message, Neighbour, NeighbourFault, SharedRun, amount};
 use crate::datagram::MAX_FDS;
+use crate::device::soft::Worker;
 use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::grants::{BYTES, Grant};
 use crate::shared::{Mapping, Run, RunFile};
-use crate::worker::Worker;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
@@ -84,7 +84,7 @@ impl Neighbour {
         };
         let page = mapping.header(0);
         means.worker.call(move |plane| {
-            if let Some(link) = plane.links.get_mut(link) {
+            if let Some(link) = plane.device.links.get_mut(link) {
                 link.grants.set_theirs(page, lease);
             }
         });

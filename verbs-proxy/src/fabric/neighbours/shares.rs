@@ -5,12 +5,12 @@ use super::{Arc, Foreign, LinkId, Means, Message, Neighbour, NeighbourFault};
 use crate::control::adopted::RegionFile;
 use crate::control::quota::Taken;
 use crate::datagram::MAX_FDS;
+use crate::device::soft::Worker;
 use crate::device::soft::link::Share;
 use crate::fabric::budget::{Amount, Lease};
 use crate::memory::Granted;
 use crate::shared::{Mapping, Run, RunFile, SealedFile};
 use crate::warden::Warden;
-use crate::worker::Worker;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
@@ -129,7 +129,7 @@ impl Neighbour {
     pub(super) fn confirmed(&mut self, link: LinkId, share: u32, worker: &Worker) -> Result<(), NeighbourFault> {
         self.given.answered(share)?;
         worker.call(move |plane| {
-            if let Some(entry) = plane.links.get_mut(link)
+            if let Some(entry) = plane.device.links.get_mut(link)
                 // Only what was asked for and not taken back since.
                 && let Some(confirmed) = entry.shared.get_mut(&share)
             {
@@ -144,7 +144,7 @@ impl Neighbour {
     pub(super) fn refused(&mut self, link: LinkId, share: u32, worker: &Worker) -> Result<(), NeighbourFault> {
         self.given.answered(share)?;
         worker.call(move |plane| {
-            if let Some(entry) = plane.links.get_mut(link)
+            if let Some(entry) = plane.device.links.get_mut(link)
                 && entry.shared.get(&share) == Some(&false)
             {
                 entry.unshare(Some(share));
@@ -191,7 +191,7 @@ impl Neighbour {
         means.closer.close_all(files.into_iter().map(SealedFile::into_fd));
         let entry = Share { mapping: Arc::new(mapping?), lease, writable };
         let former = means.worker.call(move |plane| {
-            let former = plane.links.get_mut(link)?.shares.insert(share, entry);
+            let former = plane.device.links.get_mut(link)?.shares.insert(share, entry);
             plane.share_arrived(link);
             former
         });

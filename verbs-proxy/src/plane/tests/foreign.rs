@@ -160,11 +160,11 @@ impl TwoRigs {
         let lease = || Budget::new(65_530).take_own(Amount { mappings: 1, bytes: bounce::BYTES as u64 }).unwrap();
         let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: bounce::BYTES as u64 };
         let (own, other) = (self.links[from], self.links[1 - from]);
-        let link = self.rigs[from].plane.links.get_mut(own).unwrap();
+        let link = self.rigs[from].plane.device.links.get_mut(own).unwrap();
         assert!(link.bounce.replace(Bounce::new(SHARE, run, ours, lease())).is_none(), "it is asked for once");
         link.shared.insert(SHARE, true);
         let share = Share { mapping: theirs, lease: lease(), writable: false };
-        self.rigs[1 - from].plane.links.get_mut(other).unwrap().shares.insert(SHARE, share);
+        self.rigs[1 - from].plane.device.links.get_mut(other).unwrap().shares.insert(SHARE, share);
         self.rigs[from].plane.share_arrived(own);
     }
 }
@@ -192,7 +192,7 @@ fn a_neighbour_gets_its_bytes_and_never_the_memory() {
         assert!(near.take(120_000, length as usize - 1) == pattern[1..]);
     }
     for index in 0..2 {
-        let link = two.rigs[index].plane.links.get(two.links[index]).unwrap();
+        let link = two.rigs[index].plane.device.links.get(two.links[index]).unwrap();
         assert_eq!((link.shared.len(), link.outstanding), (1, 0), "only the buffer is shared");
     }
 }
@@ -256,7 +256,7 @@ fn a_neighbour_that_does_not_read_makes_nothing_but_its_own_requests_wait() {
         two.rigs[0].plane.turn();
     }
     // As many as the buffer holds are under way.
-    let under_way = two.rigs[0].plane.links.get(two.links[0]).unwrap().outstanding;
+    let under_way = two.rigs[0].plane.device.links.get(two.links[0]).unwrap().outstanding;
     assert_eq!(under_way as usize, bounce::BYTES / LONGEST as usize);
     for _ in 0..50 {
         two.turns();

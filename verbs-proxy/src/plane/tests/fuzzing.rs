@@ -165,8 +165,8 @@ impl Ledger {
 }
 
 /// A rig whose region has an outside.
-fn guarded(shaping: Shaping) -> Rig {
-    let mut rig = Rig::shaped(shaping);
+fn guarded((policy, link): Shape) -> Rig {
+    let mut rig = Rig::shaped(&policy, link);
     drop(rig.plane.regions.remove(rig.granted));
     let region = MemoryRegion::new(Arc::clone(&rig.memory), FIRST, LENGTH as u64, IOVA, PD, ALL, 1).unwrap();
     rig.granted = rig.entrance.insert(region, || 7).unwrap();
@@ -203,8 +203,11 @@ fn is_untouched(rig: &Rig) {
     }
 }
 
+/// A policy, and a modelled link.
+type Shape = (Policy, Option<(WireClock, BitRate)>);
+
 /// All policies that change the way of a request.
-fn shaping(choice: u8) -> Shaping {
+fn shaping(choice: u8) -> Shape {
     let capped = Policy { bandwidth: BitRate::new(80_000_000_000), ops: OpRate::new(1_000_000), ..Policy::default() };
     let policy = match choice % 4 {
         0 => Policy::default(),
@@ -213,10 +216,10 @@ fn shaping(choice: u8) -> Shaping {
         _ => BULK,
     };
     let link = (choice / 4 % 2 == 1).then(|| {
-        let clock = crate::fabric::clock::WireClock::private().unwrap();
+        let clock = WireClock::private().unwrap();
         BitRate::new(100_000_000_000).map(|rate| (clock, rate))
     });
-    Shaping::new(&policy, link.flatten(), 0)
+    (policy, link.flatten())
 }
 
 /// Tells the plane what was polled, as the library does.

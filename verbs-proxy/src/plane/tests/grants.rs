@@ -4,7 +4,7 @@ use super::*;
 use crate::device::soft::grants::giving::{View, Wish};
 use crate::device::soft::grants::using::GrantFault;
 use crate::device::soft::grants::{BYTES as PAGE_BYTES, Grant};
-use crate::plane::qp::Road;
+use crate::device::soft::qp::Road;
 use ringfence_protocol::grants::Page;
 use std::sync::atomic::Ordering;
 
@@ -35,7 +35,7 @@ impl Scene {
         for index in 0..2 {
             let plane = &mut two.rigs[index].plane;
             let unlimited = plane.shaping.read_ahead().is_none();
-            let link = plane.links.get_mut(two.links[index]).unwrap();
+            let link = plane.device.links.get_mut(two.links[index]).unwrap();
             link.grants.set_ours(pages[index].header(0), unlimited);
             link.grants.set_theirs(pages[1 - index].header(0), lease());
         }
@@ -51,8 +51,8 @@ impl Scene {
         let mapping = Arc::clone(&self.two.rigs[1].memory);
         let [zero, one] = self.two.links;
         let entry = Share { mapping, lease: lease(), writable };
-        self.two.rigs[0].plane.links.get_mut(zero).unwrap().shares.insert(share, entry);
-        self.two.rigs[1].plane.links.get_mut(one).unwrap().shared.insert(share, true);
+        self.two.rigs[0].plane.device.links.get_mut(zero).unwrap().shares.insert(share, entry);
+        self.two.rigs[1].plane.device.links.get_mut(one).unwrap().shared.insert(share, true);
     }
 
     /// What the control threads do.
@@ -321,7 +321,7 @@ fn a_requester_that_is_found_stopped_again_and_again_gets_nothing_for_a_while() 
 fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
     // 60,000 bytes at a rate that makes pieces of 4 KiB.
     let policy = Policy { bandwidth: BitRate::new(40_000_000), ..Policy::default() };
-    let mut scene = Scene::with(Rig::shaped(Shaping::new(&policy, None, 0)), Rig::new());
+    let mut scene = Scene::with(Rig::shaped(&policy, None), Rig::new());
     scene.warm();
     let pattern: Vec<u8> = (0..60_000u32).map(|i| (i * 7 / 3) as u8 | 1).collect();
     scene.two.rigs[0].put(0, &pattern);
@@ -330,7 +330,7 @@ fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
         scene.two.rigs[0].plane.now += 10_000;
         scene.two.rigs[0].plane.turn();
     }
-    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().pending[0].road, Road::Granted);
+    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().pending[0].device, Road::Granted);
     let attr = QpAttr { access: ALL, ..QpAttr::default() };
     let b = &scene.b;
     scene.two.rigs[1].modify(b, QpState::RTS, Mask::ACCESS_FLAGS.0, attr, None);
@@ -351,7 +351,7 @@ fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
 #[test]
 fn reads_beyond_what_the_other_end_lets_out_ask() {
     let policy = Policy { bandwidth: BitRate::new(1_000_000_000), ..Policy::default() };
-    let mut scene = Scene::with(Rig::new(), Rig::shaped(Shaping::new(&policy, None, 0)));
+    let mut scene = Scene::with(Rig::new(), Rig::shaped(&policy, None));
     scene.warm();
     let allowed = scene.page(1).allowance.0.load(Ordering::Relaxed);
     assert!((60_000..1 << 20).contains(&allowed), "{allowed}");

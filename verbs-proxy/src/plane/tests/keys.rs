@@ -37,7 +37,7 @@ fn a_restored_region_is_reached_by_its_new_key_only() {
 #[test]
 fn a_request_that_waits_for_its_turn_finds_the_key_gone() {
     let policy = Policy { bandwidth: BitRate::new(8_000), ..Policy::default() };
-    let mut rig = Rig::shaped(Shaping::new(&policy, None, 0));
+    let mut rig = Rig::shaped(&policy, None);
     let (mut a, _b) = rig.pair();
     // The first takes all that the rate lets out at once, so that the second waits.
     for wr_id in 1..3 {

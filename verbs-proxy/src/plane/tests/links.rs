@@ -23,7 +23,7 @@ fn send_all(two: &mut TwoRigs) {
 
 /// The messages that came to a rig and that it has not looked at.
 fn messages(two: &mut TwoRigs, rig: usize) -> Vec<[u64; 8]> {
-    let link = two.rigs[rig].plane.links.get_mut(two.links[rig]).unwrap();
+    let link = two.rigs[rig].plane.device.links.get_mut(two.links[rig]).unwrap();
     let mut list = Vec::new();
     while let Some(words) = link.peek() {
         let slots = match wire::kind(&words) {
@@ -68,7 +68,7 @@ fn an_acknowledge_never_stands_for_data() {
     turn(&mut two, 0);
     let requests = messages(&mut two, 1);
     assert_eq!(requests.len(), 2);
-    let link = two.rigs[1].plane.links.get_mut(two.links[1]).unwrap();
+    let link = two.rigs[1].plane.device.links.get_mut(two.links[1]).unwrap();
     let lie = Response {
         kind: Kind::ACK,
         to: 100,
@@ -90,7 +90,7 @@ fn an_acknowledge_never_stands_for_data() {
 fn a_turn_of_a_link_is_no_longer_than_a_piece_and_what_is_on_the_way() {
     let (mut two, mut a, _b) = TwoRigs::new();
     two.share(0);
-    let pieces = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().responder.sequence;
+    let pieces = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().device.responder.sequence;
     for _ in 0..6 {
         post(&mut a, &write(&two, 50_000));
     }
@@ -135,10 +135,10 @@ fn a_neighbour_that_asks_for_more_at_once_breaks_the_protocol() {
         ..Request::default()
     };
     let source = ringfence_protocol::work::pack_sges(&[Sge { addr: 0, length: bytes, lkey: 1 }]);
-    assert!(two.rigs[0].plane.links.get_mut(two.links[0]).unwrap().request(&request, &[source]).unwrap());
+    assert!(two.rigs[0].plane.device.links.get_mut(two.links[0]).unwrap().request(&request, &[source]).unwrap());
     turn(&mut two, 1);
     let notices: Vec<Notice> = two.rigs[1].plane.take_notices().collect();
-    assert_eq!(notices, [Notice::Fault { link: two.links[1], fault: LinkFault::Malformed }]);
+    assert_eq!(notices, [Notice::Device(Task::Fault { link: two.links[1], fault: LinkFault::Malformed })]);
 }
 
 #[test]
@@ -148,10 +148,10 @@ fn what_a_link_that_ends_leaves_unsaid_is_said_over_the_next() {
     turn(&mut two, 0);
     // Behind it, what ends the link in the same turn.
     let malformed = Request { pieces: 33, ..Request::default() };
-    assert!(two.rigs[0].plane.links.get_mut(two.links[0]).unwrap().request(&malformed, &[]).unwrap());
+    assert!(two.rigs[0].plane.device.links.get_mut(two.links[0]).unwrap().request(&malformed, &[]).unwrap());
     turn(&mut two, 1);
     assert_eq!(two.rigs[1].plane.take_notices().count(), 1);
-    assert!(two.rigs[1].plane.qps[0].as_ref().unwrap().responder.owed.is_none());
+    assert!(two.rigs[1].plane.qps[0].as_ref().unwrap().device.responder.owed.is_none());
     let mapping = Arc::new(Mapping::of(&SealedFile::create("link", BYTES).unwrap()).unwrap());
     for (index, end) in [End::Initiator, End::Acceptor].into_iter().enumerate() {
         drop(two.rigs[index].plane.remove_link(two.links[index]));
@@ -186,7 +186,7 @@ fn what_is_dropped_waits_for_the_retry_timer_and_then_goes_one_by_one() {
         covers: 1,
     };
     for sequence in 0..20 {
-        two.rigs[1].plane.links.get_mut(two.links[1]).unwrap().respond(&dropped(sequence)).unwrap();
+        two.rigs[1].plane.device.links.get_mut(two.links[1]).unwrap().respond(&dropped(sequence)).unwrap();
     }
     let start = two.rigs[0].plane.now;
     let mut tries = 0;
@@ -205,9 +205,9 @@ fn what_is_dropped_waits_for_the_retry_timer_and_then_goes_one_by_one() {
 #[test]
 fn atomics_wait_for_the_rate_of_the_container_whose_memory_they_fetch() {
     let policy = Policy { bandwidth: BitRate::new(8 * 64 * 1000), ..Policy::default() };
-    let (mut two, mut a, _b) = TwoRigs::with_both(Rig::new(), Rig::shaped(Shaping::new(&policy, None, 0)));
+    let (mut two, mut a, _b) = TwoRigs::with_both(Rig::new(), Rig::shaped(&policy, None));
     let key = two.rigs[1].key;
-    let executed = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().responder.sequence;
+    let executed = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().device.responder.sequence;
     let (mut posted, start) = (0, two.rigs[0].plane.now);
     // The bucket holds 16 KiB, and an answer counts as 64 bytes.
     const IN_HAND: u32 = 256;
@@ -256,7 +256,7 @@ fn memory_whose_pages_can_be_taken_away_is_copied_for_neighbours() {
         two.turns();
         assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
         assert!(two.rigs[1 - lender].take(120_000, 90_000) == pattern);
-        let shared = &two.rigs[lender].plane.links.get(link).unwrap().shared;
+        let shared = &two.rigs[lender].plane.device.links.get(link).unwrap().shared;
         assert_eq!(shared.len(), 1, "only the buffer is shared");
         assert!(!shared.contains_key(&1));
     }
@@ -281,7 +281,7 @@ fn memory_that_could_not_be_shared_at_once_is_asked_for_again() {
     post(&mut a, &write(&two, 4096));
     let asked = |two: &mut TwoRigs| {
         turn(two, 0);
-        two.rigs[0].plane.take_notices().filter(|notice| matches!(notice, Notice::Share { .. })).count()
+        two.rigs[0].plane.take_notices().filter(|notice| matches!(notice, Notice::Device(Task::Share { .. }))).count()
     };
     assert_eq!(asked(&mut two), 1);
     let link = two.links[0];

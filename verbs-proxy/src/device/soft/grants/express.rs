@@ -2,13 +2,13 @@
 
 use super::Grants;
 use super::using::{Wanted, atomic};
+use crate::device::soft::express::EXPRESS_BYTES;
 use crate::device::soft::link::Link;
 use crate::device::soft::links::LinkId;
+use crate::device::soft::{Notice, Plane, Qp, Soft};
 use crate::memory::{Piece, RegionTable, copy, copy_while};
 use crate::plane::intake::wc_opcode;
-use crate::plane::qp::Qp;
-use crate::plane::transmit::{BATCH, BATCH_BYTES, EXPRESS_BYTES};
-use crate::plane::{Notice, Plane};
+use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use crate::rseq::{Thread, Undone};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcStatus};
@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 impl Plane {
     /// The short way by grants: as [`Plane::express`], to a queue pair of a neighbour's, for all one-sided operations.
     pub(crate) fn express_by_grant(&mut self, queue: u32, at: LinkId, allowance: Allowance) -> usize {
-        let Self { qps, regions, links, cqs, touched, shaping, notices, .. } = self;
+        let Self { qps, regions, device: Soft { links, .. }, cqs, touched, shaping, notices, .. } = self;
         let Some(qp) = qps[queue as usize].as_deref_mut() else { return 0 };
         if !qp.pending.is_empty() || qp.state != QpState::RTS {
             return 0;

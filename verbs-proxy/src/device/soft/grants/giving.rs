@@ -3,10 +3,9 @@
 use super::Grant;
 use crate::device::soft::links::LinkId;
 use crate::device::soft::wire::Request;
+use crate::device::soft::{Notice, Plane, Qp, Soft, Task};
 use crate::memory::MemoryRegion;
 use crate::pacing::Nanos;
-use crate::plane::qp::Qp;
-use crate::plane::{Notice, Plane};
 use crate::shared::Held;
 use ringfence_protocol::grants::{Busy, Page, SLOTS, settled};
 use ringfence_protocol::verbs::{Access, Opcode};
@@ -189,7 +188,7 @@ impl Plane {
             _ => return,
         };
         let now = self.now;
-        let Self { links, regions, qps, by_number, notices, .. } = self;
+        let Self { device: Soft { links, .. }, regions, qps, by_number, notices, .. } = self;
         let Some(link) = links.get_mut(at) else { return };
         let Some(qp) = by_number.get(&request.to).and_then(|queue| qps[*queue as usize].as_deref()) else { return };
         let Some(region) = regions.get(request.rkey).filter(|region| request.total > 0 && !region.is_copied()) else {
@@ -200,16 +199,16 @@ impl Plane {
         if link.grants.giving.wants(wish, now) {
             // From now on a region that its container takes back needs a message, upon which the grant is taken back.
             regions.lend(key);
-            notices.push(Notice::Grant { link: at, wish });
+            notices.push(Notice::Device(Task::Grant { link: at, wish }));
         }
     }
 
     fn still_wanted(&self, at: LinkId, wish: &Wish) -> Option<(&Qp, &MemoryRegion)> {
-        let link = self.links.get(at)?;
+        let link = self.device.links.get(at)?;
         let qp = self.qps.get(wish.queue as usize)?.as_deref().filter(|qp| qp.incarnation == wish.incarnation)?;
         let region = self.regions.get(wish.key)?;
         let holds = qp.responds()
-            && qp.port == link.port
+            && qp.device.port == link.port
             && region.share == wish.share
             && region.pd() == qp.pd
             && !region.is_copied()
@@ -247,7 +246,7 @@ impl Plane {
             // A view to write is mapped for itself, one to read as the region is.
             offset: if wish.writes { 0 } else { view.start },
         };
-        let link = self.links.get_mut(at)?;
+        let link = self.device.links.get_mut(at)?;
         if link.shared.get(&view.share) != Some(&true) {
             return None;
         }
@@ -261,7 +260,7 @@ impl Plane {
     /// Lets the neighbour READ on without asking, as far as the container's rate has something in hand. Called when it asked.
     pub(crate) fn renew_reads(&mut self, at: LinkId) {
         let Some(ahead) = self.shaping.read_ahead() else { return };
-        let Some(link) = self.links.get_mut(at) else { return };
+        let Some(link) = self.device.links.get_mut(at) else { return };
         let Some((ours, theirs)) = link.grants.pages().filter(|_| link.grants.giving.live > 0) else { return };
         let bytes = ahead.clamp(*READ_AHEAD.start(), *READ_AHEAD.end());
         let allowance = &ours.allowance.0;
@@ -275,9 +274,9 @@ impl Plane {
     }
 
     fn revoke_where(&mut self, which: impl Fn(LinkId, &Wish) -> bool) {
-        for place in 0..self.links.places() {
-            let Some(id) = self.links.at(place) else { continue };
-            let Some(link) = self.links.get_mut(id) else { continue };
+        for place in 0..self.device.links.places() {
+            let Some(id) = self.device.links.at(place) else { continue };
+            let Some(link) = self.device.links.get_mut(id) else { continue };
             let grants = &mut link.grants;
             let Some(page) = &grants.ours else {
                 grants.giving.forget(|wish| which(id, wish));
@@ -293,11 +292,11 @@ impl Plane {
                 let page = theirs.clone();
                 let now = self.now;
                 // A word that differs from that of an older ticket says that what that was about is over.
-                self.tickets.retain(|ticket| ticket.link != id && !ticket.is_over());
-                if self.tickets.len() >= MANY_TICKETS {
-                    self.tickets.retain(|ticket| now.saturating_sub(ticket.since) < OVERDUE);
+                self.device.tickets.retain(|ticket| ticket.link != id && !ticket.is_over());
+                if self.device.tickets.len() >= MANY_TICKETS {
+                    self.device.tickets.retain(|ticket| now.saturating_sub(ticket.since) < OVERDUE);
                 }
-                self.tickets.push(Ticket { link: id, page, seen, since: now });
+                self.device.tickets.push(Ticket { link: id, page, seen, since: now });
             }
         }
     }
@@ -309,7 +308,7 @@ impl Plane {
 
     /// Takes back all grants of a queue pair.
     pub fn revoke_queue(&mut self, queue: u32) {
-        if !self.links.is_empty() {
+        if !self.device.links.is_empty() {
             self.revoke_where(|_, wish| wish.queue == queue);
         }
     }
@@ -317,7 +316,7 @@ impl Plane {
     /// Takes back all grants of a link, which gets no more.
     pub fn revoke_link(&mut self, at: LinkId) {
         self.revoke_where(|id, _| id == at);
-        if let Some(link) = self.links.get_mut(at) {
+        if let Some(link) = self.device.links.get_mut(at) {
             link.grants.giving.refuse();
         }
     }
@@ -325,13 +324,13 @@ impl Plane {
     /// What a verb that takes grants back must wait for, outside the worker.
     #[must_use]
     pub fn take_tickets(&mut self) -> Vec<Ticket> {
-        std::mem::take(&mut self.tickets)
+        std::mem::take(&mut self.device.tickets)
     }
 
     /// A requester was stopped in the midst of a copy, and somebody had to wait for it.
     pub fn strike(&mut self, at: LinkId) {
         let now = self.now;
-        let Some(link) = self.links.get_mut(at) else { return };
+        let Some(link) = self.device.links.get_mut(at) else { return };
         let giving = &mut link.grants.giving;
         if now >= giving.period_ends {
             (giving.strikes, giving.period_ends) = (0, now + PERIOD);

@@ -1,13 +1,13 @@
 //! The requester: what it is granted, and requests that need nobody else.
 
 use super::{Grant, Grants};
+use crate::device::soft::gather::{gather, scatter, trim};
 use crate::device::soft::links::LinkId;
+use crate::device::soft::qp::Road;
 use crate::device::soft::respond::Verdict;
+use crate::device::soft::{Plane, Qp, Soft, Wqe};
+use crate::device::{Again, Answer, WorkPiece};
 use crate::memory::{Atomic, Piece, copy_list_while};
-use crate::plane::Plane;
-use crate::plane::qp::{Qp, Road, Wqe};
-use crate::plane::shaping::OnWire;
-use crate::plane::transmit::{Handed, gather, scatter, trim};
 use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
 use ringfence_protocol::grants::{Page, SLOTS};
@@ -191,7 +191,7 @@ impl Grants {
     }
 
     /// Executes a piece of a request. `local`: the container's memory for it.
-    fn execute(&mut self, wqe: &Wqe, wanted: &Wanted, piece: &OnWire, local: &[Piece]) -> Result<Verdict, NoGrant> {
+    fn execute(&mut self, wqe: &Wqe, wanted: &Wanted, piece: &WorkPiece, local: &[Piece]) -> Result<Verdict, NoGrant> {
         let thread = Thread::current().ok_or(NoGrant)?;
         let ((ours, theirs), using) = match (&self.ours, &self.theirs) {
             (Some(ours), Some((theirs, _))) => ((ours, theirs), &mut self.using),
@@ -240,7 +240,7 @@ pub(crate) fn atomic(opcode: Opcode, compare_add: u64, swap: u64) -> Atomic {
 impl Plane {
     /// A neighbour grants us something: a claim. Whether it is of use now shows when it is used.
     pub fn take_grant(&mut self, at: LinkId, grant: Grant) -> Result<(), GrantFault> {
-        let Some(link) = self.links.get_mut(at) else { return Ok(()) };
+        let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
         let Grant { slot, generation, share, offset, length, .. } = grant;
         if slot as usize >= SLOTS {
             return Err(GrantFault::Slot(slot));
@@ -258,7 +258,7 @@ impl Plane {
         let port = link.port;
         let connected = self.by_number.get(&grant.from).and_then(|queue| self.qps[*queue as usize].as_ref());
         // Our queue pair may be gone, or connected elsewhere, by now.
-        if connected.is_some_and(|qp| qp.attr.dest_qp_num == grant.to && qp.port == port) {
+        if connected.is_some_and(|qp| qp.attr.dest_qp_num == grant.to && qp.device.port == port) {
             let mapping = Arc::clone(&shared.mapping);
             link.grants.using.insert(grant, mapping);
         }
@@ -267,18 +267,18 @@ impl Plane {
 
     /// A queue pair of ours ends, or begins anew: its grants were those of its former life.
     pub(crate) fn forget_grants(&mut self, number: u32) {
-        for link in self.links.iter_mut() {
+        for link in self.device.links.iter_mut() {
             link.grants.using.remove_where(|grant| grant.from == number);
         }
     }
 
     /// Executes a piece by a grant, if there is one and nothing before it is under way by the long way. `None`: it goes the long
     /// way.
-    pub(crate) fn by_grant(&mut self, queue: u32, index: usize, piece: &OnWire, at: LinkId) -> Option<Handed> {
-        let Self { qps, regions, links, from, to, .. } = self;
+    pub(crate) fn by_grant(&mut self, queue: u32, index: usize, piece: &WorkPiece, at: LinkId) -> Option<Answer> {
+        let Self { qps, regions, device: Soft { links, from, to, .. }, .. } = self;
         let qp = qps[queue as usize].as_deref_mut()?;
         let wqe = &qp.pending[index];
-        if wqe.road == Road::Long {
+        if wqe.device == Road::Long {
             return None;
         }
         let wanted = Wanted::of_wqe(qp, wqe);
@@ -300,25 +300,20 @@ impl Plane {
         let wqe = &mut qp.pending[index];
         match done {
             Ok(verdict) => {
-                wqe.road = Road::Granted;
+                wqe.device = Road::Granted;
                 if piece.offset + piece.bytes == wqe.total {
-                    qp.by_grant = qp.by_grant.wrapping_add(1);
+                    qp.device.by_grant = qp.device.by_grant.wrapping_add(1);
                 }
-                qp.streak = 0;
+                qp.device.streak = 0;
                 // Nothing is under way the long way, so no answer can be overdue.
                 qp.waits.deadline = 0;
-                Some(self.settle(queue, 0, piece, verdict))
+                Some(self.carry_out(queue, 0, piece, verdict))
             }
             Err(NoGrant) => {
-                let begun = std::mem::replace(&mut wqe.road, Road::Long) == Road::Granted;
-                qp.streak = if wanted.is_some() && index > 0 { qp.streak.saturating_add(1) } else { 0 };
-                if !begun {
-                    return None;
-                }
+                let begun = std::mem::replace(&mut wqe.device, Road::Long) == Road::Granted;
+                qp.device.streak = if wanted.is_some() && index > 0 { qp.device.streak.saturating_add(1) } else { 0 };
                 // The responder knows nothing of what has been done: all of it is done again.
-                qp.pending[index].done = 0;
-                qp.rewind(index, 0);
-                Some(Handed::On)
+                begun.then_some(Answer::Again(Again::Anew))
             }
         }
     }
@@ -327,10 +322,10 @@ impl Plane {
     pub(crate) fn waits_for_grant(&mut self, queue: u32, index: usize, at: LinkId) -> bool {
         let Some(qp) = &self.qps[queue as usize] else { return false };
         let wqe = &qp.pending[index];
-        if qp.streak < STREAK || index == 0 || wqe.road != Road::Open {
+        if qp.device.streak < STREAK || index == 0 || wqe.device != Road::Open {
             return false;
         }
         let Some(wanted) = Wanted::of_wqe(qp, wqe) else { return false };
-        self.links.get_mut(at).is_some_and(|link| link.grants.covers(&wanted))
+        self.device.links.get_mut(at).is_some_and(|link| link.grants.covers(&wanted))
     }
 }

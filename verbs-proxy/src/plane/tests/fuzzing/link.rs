@@ -91,7 +91,13 @@ impl Scene {
         // The neighbour's memory, which its proxy has shared.
         let shown = Arc::new(Mapping::of(&SealedFile::create("shown", 8 * PAGE).unwrap()).unwrap());
         let lease = Budget::new(65_530).take_own(Amount { mappings: 1, bytes: 8 * PAGE as u64 }).unwrap();
-        rig.plane.links.get_mut(link).unwrap().shares.insert(1, Share { mapping: shown, lease, writable: false });
+        rig.plane
+            .device
+            .links
+            .get_mut(link)
+            .unwrap()
+            .shares
+            .insert(1, Share { mapping: shown, lease, writable: false });
         let speaks = Producer::new(crate::shared::ring_slots(&mapping, NEIGHBOURS, LINK_SLOTS), 0);
         let hears = Consumer::new(crate::shared::ring_slots(&mapping, VICTIMS, LINK_SLOTS), 0);
         let ledger = Ledger::default();
@@ -173,7 +179,7 @@ impl Scene {
     }
 
     fn with_link(&mut self, change: impl FnOnce(&mut Link)) {
-        if let Some(link) = self.rig.plane.links.get_mut(self.link) {
+        if let Some(link) = self.rig.plane.device.links.get_mut(self.link) {
             change(link);
         }
     }
@@ -193,17 +199,22 @@ impl Scene {
         self.rig.plane.turn();
         for notice in self.rig.plane.take_notices() {
             match notice {
-                Notice::Fault { link, .. } => {
+                Notice::Device(Task::Fault { link, .. }) => {
                     assert!(link == self.link && !self.ended, "a link ends twice");
                     self.ended = true;
                 }
-                Notice::Share { .. } | Notice::Bounce { .. } | Notice::Grant { .. } => {
+                Notice::Device(Task::Share { .. })
+                | Notice::Device(Task::Bounce { .. })
+                | Notice::Device(Task::Grant { .. }) => {
                     assert!(!self.ended, "something for a link that ended")
                 }
                 Notice::Event { .. } => {}
             }
         }
-        assert_eq!(self.ended, self.rig.plane.links.get(self.link).is_none_or(|_| self.rig.plane.links.is_empty()));
+        assert_eq!(
+            self.ended,
+            self.rig.plane.device.links.get(self.link).is_none_or(|_| self.rig.plane.device.links.is_empty())
+        );
     }
 
     /// Looks at what the container and the neighbour were told.

@@ -1,0 +1,97 @@
+//! What the software device keeps of queue pairs and requests.
+
+use super::links::LinkId;
+use crate::plane::qp::Receiving;
+use std::collections::VecDeque;
+
+/// What [`SoftQp::port`] says of a queue pair that is connected within its own port.
+pub const OWN_PORT: u16 = 0;
+
+/// Where a queue pair's requests go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peer {
+    /// Not connected, or the other end is gone: requests vanish, as packets to nowhere do.
+    #[default]
+    None,
+    /// A queue pair of this proxy.
+    Local,
+    /// A queue pair behind this link.
+    Link(LinkId),
+}
+
+/// How a request to another proxy goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Road {
+    /// Nothing of it has gone.
+    #[default]
+    Open,
+    /// What has gone of it went by a grant, and the responder knows nothing of it.
+    Granted,
+    /// By the responder.
+    Long,
+}
+
+/// Everything that a connection's end keeps about the requests that it answers.
+#[derive(Debug, Default)]
+pub struct Responder {
+    /// The next piece must be of this request ...
+    pub sequence: u32,
+    /// ... and start here.
+    pub offset: u32,
+    /// The SEND in progress.
+    pub receiving: Option<Receiving>,
+    /// Answers of the last atomics, for repeated requests.
+    pub atomics: VecDeque<(u32, u64)>,
+    /// `IBV_EVENT_COMM_EST` was raised.
+    pub established: bool,
+    /// Requests of another proxy that were executed in this turn of its link and not acknowledged yet.
+    pub owed: Option<Acknowledge>,
+}
+
+/// What an acknowledge will say.
+#[derive(Clone, Copy, Debug)]
+pub struct Acknowledge {
+    /// QP number of the requester.
+    pub to: u32,
+    /// The last request that was executed ...
+    pub sequence: u32,
+    /// ... where its last piece begins, ...
+    pub offset: u32,
+    /// ... and its bytes.
+    pub bytes: u32,
+    /// Requests that it is the answer to.
+    pub covers: u32,
+}
+
+/// What the software device keeps of a queue pair.
+#[derive(Debug, Default)]
+pub struct SoftQp {
+    /// The other end.
+    pub peer: Peer,
+    /// LID of the other end's port; [`OWN_PORT`] for our own. Not the link: two proxies that make a link to each other at the
+    /// same time have two.
+    pub port: u16,
+    /// With [`Peer::Local`], the bell number of the other end, if it still has the number that this one is connected to.
+    pub peer_queue: u32,
+    /// How many of the requests that were taken in went by grants: the responder counts the others.
+    pub by_grant: u32,
+    /// Requests in a row that went the long way only because those before them did.
+    pub streak: u32,
+    /// The other role.
+    pub responder: Responder,
+}
+
+impl SoftQp {
+    /// What a responder calls request number `sequence`.
+    #[must_use]
+    pub fn to_wire(&self, sequence: u32) -> u32 {
+        sequence.wrapping_sub(self.by_grant)
+    }
+
+    /// What we call the request to which a responder gave this number: for those that are under way, which none went by a grant
+    /// after.
+    #[must_use]
+    pub fn from_wire(&self, sequence: u32) -> u32 {
+        sequence.wrapping_add(self.by_grant)
+    }
+}

@@ -1,0 +1,149 @@
+//! The requester: brings pieces to their responders, within the proxy or in another, and its word back to the plane.
+
+use super::gather::{gather, scatter};
+use super::qp::{OWN_PORT, Peer};
+use super::remote::MIN_REMOTE_TIMEOUT;
+use super::respond::Verdict;
+use super::wire::Request;
+use super::{Plane, Qp, Soft, Wqe};
+use crate::device::{Answer, Posted, WorkPiece};
+use crate::memory::{AccessFault, Lost, Piece, copy_list};
+use crate::pacing::Nanos;
+use crate::plane::intake::vendor;
+use crate::plane::transmit::Handed;
+use crate::state;
+use ringfence_protocol::verbs::{EventType, WcStatus};
+
+/// Local memory that was taken away.
+pub(super) const LOST: u16 = AccessFault::Lost as u16;
+/// The shortest timeout of a request to nobody: a fraction of that would keep the worker busy with nothing else.
+const MIN_TIMEOUT: Nanos = 1_000_000;
+
+/// The request fails, and that is its requester's affair.
+fn protection(vendor_err: u16) -> Answer {
+    Answer::Failed { status: WcStatus::LOC_PROT_ERR, vendor_err }
+}
+
+impl Plane {
+    /// Takes a piece: to its responder, or to the modelled link, if there is one.
+    #[inline]
+    pub(super) fn send_piece(&mut self, index: usize, piece: &WorkPiece) -> Posted {
+        let urgent = self.shaping.is_urgent(piece.total);
+        match &mut self.device.modelled {
+            Some(link) => {
+                link.send(piece, urgent, self.now);
+                Posted::InFlight
+            }
+            None => self.deliver(index, piece),
+        }
+    }
+
+    /// Delivers the pieces that have arrived at the far end of the modelled link.
+    pub(super) fn serve_wire(&mut self) -> bool {
+        let mut worked = false;
+        while let Some((piece, at)) = self.device.modelled.as_mut().and_then(|link| link.arrived(self.now)) {
+            worked = true;
+            self.departed(&piece, at);
+            let Some(index) = self.index_of(&piece) else { continue };
+            let handed = match self.deliver(index, &piece) {
+                Posted::InFlight | Posted::Sent => Handed::On,
+                // Not as one that comes late: the responder may have taken this very queue pair to the error state.
+                Posted::Answered(answer) => self.settle(index, &piece, answer),
+                Posted::Withdrawn => Handed::Stop,
+            };
+            if handed == Handed::On {
+                self.activate(piece.queue);
+            }
+        }
+        worked
+    }
+
+    /// Brings a piece to its responder.
+    fn deliver(&mut self, index: usize, piece: &WorkPiece) -> Posted {
+        let queue = piece.queue;
+        let Some(qp) = &self.qps[queue as usize] else { return Posted::Withdrawn };
+        match qp.device.peer {
+            Peer::None => Posted::Answered(self.carry_out(queue, index, piece, Verdict::Silent)),
+            Peer::Local => {
+                if !qp.pending[index].fetches() {
+                    let Self { qps, regions, device: Soft { from, .. }, .. } = self;
+                    let Some(qp) = &qps[queue as usize] else { return Posted::Withdrawn };
+                    if let Err(vendor_err) = gather(qp, &qp.pending[index], regions, piece, from) {
+                        return Posted::Answered(protection(vendor_err));
+                    }
+                }
+                let Some(qp) = &self.qps[queue as usize] else { return Posted::Withdrawn };
+                let request = request(qp, &qp.pending[index], piece, 0);
+                let verdict = self.respond(OWN_PORT, &request);
+                Posted::Answered(self.carry_out(queue, index, piece, verdict))
+            }
+            Peer::Link(link) => match self.by_grant(queue, index, piece, link) {
+                Some(answer) => Posted::Answered(answer),
+                None => self.send_request(queue, index, piece, link),
+            },
+        }
+    }
+
+    /// Does what the responder's word asks for in the container's memory, and says what it means for request `index`.
+    pub(super) fn carry_out(&mut self, queue: u32, index: usize, piece: &WorkPiece, verdict: Verdict) -> Answer {
+        let Self { qps, regions, device: Soft { to, .. }, .. } = self;
+        let Some(qp) = &qps[queue as usize] else { return Answer::Done };
+        match verdict {
+            Verdict::Ack => Answer::Done,
+            Verdict::Data(data, _) => {
+                if scatter(qp, index, regions, to).is_err() {
+                    return protection(vendor::REMOTE);
+                }
+                match copy_list(to, piece.offset as usize, &[data], 0, piece.bytes as usize) {
+                    Ok(()) => Answer::Done,
+                    Err(Lost::Target) => protection(LOST),
+                    Err(Lost::Source) => self.refuse_read(queue),
+                }
+            }
+            Verdict::Value(former) => {
+                if scatter(qp, index, regions, to).is_err() {
+                    return protection(vendor::REMOTE);
+                }
+                match copy_list(to, 0, &[Piece::of_own(&former.to_ne_bytes())], 0, 8) {
+                    Ok(()) => Answer::Done,
+                    Err(_) => protection(LOST),
+                }
+            }
+            Verdict::Lost => protection(LOST),
+            Verdict::Nak(status) => Answer::Failed { status, vendor_err: vendor::REMOTE },
+            Verdict::Rnr(timer) => Answer::NotReady { pause: state::rnr_nanos(timer) },
+            Verdict::Silent => {
+                Answer::Lost { least: if qp.device.port == OWN_PORT { MIN_TIMEOUT } else { MIN_REMOTE_TIMEOUT } }
+            }
+        }
+    }
+
+    /// The responder of a READ finds its memory gone. It is a queue pair of this proxy: neighbours show no such memory.
+    fn refuse_read(&mut self, queue: u32) -> Answer {
+        let local = self.qps[queue as usize].as_ref().filter(|qp| qp.device.peer == Peer::Local);
+        if let Some(&peer) = local.and_then(|qp| self.by_number.get(&qp.attr.dest_qp_num)) {
+            self.refuse(peer, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
+        }
+        Answer::Failed { status: WcStatus::REM_ACCESS_ERR, vendor_err: LOST }
+    }
+}
+
+/// A piece of a work request as its responder gets it; `pieces` says where its source is, for another proxy.
+pub(super) fn request(qp: &Qp, wqe: &Wqe, piece: &WorkPiece, pieces: u8) -> Request {
+    Request {
+        to: qp.attr.dest_qp_num,
+        from: qp.number,
+        opcode: wqe.opcode,
+        solicited: wqe.solicited,
+        pieces,
+        sequence: qp.device.to_wire(wqe.sequence),
+        imm: wqe.imm,
+        offset: piece.offset,
+        bytes: piece.bytes,
+        total: wqe.total,
+        remote_addr: wqe.remote_addr,
+        rkey: wqe.rkey,
+        compare_add: wqe.compare_add,
+        swap: wqe.swap,
+    }
+}

@@ -1,0 +1,220 @@
+//! What a device's answers mean for work requests, and the completions that come of them.
+
+use super::intake::{vendor, wc_opcode};
+use super::qp::{Qp, Waits};
+use super::transmit::Handed;
+use super::{CqEntry, Notice, Plane};
+use crate::device::{Again, Answer, Device, WorkPiece};
+use crate::pacing::{self, Nanos};
+use ringfence_protocol::completion::Completion;
+use ringfence_protocol::verbs::{EventType, WcStatus};
+
+impl<D: Device> Plane<D> {
+    /// Where the request of a piece is in its queue pair, unless the piece is void.
+    #[inline]
+    #[must_use]
+    pub fn index_of(&self, piece: &WorkPiece) -> Option<usize> {
+        let qp = self.qps.get(piece.queue as usize)?.as_ref()?;
+        if qp.incarnation != piece.incarnation || qp.epoch != piece.epoch {
+            return None;
+        }
+        qp.find(piece.sequence)
+    }
+
+    /// The device says that a piece is in flight no more, since this time.
+    pub fn departed(&mut self, piece: &WorkPiece, at: Nanos) {
+        self.shaping.departed(piece, at);
+        if let Some(qp) = &mut self.qps[piece.queue as usize]
+            && qp.incarnation == piece.incarnation
+        {
+            qp.in_flight = qp.in_flight.saturating_sub(1);
+            // It may wait for this, or to be flushed.
+            self.activate(piece.queue);
+        }
+    }
+
+    /// The device has the answer to a piece that it took. Nothing comes of it if the piece is void.
+    pub fn answered(&mut self, piece: &WorkPiece, answer: Answer) {
+        if let Some(index) = self.index_of(piece)
+            && self.settle(index, piece, answer) == Handed::On
+        {
+            self.activate(piece.queue);
+        }
+    }
+
+    /// Does what the answer to a piece means for its request, which is at this index.
+    pub(crate) fn settle(&mut self, index: usize, piece: &WorkPiece, answer: Answer) -> Handed {
+        let queue = piece.queue;
+        let now = if matches!(answer, Answer::NotReady { .. } | Answer::Again(_)) { self.time() } else { self.now };
+        let Self { qps, tally, .. } = self;
+        let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
+        match answer {
+            Answer::Done => {
+                let wqe = &mut qp.pending[index];
+                wqe.done = piece.offset + piece.bytes;
+                wqe.done_all = wqe.done == wqe.total;
+                tally.sent(wqe.opcode, piece.bytes, wqe.done_all);
+                if wqe.done_all && wqe.fetches() && wqe.sent_all {
+                    qp.fetching = qp.fetching.saturating_sub(1);
+                }
+                qp.got_through();
+                self.complete_front(queue);
+                return Handed::On;
+            }
+            Answer::Failed { .. } if index > 0 => {
+                // It fails when those before it are complete; the last of them activates the queue.
+                qp.rewind(index, piece.offset);
+                qp.pending[index].admitted = false;
+            }
+            Answer::Failed { status, vendor_err } => self.fail(queue, status, vendor_err),
+            Answer::NotReady { pause } => {
+                tally.rnr_received();
+                if qp.attr.rnr_retry != 7 {
+                    if qp.rnr_retries == 0 {
+                        self.fail(queue, WcStatus::RNR_RETRY_EXC_ERR, vendor::REMOTE);
+                        return Handed::Stop;
+                    }
+                    qp.rnr_retries -= 1;
+                }
+                qp.rewind(index, piece.offset);
+                // Nothing is under way any more, so no answer can be overdue.
+                let at = qp.put_off(now, pause, pacing::LONGEST_PAUSE);
+                qp.waits = Waits { until: at, ..Waits::default() };
+                self.alarm(at, queue);
+            }
+            Answer::Lost { least } => {
+                // Nothing goes before the retry timer, and then one piece first.
+                qp.rewind(index, piece.offset);
+                qp.waits.until = Nanos::MAX;
+                qp.probing = true;
+                self.await_answer(queue, least);
+            }
+            Answer::Again(Again::At(at)) => {
+                qp.rewind(index, piece.offset);
+                qp.waits = Waits { until: at, ..Waits::default() };
+                self.alarm(at, queue);
+            }
+            Answer::Again(Again::Later { first, longest }) => {
+                qp.rewind(index, piece.offset);
+                let at = qp.put_off(now, first, longest);
+                qp.waits.until = at;
+                self.alarm(at, queue);
+            }
+            Answer::Again(Again::Told { least }) => {
+                qp.rewind(index, piece.offset);
+                qp.waits.device = true;
+                self.await_answer(queue, least);
+            }
+            Answer::Again(Again::Anew) => {
+                qp.pending[index].done = 0;
+                qp.rewind(index, 0);
+                return Handed::On;
+            }
+        }
+        Handed::Stop
+    }
+
+    /// The device says that everything is done up to byte `end` of the request at this index. It knows that so much was posted,
+    /// and that nothing of it fetches data.
+    pub(crate) fn done_up_to(&mut self, queue: u32, index: usize, end: u32) {
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
+            let done = if at == index { end } else { wqe.total };
+            let bytes = done.saturating_sub(wqe.done);
+            wqe.done = done;
+            wqe.done_all = wqe.done == wqe.total;
+            self.tally.sent(wqe.opcode, bytes, wqe.done_all);
+            if wqe.done_all && wqe.fetches() {
+                qp.fetching = qp.fetching.saturating_sub(1);
+            }
+        }
+        qp.got_through();
+        self.complete_front(queue);
+    }
+
+    /// Completes the requests at the front that are done.
+    fn complete_front(&mut self, queue: u32) {
+        loop {
+            let Some(qp) = &mut self.qps[queue as usize] else { return };
+            let Some(wqe) = qp.pending.pop_front_if(|wqe| wqe.done_all) else { return };
+            qp.next = qp.next.saturating_sub(1);
+            if wqe.signaled {
+                let completion = Completion {
+                    wr_id: wqe.wr_id,
+                    status: WcStatus::SUCCESS,
+                    opcode: wc_opcode(wqe.opcode),
+                    byte_len: if wqe.fetches() { wqe.total } else { 0 },
+                    qp_num: qp.number,
+                    cookie: qp.cookie,
+                    freed: wqe.freed,
+                    ..Completion::default()
+                };
+                let cq = qp.send_cq;
+                self.complete(cq, &completion, false);
+            }
+        }
+    }
+
+    /// Completes the oldest request with an error, and the queue pair is in error from then on.
+    pub(crate) fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
+        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        let Some(wqe) = qp.pending.pop_front() else { return };
+        qp.next = qp.next.saturating_sub(1);
+        let completion = Completion {
+            wr_id: wqe.wr_id,
+            status,
+            opcode: wc_opcode(wqe.opcode),
+            vendor_err,
+            qp_num: qp.number,
+            cookie: qp.cookie,
+            freed: wqe.freed,
+            ..Completion::default()
+        };
+        let cq = qp.send_cq;
+        self.complete(cq, &completion, true);
+        self.to_error(queue);
+    }
+
+    /// Writes a completion. `solicited` counts for queues armed for solicited events.
+    #[inline(always)]
+    pub(crate) fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
+        let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
+        self.tally.completed(completion.status);
+        match entry.cq.push(completion) {
+            Ok(()) => {
+                if entry.cq.has_channel() {
+                    entry.cq.solicited |= solicited || completion.status != WcStatus::SUCCESS;
+                    if !entry.cq.touched {
+                        entry.cq.touched = true;
+                        self.touched.push(index);
+                    }
+                }
+            }
+            Err(overrun) => {
+                self.tally.completion_lost();
+                if overrun.first {
+                    self.notices.push(entry.overrun());
+                }
+            }
+        }
+    }
+}
+
+impl CqEntry {
+    /// What is said of a queue that was full.
+    pub(crate) fn overrun<N>(&self) -> Notice<N> {
+        Notice::Event { owner: self.owner, event: EventType::CQ_ERR, cookie: self.cq.cookie }
+    }
+}
+
+/// The completion of a request of a queue pair in error.
+pub(super) fn flushed<D: Device>(qp: &Qp<D>, wr_id: u64, freed: u32) -> Completion {
+    Completion {
+        wr_id,
+        status: WcStatus::WR_FLUSH_ERR,
+        qp_num: qp.number,
+        cookie: qp.cookie,
+        freed,
+        ..Completion::default()
+    }
+}
