@@ -45,8 +45,8 @@ pub struct WorkPiece {
     pub queue: u32,
     /// [`Qp::incarnation`], in case the bell number has been given to another queue pair.
     pub incarnation: u64,
-    /// [`Qp::epoch`] when it was posted.
-    pub epoch: u32,
+    /// [`Qp::epochs`] when it was posted.
+    pub epoch: u64,
     /// The work request: [`Wqe::sequence`].
     pub sequence: u32,
     /// Offset in the work request.
@@ -75,6 +75,8 @@ pub enum Posted {
 pub enum Answer {
     /// Executed; what a READ or an atomic fetches is in the container's memory.
     Done,
+    /// The same for a piece that is not the request's last, but [`Again::Anew`] may follow: it counts when the last is done.
+    Provisional,
     /// Its request completes with this, and the queue pair is in error. If there are requests before it without an answer, it is
     /// admitted and posted again when they have theirs, and fails then.
     Failed {
@@ -114,7 +116,7 @@ pub enum Again {
         /// The shortest timeout.
         least: Nanos,
     },
-    /// Now, and from the request's first byte: what of it has been done will be done again.
+    /// Now, and from the request's first byte: what of it has been done, which was [`Answer::Provisional`], is done again.
     Anew,
 }
 

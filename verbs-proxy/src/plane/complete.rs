@@ -1,11 +1,12 @@
 //! What a device's answers mean for work requests, and the completions that come of them.
 
 use super::intake::{vendor, wc_opcode};
-use super::qp::{Qp, Waits};
+use super::qp::{Qp, Waits, Wqe};
 use super::transmit::Handed;
 use super::{CqEntry, Notice, Plane};
 use crate::device::{Again, Answer, Device, WorkPiece};
 use crate::pacing::{self, Nanos};
+use crate::stats::Tally;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{EventType, WcStatus};
 
@@ -15,7 +16,7 @@ impl<D: Device> Plane<D> {
     #[must_use]
     pub fn index_of(&self, piece: &WorkPiece) -> Option<usize> {
         let qp = self.qps.get(piece.queue as usize)?.as_ref()?;
-        if qp.incarnation != piece.incarnation || qp.epoch != piece.epoch {
+        if qp.incarnation != piece.incarnation || !qp.epochs.count(piece.epoch, (piece.sequence, piece.offset)) {
             return None;
         }
         qp.find(piece.sequence)
@@ -49,11 +50,13 @@ impl<D: Device> Plane<D> {
         let Self { qps, tally, .. } = self;
         let Some(qp) = &mut qps[queue as usize] else { return Handed::Stop };
         match answer {
-            Answer::Done => {
+            Answer::Done | Answer::Provisional => {
                 let wqe = &mut qp.pending[index];
                 wqe.done = piece.offset + piece.bytes;
                 wqe.done_all = wqe.done == wqe.total;
-                tally.sent(wqe.opcode, piece.bytes, wqe.done_all);
+                if answer == Answer::Done {
+                    wqe.count(tally);
+                }
                 if wqe.done_all && wqe.fetches() && wqe.sent_all {
                     qp.fetching = qp.fetching.saturating_sub(1);
                 }
@@ -119,11 +122,11 @@ impl<D: Device> Plane<D> {
     pub(crate) fn done_up_to(&mut self, queue: u32, index: usize, end: u32) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
-            let done = if at == index { end } else { wqe.total };
-            let bytes = done.saturating_sub(wqe.done);
-            wqe.done = done;
-            wqe.done_all = wqe.done == wqe.total;
-            self.tally.sent(wqe.opcode, bytes, wqe.done_all);
+            wqe.done = if at == index { end } else { wqe.total };
+            let done_before = std::mem::replace(&mut wqe.done_all, wqe.done == wqe.total);
+            if !done_before {
+                wqe.count(&self.tally);
+            }
             if wqe.done_all && wqe.fetches() {
                 qp.fetching = qp.fetching.saturating_sub(1);
             }
@@ -197,6 +200,15 @@ impl<D: Device> Plane<D> {
                 }
             }
         }
+    }
+}
+
+impl<D: Device> Wqe<D> {
+    /// Counts what has been done of it since it was counted last.
+    #[inline(always)]
+    fn count(&mut self, tally: &Tally) {
+        let bytes = self.done.saturating_sub(std::mem::replace(&mut self.counted, self.done));
+        tally.sent(self.opcode, bytes, self.done_all);
     }
 }
 

@@ -93,6 +93,7 @@ fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Res
         sent_all: false,
         done: 0,
         done_all: false,
+        counted: 0,
         held: 0,
         device: D::Work::default(),
     };

@@ -8,6 +8,7 @@ pub mod bell;
 pub mod channel;
 pub mod complete;
 pub mod cq;
+pub mod epochs;
 pub mod events;
 pub mod intake;
 pub mod numbers;
@@ -341,7 +342,7 @@ impl<D: Device> Plane<D> {
     pub fn to_error(&mut self, queue: u32) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         qp.state = QpState::ERR;
-        qp.epoch += 1;
+        qp.epochs.renew();
         qp.waits = qp::Waits::default();
         // From now on every receive request posted is flushed at once.
         qp.header.receive_bell.stop_polling();

@@ -1,5 +1,6 @@
 //! A queue pair as the worker sees it.
 
+use super::epochs::Epochs;
 use crate::device::Device;
 use crate::memory::PdId;
 use crate::pacing::Nanos;
@@ -109,6 +110,8 @@ pub struct Wqe<D: Device> {
     pub done: u32,
     /// Acknowledged whole.
     pub done_all: bool,
+    /// Bytes that were counted as carried out.
+    pub counted: u32,
     /// Since when it is held back: zero if it is not, the end of time once it has gone.
     pub held: Nanos,
     /// What the device keeps of it.
@@ -218,8 +221,8 @@ pub struct Qp<D: Device> {
     pub next: usize,
     /// Number of the next request taken in.
     pub sequence: u32,
-    /// Raised whenever what the device has becomes void.
-    pub epoch: u32,
+    /// Which of the pieces that the device has are void.
+    pub epochs: Epochs,
     /// Pieces that are in flight, void ones too: only the device says when they are not.
     pub in_flight: u32,
     /// READs and atomics without an answer.
@@ -304,7 +307,7 @@ impl<D: Device> Qp<D> {
             pending: VecDeque::new(),
             next: 0,
             sequence: 0,
-            epoch: 0,
+            epochs: Epochs::default(),
             in_flight: 0,
             fetching: 0,
             retries: 0,
@@ -335,7 +338,7 @@ impl<D: Device> Qp<D> {
         self.pending.clear();
         self.next = 0;
         self.sequence = 0;
-        self.epoch += 1;
+        self.epochs.renew();
         self.fetching = 0;
         self.put_off = 0;
         self.probing = false;
@@ -382,7 +385,10 @@ impl<D: Device> Qp<D> {
 
     /// Everything from `index` on, starting at its byte `offset`, must be handed over again.
     pub fn rewind(&mut self, index: usize, offset: u32) {
-        self.epoch += 1;
+        if let Some(wqe) = self.pending.get(index) {
+            let oldest = self.pending.front().map_or((wqe.sequence, 0), |front| (front.sequence, front.done));
+            self.epochs.renew_from((wqe.sequence, offset), oldest);
+        }
         self.next = index;
         for (at, wqe) in self.pending.iter_mut().enumerate().skip(index) {
             wqe.sent = if at == index { offset } else { 0 };

@@ -8,6 +8,7 @@ pub(crate) mod fuzzing;
 mod grants;
 mod keys;
 mod links;
+mod out_of_step;
 mod speed;
 
 use super::CqEntry;
@@ -16,6 +17,7 @@ use super::cq::Cq;
 use super::qp::{Caps, NewQp, Owner};
 use super::shaping::Shaping;
 use crate::closer::Closer;
+use crate::device::Device;
 use crate::device::soft::Destination;
 use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::link::{BYTES, End, Link, LinkFault, Share};
@@ -55,8 +57,8 @@ struct RigQp {
 }
 
 /// One container: a plane, one CQ and one region of memory.
-struct Rig {
-    plane: Plane,
+struct Rig<D: Device = Soft> {
+    plane: super::Plane<D>,
     completions: Consumer<'static>,
     _cq: Arc<Mapping>,
     memory: Arc<Mapping>,
@@ -73,10 +75,23 @@ impl Rig {
     }
 
     fn shaped(policy: &Policy, link: Option<(WireClock, BitRate)>) -> Self {
+        Self::on(policy, Soft::new(link.map(|(clock, rate)| ModelledLink::new(clock, rate))))
+    }
+
+    fn pair(&mut self) -> (RigQp, RigQp) {
+        let (a, b) = (self.qp(0, 100), self.qp(1, 200));
+        self.ready(&a, b.number, Destination::Own);
+        self.ready(&b, a.number, Destination::Own);
+        (a, b)
+    }
+}
+
+impl<D: Device> Rig<D> {
+    fn on(policy: &Policy, device: D) -> Self {
         let doorbells = Arc::new(Mapping::of(&SealedFile::create("bells", PAGE).unwrap()).unwrap()).header(0);
         let (regions, mut entrance) = RegionTable::alone(64);
-        let device = Soft::new(link.map(|(clock, rate)| ModelledLink::new(clock, rate)));
-        let mut plane = Plane::new(doorbells, regions, policy, Counters::private().unwrap().tally, device, 0);
+        let tally = Counters::private().unwrap().tally;
+        let mut plane = super::Plane::new(doorbells, regions, policy, tally, device, 0);
         let cq = Arc::new(Mapping::of(&SealedFile::create("cq", cq_bytes(SLOTS)).unwrap()).unwrap());
         let owner = Owner { connection: 1, context: 1 };
         plane.cqs.push(Some(Box::new(CqEntry { cq: Cq::new(Arc::clone(&cq), SLOTS, None, 7), owner })));
@@ -117,7 +132,7 @@ impl Rig {
         }
     }
 
-    fn modify(&mut self, qp: &RigQp, state: QpState, mask: u32, attr: QpAttr, to: Option<Destination>) {
+    fn modify(&mut self, qp: &RigQp, state: QpState, mask: u32, attr: QpAttr, to: Option<D::Destination>) {
         let attr = QpAttr { mask: mask | Mask::STATE.0, state, ..attr };
         let request = ModifyQp {
             send_position: qp.send.position(),
@@ -128,7 +143,7 @@ impl Rig {
         self.plane.modify_qp(qp.queue, &request, to).unwrap();
     }
 
-    fn ready(&mut self, qp: &RigQp, dest_qp_num: u32, to: Destination) {
+    fn ready(&mut self, qp: &RigQp, dest_qp_num: u32, to: D::Destination) {
         let init = QpAttr { port: 1, access: ALL, ..QpAttr::default() };
         self.modify(qp, QpState::INIT, Mask::PKEY_INDEX.0 | Mask::PORT.0 | Mask::ACCESS_FLAGS.0, init, None);
         let rtr = QpAttr { path_mtu: 5, dest_qp_num, max_dest_rd_atomic: 4, min_rnr_timer: 1, ..QpAttr::default() };
@@ -137,13 +152,6 @@ impl Rig {
         let rts = QpAttr { timeout: 14, retry_cnt: 1, rnr_retry: 1, max_rd_atomic: 4, ..QpAttr::default() };
         let mask = Mask::TIMEOUT.0 | Mask::RETRY_CNT.0 | Mask::RNR_RETRY.0 | Mask::SQ_PSN.0 | Mask::MAX_QP_RD_ATOMIC.0;
         self.modify(qp, QpState::RTS, mask, rts, None);
-    }
-
-    fn pair(&mut self) -> (RigQp, RigQp) {
-        let (a, b) = (self.qp(0, 100), self.qp(1, 200));
-        self.ready(&a, b.number, Destination::Own);
-        self.ready(&b, a.number, Destination::Own);
-        (a, b)
     }
 
     fn sge(&self, offset: u64, length: u32) -> Sge {
@@ -168,7 +176,7 @@ impl Rig {
             self.plane.now += 100_000;
             self.plane.turn();
             for notice in self.plane.take_notices() {
-                if let Notice::Event { event, .. } = notice {
+                if let super::Notice::Event { event, .. } = notice {
                     self.events.push(event);
                 }
             }

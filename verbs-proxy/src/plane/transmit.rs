@@ -126,7 +126,7 @@ impl<D: Device> Plane<D> {
             let piece = WorkPiece {
                 queue,
                 incarnation: qp.incarnation,
-                epoch: qp.epoch,
+                epoch: qp.epochs.now(),
                 sequence: wqe.sequence,
                 offset: wqe.sent,
                 bytes,

@@ -126,7 +126,7 @@ impl Plane {
         let piece = WorkPiece {
             queue,
             incarnation: qp.incarnation,
-            epoch: qp.epoch,
+            epoch: qp.epochs.now(),
             sequence,
             offset: response.offset,
             bytes: response.bytes,

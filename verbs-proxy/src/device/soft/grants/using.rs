@@ -301,13 +301,16 @@ impl Plane {
         match done {
             Ok(verdict) => {
                 wqe.device = Road::Granted;
-                if piece.offset + piece.bytes == wqe.total {
-                    qp.device.by_grant = qp.device.by_grant.wrapping_add(1);
-                }
+                let last = piece.offset + piece.bytes == wqe.total;
+                qp.device.by_grant = qp.device.by_grant.wrapping_add(u32::from(last));
                 qp.device.streak = 0;
                 // Nothing is under way the long way, so no answer can be overdue.
                 qp.waits.deadline = 0;
-                Some(self.carry_out(queue, 0, piece, verdict))
+                match self.carry_out(queue, 0, piece, verdict) {
+                    // Until all of it has gone it may be done again by the responder.
+                    Answer::Done if !last => Some(Answer::Provisional),
+                    answer => Some(answer),
+                }
             }
             Err(NoGrant) => {
                 let begun = std::mem::replace(&mut wqe.device, Road::Long) == Road::Granted;
