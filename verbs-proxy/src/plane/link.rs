@@ -27,6 +27,9 @@ const RESERVED: u32 = 512;
 const MOST_UNRUNG: u32 = 3;
 const HEADER: usize = 4096;
 const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
+/// Where the slots begin that the end writes which made the link, and those of the other; the head of each is a page before.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) const SLOTS_AT: [usize; 2] = [HEADER, RING_BYTES + HEADER];
 /// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
 /// node after an upgrade turn each other away.
 const VERSION: usize = 2;
