@@ -212,12 +212,13 @@ impl Plane {
 
     /// The responder has executed everything up to this piece.
     fn on_acknowledge(&mut self, queue: u32, response: &Response) {
-        let Some(qp) = &mut self.qps[queue as usize] else { return };
+        let Self { qps, tally, .. } = self;
+        let Some(qp) = &mut qps[queue as usize] else { return };
         let Some(index) = qp.find(qp.from_wire(response.sequence)) else { return };
         let Some(end) = response.offset.checked_add(response.bytes) else { return };
         let last = &qp.pending[index];
         // What was not sent, or is to be sent again, cannot be what this is about; nor what was acknowledged before.
-        let due = if last.total == 0 { last.sent_all } else { end > last.done && end <= last.sent };
+        let due = if last.total == 0 { last.sent_all && end == 0 } else { end > last.done && end <= last.sent };
         if !due
             || qp.pending.range(..index).any(|wqe| !wqe.sent_all)
             || qp.pending.range(..=index).any(|wqe| wqe.road != Road::Long)
@@ -229,8 +230,9 @@ impl Plane {
             return self.fail(queue, WcStatus::BAD_RESP_ERR, vendor::REMOTE);
         }
         for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
-            wqe.done = if at == index { end } else { wqe.total };
-            wqe.done_all = wqe.done == wqe.total;
+            let before = std::mem::replace(&mut wqe.done, if at == index { end } else { wqe.total });
+            let done_before = std::mem::replace(&mut wqe.done_all, wqe.done == wqe.total);
+            tally.sent(wqe.opcode, wqe.done - before, wqe.done_all && !done_before);
             if wqe.done_all && wqe.fetches() {
                 qp.fetching = qp.fetching.saturating_sub(1);
             }
