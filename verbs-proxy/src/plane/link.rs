@@ -9,6 +9,7 @@ use super::grants::Grants;
 use super::wire::{Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
+use crate::pacing::Nanos;
 use crate::shared::{Header, Held, Mapping, ring_slots};
 use ringfence_protocol::doorbell::Line;
 use ringfence_protocol::ring::{Consumer, Position, Producer, SLOT_BYTES, Words};
@@ -32,7 +33,7 @@ const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
 pub(super) const SLOTS_AT: [usize; 2] = [HEADER, RING_BYTES + HEADER];
 /// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
 /// node after an upgrade turn each other away.
-const VERSION: usize = 2;
+const VERSION: usize = 3;
 /// Bytes of a link's memory file.
 pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 
@@ -305,6 +306,16 @@ impl Link {
         // SYNC POINT link-sleep: the slots' stores, this fence, the load; against `prepare_sleep`.
         fence(Ordering::SeqCst);
         if self.send_header.asleep.0.load(Ordering::Relaxed) != 0
+            && let Some(wake) = &self.wake
+        {
+            wake.ring();
+        }
+    }
+
+    /// Something was done by grants of the other end's, which is woken to count it unless it looks anyway.
+    #[inline(always)]
+    pub fn tell_of_use(&mut self, now: Nanos) {
+        if self.grants.must_tell(now)
             && let Some(wake) = &self.wake
         {
             wake.ring();

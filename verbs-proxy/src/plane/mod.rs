@@ -32,6 +32,7 @@ use crate::pacing::Nanos;
 use crate::shared::Held;
 use crate::stats::Tally;
 use cq::Cq;
+use grants::Looks;
 use grants::giving::{Ticket, Wish};
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
@@ -124,6 +125,8 @@ pub struct Plane {
     notices: Vec<Notice>,
     /// For the next verb that takes grants back.
     tickets: Vec<Ticket>,
+    /// When what neighbours do by themselves is counted.
+    looks: Looks,
     /// The last question of the container's that was answered.
     answered: u64,
     /// The time of this turn, as far as it is known: [`Self::time`].
@@ -162,6 +165,7 @@ impl Plane {
             owed: events::Owed::default(),
             notices: Vec::new(),
             tickets: Vec::new(),
+            looks: Looks::default(),
             answered: 0,
             now: 0,
             clock: |now| now,
@@ -201,6 +205,9 @@ impl Plane {
         }
         if !self.links.is_empty() {
             worked |= self.serve_links();
+            if self.looks.due(self.now) {
+                self.count_uses();
+            }
         }
         if self.shaping.on_wire() || !self.timers.is_empty() || self.shaping.any_parked() || self.owed.any() {
             worked |= self.serve_time();
@@ -328,7 +335,8 @@ impl Plane {
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        [timer, self.shaping.wake_at(self.now), self.owed.at()].into_iter().flatten().min()
+        let looks = self.looks.wake_at().filter(|_| !self.links.is_empty());
+        [timer, self.shaping.wake_at(self.now), self.owed.at(), looks].into_iter().flatten().min()
     }
 
     /// Whether a turn must know the time.
@@ -393,6 +401,7 @@ impl Plane {
 
     /// Takes all rings of the links' bells.
     pub fn silence_links(&mut self) {
+        self.looks.hasten();
         for place in 0..self.links.places() {
             let Some(id) = self.links.at(place) else { continue };
             if self.links.get(id).is_some_and(|link| link.bell.silence().is_err()) {

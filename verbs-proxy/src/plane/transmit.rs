@@ -1,7 +1,7 @@
 //! The requester: hands admitted work requests to their responders, in order, as the container's share allows.
 
 use super::intake::{self, vendor, wc_opcode};
-use super::qp::{Data, Peer, Qp, Waits, Wqe};
+use super::qp::{Data, Peer, Qp, Road, Waits, Wqe};
 use super::remote::MIN_REMOTE_TIMEOUT;
 use super::respond::{OWN_PORT, Verdict};
 use super::shaping::{Kind, OnWire};
@@ -378,7 +378,12 @@ impl Plane {
         let wqe = &mut qp.pending[index];
         wqe.done = piece.offset + piece.bytes;
         wqe.done_all = wqe.done == wqe.total;
-        tally.sent(wqe.opcode, piece.bytes, wqe.done_all);
+        match wqe.road {
+            // Until all of it has gone it may be done again by the responder, and counts when that says so.
+            Road::Granted if wqe.done_all => tally.sent(wqe.opcode, wqe.total, true),
+            Road::Granted => {}
+            _ => tally.sent(wqe.opcode, piece.bytes, wqe.done_all),
+        }
         let fetched = wqe.done_all && wqe.fetches() && wqe.sent_all;
         if fetched {
             qp.fetching = qp.fetching.saturating_sub(1);

@@ -222,9 +222,12 @@ impl Grants {
             using.remove(slot);
         }
         let verdict = done.map_err(|_| NoGrant)?;
-        let bytes = u64::from(piece.bytes);
-        let last = piece.offset + piece.bytes == wqe.total;
-        ours.used.0.count(u64::from(last), if reads { 0 } else { bytes }, if reads { bytes } else { 0 });
+        if reads {
+            ours.used.0.has_read(piece.bytes.into());
+        }
+        if piece.offset + piece.bytes == wqe.total {
+            ours.used.0.count(wqe.opcode, 1, wqe.total.into());
+        }
         Ok(verdict)
     }
 }
@@ -281,7 +284,7 @@ impl Plane {
         piece: &OnWire,
         at: LinkId,
     ) -> Option<Handed> {
-        let Self { qps, regions, links, from, to, .. } = self;
+        let Self { qps, regions, links, from, to, now, .. } = self;
         let qp = qps[queue as usize].as_deref_mut()?;
         let wqe = &qp.pending[index];
         if wqe.road == Road::Long {
@@ -302,6 +305,9 @@ impl Plane {
                 gather(qp, wqe, regions, piece, from).map(|()| &*from)
             };
             done = local.map_err(|_| NoGrant).and_then(|local| link.grants.execute(wqe, wanted, piece, local));
+            if done.is_ok() {
+                link.tell_of_use(*now);
+            }
         }
         let wqe = &mut qp.pending[index];
         match done {
