@@ -79,7 +79,8 @@ impl Scene {
                 said = far.and_then(|far| look(&near, &far));
                 said.is_ok()
             };
-            let waited = wait_until("both sides to say the same", if self.two { LIMIT / 4 } else { Duration::ZERO }, agrees);
+            let waited =
+                wait_until("both sides to say the same", if self.two { LIMIT / 4 } else { Duration::ZERO }, agrees);
             said.and(waited)?;
         }
         drop(keep);
