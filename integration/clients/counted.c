@@ -3,6 +3,7 @@
  *
  *   counted work|faults one        both ends in this process, one proxy
  *   counted work|faults two        the far end in a child whose proxy is at $PEER_SOCKET
+ *   counted granted one|two        one-sided requests that need no responder after the first few
  *   counted held one               64 WRITEs of 64 KiB, for a proxy whose policy holds them back
  *
  * It says "done", and keeps what it has until its standard input ends.
@@ -58,6 +59,18 @@ static void work(struct pair *p)
 	}
 	CHECK_EQ(side_try_post(p->a, p->qa, batch, MAX_CHAIN, NULL), 0);
 	side_wc(p->a, SEND_CQ, 300 + MAX_CHAIN - 1, IBV_WC_SUCCESS);
+}
+
+static void granted(struct pair *p)
+{
+	connect_pair(p, link_defaults);
+	for (int round = 0; round < 3; round++) {
+		repeat(p, rdma(IBV_WR_RDMA_WRITE, 1, a, 0, 8, b, 0), 100, false);
+		repeat(p, rdma(IBV_WR_RDMA_READ, 1, a, 0, 4096, b, 0), 100, false);
+		repeat(p, rdma(IBV_WR_ATOMIC_FETCH_AND_ADD, 1, a, 0, 8, b, 0), 100, false);
+		repeat(p, rdma(IBV_WR_ATOMIC_CMP_AND_SWP, 1, a, 0, 8, b, 0), 100, false);
+		usleep(20000);
+	}
 }
 
 static void faults(struct pair *p)
@@ -124,13 +137,20 @@ int main(int argc, char **argv)
 	char end;
 
 	if (argc != 3) {
-		fprintf(stderr, "usage: counted work|faults|held one|two\n");
+		fprintf(stderr, "usage: counted work|granted|faults|held one|two\n");
 		return 2;
 	}
 	open_sides(&pair, !strcmp(argv[2], "two"));
 	a = side_reg(pair.a, 0, REGION, ALL);
 	b = side_reg(pair.b, 2 * REGION, REGION, ALL);
-	(!strcmp(argv[1], "work") ? work : !strcmp(argv[1], "held") ? held : faults)(&pair);
+	if (!strcmp(argv[1], "work"))
+		work(&pair);
+	else if (!strcmp(argv[1], "granted"))
+		granted(&pair);
+	else if (!strcmp(argv[1], "held"))
+		held(&pair);
+	else
+		faults(&pair);
 	puts("done");
 	fflush(stdout);
 	CHECK_EQ(read(STDIN_FILENO, &end, 1), 0);

@@ -25,6 +25,10 @@ use ringfence_proxy::device::soft::grants::BYTES as GRANTS_BYTES;
 use ringfence_proxy::launch::Limits;
 use ringfence_proxy::shared::SealedFile;
 use ringfence_trials::Trial;
+use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, open};
+use rustix::io::Errno;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -41,7 +45,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 14] = [
+    let tests: [(&str, Attack); 15] = [
         ("strangers_share_nothing", strangers),
         ("a_neighbour_that_shares_all_it_may", greedy),
         ("a_neighbour_that_does_not_read", deaf),
@@ -55,6 +59,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("a_link_that_ended_is_made_again", again),
         ("an_answer_to_no_offer_ends_a_link", unasked),
         ("grants_that_make_no_sense_end_a_link", senseless),
+        ("what_a_neighbour_can_do_with_memory_that_it_was_granted", granted),
         ("a_proxy_that_cannot_end_gives_its_port_back", stuck),
     ];
     let mut trials: Vec<Trial> = tests
@@ -485,6 +490,67 @@ fn stuck(scene: &mut Scene) -> Result<()> {
     page.answer();
     writer.join().ok();
     wait_until("the last proxy to end", SOON, || ending.has_ended())
+}
+
+/// A neighbour that was granted writing has the file for as long as it likes: it takes nothing away from it, and whose lock it
+/// keeps is nobody's concern but that file's.
+fn granted(scene: &mut Scene) -> Result<()> {
+    let mut neighbour = scene.neighbour()?;
+    let (mut client, qp) = scene.connected(&neighbour)?;
+    let region = client.region(1)?;
+    let own = client.last_file()?;
+    let key = client.register_runs(region, 1)?;
+    let mut link = neighbour.hello()?;
+    ensure!(link.is_welcome(), "the victim takes no link");
+    let hostile::Granted { share, file, grant } = link.be_granted(client.number(qp), key)?;
+    ensure!(grant["length"] == 4096 && grant["share"] == share, "{grant}");
+    let mut found = [0; 8];
+    own.read_exact_at(&mut found, 0)?;
+    ensure!(&found == b"honestly", "the file is of other memory");
+    file.write_all_at(b"granted", 1000)?;
+
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    for (whose, file) in [("the neighbour", &file), ("the container", &own)] {
+        for (what, done) in [
+            ("removes pages", fallocate(file, punch, 0, 4096)),
+            ("makes pages", fallocate(file, FallocateFlags::KEEP_SIZE, 0, 1 << 20)),
+            ("shortens it", ftruncate(file, 0)),
+            ("lengthens it", ftruncate(file, 1 << 50)),
+            ("seals it", fcntl_add_seals(file, SealFlags::WRITE)),
+            ("opens it again", open(&path, OFlags::RDWR, Mode::empty()).map(drop)),
+        ] {
+            ensure!(done == Err(Errno::PERM), "{whose} {what}: {done:?}");
+        }
+    }
+
+    // It keeps the lock, and everything goes on.
+    let page = StalledPage::new()?;
+    let writer = page.write_from(file)?;
+    let start = Instant::now();
+    client.deregister(key)?;
+    client.free(region)?;
+    scene.works().context("while a neighbour keeps the lock of what it was granted")?;
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        let region = client.region(16)?;
+        let file = client.last_file()?;
+        file.write_all_at(&[1; 1 << 16], 0)?;
+        client.free(region)?;
+        others.push(file);
+    }
+    wait_until("what was not granted to be emptied", SOON, || {
+        others.iter().all(|file| file.metadata().is_ok_and(|found| found.blocks() == 0))
+    })?;
+    ensure!(own.metadata()?.blocks() > 0, "what is locked was emptied, and this shows nothing");
+    // Nothing more is granted to anybody until it lets go.
+    wait_until("the proxy to notice", SOON, || start.elapsed() > Duration::from_secs(2))?;
+    let region = client.region(1)?;
+    let key = client.register_runs(region, 1)?;
+    ensure!(!link.is_granted_more(client.number(qp), key)?, "more is granted while a lock is kept");
+    page.answer();
+    writer.join().ok();
+    wait_until("what was granted to be emptied", SOON, || own.metadata().is_ok_and(|found| found.blocks() == 0))
 }
 
 /// A victim for each descriptor, since it listens no more to who sent it one of no use.

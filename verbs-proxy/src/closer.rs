@@ -4,7 +4,8 @@
 //! serves waits for that program. So what containers and neighbours send is closed on a thread of its own, where nobody
 //! waits for it. The same goes for the sockets that they may send on: messages that were never read hold descriptors.
 //!
-//! A proxy has one [`Closer`] for its container and another for its neighbours, so that neither holds the other up.
+//! A proxy has one [`Closer`] for its container and another for its neighbours, so that neither holds the other up; and one for
+//! memory of the container's that neighbours can write to.
 //!
 //! Whatever else may have to wait for somebody when it ends goes the same way: see [`Closer::finish`].
 
@@ -12,7 +13,7 @@ use rustix::fd::OwnedFd;
 use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Closes descriptors, in order, on a thread of its own.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ struct State {
     waiting: Vec<Item>,
     /// Taken out by the thread, and not all of them closed yet.
     closing: usize,
+    /// Since when the thread has been at the same one.
+    since: Option<Instant>,
     /// Somebody waited in vain, and nothing has been closed since.
     stuck: bool,
 }
@@ -106,6 +109,12 @@ impl Closer {
         !state.stuck
     }
 
+    /// Whether the thread has been at the same one for so long.
+    #[must_use]
+    pub fn is_held_up(&self, for_so_long: Duration) -> bool {
+        self.queue.state().since.is_some_and(|since| since.elapsed() >= for_so_long)
+    }
+
     /// Descriptors that are not closed yet.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -129,12 +138,14 @@ fn serve(queue: &Queue) {
         }
         let batch = std::mem::take(&mut state.waiting);
         state.closing = batch.len();
+        state.since = Some(Instant::now());
         drop(state);
         for item in batch {
             drop(item);
             let mut state = queue.state();
             state.closing -= 1;
             state.stuck = false;
+            state.since = (state.closing > 0).then(Instant::now);
         }
         queue.emptied.notify_all();
     }
@@ -146,7 +157,6 @@ mod tests {
     use rustix::net::sockopt::set_socket_linger;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
-    use std::time::{Duration, Instant};
 
     /// A connection with unsent data whose last close waits for `seconds`, and its other end.
     fn lingering(seconds: u64) -> (OwnedFd, TcpStream) {
@@ -177,7 +187,8 @@ mod tests {
         let (read, write) = rustix::pipe::pipe().unwrap();
         closer.close_all([write]);
         assert!(start.elapsed() < Duration::from_secs(5));
-        assert!(!closer.is_full());
+        assert!(!closer.is_full() && !closer.is_held_up(Duration::from_secs(3600)));
+        wait_for("the closer is held up", || closer.is_held_up(Duration::from_millis(20)));
         closer.close(rustix::io::dup(&read).unwrap());
         assert!(closer.is_full());
         other.close(read);
@@ -190,6 +201,7 @@ mod tests {
         // With its peer gone the connection is reset, and the close comes back.
         drop(peer);
         wait_for("the queue is closed to its end", || closer.waiting() == 0);
+        assert!(!closer.is_held_up(Duration::ZERO));
     }
 
     #[test]

@@ -189,6 +189,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let closers = Closers {
         container: Closer::start("close-own", MAX_CLOSING).context("cannot start a thread")?,
         neighbours: Closer::start("close-others", MAX_CLOSING).context("cannot start a thread")?,
+        granted: Closer::start("close-granted", MAX_CLOSING).context("cannot start a thread")?,
     };
     let (bell, ringer) = Bell::new(&closers.container).context("cannot make a pair of sockets")?;
     let worker =

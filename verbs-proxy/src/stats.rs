@@ -79,6 +79,17 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// What is counted by now.
+    #[cfg(test)]
+    pub(crate) fn page(&self) -> Page {
+        let words: [u64; counters::BYTES / 8] = std::array::from_fn(|at| {
+            // SAFETY: the page is that many words, all of which are atomic.
+            unsafe { AtomicU64::from_ptr((&raw const *self.page).cast::<u64>().cast_mut().add(at)) }
+                .load(Ordering::Relaxed)
+        });
+        Page::read(zerocopy::IntoBytes::as_bytes(&words)).expect("it was made as one")
+    }
+
     /// A piece of a request of the container's was carried out; `whole`: the last one.
     #[inline(always)]
     pub fn sent(&self, opcode: Opcode, bytes: u32, whole: bool) {

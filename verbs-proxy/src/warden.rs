@@ -12,7 +12,8 @@
 //! - What the proxy has to say is logged, a bounded number of lines: [`crate::voice`].
 //!
 //! The warden believes nothing: what is no memory file of its own proxy ends both. The container holds those files as well and
-//! can keep their locks, so each of the two services has a thread of its own, and the proxy waits for neither for long. So has the log.
+//! can keep their locks, so can neighbours those of files that they write to; so each service has a thread of its own, emptying what
+//! neighbours could write to another, and the proxy waits for none for long. So has the log.
 //!
 //! ```text
 //! hook ── starts ──► proxy (root) ── forks ──► warden (root; few capabilities, few system calls)
@@ -56,7 +57,16 @@ pub struct Warden {
     socket: OwnedFd,
     /// An answer is due that was not waited for.
     owes: bool,
-    emptier: Emptier,
+    emptiers: [Emptier; 2],
+}
+
+/// What the warden listens on.
+#[derive(Debug)]
+struct Ends {
+    /// For what is to be opened.
+    opens: OwnedFd,
+    /// For what is to be emptied: what neighbours cannot write to, and what they can.
+    empties: [OwnedFd; 2],
 }
 
 /// Has the warden empty files. For threads that may wait.
@@ -70,16 +80,18 @@ impl Warden {
     /// What the kernel says of a fork.
     pub fn start(duties: Duties) -> Result<Self, Errno> {
         let pair = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-        let ((socket, opens), (emptier, empties)) = (pair()?, pair()?);
+        let ((socket, opens), own, granted) = (pair()?, pair()?, pair()?);
+        let ends = Ends { opens, empties: [own.1, granted.1] };
+        let emptiers = [own.0, granted.0];
         let proxy = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         // SAFETY: no other thread exists whose locks the child could inherit.
         match unsafe { libc::fork() } {
             0 => {
-                drop((socket, emptier));
-                duties.fulfil(opens, empties, &proxy)
+                drop((socket, emptiers));
+                duties.fulfil(ends, &proxy)
             }
             -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)),
-            _ => Ok(Self { socket, owes: false, emptier: Emptier(Arc::new(Mutex::new(emptier))) }),
+            _ => Ok(Self { socket, owes: false, emptiers: emptiers.map(Emptier::over) }),
         }
     }
 
@@ -87,7 +99,7 @@ impl Warden {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn absent() -> Result<Self, Errno> {
         let half = || Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?.0);
-        Ok(Self { socket: half()?, owes: false, emptier: Emptier(Arc::new(Mutex::new(half()?))) })
+        Ok(Self { socket: half()?, owes: false, emptiers: [half()?, half()?].map(Emptier::over) })
     }
 
     /// Waits until the warden has given up what it does not need. It comes up while the proxy does.
@@ -101,7 +113,7 @@ impl Warden {
     /// The memory file `file` once more, open for reading only, and never again for writing.
     ///
     /// # Errors
-    /// `EAGAIN` if somebody keeps the file's lock: that one is our own container. `EPIPE` if the warden has ended: the proxy is
+    /// `EAGAIN` if somebody keeps the file's lock: that one is our own container, since what is immutable already takes none. `EPIPE` if the warden has ended: the proxy is
     /// about to.
     pub fn read_only(&mut self, file: impl AsFd) -> Result<OwnedFd, Errno> {
         if self.owes {
@@ -118,11 +130,21 @@ impl Warden {
     /// For files that have been shared.
     #[must_use]
     pub fn emptier(&self) -> Emptier {
-        self.emptier.clone()
+        self.emptiers[0].clone()
+    }
+
+    /// For files that neighbours can write to: one of them may keep such a file's lock, and hold up no others than those.
+    #[must_use]
+    pub fn emptier_of_granted(&self) -> Emptier {
+        self.emptiers[1].clone()
     }
 }
 
 impl Emptier {
+    fn over(socket: OwnedFd) -> Self {
+        Self(Arc::new(Mutex::new(socket)))
+    }
+
     /// Empties the memory file `file`, though it may be immutable; it is no more. If the warden has ended, nothing is done.
     pub fn empty(&self, file: impl AsFd) {
         let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);

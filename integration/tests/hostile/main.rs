@@ -69,12 +69,13 @@ fn trials() -> Result<Vec<Trial>> {
         ("a_bell_that_is_abused", descriptors::abused_bell),
         ("a_reader_of_events_that_stalls", descriptors::stalled_reader),
     ];
-    let traffic: [(&str, Traffic); 5] = [
+    let traffic: [(&str, Traffic); 6] = [
         ("many_small_requests_on_the_modelled_link", traffic::headers),
         ("more_fetched_than_may_leave", traffic::fetched),
         ("requests_that_nobody_asked_for", traffic::unasked),
         ("a_client_that_floods_its_server", traffic::same_server),
         ("a_peer_whose_memory_is_holes", traffic::holes),
+        ("a_peer_whose_granted_memory_is_holes", traffic::granted_holes),
     ];
     let mut trials: Vec<Trial> = traffic.map(|(name, run)| test(name, run)).into();
     trials.extend(tests.map(|(name, run)| {

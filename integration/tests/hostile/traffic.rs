@@ -9,6 +9,7 @@ use ringfence_protocol::verbs::{Opcode, WcStatus};
 use ringfence_protocol::work::SendFields;
 use ringfence_proxy::launch::{Class, Limits};
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -334,5 +335,58 @@ pub fn holes() -> Result<()> {
     let made = faults(&victim)? - before;
     // One by one if it makes them; else the kernel maps those around, 16 at a time.
     ensure!(made < pages / 4, "the victim's proxy had {made} faults for {pages} pages of its peer's");
+    Ok(())
+}
+
+/// The same, where the victim writes to what it was granted: what is not there it has to make, and nobody else is waited for.
+pub fn granted_holes() -> Result<()> {
+    const BYTES: u64 = 128 << 20;
+    const PIECE: u32 = 256 << 10;
+    let node = Node::new(None)?;
+    let (victim, hostile) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+    let (mut v, mut h) = (Client::new(&victim.socket(), 1024)?, Client::new(&hostile.socket(), 64)?);
+    let source = v.memory(u64::from(PIECE))?;
+    fallocate(&source.file, FallocateFlags::empty(), 0, u64::from(PIECE))?;
+    let loopback = own(&mut v, 8)?;
+    let (_, qp) = join(&mut h, &mut v, 32)?;
+    let target = h.memory(BYTES)?;
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let write = request(Opcode::RDMA_WRITE, PIECE, &source, &target);
+    let stop = AtomicBool::new(false);
+    let (looks, waits, refused) = std::thread::scope(|scope| {
+        let puncher = scope.spawn(|| {
+            let mut refused = 0u32;
+            while !stop.load(Ordering::Relaxed) {
+                refused += u32::from(fallocate(&target.file, mode, 0, BYTES) == Err(Errno::PERM));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            refused
+        });
+        let sender = scope.spawn(|| {
+            for round in 0..3 {
+                for at in (0..BYTES).step_by(PIECE as usize) {
+                    let mut write = write;
+                    write.remote_addr += at;
+                    v.post(qp, &write, 1)?;
+                    // Its own request beside the one that meets the holes.
+                    v.post(loopback, &empty(), 1)?;
+                    v.success(SOON)?;
+                    v.success(SOON).with_context(|| format!("round {round}, byte {at}"))?;
+                }
+            }
+            anyhow::Ok(())
+        });
+        let (mut looks, mut waits) = (0u32, 0u32);
+        while !sender.is_finished() {
+            looks += 1;
+            waits += u32::from(state_of_worker(&victim)? == 'D');
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let refused = puncher.join().expect("does not panic");
+        sender.join().expect("does not panic").map(|()| (looks, waits, refused))
+    })?;
+    ensure!(waits * 5 < looks + 50, "the victim's worker waited in the kernel at {waits} of {looks} looks");
+    ensure!(refused > 0, "nothing was granted, or what was can be punched");
     Ok(())
 }

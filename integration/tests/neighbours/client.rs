@@ -50,6 +50,7 @@ struct Queue {
 /// A registered region.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
+    pub handle: u32,
     pub lkey: u32,
     pub rkey: u32,
     pub iova: u64,
@@ -164,6 +165,21 @@ impl Client {
     /// The file of a region of pages, which the proxy keeps until this client ends.
     pub fn file(&mut self, pages: u64) -> Result<File> {
         self.region(pages)?;
+        self.last_file()
+    }
+
+    /// Gives memory back, of which regions may be left.
+    pub fn free(&mut self, region: u32) -> Result<()> {
+        self.raw.call::<[u8; 0]>(Op::FREE_REGION, Handle { handle: region, reserved: 0 }.as_bytes()).map(drop)
+    }
+
+    /// `ibv_dereg_mr`.
+    pub fn deregister(&mut self, key: Key) -> Result<()> {
+        self.raw.call::<[u8; 0]>(Op::DEREG_MR, Handle { handle: key.handle, reserved: 0 }.as_bytes()).map(drop)
+    }
+
+    /// The descriptor of the region that was made last.
+    pub fn last_file(&self) -> Result<File> {
         Ok(File::from(self.regions.last().context("no region")?.try_clone()?))
     }
 
@@ -185,7 +201,7 @@ impl Client {
         let mut body = register.as_bytes().to_vec();
         segments.for_each(|segment| body.extend(segment.as_bytes()));
         let (mr, _): (MrReply, _) = self.raw.call(Op::REG_MR, &body)?;
-        Ok(Key { lkey: mr.lkey, rkey: mr.rkey, iova })
+        Ok(Key { handle: mr.handle, lkey: mr.lkey, rkey: mr.rkey, iova })
     }
 
     /// A WRITE from a region to one that does not exist.

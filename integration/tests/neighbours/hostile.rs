@@ -1,11 +1,14 @@
 //! A neighbour that obeys the test: it has a port, and says to the victim's proxy whatever it is told to.
 
+use super::client::Key;
 use anyhow::{Context, Result, bail, ensure};
 use ringfence_integration::direct::DirectProxy;
+use ringfence_protocol::verbs::Opcode;
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::datagram;
+use ringfence_proxy::device::soft::grants::BYTES as GRANTS_BYTES;
 use ringfence_proxy::device::soft::link::{BYTES, End, Link as Rings};
-use ringfence_proxy::device::soft::wire::Request;
+use ringfence_proxy::device::soft::wire::{INLINE, Request};
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::plane::bell::{Bell, Foreign, Ringer};
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
@@ -13,11 +16,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, connect, socket_with};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(10);
+/// The queue pair number that the victim's queue pairs are connected to.
+const NUMBER: u32 = 5;
 
 /// Where a descriptor is sent to the victim.
 #[derive(Clone, Copy, Debug)]
@@ -232,6 +238,73 @@ impl Link {
         rings.advance(1);
         rings.outstanding = 0;
         Ok(())
+    }
+}
+
+/// Memory that the victim lets this end write to.
+pub struct Granted {
+    /// The victim's name for it.
+    pub share: u32,
+    /// Its file.
+    pub file: File,
+    /// The victim's words about what may be done there.
+    pub grant: serde_json::Value,
+}
+
+impl Link {
+    /// WRITEs 8 bytes to the victim's queue pair `to`, four times, as the one that it is connected to.
+    fn write(&mut self, to: u32, key: Key) -> Result<()> {
+        let write = Request {
+            to,
+            from: NUMBER,
+            opcode: Opcode::RDMA_WRITE,
+            pieces: INLINE,
+            bytes: 8,
+            total: 8,
+            remote_addr: key.iova,
+            rkey: key.rkey,
+            compare_add: u64::from_ne_bytes(*b"honestly"),
+            ..Request::default()
+        };
+        for _ in 0..4 {
+            let rings = self.rings.as_mut().context("a link without rings")?;
+            let request = Request { sequence: self.sequence, ..write };
+            ensure!(rings.request(&request, &[])?, "there is no room for a request");
+            self.sequence += 1;
+            self.bell.as_ref().context("the victim gave no bell")?.ring();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Whether it comes to be granted something that this key names, besides what it was before.
+    pub fn is_granted_more(&mut self, to: u32, key: Key) -> Result<bool> {
+        self.write(to, key)?;
+        while readable(&self.socket, Duration::from_millis(500)) {
+            let (message, _) = next(&self.socket, SOON)?.context("the victim has ended the link")?;
+            if message["share"]["writable"] == true || message.get("grant").is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// WRITEs until it need not ask any more. The link is new, and nothing has gone to the queue pair before.
+    pub fn be_granted(&mut self, to: u32, key: Key) -> Result<Granted> {
+        self.page(SealedFile::create("grants", GRANTS_BYTES)?)?;
+        self.write(to, key)?;
+        let mut shown = None;
+        loop {
+            let (message, fds) = next(&self.socket, SOON)?.context("the victim has ended the link")?;
+            if message["share"]["writable"] == true {
+                let share = u32::try_from(message["share"]["share"].as_u64().context("a share without a name")?)?;
+                self.say(&format!(r#"{{"shared":{{"share":{share}}}}}"#))?;
+                shown = fds.into_iter().next().map(|fd| (share, File::from(fd)));
+            } else if let Some(grant) = message.get("grant") {
+                let (share, file) = shown.context("a grant of memory that was not shown")?;
+                return Ok(Granted { share, file, grant: grant.clone() });
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@
 
 use crate::doorbell::Line;
 use crate::sync::{AtomicU64, Ordering, fence};
+use crate::verbs::Opcode;
 
 /// Grants of one end of a link.
 pub const SLOTS: usize = 1024;
@@ -94,27 +95,51 @@ pub fn settled() {
     fence(Ordering::SeqCst);
 }
 
+/// Requests of one opcode that a requester has executed by grants, in all: a claim.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Work {
+    /// Those that were executed whole.
+    pub operations: AtomicU64,
+    /// Their bytes.
+    pub bytes: AtomicU64,
+}
+
+/// Places of [`Use::work`], by `enum ibv_wr_opcode`.
+pub const OPCODES: usize = 8;
+
 /// A requester's words.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Use {
     /// Whether it is at work.
     pub busy: Busy,
-    /// Requests that it has executed by grants, in all: a claim.
-    pub operations: AtomicU64,
-    /// Bytes that it has written, in all: a claim.
-    pub written: AtomicU64,
-    /// Bytes that it has read, in all: a claim.
+    /// Bytes that it has read, in all, of requests that were executed in part, too: a claim.
     pub read: AtomicU64,
+    /// What it has done.
+    pub work: [Work; OPCODES],
+}
+
+/// Adds to a word that only the calling thread writes.
+#[inline(always)]
+fn add(word: &AtomicU64, more: u64) {
+    word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
 impl Use {
-    /// Requester: counts what was done.
+    /// Requester: counts requests of one opcode that were executed whole.
     #[inline(always)]
-    pub fn count(&self, operations: u64, written: u64, read: u64) {
-        for (word, more) in [(&self.operations, operations), (&self.written, written), (&self.read, read)] {
-            word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-        }
+    pub fn count(&self, opcode: Opcode, operations: u64, bytes: u64) {
+        // No opcode that goes by a grant is larger; the mask tells the compiler.
+        let work = &self.work[usize::from(opcode.0) % OPCODES];
+        add(&work.operations, operations);
+        add(&work.bytes, bytes);
+    }
+
+    /// Requester: counts what READs have fetched.
+    #[inline(always)]
+    pub fn has_read(&self, bytes: u64) {
+        add(&self.read, bytes);
     }
 
     /// Requester: whether so many bytes more may be read, if in all so many may.
@@ -122,6 +147,25 @@ impl Use {
     #[must_use]
     pub fn may_read(&self, bytes: u64, allowance: u64) -> bool {
         self.read.load(Ordering::Relaxed).checked_add(bytes).is_some_and(|read| read <= allowance)
+    }
+}
+
+/// Whether somebody looks at what is counted.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Watched(AtomicU64);
+
+impl Watched {
+    /// Responder. After `false` it looks once more, later than any store is under way of a requester that has read `true`.
+    pub fn set(&self, watched: bool) {
+        self.0.store(watched.into(), Ordering::Release);
+    }
+
+    /// Requester: after it has counted.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
     }
 }
 
@@ -133,6 +177,8 @@ pub struct Page {
     pub used: Line<Use>,
     /// As a responder: bytes that the other end may read in all. Beyond that it asks.
     pub allowance: Line<AtomicU64>,
+    /// As a responder: whether it looks at [`Use::work`] before long. If not, a requester that goes on wakes it.
+    pub watched: Line<Watched>,
     /// As a responder: its grants.
     pub slots: [Slot; SLOTS],
 }
@@ -167,7 +213,7 @@ mod tests {
     #[test]
     fn what_may_be_read_is_counted_in_all_and_never_wraps() {
         let used = Use::default();
-        used.count(1, 0, 100);
+        used.has_read(100);
         assert!(used.may_read(28, 128) && !used.may_read(29, 128) && used.may_read(1, u64::MAX));
         assert!(!used.may_read(u64::MAX, u64::MAX));
     }

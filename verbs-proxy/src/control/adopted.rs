@@ -8,6 +8,7 @@ use super::lent::Lent;
 use super::quota::{Quota, Resource, Taken};
 use crate::closer::Closer;
 use crate::shared::{ForeignFile, Identity, PAGE, SealedFile};
+use crate::warden::Emptier;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -55,6 +56,13 @@ impl RegionFile {
         match self {
             Self::Lent(file) => Some(file),
             Self::Adopted(_) => None,
+        }
+    }
+
+    /// As [`Lent::is_granted`]; nothing else is ever granted.
+    pub fn is_granted(&self, closer: &Closer, emptier: Emptier) {
+        if let Self::Lent(file) = self {
+            file.is_granted(closer, emptier);
         }
     }
 

@@ -3,6 +3,10 @@
 //! A neighbour writes to memory only through a descriptor that it can write with, and such a descriptor reaches all of its file. So
 //! only files are shown that hold nothing but whole pages of the region: bytes beside a region, on its first and last page, are
 //! never reachable, nor are other regions of the same file. What lies on such pages goes by the responder.
+//!
+//! Such a file is made immutable first, so that nobody can take pages away from it: neither the neighbour, nor the container, for
+//! whose hole the neighbour's fault would have to wait. Whoever can write to a file can hold its lock, which emptying it takes:
+//! as long as one does, nothing more is granted.
 
 use super::node::Node;
 use crate::device::soft::grants::BYTES;
@@ -22,6 +26,8 @@ use std::sync::Arc;
 const PATIENCE: Nanos = 5_000_000;
 /// Looks before the thread sleeps in between.
 const LOOKS: u32 = 50;
+/// How long it may take to empty what was granted: longer, and somebody holds a lock.
+const EMPTYING: std::time::Duration = std::time::Duration::from_secs(1);
 /// Between two looks.
 const PAUSE: std::time::Duration = std::time::Duration::from_micros(20);
 
@@ -36,6 +42,8 @@ pub struct Writable {
     pub bytes: u64,
     /// Its files, whole.
     pub runs: Vec<SharedRun>,
+    /// They are immutable.
+    immutable: bool,
 }
 
 /// The node's part.
@@ -159,6 +167,7 @@ impl Node {
                 start,
                 bytes: runs.iter().map(|run| run.bytes).sum(),
                 runs,
+                immutable: false,
             });
             let writable = writable.map(|writable| Writable { name: self.next_share(), ..writable });
             self.granted.writable.insert(wish.share, writable);
@@ -167,6 +176,9 @@ impl Node {
             return Shown::Never;
         };
         let (name, start, bytes) = (*name, *start, *bytes);
+        if let Err(shown) = self.make_grantable(wish.share) {
+            return shown;
+        }
         let neighbour = &mut self.neighbours.list[position];
         let offer = neighbour.granting.offered.insert(name);
         let state = self.worker.call(move |plane| {
@@ -187,6 +199,31 @@ impl Node {
             // It did not want it, and is not asked again.
             None => Shown::Never,
         }
+    }
+
+    /// Sees that a region's files are fit to be shown for writing.
+    fn make_grantable(&mut self, share: u32) -> Result<(), Shown> {
+        match self.keeps_pages() {
+            Ok(true) => {}
+            Err(Errno::AGAIN) => return Err(Shown::Later),
+            Ok(false) | Err(_) => return Err(Shown::Never),
+        }
+        if self.closers.granted.is_held_up(EMPTYING) {
+            return Err(Shown::Never);
+        }
+        let Self { granted, warden, closers, .. } = self;
+        let Some(Some(writable)) = granted.writable.get_mut(&share) else { return Err(Shown::Never) };
+        if writable.immutable {
+            return Ok(());
+        }
+        for run in &writable.runs {
+            let file = run.file.own().ok_or(Shown::Never)?;
+            // Its descriptor is of no use here.
+            drop(warden.read_only(file).map_err(|_| Shown::Never)?);
+            run.file.is_granted(&closers.granted, warden.emptier_of_granted());
+        }
+        writable.immutable = true;
+        Ok(())
     }
 
     /// What a region that is owed for writing is made of.

@@ -4,6 +4,9 @@
 //! it any more, and only then its bytes are given back to the quota. Emptying takes the file's lock, which a process of the
 //! container can hold for as long as it likes (a write into the file, from memory whose page fault nobody answers). That is
 //! why it happens on the closer's thread, and why nothing here takes that lock otherwise: no `lseek` for data, say.
+//!
+//! A neighbour that was granted writing can hold that lock, too. Its files are emptied on a closer, and by a thread of the warden's,
+//! that have nothing else to do, so that what it keeps is no more than what it was granted.
 
 use super::quota::Taken;
 use crate::closer::Closer;
@@ -13,6 +16,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use std::ops::Deref;
+use std::sync::OnceLock;
 
 /// A file that the container holds too, with what it takes of the quota.
 #[derive(Debug)]
@@ -20,6 +24,8 @@ pub struct Lent {
     /// Always there but while it is dropped.
     contents: Option<Contents>,
     closer: Closer,
+    /// Where it ends if neighbours can write to it.
+    granted: OnceLock<(Closer, Emptier)>,
 }
 
 #[derive(Debug)]
@@ -57,7 +63,12 @@ impl Lent {
         let file = SealedFile::create_longer(name, bytes, spare)?;
         let theirs = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
         let contents = Contents { file, emptier, _taken: taken };
-        Ok((Self { contents: Some(contents), closer: closer.clone() }, theirs))
+        Ok((Self { contents: Some(contents), closer: closer.clone(), granted: OnceLock::new() }, theirs))
+    }
+
+    /// A neighbour is about to be able to write to it, and to hold its lock for as long as it likes. The file is immutable.
+    pub fn is_granted(&self, closer: &Closer, emptier: Emptier) {
+        let _ = self.granted.set((closer.clone(), emptier));
     }
 }
 
@@ -77,8 +88,14 @@ impl AsFd for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(contents) = self.contents.take() {
-            self.closer.finish(contents);
+        if let Some(mut contents) = self.contents.take() {
+            match self.granted.take() {
+                Some((closer, emptier)) => {
+                    contents.emptier = Some(emptier);
+                    closer.finish(contents);
+                }
+                None => self.closer.finish(contents),
+            }
         }
     }
 }

@@ -181,7 +181,7 @@ impl Node {
     ///
     /// # Errors
     /// `EAGAIN` if it cannot be told now, as the warden has not answered in time.
-    fn keeps_pages(&mut self) -> Result<bool, Errno> {
+    pub(super) fn keeps_pages(&mut self) -> Result<bool, Errno> {
         if let Some(known) = self.neighbours.keeps_pages {
             return Ok(known);
         }

@@ -115,6 +115,8 @@ pub struct Closers {
     pub container: Closer,
     /// What neighbours sent, and their connections.
     pub neighbours: Closer,
+    /// What neighbours were granted: memory whose lock they can hold.
+    pub granted: Closer,
 }
 
 fn gid_info(gid: Gid) -> GidInfo {
@@ -137,7 +139,9 @@ impl Node {
     /// Takes `amount` of the quota.
     pub fn take(&self, resource: Resource, amount: u64) -> Result<Taken, Errno> {
         self.quota.take(resource, amount).or_else(|error| {
-            if self.closers.container.settle(EMPTYING) { self.quota.take(resource, amount) } else { Err(error) }
+            let Closers { container, granted, .. } = &self.closers;
+            let settled = [container, granted].map(|closer| closer.settle(EMPTYING));
+            if settled.contains(&true) { self.quota.take(resource, amount) } else { Err(error) }
         })
     }
 

@@ -104,7 +104,11 @@ impl Scene {
         let Counters { tally, holdings } = Counters::private().unwrap();
         let plane = Plane::new(bells.header(0), regions, &Policy::default(), tally, Soft::default(), 0);
         let closer = |name| Closer::start(name, 1 << 16).unwrap();
-        let closers = Closers { container: closer("close-own"), neighbours: closer("close-others") };
+        let closers = Closers {
+            container: closer("close-own"),
+            neighbours: closer("close-others"),
+            granted: closer("close-granted"),
+        };
         let (bell, ringer) = Bell::new(&closers.container).unwrap();
         let device = Device { name: "soft0".into(), kind: DeviceKind::Soft, link: None };
         let lids = [own.port.lid(), other.port.lid()];
@@ -181,7 +185,8 @@ impl Scene {
         // Whoever has broken the protocol would not be listened to any more.
         node.neighbours = Neighbours::new(Budget::new(65_530));
         while node.worker.notices.try_recv().is_ok() {}
-        [&node.closers.container, &node.closers.neighbours].into_iter().for_each(is_done);
+        let Closers { container, neighbours, granted } = &node.closers;
+        [container, neighbours, granted].into_iter().for_each(is_done);
         for resource in RESOURCES {
             let (left, limit) = (node.quota.left(resource), node.quota.limit(resource));
             assert_eq!(left, limit, "of {resource:?} something is never given back");

@@ -49,6 +49,8 @@ const FCNTL: &[u64] = &[
 ];
 /// `linux/fs.h`, `_IOW('f', 2, long)`.
 const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
+/// `linux/fs.h`, `_IOR('f', 1, long)`.
+const FS_IOC_GETFLAGS: u64 = 0x8008_6601;
 /// `ioctl(2)`: without blocking, what waits in a socket to be read, and holes in a range of the proxy's own addresses.
 const IOCTL: &[u64] = &[libc::FIONBIO, libc::TIOCOUTQ, UFFDIO_REGISTER];
 /// `setsockopt(2)` at `SOL_SOCKET`: how much may wait to be read, and whether descriptors may come along (`SO_PASSRIGHTS` of
@@ -133,7 +135,7 @@ pub fn confine_warden(log_socket: Option<RawFd>) -> Result<()> {
         rules.entry(libc::SYS_sendto).or_default().push(SeccompRule::new(vec![from, flags])?);
     }
     allow(&mut rules, libc::SYS_fcntl, &[&[(1, FCNTL)]])?;
-    allow(&mut rules, libc::SYS_ioctl, &[&[(1, &[FS_IOC_SETFLAGS])]])?;
+    allow(&mut rules, libc::SYS_ioctl, &[&[(1, &[FS_IOC_SETFLAGS, FS_IOC_GETFLAGS])]])?;
     seccompiler::apply_filter_all_threads(&program(rules)?)?;
     Ok(())
 }

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::service::{Kind, Service};
-use super::{DONE, Log};
+use super::{DONE, Ends, Log};
 use crate::datagram;
 use crate::fabric::ports::Tenure;
 use crate::sandbox::filter;
@@ -53,8 +53,8 @@ pub struct Duties {
 
 impl Duties {
     /// Does them, and ends the process.
-    pub(super) fn fulfil(self, opens: OwnedFd, empties: OwnedFd, proxy: &OwnedFd) -> ! {
-        let ended = self.become_warden(opens, empties, proxy);
+    pub(super) fn fulfil(self, ends: Ends, proxy: &OwnedFd) -> ! {
+        let ended = self.become_warden(ends, proxy);
         let Ok(ended) = ended else {
             // The proxy finds its warden gone, and says so.
             // SAFETY: `_exit` has no preconditions.
@@ -73,7 +73,8 @@ impl Duties {
     }
 
     /// Gives up what a warden does not need, and starts its services. What it returns becomes readable when one of them ends.
-    fn become_warden(&self, opens: OwnedFd, empties: OwnedFd, proxy: &OwnedFd) -> anyhow::Result<OwnedFd> {
+    fn become_warden(&self, ends: Ends, proxy: &OwnedFd) -> anyhow::Result<OwnedFd> {
+        let Ends { opens, empties: [empties, of_granted] } = ends;
         // Sixteen bytes at most, the zero included.
         let _ = rustix::thread::set_name(c"ringfence-ward");
         close_all_but(&[
@@ -82,6 +83,7 @@ impl Duties {
             self.tenure.as_fd(),
             opens.as_fd(),
             empties.as_fd(),
+            of_granted.as_fd(),
             proxy.as_fd(),
         ]);
         // A container that is a whole system has not all of them to give.
@@ -94,7 +96,7 @@ impl Duties {
         caps::clear(None, caps::CapSet::Ambient)?;
         let (ended, end) = pipe_with(PipeFlags::CLOEXEC)?;
         let up = fcntl_dupfd_cloexec(&opens, 3)?;
-        for (kind, socket) in [(Kind::Open, opens), (Kind::Empty, empties)] {
+        for (kind, socket) in [(Kind::Open, opens), (Kind::Empty, empties), (Kind::Empty, of_granted)] {
             let service = Service { proxy_uid: self.proxy_uid, kind };
             let end = fcntl_dupfd_cloexec(&end, 3)?;
             let (begins, begun) = std::sync::mpsc::channel();

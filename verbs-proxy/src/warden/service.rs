@@ -5,8 +5,8 @@ use crate::datagram;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    FallocateFlags, IFlags, Mode, OFlags, SealFlags, fallocate, fcntl_get_seals, fcntl_getfl, fstat, ioctl_setflags,
-    open,
+    FallocateFlags, IFlags, Mode, OFlags, SealFlags, fallocate, fcntl_get_seals, fcntl_getfl, fstat, ioctl_getflags,
+    ioctl_setflags, open,
 };
 use rustix::io::Errno;
 
@@ -68,7 +68,11 @@ impl Service {
             Kind::Open => {
                 // Not for root of a user namespace, nor before Linux 6.0. Then whoever may override modes, such as root in the
                 // container of a neighbour that was taken over and without a user namespace of its own, can write to it.
-                let _ = ioctl_setflags(fd, IFlags::IMMUTABLE);
+                //
+                // Once it is, nobody waits for the file's lock again, which a neighbour can keep that may write to the file.
+                if !ioctl_getflags(fd).is_ok_and(|flags| flags.contains(IFlags::IMMUTABLE)) {
+                    let _ = ioctl_setflags(fd, IFlags::IMMUTABLE);
+                }
                 // The container may hold a lease on it, which this would wait for otherwise.
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty()).map(Some)

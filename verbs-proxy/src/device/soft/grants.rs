@@ -8,18 +8,22 @@
 //!
 //! - [`giving`]: the responder.
 //! - [`using`]: the requester; `express`: its short way.
+//! - `counting`: what the responder counts of what it took no part in.
 //!
 //! Whatever has no grant goes by the responder: it decides, and gives the errors.
 
 // UNSAFETY: declares that the page of grants may be overlaid on shared memory.
 #![allow(unsafe_code)]
 
+mod counting;
 mod express;
 pub mod giving;
 pub mod using;
 
 use crate::fabric::budget::Lease;
+use crate::pacing::Nanos;
 use crate::shared::{Header, Held, PAGE};
+use counting::Counted;
 use giving::Giving;
 use ringfence_protocol::grants::Page;
 use serde::{Deserialize, Serialize};
@@ -68,7 +72,13 @@ pub struct Grants {
     pub giving: Giving,
     /// What we are granted.
     pub using: Using,
+    /// What the other end has said of its use of our grants, as far as it has been counted.
+    counted: Counted,
+    /// The other end is not woken before, to count what we do.
+    tell_at: Nanos,
 }
+
+pub use counting::Looks;
 
 impl Grants {
     /// Our page. `unlimited`: no rate limits what others READ out of our memory.

@@ -8,6 +8,7 @@ use super::grants::Grants;
 use super::wire::{Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
+use crate::pacing::Nanos;
 use crate::plane::bell::{Bell, Ringer};
 use crate::shared::{Header, Held, Mapping, ring_slots};
 use ringfence_protocol::doorbell::Line;
@@ -27,9 +28,12 @@ const RESERVED: u32 = 512;
 const MOST_UNRUNG: u32 = 3;
 const HEADER: usize = 4096;
 const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
+/// Where the slots begin that the end writes which made the link, and those of the other; the head of each is a page before.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) const SLOTS_AT: [usize; 2] = [HEADER, RING_BYTES + HEADER];
 /// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
 /// node after an upgrade turn each other away.
-const VERSION: usize = 2;
+const VERSION: usize = 3;
 /// Bytes of a link's memory file.
 pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 
@@ -302,6 +306,16 @@ impl Link {
         // SYNC POINT link-sleep: the slots' stores, this fence, the load; against `prepare_sleep`.
         fence(Ordering::SeqCst);
         if self.send_header.asleep.0.load(Ordering::Relaxed) != 0
+            && let Some(wake) = &self.wake
+        {
+            wake.ring();
+        }
+    }
+
+    /// Something was done by grants of the other end's, which is woken to count it unless it looks anyway.
+    #[inline(always)]
+    pub fn tell_of_use(&mut self, now: Nanos) {
+        if self.grants.must_tell(now)
             && let Some(wake) = &self.wake
         {
             wake.ring();

@@ -26,6 +26,7 @@ use super::{Cut, Device, Posted, WorkPiece};
 use crate::memory::Piece;
 use crate::pacing::Nanos;
 use crate::plane::{self, qp::Receiving};
+use grants::Looks;
 use grants::giving::{Ticket, Wish};
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
@@ -94,6 +95,8 @@ pub struct Soft {
     pub(crate) modelled: Option<ModelledLink>,
     /// For the next verb that takes grants back.
     tickets: Vec<Ticket>,
+    /// When what neighbours do by themselves is counted.
+    pub(crate) looks: Looks,
     /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
     acknowledges: Vec<u32>,
     from: Vec<Piece>,
@@ -174,6 +177,9 @@ impl Device for Soft {
         let mut worked = false;
         if !plane.device.links.is_empty() {
             worked |= plane.serve_links();
+            if plane.device.looks.due(plane.now) {
+                plane.count_uses();
+            }
         }
         if plane.device.modelled.as_ref().is_some_and(ModelledLink::is_busy) {
             worked |= plane.serve_wire();
@@ -225,7 +231,8 @@ impl Device for Soft {
     }
 
     fn wake_at(&self) -> Option<Nanos> {
-        self.modelled.as_ref().and_then(ModelledLink::arrives)
+        let looks = self.looks.wake_at().filter(|_| !self.links.is_empty());
+        [looks, self.modelled.as_ref().and_then(ModelledLink::arrives)].into_iter().flatten().min()
     }
 
     fn prepare_sleep(&self) -> bool {
@@ -242,6 +249,7 @@ impl Device for Soft {
     }
 
     fn woken(plane: &mut Plane) {
+        plane.device.looks.hasten();
         plane.silence_links();
     }
 }

@@ -176,7 +176,7 @@ impl Plane {
         let Some(end) = response.offset.checked_add(response.bytes) else { return };
         let last = &qp.pending[index];
         // What was not sent, or is to be sent again, cannot be what this is about; nor what was acknowledged before.
-        let due = if last.total == 0 { last.sent_all } else { end > last.done && end <= last.sent };
+        let due = if last.total == 0 { last.sent_all && end == 0 } else { end > last.done && end <= last.sent };
         if !due
             || qp.pending.range(..index).any(|wqe| !wqe.sent_all)
             || qp.pending.range(..=index).any(|wqe| wqe.device != Road::Long)

@@ -5,7 +5,10 @@ use crate::device::soft::grants::giving::{View, Wish};
 use crate::device::soft::grants::using::GrantFault;
 use crate::device::soft::grants::{BYTES as PAGE_BYTES, Grant};
 use crate::device::soft::qp::Road;
+use ringfence_launch::counters::Work;
 use ringfence_protocol::grants::Page;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 const WRITABLE: u32 = 77;
@@ -109,7 +112,18 @@ impl Scene {
     }
 
     fn used(&self) -> u64 {
-        self.page(0).used.0.operations.load(Ordering::Relaxed)
+        self.page(0).used.0.work.iter().map(|work| work.operations.load(Ordering::Relaxed)).sum()
+    }
+
+    /// What the counters of both sides say of requests of this kind, from the requester to the responder.
+    fn counted(&mut self, opcode: Opcode) -> [Work; 2] {
+        let plane = &mut self.two.rigs[1].plane;
+        plane.now += 1_000_000_000;
+        plane.turn();
+        let pages = self.two.rigs.each_ref().map(|rig| rig.plane.tally.page());
+        let place = usize::from(opcode.0);
+        assert!(pages[1].sent[place] == Work::default() && pages[0].received[place] == Work::default());
+        [pages[0].sent[place], pages[1].received[place]]
     }
 }
 
@@ -136,10 +150,115 @@ fn the_first_of_a_kind_go_the_long_way_and_the_next_need_nobody() {
         assert_eq!(scene.two.rigs[0].take(800, 8), before.to_ne_bytes());
     }
     assert_eq!(scene.two.rigs[1].take(4096, 8), 11u64.to_ne_bytes());
+    assert_eq!((scene.used(), scene.page(0).used.0.read.load(Ordering::Relaxed)), (17, 94_209));
+}
+
+#[test]
+fn what_goes_by_grants_is_counted_on_both_sides() {
+    let mut scene = Scene::new();
+    scene.warm();
+    let mut expected = HashMap::new();
+    let mut expect = |opcode: Opcode, bytes: u64| {
+        let work: &mut Work = expected.entry(opcode).or_insert_with(Work::default);
+        work.operations += 1;
+        work.bytes += bytes;
+    };
+    (0..3).for_each(|_| expect(Opcode::RDMA_WRITE, 8));
+    (0..3).for_each(|_| expect(Opcode::RDMA_READ, 8));
+    for round in 0..9 {
+        for (opcode, bytes) in [
+            (Opcode::RDMA_WRITE, 8),
+            (Opcode::RDMA_WRITE, 5000 + round),
+            (Opcode::RDMA_READ, 60_000),
+            (Opcode::RDMA_READ, 4),
+            (Opcode::FETCH_AND_ADD, 8),
+            (Opcode::CMP_AND_SWP, 8),
+        ] {
+            scene.post(opcode, 64, 8192, bytes);
+            expect(opcode, bytes.into());
+        }
+        assert_eq!(scene.alone().len(), 6, "round {round}");
+    }
+    assert_eq!(scene.used(), 54);
+    for (opcode, expected) in expected {
+        assert_eq!(scene.counted(opcode), [expected; 2], "{opcode:?}");
+    }
+    let delays = scene.two.rigs[0].plane.tally.page().delays;
+    assert_eq!(delays.iter().sum::<u64>(), 60);
+}
+
+#[test]
+fn a_responder_is_woken_to_count_once_and_sleeps_on_when_nothing_moves() {
+    let mut scene = Scene::new();
+    scene.warm();
+    let look = |scene: &mut Scene| {
+        let plane = &mut scene.two.rigs[1].plane;
+        plane.now += 100_000_000;
+        plane.turn();
+        plane.device.looks.wake_at().is_some()
+    };
+    while look(&mut scene) {}
+    assert!(!scene.page(1).watched.0.get());
+    let rung = |scene: &mut Scene| {
+        // What rig 0 rings comes back to it.
+        let [zero, _] = scene.two.links;
+        let bell = &scene.two.rigs[0].plane.device.links.get(zero).unwrap().bell;
+        let rung = poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&Timespec::default())) == Ok(1);
+        if rung {
+            scene.two.rigs.iter_mut().for_each(|rig| Soft::woken(&mut rig.plane));
+        }
+        rung
+    };
+    rung(&mut scene);
+    scene.two.rigs[0].plane.now += 1_000_000_000;
+    let write = |scene: &mut Scene| {
+        scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+        scene.two.rigs[0].plane.activate(0);
+        scene.two.rigs[0].plane.turn();
+        assert_eq!(scene.two.rigs[0].completions().len(), 1);
+    };
+    write(&mut scene);
+    assert!(rung(&mut scene), "nobody is told to count");
+    write(&mut scene);
+    assert!(!rung(&mut scene), "rung again and again");
+    // It looks at once, then until nothing has moved twice.
+    scene.two.rigs[1].plane.now += 1_000;
+    scene.two.rigs[1].plane.turn();
+    assert!(scene.page(1).watched.0.get());
+    scene.two.rigs[0].plane.now += 1_000_000_000;
+    write(&mut scene);
+    assert!(!rung(&mut scene), "it looks anyway");
+    assert!(look(&mut scene) && look(&mut scene) && !look(&mut scene));
+    assert!(!scene.page(1).watched.0.get());
+    assert_eq!(scene.counted(Opcode::RDMA_WRITE), [Work { operations: 6, bytes: 48 }; 2]);
+}
+
+#[test]
+fn claims_count_as_far_as_they_can_be_true() {
+    let mut scene = Scene::new();
+    scene.warm();
+    scene.two.rigs[1].plane.turn();
+    let before = scene.counted(Opcode::RDMA_WRITE)[1];
     let page = scene.page(0);
-    let used = &page.used.0;
-    let [written, read] = [&used.written, &used.read].map(|word| word.load(Ordering::Relaxed));
-    assert_eq!((used.operations.load(Ordering::Relaxed), written - 24, read), (17, 94_209, 94_209));
+    for claim in [u64::MAX, 1 << 40, 0, u64::MAX / 2, 5] {
+        for work in &page.used.0.work {
+            work.operations.store(claim, Ordering::Relaxed);
+            work.bytes.store(claim, Ordering::Relaxed);
+        }
+        scene.counted(Opcode::RDMA_WRITE);
+    }
+    let [_, after] = scene.counted(Opcode::RDMA_WRITE);
+    // Five looks, a second each.
+    assert!(after.operations - before.operations <= 5 * 250_000_000, "{after:?}");
+    assert!(after.bytes - before.bytes <= 5 * 64_000_000_000, "{after:?}");
+    let received = scene.two.rigs[1].plane.tally.page().received;
+    let others = [1, 2, 3, 7].map(|place| received[place]);
+    assert_eq!(others, [Work::default(); 4], "what does not go by grants");
+    // Without a grant nothing is believed at all.
+    scene.two.rigs[1].plane.revoke_queue(0);
+    let last = scene.counted(Opcode::RDMA_WRITE);
+    page.used.0.count(Opcode::RDMA_WRITE, 1000, 1000);
+    assert_eq!(scene.counted(Opcode::RDMA_WRITE), last);
 }
 
 #[test]
@@ -340,6 +459,8 @@ fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
     assert_eq!(scene.two.rigs[0].completions().len(), 1);
     assert_eq!(scene.two.rigs[1].take(70_000, 60_000), pattern);
     assert_eq!(scene.used(), 0);
+    // What was done twice counts once.
+    assert_eq!(scene.counted(Opcode::RDMA_WRITE), [Work { operations: 4, bytes: 60_024 }; 2]);
     // And the numbers of both sides still agree.
     for _ in 0..2 {
         scene.post(Opcode::FETCH_AND_ADD, 800, 4096, 8);

@@ -10,7 +10,9 @@ use crate::memory::{Piece, RegionTable, copy, copy_while};
 use crate::plane::intake::wc_opcode;
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use crate::rseq::{Thread, Undone};
+use crate::stats::Tally;
 use ringfence_protocol::completion::Completion;
+use ringfence_protocol::grants::Use;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcStatus};
 use ringfence_protocol::work::{self, SendBase, SendFields};
 use ringfence_sched::scheduler::charged;
@@ -20,7 +22,7 @@ use std::sync::atomic::Ordering;
 impl Plane {
     /// The short way by grants: as [`Plane::express`], to a queue pair of a neighbour's, for all one-sided operations.
     pub(crate) fn express_by_grant(&mut self, queue: u32, at: LinkId, allowance: Allowance) -> usize {
-        let Self { qps, regions, device: Soft { links, .. }, cqs, touched, shaping, notices, .. } = self;
+        let Self { qps, regions, device: Soft { links, .. }, cqs, touched, shaping, notices, tally, now, .. } = self;
         let Some(qp) = qps[queue as usize].as_deref_mut() else { return 0 };
         if !qp.pending.is_empty() || qp.state != QpState::RTS {
             return 0;
@@ -35,6 +37,7 @@ impl Plane {
         let used = &ours.used.0;
         let most = allowance.ops.0.min(BATCH as u64) as usize;
         let (mut count, mut moved, mut paid, mut fetched, mut read) = (0, 0, Bytes(0), Bytes(0), 0);
+        let mut row = Row { opcode: Opcode::RDMA_WRITE, operations: 0, bytes: 0 };
         while count < most && moved < BATCH_BYTES {
             let Some(words) = qp.send.peek() else { break };
             let base = SendBase(words);
@@ -81,6 +84,12 @@ impl Plane {
                 paid = due;
             }
             read += reads;
+            if row.opcode != fields.opcode {
+                row.count(used, tally);
+                row = Row { opcode: fields.opcode, operations: 0, bytes: 0 };
+            }
+            row.operations += 1;
+            row.bytes += u64::from(bytes);
             count += 1;
             moved += bytes;
             qp.send.advance(1);
@@ -96,6 +105,7 @@ impl Plane {
                     ..Completion::default()
                 };
                 if let Err(overrun) = entry.cq.push(&completion) {
+                    tally.completion_lost();
                     if overrun.first {
                         let event = EventType::CQ_ERR;
                         notices.push(Notice::Event { owner: entry.owner, event, cookie: entry.cq.cookie });
@@ -108,10 +118,29 @@ impl Plane {
         }
         if count > 0 {
             used.busy.leave();
-            used.count(count as u64, u64::from(moved) - read, read);
+            row.count(used, tally);
+            used.has_read(read);
             shaping.spend(paid, fetched, Ops(count as u64));
+            if let Some(link) = links.get_mut(at) {
+                link.tell_of_use(*now);
+            }
         }
         count
+    }
+}
+
+/// Requests of one opcode that came one after the other: they are counted together.
+struct Row {
+    opcode: Opcode,
+    operations: u64,
+    bytes: u64,
+}
+
+impl Row {
+    #[inline(always)]
+    fn count(&self, used: &Use, tally: &Tally) {
+        used.count(self.opcode, self.operations, self.bytes);
+        tally.sent_at_once(self.opcode, self.operations, self.bytes);
     }
 }
 

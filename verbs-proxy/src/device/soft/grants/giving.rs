@@ -72,7 +72,9 @@ pub struct Giving {
     asked: HashSet<Wish>,
     /// By slot.
     given: Vec<Option<Wish>>,
-    live: usize,
+    pub(super) live: usize,
+    /// There was something to be used since its use was looked at last.
+    pub(super) has_given: bool,
     generation: u64,
     /// How often it was found stopped ...
     strikes: u32,
@@ -250,8 +252,9 @@ impl Plane {
         if link.shared.get(&view.share) != Some(&true) {
             return None;
         }
-        let page = link.grants.ours.as_ref()?;
         link.grants.theirs.as_ref()?;
+        link.grants.begin_counting(self.now);
+        let page = link.grants.ours.as_ref()?;
         let (slot, generation) = link.grants.giving.place(*wish)?;
         page.slots[slot].grant(generation);
         Some(Grant { slot: slot as u32, generation, ..grant })
@@ -316,8 +319,11 @@ impl Plane {
     /// Takes back all grants of a link, which gets no more.
     pub fn revoke_link(&mut self, at: LinkId) {
         self.revoke_where(|id, _| id == at);
-        if let Some(link) = self.device.links.get_mut(at) {
+        let Self { device: Soft { links, .. }, tally, now, .. } = self;
+        if let Some(link) = links.get_mut(at) {
             link.grants.giving.refuse();
+            // The last look may be the last there is.
+            let _ = link.grants.count(*now, tally);
         }
     }
 

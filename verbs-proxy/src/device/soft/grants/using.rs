@@ -222,9 +222,12 @@ impl Grants {
             using.remove(slot);
         }
         let verdict = done.map_err(|_| NoGrant)?;
-        let bytes = u64::from(piece.bytes);
-        let last = piece.offset + piece.bytes == wqe.total;
-        ours.used.0.count(u64::from(last), if reads { 0 } else { bytes }, if reads { bytes } else { 0 });
+        if reads {
+            ours.used.0.has_read(piece.bytes.into());
+        }
+        if piece.offset + piece.bytes == wqe.total {
+            ours.used.0.count(wqe.opcode, 1, wqe.total.into());
+        }
         Ok(verdict)
     }
 }
@@ -275,7 +278,7 @@ impl Plane {
     /// Executes a piece by a grant, if there is one and nothing before it is under way by the long way. `None`: it goes the long
     /// way.
     pub(crate) fn by_grant(&mut self, queue: u32, index: usize, piece: &WorkPiece, at: LinkId) -> Option<Answer> {
-        let Self { qps, regions, device: Soft { links, from, to, .. }, .. } = self;
+        let Self { qps, regions, device: Soft { links, from, to, .. }, now, .. } = self;
         let qp = qps[queue as usize].as_deref_mut()?;
         let wqe = &qp.pending[index];
         if wqe.device == Road::Long {
@@ -296,6 +299,9 @@ impl Plane {
                 gather(qp, wqe, regions, piece, from).map(|()| &*from)
             };
             done = local.map_err(|_| NoGrant).and_then(|local| link.grants.execute(wqe, wanted, piece, local));
+            if done.is_ok() {
+                link.tell_of_use(*now);
+            }
         }
         let wqe = &mut qp.pending[index];
         match done {

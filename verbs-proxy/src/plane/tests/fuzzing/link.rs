@@ -1,12 +1,13 @@
 //! The rings of a link, with a neighbour at the other end that was taken over.
 
 use super::*;
+use crate::device::soft::link::SLOTS_AT;
 use crate::device::soft::wire::{Kind, Request, Response, kind};
 use arbitrary::Unstructured;
 
-/// Where the rings of the end that made the link begin, and those of the other, whose heads are before them.
-const VICTIMS: usize = 4096;
-const NEIGHBOURS: usize = BYTES / 2 + 4096;
+/// Where the slots of the end that made the link begin, and those of the other.
+const VICTIMS: usize = SLOTS_AT[0];
+const NEIGHBOURS: usize = SLOTS_AT[1];
 const LINK_SLOTS: u32 = crate::device::soft::link::SLOTS;
 
 #[derive(Debug, Arbitrary)]
