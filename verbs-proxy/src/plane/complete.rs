@@ -67,7 +67,7 @@ impl<D: Device> Plane<D> {
             Answer::Failed { .. } if index > 0 => {
                 // It fails when those before it are complete; the last of them activates the queue.
                 qp.rewind(index, piece.offset);
-                qp.pending[index].admitted = false;
+                qp.pending[index].work.doubt();
             }
             Answer::Failed { status, vendor_err } => self.fail(queue, status, vendor_err),
             Answer::NotReady { pause } => {
@@ -123,7 +123,8 @@ impl<D: Device> Plane<D> {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
             wqe.done = if at == index { end } else { wqe.total };
-            let done_before = std::mem::replace(&mut wqe.done_all, wqe.done == wqe.total);
+            let done = wqe.done == wqe.total;
+            let done_before = std::mem::replace(&mut wqe.done_all, done);
             if !done_before {
                 wqe.count(&self.tally);
             }

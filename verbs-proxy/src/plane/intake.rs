@@ -1,13 +1,13 @@
-//! From the send ring to an admitted work request, and what happens to requests of a queue pair in error.
+//! From the rings to claims, and what happens to requests of a queue pair in error.
 
+use super::claim::Claim;
 use super::complete::flushed;
 use super::qp::{Data, Inline, Qp, Wqe};
 use super::{Outcome, Plane};
 use crate::device::Device;
-use crate::memory::RegionTable;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::ring::Consumer;
-use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
+use ringfence_protocol::verbs::{EventType, Opcode, QpState, SendFlags, WcOpcode, WcStatus};
 use ringfence_protocol::work::{
     BASE_INLINE, EXTENSION_INLINE, ReceiveBase, SGES_PER_EXTENSION, SendBase, SendFields, Sge, extension_inline,
     extension_sge,
@@ -20,7 +20,7 @@ pub const MAX_MESSAGE: u32 = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Vendor error codes beyond those of [`AccessFault`].
+/// Vendor error codes beyond those of [`crate::memory::AccessFault`].
 pub mod vendor {
     /// The ring entry contradicts itself or the queue pair's capabilities.
     pub const MALFORMED: u16 = 0x10;
@@ -39,17 +39,17 @@ pub mod vendor {
 }
 
 /// Copies the next send request out of the ring.
-pub(crate) fn take_send<D: Device>(qp: &mut Qp<D>) -> Option<Result<Wqe<D>, Malformed>> {
+pub(crate) fn take_send<D: Device>(qp: &mut Qp<D>) -> Option<Result<Claim, Malformed>> {
     let base = SendBase(qp.send.peek()?);
     let fields = base.fields();
-    let wqe = read_send(qp, &base, &fields);
+    let claim = read_send(qp, &base, &fields);
     // A malformed entry has no length to trust; the queue pair goes to the error state behind its first slot.
-    qp.send.advance(wqe.as_ref().map_or(1, |(_, slots)| *slots));
+    qp.send.advance(claim.as_ref().map_or(1, |(_, slots)| *slots));
     let freed = qp.send.position();
-    Some(wqe.map(|(wqe, _)| Wqe { freed, ..wqe }))
+    Some(claim.map(|(claim, _)| Claim { freed, ..claim }))
 }
 
-fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Result<(Wqe<D>, u32), Malformed> {
+fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Result<(Claim, u32), Malformed> {
     let extensions = fields.extensions().filter(|count| *count < qp.send.capacity()).ok_or(Malformed)?;
     let atomic = matches!(fields.opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
     let (data, total) = if fields.flags.contains(SendFlags::INLINE) {
@@ -72,7 +72,7 @@ fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Res
             (Data::List(list.into()), total)
         }
     };
-    let wqe = Wqe {
+    let claim = Claim {
         wr_id: fields.wr_id,
         opcode: fields.opcode,
         signaled: qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED),
@@ -83,21 +83,12 @@ fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Res
         rkey: fields.rkey,
         compare_add: fields.compare_add,
         swap: fields.swap,
-        // Saturated: `admit` refuses everything above MAX_MESSAGE.
+        // Saturated: `Claim::check` refuses everything above MAX_MESSAGE.
         total: u32::try_from(total).unwrap_or(u32::MAX),
         data,
         freed: 0,
-        sequence: qp.sequence,
-        admitted: false,
-        sent: 0,
-        sent_all: false,
-        done: 0,
-        done_all: false,
-        counted: 0,
-        held: 0,
-        device: D::Work::default(),
     };
-    Ok((wqe, 1 + extensions))
+    Ok((claim, 1 + extensions))
 }
 
 fn read_inline(ring: &Consumer<'_>, base: &SendBase, bytes: u32, extensions: u32) -> Result<Inline, Malformed> {
@@ -147,29 +138,6 @@ pub(crate) fn take_receive<D: Device>(qp: &mut Qp<D>) -> Option<TakenReceive> {
     Some(TakenReceive { wr_id: base.wr_id(), data })
 }
 
-/// Checks a work request against what the container owns.
-pub(crate) fn admit<D: Device>(qp: &Qp<D>, wqe: &Wqe<D>, regions: &RegionTable) -> Result<(), (WcStatus, u16)> {
-    match wqe.opcode {
-        Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM | Opcode::SEND | Opcode::SEND_WITH_IMM => {}
-        Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
-            if qp.attr.max_rd_atomic == 0 {
-                return Err((WcStatus::LOC_QP_OP_ERR, vendor::RD_ATOMIC));
-            }
-            if wqe.opcode != Opcode::RDMA_READ && wqe.total != 8 {
-                return Err((WcStatus::LOC_LEN_ERR, vendor::ATOMIC));
-            }
-        }
-        _ => return Err((WcStatus::LOC_QP_OP_ERR, vendor::OPCODE)),
-    }
-    if wqe.total > MAX_MESSAGE {
-        return Err((WcStatus::LOC_LEN_ERR, vendor::LENGTH));
-    }
-    let access = if wqe.fetches() { Access::LOCAL_WRITE } else { Access(0) };
-    let held = |sge: &Sge| regions.admit(sge.lkey, qp.pd, sge.addr, u64::from(sge.length), access).map(drop);
-    let all = wqe.data.sges().iter().filter(|sge| sge.length > 0).try_for_each(held);
-    all.map_err(|fault| (WcStatus::LOC_PROT_ERR, fault as u16))
-}
-
 /// What a requester's completion says that it was.
 pub(crate) fn wc_opcode(opcode: Opcode) -> WcOpcode {
     match opcode {
@@ -195,7 +163,7 @@ impl<D: Device> Plane<D> {
                 None => {
                     qp.next = 0;
                     match take_send(qp) {
-                        Some(Ok(wqe)) => (wqe.wr_id, wqe.freed),
+                        Some(Ok(claim)) => (claim.wr_id, claim.freed),
                         Some(Err(Malformed)) => (0, qp.send.position()),
                         None => break,
                     }
@@ -241,7 +209,8 @@ impl<D: Device> Plane<D> {
         }
         match take_send(qp) {
             None => false,
-            Some(Ok(wqe)) => {
+            Some(Ok(claim)) => {
+                let wqe = Wqe::new(claim, qp.sequence);
                 qp.sequence = qp.sequence.wrapping_add(1);
                 qp.pending.push_back(wqe);
                 true

@@ -6,6 +6,7 @@
 
 pub mod bell;
 pub mod channel;
+pub mod claim;
 pub mod complete;
 pub mod cq;
 pub mod epochs;

@@ -1,5 +1,6 @@
 //! A queue pair as the worker sees it.
 
+use super::claim::{Claim, Work};
 use super::epochs::Epochs;
 use crate::device::Device;
 use crate::memory::PdId;
@@ -8,10 +9,11 @@ use crate::shared::{Held, Mapping, ring_slots};
 use ringfence_protocol::control::QpAttr;
 use ringfence_protocol::layout::{QpHeader, RINGS_OFFSET};
 use ringfence_protocol::ring::{Consumer, Position, SLOT_BYTES};
-use ringfence_protocol::verbs::{Opcode, QpState};
+use ringfence_protocol::verbs::QpState;
 use ringfence_protocol::work::{BASE_INLINE, Sge};
 use ringfence_sched::{Nanos as Time, retry};
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// Capacities, as granted.
@@ -72,36 +74,10 @@ impl std::ops::Deref for Inline {
 /// A send request between its intake and its completion.
 #[derive(Debug)]
 pub struct Wqe<D: Device> {
-    /// Comes back in the completion.
-    pub wr_id: u64,
-    /// Operation.
-    pub opcode: Opcode,
-    /// Wants a completion on success.
-    pub signaled: bool,
-    /// The receiver's completion is solicited.
-    pub solicited: bool,
-    /// Waits for earlier READs and atomics.
-    pub fence: bool,
-    /// Immediate data.
-    pub imm: u32,
-    /// Remote address.
-    pub remote_addr: u64,
-    /// Remote key.
-    pub rkey: u32,
-    /// Atomic operand.
-    pub compare_add: u64,
-    /// Atomic operand.
-    pub swap: u64,
-    /// Bytes.
-    pub total: u32,
-    /// Local side.
-    pub data: Data,
-    /// Ring position behind this request.
-    pub freed: Position,
+    /// What is asked for.
+    pub work: Work,
     /// Number of this request in its queue pair.
     pub sequence: u32,
-    /// Checked against the local memory regions.
-    pub admitted: bool,
     /// Bytes handed to the device. A request of no bytes is handed over once.
     pub sent: u32,
     /// Handed over whole.
@@ -119,6 +95,21 @@ pub struct Wqe<D: Device> {
 }
 
 impl<D: Device> Wqe<D> {
+    /// One that has just been taken in.
+    pub fn new(claim: Claim, sequence: u32) -> Self {
+        Self {
+            work: Work::from(claim),
+            sequence,
+            sent: 0,
+            sent_all: false,
+            done: 0,
+            done_all: false,
+            counted: 0,
+            held: 0,
+            device: D::Work::default(),
+        }
+    }
+
     /// It is held back from now on, unless it was before.
     pub fn hold(&mut self, now: Nanos) {
         if self.held == 0 {
@@ -134,11 +125,13 @@ impl<D: Device> Wqe<D> {
             since => Some(now.saturating_sub(since)),
         }
     }
+}
 
-    /// READ or atomic: answered with data, and what a fence waits for.
-    #[must_use]
-    pub fn fetches(&self) -> bool {
-        matches!(self.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD)
+impl<D: Device> Deref for Wqe<D> {
+    type Target = Claim;
+
+    fn deref(&self) -> &Claim {
+        self.work.claim()
     }
 }
 

@@ -1,6 +1,5 @@
 //! The requester: posts admitted work requests to the device, in order, as the container's share allows.
 
-use super::intake;
 use super::qp::Qp;
 use super::shaping::Kind;
 use super::{Outcome, Plane};
@@ -91,17 +90,13 @@ impl<D: Device> Plane<D> {
                 continue;
             }
             let index = qp.next;
-            let wqe = &qp.pending[index];
-            if !wqe.admitted {
-                if let Err((status, vendor_err)) = intake::admit(qp, wqe, &self.regions) {
-                    if index > 0 {
-                        // Those before it complete first; the last of them activates the queue.
-                        return Outcome::Blocked;
-                    }
-                    self.fail(queue, status, vendor_err);
-                    return Outcome::Worked;
+            if let Err(refusal) = qp.admit(index, &self.regions) {
+                if index > 0 {
+                    // Those before it complete first; the last of them activates the queue.
+                    return Outcome::Blocked;
                 }
-                qp.pending[index].admitted = true;
+                self.fail(queue, refusal.status, refusal.vendor_err);
+                return Outcome::Worked;
             }
             let wqe = &qp.pending[index];
             let waits = qp.fetching > 0 && (wqe.fence || (wqe.fetches() && qp.fetching >= qp.attr.max_rd_atomic));

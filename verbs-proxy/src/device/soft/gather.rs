@@ -1,8 +1,9 @@
 //! The memory of requests: what their elements name in the container's regions, piece by piece.
 
-use super::{Qp, Wqe};
+use super::Qp;
 use crate::device::WorkPiece;
 use crate::memory::{AccessFault, Piece, RegionTable};
+use crate::plane::claim::Admitted;
 use crate::plane::qp::Data;
 use ringfence_protocol::verbs::Access;
 use ringfence_protocol::work::Sge;
@@ -26,25 +27,24 @@ pub(crate) fn resolve(
 /// The memory of one piece of a request's source.
 pub(crate) fn gather(
     qp: &Qp,
-    wqe: &Wqe,
+    work: Admitted<'_>,
     regions: &RegionTable,
     piece: &WorkPiece,
     from: &mut Vec<Piece>,
 ) -> Result<(), u16> {
-    if let Data::Inline(data) = &wqe.data {
+    if let Data::Inline(data) = &work.data {
         from.clear();
         from.push(Piece::of_own(data));
     } else {
-        resolve(qp, wqe.data.sges(), regions, Access(0), from).map_err(|fault| fault as u16)?;
+        resolve(qp, work.data.sges(), regions, Access(0), from).map_err(|fault| fault as u16)?;
     }
     trim(from, piece.offset as usize, piece.bytes as usize);
     Ok(())
 }
 
 /// The memory of a READ's or atomic's target.
-pub(crate) fn scatter(qp: &Qp, index: usize, regions: &RegionTable, to: &mut Vec<Piece>) -> Result<(), u16> {
-    let wqe = &qp.pending[index];
-    resolve(qp, wqe.data.sges(), regions, Access::LOCAL_WRITE, to).map_err(|fault| fault as u16)
+pub(crate) fn scatter(qp: &Qp, work: Admitted<'_>, regions: &RegionTable, to: &mut Vec<Piece>) -> Result<(), u16> {
+    resolve(qp, work.data.sges(), regions, Access::LOCAL_WRITE, to).map_err(|fault| fault as u16)
 }
 
 /// Cuts a list of pieces down to `bytes` from `offset` on.

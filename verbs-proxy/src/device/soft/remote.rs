@@ -55,9 +55,9 @@ impl Plane {
             qp.device.peer = Peer::None;
             return Posted::Answered(Answer::Lost { least: MIN_REMOTE_TIMEOUT });
         };
-        let wqe = &qp.pending[index];
+        let Some(asked) = qp.pending[index].work.admitted() else { return Posted::Withdrawn };
         let no_room = Posted::Answered(Answer::Again(Again::Later { first: ROOM_POLL, longest: LONGEST_ROOM_POLL }));
-        let packed = match source::pack(qp, wqe, piece, regions, link, from, outgoing) {
+        let packed = match source::pack(qp, asked, piece, regions, link, from, outgoing) {
             Ok(packed) => packed,
             // The region went after the request was admitted.
             Err(Source::Fault(vendor_err)) => {
@@ -80,7 +80,7 @@ impl Plane {
             Err(Source::NoRoom) => return no_room,
             Err(Source::Link(fault)) => return self.fail_request(queue, at, fault),
         };
-        let mut request = request(qp, wqe, piece, packed.pieces);
+        let mut request = request(qp, asked, piece, packed.pieces);
         if packed.pieces == wire::INLINE {
             [request.compare_add, request.swap] = packed.data;
         }

@@ -5,10 +5,11 @@ use super::qp::{OWN_PORT, Peer};
 use super::remote::MIN_REMOTE_TIMEOUT;
 use super::respond::Verdict;
 use super::wire::Request;
-use super::{Plane, Qp, Soft, Wqe};
+use super::{Plane, Qp, Soft};
 use crate::device::{Answer, Posted, WorkPiece};
 use crate::memory::{AccessFault, Lost, Piece, copy_list};
 use crate::pacing::Nanos;
+use crate::plane::claim::Admitted;
 use crate::plane::intake::vendor;
 use crate::plane::transmit::Handed;
 use crate::state;
@@ -61,19 +62,18 @@ impl Plane {
     /// Brings a piece to its responder.
     fn deliver(&mut self, index: usize, piece: &WorkPiece) -> Posted {
         let queue = piece.queue;
-        let Some(qp) = &self.qps[queue as usize] else { return Posted::Withdrawn };
+        let Self { qps, regions, device: Soft { from, .. }, .. } = self;
+        let Some(qp) = &qps[queue as usize] else { return Posted::Withdrawn };
+        let Some(asked) = qp.pending[index].work.admitted() else { return Posted::Withdrawn };
         match qp.device.peer {
             Peer::None => Posted::Answered(self.carry_out(queue, index, piece, Verdict::Silent)),
             Peer::Local => {
-                if !qp.pending[index].fetches() {
-                    let Self { qps, regions, device: Soft { from, .. }, .. } = self;
-                    let Some(qp) = &qps[queue as usize] else { return Posted::Withdrawn };
-                    if let Err(vendor_err) = gather(qp, &qp.pending[index], regions, piece, from) {
-                        return Posted::Answered(protection(vendor_err));
-                    }
+                if !asked.fetches()
+                    && let Err(vendor_err) = gather(qp, asked, regions, piece, from)
+                {
+                    return Posted::Answered(protection(vendor_err));
                 }
-                let Some(qp) = &self.qps[queue as usize] else { return Posted::Withdrawn };
-                let request = request(qp, &qp.pending[index], piece, 0);
+                let request = request(qp, asked, piece, 0);
                 let verdict = self.respond(OWN_PORT, &request);
                 Posted::Answered(self.carry_out(queue, index, piece, verdict))
             }
@@ -88,10 +88,11 @@ impl Plane {
     pub(super) fn carry_out(&mut self, queue: u32, index: usize, piece: &WorkPiece, verdict: Verdict) -> Answer {
         let Self { qps, regions, device: Soft { to, .. }, .. } = self;
         let Some(qp) = &qps[queue as usize] else { return Answer::Done };
+        let Some(asked) = qp.pending[index].work.admitted() else { return Answer::Done };
         match verdict {
             Verdict::Ack => Answer::Done,
             Verdict::Data(data, _) => {
-                if scatter(qp, index, regions, to).is_err() {
+                if scatter(qp, asked, regions, to).is_err() {
                     return protection(vendor::REMOTE);
                 }
                 match copy_list(to, piece.offset as usize, &[data], 0, piece.bytes as usize) {
@@ -101,7 +102,7 @@ impl Plane {
                 }
             }
             Verdict::Value(former) => {
-                if scatter(qp, index, regions, to).is_err() {
+                if scatter(qp, asked, regions, to).is_err() {
                     return protection(vendor::REMOTE);
                 }
                 match copy_list(to, 0, &[Piece::of_own(&former.to_ne_bytes())], 0, 8) {
@@ -129,21 +130,21 @@ impl Plane {
 }
 
 /// A piece of a work request as its responder gets it; `pieces` says where its source is, for another proxy.
-pub(super) fn request(qp: &Qp, wqe: &Wqe, piece: &WorkPiece, pieces: u8) -> Request {
+pub(super) fn request(qp: &Qp, asked: Admitted<'_>, piece: &WorkPiece, pieces: u8) -> Request {
     Request {
         to: qp.attr.dest_qp_num,
         from: qp.number,
-        opcode: wqe.opcode,
-        solicited: wqe.solicited,
+        opcode: asked.opcode,
+        solicited: asked.solicited,
         pieces,
-        sequence: qp.device.to_wire(wqe.sequence),
-        imm: wqe.imm,
+        sequence: qp.device.to_wire(piece.sequence),
+        imm: asked.imm,
         offset: piece.offset,
         bytes: piece.bytes,
-        total: wqe.total,
-        remote_addr: wqe.remote_addr,
-        rkey: wqe.rkey,
-        compare_add: wqe.compare_add,
-        swap: wqe.swap,
+        total: asked.total,
+        remote_addr: asked.remote_addr,
+        rkey: asked.rkey,
+        compare_add: asked.compare_add,
+        swap: asked.swap,
     }
 }

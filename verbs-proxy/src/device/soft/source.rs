@@ -1,13 +1,14 @@
 //! Where the data of a piece are, said to another proxy and understood from one.
 
+use super::Qp;
 use super::bounce::Place;
 use super::gather::gather;
 use super::link::{Link, LinkFault, Room};
 use super::requester::LOST;
 use super::wire::{self, Request};
-use super::{Qp, Wqe};
 use crate::device::WorkPiece;
 use crate::memory::{Piece, RegionTable, copy_list};
+use crate::plane::claim::Admitted;
 use crate::plane::intake::vendor;
 use crate::plane::qp::Data;
 use ringfence_protocol::ring::Words;
@@ -87,7 +88,7 @@ pub(crate) struct Packed {
 /// Packs the source of a piece for another proxy: the data if they are few, else where they are.
 pub(crate) fn pack(
     qp: &Qp,
-    wqe: &Wqe,
+    asked: Admitted<'_>,
     piece: &WorkPiece,
     regions: &RegionTable,
     link: &mut Link,
@@ -95,18 +96,18 @@ pub(crate) fn pack(
     staging: &mut Staging,
 ) -> Result<Packed, Source> {
     staging.extensions.clear();
-    if wqe.fetches() || piece.bytes == 0 {
+    if asked.fetches() || piece.bytes == 0 {
         return Ok(Packed::default());
     }
-    if piece.bytes <= BY_VALUE || matches!(wqe.data, Data::Inline(_)) {
+    if piece.bytes <= BY_VALUE || matches!(asked.data, Data::Inline(_)) {
         let bytes = piece.bytes as usize;
-        gather(qp, wqe, regions, piece, from).map_err(Source::Fault)?;
+        gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
         let to = Piece::of_own_mut(&mut staging.bytes()[..bytes]);
         copy_list(&[to], 0, from, 0, bytes).map_err(|_| Source::Fault(LOST))?;
         return Ok(Packed { pieces: wire::INLINE, data: staging.pack(bytes), place: None });
     }
-    match by_name(qp, wqe, piece, regions, link, &mut staging.extensions) {
-        Err(Source::Foreign) => bounce(qp, wqe, piece, regions, link, from, &mut staging.extensions),
+    match by_name(qp, asked, piece, regions, link, &mut staging.extensions) {
+        Err(Source::Foreign) => bounce(qp, asked, piece, regions, link, from, &mut staging.extensions),
         packed => packed,
     }
 }
@@ -114,7 +115,7 @@ pub(crate) fn pack(
 /// Where the source of a piece is in memory that the neighbour can reach.
 fn by_name(
     qp: &Qp,
-    wqe: &Wqe,
+    asked: Admitted<'_>,
     piece: &WorkPiece,
     regions: &RegionTable,
     link: &Link,
@@ -122,7 +123,7 @@ fn by_name(
 ) -> Result<Packed, Source> {
     let (mut offset, mut bytes) = (u64::from(piece.offset), u64::from(piece.bytes));
     let (mut count, mut part) = (0u8, [Sge::default(); work::SGES_PER_EXTENSION as usize]);
-    for sge in wqe.data.sges().iter().filter(|sge| sge.length > 0) {
+    for sge in asked.data.sges().iter().filter(|sge| sge.length > 0) {
         let skipped = offset.min(u64::from(sge.length));
         offset -= skipped;
         let length = (u64::from(sge.length) - skipped).min(bytes);
@@ -158,7 +159,7 @@ fn by_name(
 /// The same for a piece that is memory of the container's own, if only in part: all of it is copied to the link's buffer.
 fn bounce(
     qp: &Qp,
-    wqe: &Wqe,
+    asked: Admitted<'_>,
     piece: &WorkPiece,
     regions: &RegionTable,
     link: &mut Link,
@@ -171,7 +172,7 @@ fn bounce(
         Room::NotShared => return Err(Source::Foreign),
     };
     let Some(bounce) = &link.bounce else { return Err(Source::Foreign) };
-    gather(qp, wqe, regions, piece, from).map_err(Source::Fault)?;
+    gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
     bounce.fill(place, from).map_err(|_| Source::Fault(LOST))?;
     let sge = Sge { addr: place.offset(), length: piece.bytes, lkey: bounce.share };
     extensions.clear();

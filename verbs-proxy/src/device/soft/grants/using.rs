@@ -8,6 +8,7 @@ use crate::device::soft::respond::Verdict;
 use crate::device::soft::{Plane, Qp, Soft, Wqe};
 use crate::device::{Again, Answer, WorkPiece};
 use crate::memory::{Atomic, Piece, copy_list_while};
+use crate::plane::claim::Admitted;
 use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
 use ringfence_protocol::grants::{Page, SLOTS};
@@ -191,7 +192,13 @@ impl Grants {
     }
 
     /// Executes a piece of a request. `local`: the container's memory for it.
-    fn execute(&mut self, wqe: &Wqe, wanted: &Wanted, piece: &WorkPiece, local: &[Piece]) -> Result<Verdict, NoGrant> {
+    fn execute(
+        &mut self,
+        asked: Admitted<'_>,
+        wanted: &Wanted,
+        piece: &WorkPiece,
+        local: &[Piece],
+    ) -> Result<Verdict, NoGrant> {
         let thread = Thread::current().ok_or(NoGrant)?;
         let ((ours, theirs), using) = match (&self.ours, &self.theirs) {
             (Some(ours), Some((theirs, _))) => ((ours, theirs), &mut self.using),
@@ -202,18 +209,18 @@ impl Grants {
             return Err(NoGrant);
         }
         let memory = memory.slice(piece.offset as usize, piece.bytes as usize);
-        let reads = wqe.opcode == Opcode::RDMA_READ;
+        let reads = asked.opcode == Opcode::RDMA_READ;
         let allowance = theirs.allowance.0.load(Ordering::Relaxed);
-        if reads && piece.offset == 0 && !ours.used.0.may_read(wqe.total.into(), allowance) {
+        if reads && piece.offset == 0 && !ours.used.0.may_read(asked.total.into(), allowance) {
             return Err(NoGrant);
         }
         ours.used.0.busy.enter();
-        let done = match wqe.opcode {
+        let done = match asked.opcode {
             Opcode::RDMA_WRITE => copy_list_while(&[memory], local, thread, condition).map(|()| Verdict::Ack),
             Opcode::RDMA_READ => copy_list_while(local, &[memory], thread, condition).map(|()| Verdict::Ack),
-            _ if !memory.is_for_atomics() || !wqe.remote_addr.is_multiple_of(8) => Err(Undone::Interrupted),
+            _ if !memory.is_for_atomics() || !asked.remote_addr.is_multiple_of(8) => Err(Undone::Interrupted),
             _ => {
-                let atomic = atomic(wqe.opcode, wqe.compare_add, wqe.swap);
+                let atomic = atomic(asked.opcode, asked.compare_add, asked.swap);
                 memory.fetch_update_while(atomic, thread, condition).map(Verdict::Value)
             }
         };
@@ -225,8 +232,8 @@ impl Grants {
         if reads {
             ours.used.0.has_read(piece.bytes.into());
         }
-        if piece.offset + piece.bytes == wqe.total {
-            ours.used.0.count(wqe.opcode, 1, wqe.total.into());
+        if piece.offset + piece.bytes == asked.total {
+            ours.used.0.count(asked.opcode, 1, asked.total.into());
         }
         Ok(verdict)
     }
@@ -290,15 +297,16 @@ impl Plane {
             && !link.grants.using.is_empty()
             && wqe.done == piece.offset
         {
-            let local = if wqe.fetches() {
-                scatter(qp, index, regions, to).map(|()| {
+            let asked = wqe.work.admitted()?;
+            let local = if asked.fetches() {
+                scatter(qp, asked, regions, to).map(|()| {
                     trim(to, piece.offset as usize, piece.bytes as usize);
                     &*to
                 })
             } else {
-                gather(qp, wqe, regions, piece, from).map(|()| &*from)
+                gather(qp, asked, regions, piece, from).map(|()| &*from)
             };
-            done = local.map_err(|_| NoGrant).and_then(|local| link.grants.execute(wqe, wanted, piece, local));
+            done = local.map_err(|_| NoGrant).and_then(|local| link.grants.execute(asked, wanted, piece, local));
             if done.is_ok() {
                 link.tell_of_use(*now);
             }
