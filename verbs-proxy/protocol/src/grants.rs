@@ -104,7 +104,7 @@ pub struct Use {
     pub operations: AtomicU64,
     /// Bytes that it has written, in all: a claim.
     pub written: AtomicU64,
-    /// Bytes that it has read, in all: a claim.
+    /// Bytes that READs and atomics have made leave the responder, as a link charges them, in all: a claim.
     pub read: AtomicU64,
 }
 
@@ -131,7 +131,7 @@ impl Use {
 pub struct Page {
     /// As a requester.
     pub used: Line<Use>,
-    /// As a responder: bytes that the other end may read in all. Beyond that it asks.
+    /// As a responder: bytes that the other end may make leave in all, by [`Use::read`]. Beyond that it asks.
     pub allowance: Line<AtomicU64>,
     /// As a responder: its grants.
     pub slots: [Slot; SLOTS],

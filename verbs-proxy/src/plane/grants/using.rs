@@ -12,6 +12,8 @@ use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
 use ringfence_protocol::grants::{Page, SLOTS};
 use ringfence_protocol::verbs::{Access, Opcode};
+use ringfence_sched::Bytes;
+use ringfence_sched::scheduler::charged;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -202,9 +204,9 @@ impl Grants {
             return Err(NoGrant);
         }
         let memory = memory.slice(piece.offset as usize, piece.bytes as usize);
-        let reads = wqe.opcode == Opcode::RDMA_READ;
-        let allowance = theirs.allowance.0.load(Ordering::Relaxed);
-        if reads && piece.offset == 0 && !ours.used.0.may_read(wqe.total.into(), allowance) {
+        // All that leaves their container is counted with its first piece.
+        let leaves = if wqe.fetches() && piece.offset == 0 { charged(Bytes(wqe.total.into())).0 } else { 0 };
+        if leaves > 0 && !ours.used.0.may_read(leaves, theirs.allowance.0.load(Ordering::Relaxed)) {
             return Err(NoGrant);
         }
         ours.used.0.busy.enter();
@@ -222,9 +224,9 @@ impl Grants {
             using.remove(slot);
         }
         let verdict = done.map_err(|_| NoGrant)?;
-        let bytes = u64::from(piece.bytes);
+        let written = if wqe.fetches() { 0 } else { u64::from(piece.bytes) };
         let last = piece.offset + piece.bytes == wqe.total;
-        ours.used.0.count(u64::from(last), if reads { 0 } else { bytes }, if reads { bytes } else { 0 });
+        ours.used.0.count(u64::from(last), written, leaves);
         Ok(verdict)
     }
 }
