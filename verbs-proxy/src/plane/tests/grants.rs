@@ -6,6 +6,7 @@ use crate::plane::grants::using::GrantFault;
 use crate::plane::grants::{BYTES as PAGE_BYTES, Grant};
 use crate::plane::qp::Road;
 use ringfence_protocol::grants::Page;
+use ringfence_sched::HEADERS;
 use std::sync::atomic::Ordering;
 
 const WRITABLE: u32 = 77;
@@ -139,7 +140,8 @@ fn the_first_of_a_kind_go_the_long_way_and_the_next_need_nobody() {
     let page = scene.page(0);
     let used = &page.used.0;
     let [written, read] = [&used.written, &used.read].map(|word| word.load(Ordering::Relaxed));
-    assert_eq!((used.operations.load(Ordering::Relaxed), written - 24, read), (17, 94_209, 94_209));
+    // Three of the READs, and the atomics, are charged as a packet's headers.
+    assert_eq!((used.operations.load(Ordering::Relaxed), written, read), (17, 94_209, 94_209 - 13 + 6 * HEADERS.0));
 }
 
 #[test]
@@ -354,7 +356,7 @@ fn reads_beyond_what_the_other_end_lets_out_ask() {
     let mut scene = Scene::with(Rig::new(), Rig::shaped(Shaping::new(&policy, None, 0)));
     scene.warm();
     let allowed = scene.page(1).allowance.0.load(Ordering::Relaxed);
-    assert!((60_000..1 << 20).contains(&allowed), "{allowed}");
+    assert!((16_384..1 << 20).contains(&allowed), "{allowed}");
     let mut read = 0;
     while read + 4096 <= allowed {
         scene.post(Opcode::RDMA_READ, 0, 0, 4096);
