@@ -224,8 +224,8 @@ impl Thread {
 
 /// Leaves the present processor for another one, if there is one.
 ///
-/// A worker that shares a processor with the application that it serves runs only while that does not: the two are never
-/// ready at the same time, so the kernel's balancing sees no reason to part them, though another processor may be idle.
+/// A worker that shares a processor with the application that it serves runs only while that does not: the kernel's balancing sees
+/// no reason to part the two, or not for a long time, though another processor may be idle.
 fn move_away() {
     let Ok(allowed) = sched_getaffinity(None) else { return };
     let mut others = allowed;
@@ -247,7 +247,7 @@ enum Pause {
     Sleep,
 }
 
-/// Decides between spinning, yielding and sleeping.
+/// Decides between spinning, yielding and sleeping, and when to try another processor.
 ///
 /// Work that comes within the budget is met spinning; the budget grows when sleeps turn out short and shrinks when they
 /// turn out long. That busy threads outnumber processors shows when a yield comes back late, or when the worker has lost its
@@ -265,8 +265,20 @@ struct Spinner {
     crowded: bool,
     crowded_until: Nanos,
     greedy_until: Nanos,
+    /// How long yields take of late.
+    typical: Nanos,
     move_at: Nanos,
     move_pause: Nanos,
+    trial: Option<Trial>,
+}
+
+/// Another processor is tried.
+#[derive(Debug)]
+struct Trial {
+    /// How long yields took where the worker was before.
+    before: Nanos,
+    yields: u32,
+    took: Nanos,
 }
 
 /// Idle turns between two looks at the clock ...
@@ -283,6 +295,8 @@ const GREEDY_YIELD: Nanos = 50_000;
 const PREEMPTED: Nanos = 20_000;
 /// How long that is remembered.
 const CROWDED: Nanos = 5_000_000;
+/// Yields by which another processor is judged.
+const TRIAL: u32 = 16;
 /// Between two tries on another processor: at first, and when the tries before were of no use.
 const MOVE_PAUSE: Nanos = 10_000_000;
 const LONGEST_MOVE_PAUSE: Nanos = 1_000_000_000;
@@ -300,8 +314,10 @@ impl Spinner {
             crowded: false,
             crowded_until: 0,
             greedy_until: 0,
+            typical: 0,
             move_at: 0,
             move_pause: MOVE_PAUSE,
+            trial: None,
         }
     }
 
@@ -347,23 +363,37 @@ impl Spinner {
         let after = clock();
         self.looked = after;
         let took = after - before;
+        self.typical = (7 * self.typical + took) / 8;
+        if self.tried(took) {
+            return true;
+        }
         if took <= LONG_YIELD {
             return false;
         }
         if took > GREEDY_YIELD {
             self.greedy_until = after + CROWDED;
         }
-        if after > self.crowded_until.saturating_add(LONGEST_MOVE_PAUSE) {
-            self.move_pause = MOVE_PAUSE;
-        }
         self.crowded_until = after + CROWDED;
-        // Threads that yield to each other are all ready to run, and the kernel parts them. Those that sleep are not.
-        let due = took > GREEDY_YIELD && after >= self.move_at;
+        let due = self.trial.is_none() && after >= self.move_at;
         if due {
             self.move_at = after + self.move_pause;
-            self.move_pause = (2 * self.move_pause).min(LONGEST_MOVE_PAUSE);
+            self.trial = Some(Trial { before: self.typical, yields: 0, took: 0 });
         }
         due
+    }
+
+    /// A yield on the processor that is being tried. True if that is no better than the one before.
+    fn tried(&mut self, took: Nanos) -> bool {
+        let Some(trial) = &mut self.trial else { return false };
+        trial.yields += 1;
+        trial.took += took;
+        if trial.yields < TRIAL {
+            return false;
+        }
+        let better = trial.took / u64::from(TRIAL) < trial.before / 2;
+        self.trial = None;
+        self.move_pause = if better { MOVE_PAUSE } else { (2 * self.move_pause).min(LONGEST_MOVE_PAUSE) };
+        !better
     }
 
     fn slept(&mut self, from: Nanos, to: Nanos) {
@@ -446,7 +476,7 @@ mod tests {
     fn gives_way_almost_at_once_to_those_who_give_way() {
         let mut spinner = Spinner::new(50_000);
         let time = Cell::new(1);
-        assert!(!spinner.yielded(|| time.get(), || time.set(5_000)));
+        spinner.yielded(|| time.get(), || time.set(5_000));
         let first = (1..).find(|_| spinner.idle(|| time.get()) == Pause::Yield).unwrap();
         assert_eq!(spinner.slices(), Slices::Usual);
         assert!(first <= LOOK, "{first} turns");
@@ -454,6 +484,27 @@ mod tests {
         assert_eq!(next, CROWDED_LOOK);
         // It sleeps when the budget is used up nevertheless.
         assert!((5_000..5_200).contains(&turns_until_sleep_at(&mut spinner, &time, 10)));
+    }
+
+    /// Whether the worker is to move, of so many yields of this length.
+    fn moves(spinner: &mut Spinner, time: &Cell<Nanos>, yields: u32, took: Nanos) -> Vec<u32> {
+        let clock = || time.get();
+        (0..yields).filter(|_| spinner.yielded(clock, || time.set(time.get() + took))).collect()
+    }
+
+    #[test]
+    fn tries_another_processor_and_comes_back_if_that_is_no_better() {
+        let mut spinner = Spinner::new(50_000);
+        let time = Cell::new(MOVE_PAUSE);
+        // There and back again, twice in so long a time.
+        assert_eq!(moves(&mut spinner, &time, 1000, 5_000), [0, TRIAL]);
+        assert_eq!(moves(&mut spinner, &time, 4000, 5_000).len(), 2);
+        // The next one is better, and it stays.
+        let gone = moves(&mut spinner, &time, 8000, 5_000).len() as u32;
+        assert!(gone < 4, "the pauses grow: {gone}");
+        time.set(time.get() + 10 * LONGEST_MOVE_PAUSE);
+        assert_eq!(moves(&mut spinner, &time, 1, 5_000), [0]);
+        assert!(moves(&mut spinner, &time, 10_000, 500).is_empty());
     }
 
     #[test]
