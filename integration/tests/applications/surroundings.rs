@@ -79,7 +79,7 @@ pub const OTHERS: [Surroundings; 12] = [
         name: "held by signals alone",
         options: &["--env=RINGFENCE_HOLD=signals"],
         // What this way leaves (verbs-proxy/README.md): it refuses where a thread blocks SIGSEGV, system calls that write to
-        // the pages fail, and attributes of memory are lost.
+        // the pages fail, attributes of memory are lost, and what was one mapping stays three.
         impossible: &[
             "attributes: huge_pages",
             "attributes: not_dumped",
@@ -90,7 +90,10 @@ pub const OTHERS: [Surroundings; 12] = [
             "bystanders: neighbours_read",
             "bystanders: forkblocked",
             "bystanders: forkread",
+            "keep: what_is_kept_is_bounded",
             "memory: system_calls_write_meanwhile",
+            "resources: vma_downwards",
+            "resources: vma_upwards",
         ],
         by_hand: true,
         ..DEFAULT
