@@ -47,7 +47,11 @@ pub const OTHERS: [Surroundings; 12] = [
     },
     Surroundings { name: "--read-only", options: &["--read-only", "--tmpfs=/tmp"], by_hand: true, ..DEFAULT },
     Surroundings { name: "--pids-limit 20", options: &["--pids-limit=20"], lacks: &[Needs::Much], ..DEFAULT },
-    Surroundings { name: "--ulimit nofile=64", options: &["--ulimit=nofile=64:64"], ..DEFAULT },
+    Surroundings {
+        name: "--ulimit nofile=64",
+        options: &["--ulimit=nofile=64:64", "--ulimit=nproc=20000:20000"],
+        ..DEFAULT
+    },
     Surroundings {
         name: "seccomp that kills",
         options: &["--security-opt=seccomp=/etc/seccomp-kills.json"],
