@@ -23,7 +23,7 @@ pub(super) const BATCH_BYTES: u32 = 256 << 10;
 /// Turns of parked queues before everything else is looked at again.
 const UNPARKED: usize = 64;
 /// Requests of one queue pair under way to another proxy.
-const PIPELINE: usize = 128;
+const PIPELINE: usize = 256;
 /// Local memory that was taken away.
 pub(super) const LOST: u16 = AccessFault::Lost as u16;
 /// The shortest timeout of a request to nobody: a fraction of that would keep the worker busy with nothing else.
