@@ -187,6 +187,8 @@ static void share(uint32_t bytes, int qps, uint64_t ms)
 	struct ibv_send_wr wr = road_request(&road, IBV_WR_RDMA_WRITE, &sge), *bad;
 	struct ibv_wc wc[32];
 	uint64_t completed = 0;
+	/* Whoever sends nothing but headers needs many under way to want as much of the link as others. */
+	int deep = qps > 1 || bytes ? 16 : DEPTH;
 	char byte;
 
 	printf("ready\n");
@@ -194,7 +196,7 @@ static void share(uint32_t bytes, int qps, uint64_t ms)
 	while (read(STDIN_FILENO, &byte, 1) > 0)
 		;
 	for (int i = 0; i < qps; i++)
-		for (int deep = 0; deep < 16; deep++) {
+		for (int posted = 0; posted < deep; posted++) {
 			wr.wr_id = (uint64_t)i;
 			CHECK(ibv_post_send(road.qps[i], &wr, &bad) == 0, "ibv_post_send");
 		}

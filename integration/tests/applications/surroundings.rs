@@ -47,7 +47,11 @@ pub const OTHERS: [Surroundings; 12] = [
     },
     Surroundings { name: "--read-only", options: &["--read-only", "--tmpfs=/tmp"], by_hand: true, ..DEFAULT },
     Surroundings { name: "--pids-limit 20", options: &["--pids-limit=20"], lacks: &[Needs::Much], ..DEFAULT },
-    Surroundings { name: "--ulimit nofile=64", options: &["--ulimit=nofile=64:64"], ..DEFAULT },
+    Surroundings {
+        name: "--ulimit nofile=64",
+        options: &["--ulimit=nofile=64:64", "--ulimit=nproc=20000:20000"],
+        ..DEFAULT
+    },
     Surroundings {
         name: "seccomp that kills",
         options: &["--security-opt=seccomp=/etc/seccomp-kills.json"],
@@ -79,7 +83,7 @@ pub const OTHERS: [Surroundings; 12] = [
         name: "held by signals alone",
         options: &["--env=RINGFENCE_HOLD=signals"],
         // What this way leaves (verbs-proxy/README.md): it refuses where a thread blocks SIGSEGV, system calls that write to
-        // the pages fail, and attributes of memory are lost.
+        // the pages fail, attributes of memory are lost, and what was one mapping stays three.
         impossible: &[
             "attributes: huge_pages",
             "attributes: not_dumped",
@@ -90,7 +94,10 @@ pub const OTHERS: [Surroundings; 12] = [
             "bystanders: neighbours_read",
             "bystanders: forkblocked",
             "bystanders: forkread",
+            "keep: what_is_kept_is_bounded",
             "memory: system_calls_write_meanwhile",
+            "resources: vma_downwards",
+            "resources: vma_upwards",
         ],
         by_hand: true,
         ..DEFAULT

@@ -114,7 +114,8 @@ pub const OPCODES: usize = 8;
 pub struct Use {
     /// Whether it is at work.
     pub busy: Busy,
-    /// Bytes that it has read, in all, of requests that were executed in part, too: a claim.
+    /// Bytes that READs and atomics have made leave the responder, as a link charges them, in all, of requests that were executed in
+    /// part, too: a claim.
     pub read: AtomicU64,
     /// What it has done.
     pub work: [Work; OPCODES],
@@ -175,7 +176,7 @@ impl Watched {
 pub struct Page {
     /// As a requester.
     pub used: Line<Use>,
-    /// As a responder: bytes that the other end may read in all. Beyond that it asks.
+    /// As a responder: bytes that the other end may make leave in all, by [`Use::read`]. Beyond that it asks.
     pub allowance: Line<AtomicU64>,
     /// As a responder: whether it looks at [`Use::work`] before long. If not, a requester that goes on wakes it.
     pub watched: Line<Watched>,

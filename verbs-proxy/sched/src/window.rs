@@ -13,6 +13,8 @@ use crate::units::{BitRate, Bytes, Nanos, Weight};
 
 /// Time of the link that a container of default weight may have on it.
 pub const CALM: Nanos = Nanos::micros(100);
+/// On slow links it has this much nevertheless: a few pieces are too coarse to be shared.
+const LEAST: u64 = 6 << 10;
 /// The same while a latency-class container is about: what others have on the link is what its requests wait for.
 pub const ABOUT: Nanos = Nanos::micros(20);
 
@@ -47,8 +49,9 @@ impl Window {
 
     /// The window's size: a weight's part of the link for this time.
     fn bytes(&self, time: Nanos) -> u64 {
-        let default = u64::from(Weight::default().get());
-        (self.link.bytes_in(Nanos(time.0 * u64::from(self.weight.get()))).0 / default).max(1)
+        let (weight, default) = (u64::from(self.weight.get()), u64::from(Weight::default().get()));
+        let least = if time == CALM { LEAST * weight / default } else { 1 };
+        (self.link.bytes_in(Nanos(time.0 * weight)).0 / default).max(least).max(1)
     }
 
     /// Data of one piece: so much that a window has twenty of them, within the bounds of what a device cuts.

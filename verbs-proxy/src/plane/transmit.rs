@@ -14,7 +14,7 @@ pub(crate) const BATCH_BYTES: u32 = 256 << 10;
 /// Turns of parked queues before everything else is looked at again.
 const UNPARKED: usize = 64;
 /// Requests of one queue pair that have been taken in and are not complete.
-const PIPELINE: usize = 128;
+const PIPELINE: usize = 256;
 
 /// Whether a queue pair goes on after a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

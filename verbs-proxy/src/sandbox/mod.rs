@@ -86,12 +86,20 @@ pub fn landlock_abi() -> u32 {
     u32::try_from(abi).unwrap_or(0)
 }
 
-/// Asks for short time slices for the calling thread: 100 µs, the least there is.
-///
-/// Applications spin on memory, where no yield can be had from them. A thread with a short slice that wakes up takes the
-/// processor from one that has been running, instead of waiting for the end of its slice, which is milliseconds away
-/// (EEVDF; `sched_setattr(2)`, `sched_runtime` of SCHED_OTHER, kernel 6.12). Older kernels ignore it.
-pub fn prefer_short_slices() {
+/// How long the time slices of a thread are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slices {
+    /// 100 µs, the least there is. A thread that wakes up with such takes the processor from one that has been running, instead of
+    /// waiting for the end of its slice, which is milliseconds away: applications that spin on memory give no yield.
+    Short,
+    /// The system's. Of threads that yield to each other each pays for a yield with a slice: one with short slices would have
+    /// the processor again twenty-eight times before it is the other's turn.
+    Usual,
+}
+
+/// Asks for such time slices for the calling thread (EEVDF; `sched_setattr(2)`, `sched_runtime` of SCHED_OTHER, kernel 6.12). Older
+/// kernels ignore it.
+pub fn set_slices(slices: Slices) {
     /// `struct sched_attr` (`linux/sched/types.h`), first version.
     #[repr(C)]
     struct Attributes {
@@ -110,7 +118,7 @@ pub fn prefer_short_slices() {
         flags: 0,
         nice: 0,
         priority: 0,
-        runtime: 100_000,
+        runtime: if slices == Slices::Short { 100_000 } else { 0 },
         deadline: 0,
         period: 0,
     };

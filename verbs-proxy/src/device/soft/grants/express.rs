@@ -36,7 +36,7 @@ impl Plane {
         let Some(thread) = Thread::current().filter(|_| !using.is_empty()) else { return 0 };
         let used = &ours.used.0;
         let most = allowance.ops.0.min(BATCH as u64) as usize;
-        let (mut count, mut moved, mut paid, mut fetched, mut read) = (0, 0, Bytes(0), Bytes(0), 0);
+        let (mut count, mut moved, mut paid, mut fetched, mut left) = (0, 0, Bytes(0), Bytes(0), 0);
         let mut row = Row { opcode: Opcode::RDMA_WRITE, operations: 0, bytes: 0 };
         while count < most && moved < BATCH_BYTES {
             let Some(words) = qp.send.peek() else { break };
@@ -47,12 +47,13 @@ impl Plane {
             let Some(wanted) = Wanted::of(qp, fields.opcode, fields.rkey, fields.remote_addr, bytes) else { break };
             let Some((memory, condition, slot)) = wanted.find(using, theirs) else { break };
             let fetches = fields.opcode != Opcode::RDMA_WRITE;
-            let due = if fetches { fetched } else { paid }.plus(charged(Bytes(bytes.into())));
+            let cost = charged(Bytes(bytes.into()));
+            let due = if fetches { fetched } else { paid }.plus(cost);
             if due > (if fetches { allowance.fetched } else { allowance.out }) {
                 break;
             }
-            let reads = if fields.opcode == Opcode::RDMA_READ { u64::from(bytes) } else { 0 };
-            if reads > 0 && !used.may_read(read + reads, theirs.allowance.0.load(Ordering::Relaxed)) {
+            let leaves = if fetches { cost.0 } else { 0 };
+            if leaves > 0 && !used.may_read(left + leaves, theirs.allowance.0.load(Ordering::Relaxed)) {
                 break;
             }
             if count == 0 {
@@ -83,7 +84,7 @@ impl Plane {
             } else {
                 paid = due;
             }
-            read += reads;
+            left += leaves;
             if row.opcode != fields.opcode {
                 row.count(used, tally);
                 row = Row { opcode: fields.opcode, operations: 0, bytes: 0 };
@@ -119,7 +120,7 @@ impl Plane {
         if count > 0 {
             used.busy.leave();
             row.count(used, tally);
-            used.has_read(read);
+            used.has_read(left);
             shaping.spend(paid, fetched, Ops(count as u64));
             if let Some(link) = links.get_mut(at) {
                 link.tell_of_use(*now);

@@ -23,8 +23,8 @@ const MANY_TICKETS: usize = 16;
 const REPEATS: u8 = 3;
 /// Regions and queue pairs at a time for which requests are counted.
 const COUNTED: u32 = 64;
-/// READs in advance, bytes: what a requester may READ before it asks again.
-const READ_AHEAD: std::ops::RangeInclusive<u64> = 64 << 10..=16 << 20;
+/// In advance, bytes: what a requester may READ, or fetch by atomics, before it asks again.
+const READ_AHEAD: std::ops::RangeInclusive<u64> = 16 << 10..=16 << 20;
 
 /// What a neighbour may be granted: a request of the kind has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

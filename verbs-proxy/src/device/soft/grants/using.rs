@@ -13,6 +13,8 @@ use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
 use ringfence_protocol::grants::{Page, SLOTS};
 use ringfence_protocol::verbs::{Access, Opcode};
+use ringfence_sched::Bytes;
+use ringfence_sched::scheduler::charged;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -209,9 +211,9 @@ impl Grants {
             return Err(NoGrant);
         }
         let memory = memory.slice(piece.offset as usize, piece.bytes as usize);
-        let reads = asked.opcode == Opcode::RDMA_READ;
-        let allowance = theirs.allowance.0.load(Ordering::Relaxed);
-        if reads && piece.offset == 0 && !ours.used.0.may_read(asked.total.into(), allowance) {
+        // All that leaves their container is counted with its first piece.
+        let leaves = if asked.fetches() && piece.offset == 0 { charged(Bytes(asked.total.into())).0 } else { 0 };
+        if leaves > 0 && !ours.used.0.may_read(leaves, theirs.allowance.0.load(Ordering::Relaxed)) {
             return Err(NoGrant);
         }
         ours.used.0.busy.enter();
@@ -229,9 +231,7 @@ impl Grants {
             using.remove(slot);
         }
         let verdict = done.map_err(|_| NoGrant)?;
-        if reads {
-            ours.used.0.has_read(piece.bytes.into());
-        }
+        ours.used.0.has_read(leaves);
         if piece.offset + piece.bytes == asked.total {
             ours.used.0.count(asked.opcode, 1, asked.total.into());
         }
