@@ -123,9 +123,10 @@ impl Scene {
         self.bench.plane.activate(queue as u32);
     }
 
-    fn turn(&mut self, nanos: u64) {
+    /// True if there was work, as for a worker.
+    fn turn(&mut self, nanos: u64) -> bool {
         self.bench.plane.now += nanos;
-        self.bench.plane.turn();
+        let worked = self.bench.plane.turn();
         self.bench.plane.take_notices();
         let plane = &self.bench.plane;
         // What the device has and what the scheduler counts is the same at all times, whatever became of queue pairs.
@@ -137,6 +138,7 @@ impl Scene {
         for completion in completions {
             self.completed(&completion);
         }
+        worked
     }
 
     fn completed(&mut self, completion: &Completion) {
@@ -173,7 +175,7 @@ impl Scene {
     fn take(&mut self, step: Step) {
         match step {
             Step::Post(queue, list) => list.into_iter().for_each(|request| self.post(queue, request)),
-            Step::Turns(turns, nanos) => (0..turns).for_each(|_| self.turn(nanos.into())),
+            Step::Turns(turns, nanos) => (0..turns).for_each(|_| _ = self.turn(nanos.into())),
             Step::Fail(queue) => self.bench.plane.to_error(queue as u32),
             Step::Reset(queue) => {
                 self.owed[queue] = Owed::default();
@@ -204,7 +206,9 @@ impl Scene {
     fn end(&mut self) {
         (0..QUEUES).for_each(|queue| self.take(Step::Resume(queue)));
         for _ in 0..100_000 {
-            self.turn(1_000);
+            if self.turn(1_000) {
+                continue;
+            }
             if let Some(at) = self.bench.plane.wake_at() {
                 self.bench.plane.now = self.bench.plane.now.max(at);
             } else if self.bench.plane.rest_all() {
