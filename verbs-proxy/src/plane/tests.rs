@@ -5,11 +5,15 @@
 
 mod foreign;
 pub(crate) mod fuzzing;
+#[cfg(test)]
 mod grants;
 mod keys;
 mod links;
+#[cfg(test)]
 mod out_of_step;
 mod speed;
+#[cfg(test)]
+mod ways;
 
 use super::CqEntry;
 use super::bell::{Bell, Foreign, Ringer};
@@ -538,15 +542,22 @@ impl TwoRigs {
         for index in 0..2 {
             self.rigs[index].plane.now += 10_000;
             self.rigs[index].plane.turn();
-            let notices: Vec<Notice> = self.rigs[index].plane.take_notices().collect();
-            for notice in notices {
-                match notice {
-                    Notice::Event { event, .. } => self.rigs[index].events.push(event),
-                    Notice::Device(Task::Share { .. }) => self.share(index),
-                    Notice::Device(Task::Bounce { .. }) => self.bounce(index),
-                    Notice::Device(Task::Grant { wish, .. }) => wishes.push(wish),
-                    Notice::Device(Task::Fault { fault, .. }) => panic!("{fault}"),
-                }
+            wishes.extend(self.hear(index));
+        }
+        wishes
+    }
+
+    /// What a control thread does when it hears from its worker, but for what may be granted.
+    fn hear(&mut self, index: usize) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        let notices: Vec<Notice> = self.rigs[index].plane.take_notices().collect();
+        for notice in notices {
+            match notice {
+                Notice::Event { event, .. } => self.rigs[index].events.push(event),
+                Notice::Device(Task::Share { .. }) => self.share(index),
+                Notice::Device(Task::Bounce { .. }) => self.bounce(index),
+                Notice::Device(Task::Grant { wish, .. }) => wishes.push(wish),
+                Notice::Device(Task::Fault { fault, .. }) => panic!("{fault}"),
             }
         }
         wishes

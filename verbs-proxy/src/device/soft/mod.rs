@@ -106,6 +106,9 @@ pub struct Soft {
     /// Everything goes the long way, so that the short one can be compared with it.
     #[cfg(test)]
     pub(crate) long_way_only: bool,
+    /// Requests that went the short way.
+    #[cfg(test)]
+    pub(crate) went_short: usize,
 }
 
 impl Soft {
@@ -147,7 +150,12 @@ impl Device for Soft {
         if plane.device.long_way_only {
             return 0;
         }
-        plane.express(queue, allowance)
+        let went = plane.express(queue, allowance);
+        #[cfg(test)]
+        {
+            plane.device.went_short += went;
+        }
+        went
     }
 
     #[inline(always)]

@@ -12,17 +12,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-const WRITABLE: u32 = 77;
+pub(super) const WRITABLE: u32 = 77;
 
 fn lease() -> crate::fabric::budget::Lease {
     Budget::new(65_530).take_own(Amount { mappings: 1, bytes: MEMORY as u64 }).unwrap()
 }
 
 /// Two planes; rig 1 grants rig 0 whatever is wished for, at once.
-struct Scene {
-    two: TwoRigs,
-    a: RigQp,
-    b: RigQp,
+pub(super) struct Scene {
+    pub(super) two: TwoRigs,
+    pub(super) a: RigQp,
+    pub(super) b: RigQp,
     pages: [Arc<Mapping>; 2],
     grants: Vec<Grant>,
 }
@@ -32,7 +32,7 @@ impl Scene {
         Self::with(Rig::new(), Rig::new())
     }
 
-    fn with(one: Rig, other: Rig) -> Self {
+    pub(super) fn with(one: Rig, other: Rig) -> Self {
         let (mut two, a, b) = TwoRigs::with_both(one, other);
         let page = || Arc::new(Mapping::of(&SealedFile::create("page", PAGE_BYTES).unwrap()).unwrap());
         let pages = [page(), page()];
@@ -60,7 +60,7 @@ impl Scene {
     }
 
     /// What the control threads do.
-    fn grant(&mut self, wish: Wish) -> Option<Grant> {
+    pub(super) fn grant(&mut self, wish: Wish) -> Option<Grant> {
         let [zero, one] = self.two.links;
         let share = if wish.writes { WRITABLE } else { 1 };
         if wish.writes {
