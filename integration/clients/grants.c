@@ -5,6 +5,7 @@
  *   grants edges              what shares a page with other bytes goes by the responder
  *   grants stop VERB ROUNDS   the requester's proxy is stopped while it copies; when the responder's VERB has returned nothing lands
  *   grants step VERB ROUNDS   as above, by a debugger that lets it go on instruction by instruction
+ *   grants pause requester|responder VERB ROUNDS   either proxy is stopped for a while when grants are made, and taken back
  *   grants kill requester|responder
  *
  * VERB: dereg, reset, err, destroy, rights. PROXY_PID and PEER_PID are the two proxies.
@@ -241,7 +242,7 @@ static void outcome(const char *name)
 }
 
 /* `gone`: the verb that came before, or "". */
-static void afresh(const char *gone)
+static void renew(const char *gone)
 {
 	struct link_options options = link_defaults;
 
@@ -256,6 +257,11 @@ static void afresh(const char *gone)
 			  IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
 				  IBV_ACCESS_REMOTE_ATOMIC);
 	connect_pair(&pair, options);
+}
+
+static void afresh(const char *gone)
+{
+	renew(gone);
 	CHECK(warm(IBV_WR_RDMA_WRITE, 8, 500), "no grant");
 }
 
@@ -342,6 +348,78 @@ static void steps(const char *name, int rounds)
 	printf("%d of %d times it was stopped while it copied\n", waited, rounds);
 }
 
+/* A process of its own that stops a proxy for 10 ms, some time after it is told to: made before any memory is registered. */
+static int orders[2], reports[2];
+
+struct order {
+	pid_t pid;
+	int delay_us;
+};
+
+static void make_stopper(void)
+{
+	struct order order;
+
+	CHECK(!pipe(orders) && !pipe(reports), "errno %d", errno);
+	switch (fork()) {
+	case -1:
+		CHECK(false, "errno %d", errno);
+		break;
+	case 0:
+		close(orders[1]);
+		while (read(orders[0], &order, sizeof order) == sizeof order) {
+			for (int64_t until = now_us() + order.delay_us; now_us() < until;)
+				;
+			kill(order.pid, SIGSTOP);
+			usleep(10000);
+			kill(order.pid, SIGCONT);
+			if (write(reports[1], "", 1) != 1)
+				break;
+		}
+		_exit(0);
+	}
+	close(orders[0]);
+}
+
+static void stop_within(pid_t pid, int us)
+{
+	struct order order = {.pid = pid, .delay_us = rand() % us};
+
+	CHECK_EQ(write(orders[1], &order, sizeof order), sizeof order);
+}
+
+static void await_stop(void)
+{
+	char report;
+
+	CHECK_EQ(read(reports[0], &report, 1), 1);
+}
+
+static void pauses(pid_t pid, const char *name, int rounds)
+{
+	for (int round = 0; round < rounds; round++) {
+		if (!round)
+			begin(0, SIZE);
+		renew(round ? name : "");
+		/* Grants are asked for, made and used meanwhile. */
+		stop_within(pid, 4000);
+		for (int i = 0; i < 40; i++) {
+			side_fill(pair.a, 0, 1000, i);
+			CHECK(succeeds(IBV_WR_RDMA_WRITE, 1000), "request %d", i);
+			CHECK_EQ(side_differs(pair.b, 0, 1000, i), -1);
+		}
+		await_stop();
+		flood(round);
+		stop_within(pid, 400);
+		take_back(name);
+		await_stop();
+		usleep(3000);
+		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
+		outcome(name);
+		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
+	}
+}
+
 static void kills(const char *who)
 {
 	begin(0, SIZE);
@@ -373,6 +451,8 @@ int main(int argc, char **argv)
 	responder = pid_of("PEER_PID");
 	srand((unsigned)now_us());
 	CHECK(argc > 1, "usage: see the top of this file");
+	if (!strcmp(argv[1], "pause"))
+		make_stopper();
 	open_sides(&pair, true);
 	if (!strcmp(argv[1], "alone"))
 		alone();
@@ -382,6 +462,8 @@ int main(int argc, char **argv)
 		stops(argv[2], atoi(argv[3]));
 	else if (!strcmp(argv[1], "step") && argc == 4)
 		steps(argv[2], atoi(argv[3]));
+	else if (!strcmp(argv[1], "pause") && argc == 5)
+		pauses(strcmp(argv[2], "responder") ? requester : responder, argv[3], atoi(argv[4]));
 	else if (!strcmp(argv[1], "kill") && argc == 3)
 		kills(argv[2]);
 	else

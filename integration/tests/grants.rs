@@ -36,6 +36,9 @@ fn trials() -> Result<Vec<Trial>> {
         add(format!("a_requester_that_is_stepped_through::{verb}"), &["step", verb, "4"]);
     }
     for who in ["requester", "responder"] {
+        for verb in VERBS {
+            add(format!("a_proxy_that_is_stopped_for_a_while::{who}::{verb}"), &["pause", who, verb, "5"]);
+        }
         add(format!("a_proxy_that_is_killed::{who}"), &["kill", who]);
     }
     Ok(trials)

@@ -6,7 +6,7 @@ mod neighbours;
 mod node;
 mod wire;
 
-pub use crate::plane::tests::fuzzing::{link, rings};
+pub use crate::plane::tests::fuzzing::{grants, link, rings};
 pub use control::run as control;
 pub use neighbours::run as neighbours;
 pub use wire::run as wire;
@@ -15,8 +15,14 @@ pub use wire::run as wire;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 5] =
-    [("rings", rings), ("wire", wire), ("link", link), ("control", control), ("neighbours", neighbours)];
+pub const TARGETS: [(&str, Target); 6] = [
+    ("rings", rings),
+    ("wire", wire),
+    ("link", link),
+    ("grants", grants),
+    ("control", control),
+    ("neighbours", neighbours),
+];
 
 #[cfg(test)]
 mod tests {

@@ -80,7 +80,7 @@ pub struct Tally {
 
 impl Tally {
     /// What is counted by now.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn page(&self) -> Page {
         let words: [u64; counters::BYTES / 8] = std::array::from_fn(|at| {
             // SAFETY: the page is that many words, all of which are atomic.

@@ -1,8 +1,10 @@
 //! Containers and neighbours that write what a fuzzer likes into the rings of a rig, and what holds nevertheless.
 
+mod grants;
 mod link;
 mod rings;
 
+pub use grants::run as grants;
 pub use link::run as link;
 pub use rings::run as rings;
 
