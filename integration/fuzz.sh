@@ -3,8 +3,8 @@
 #
 #   integration/fuzz.sh [--seconds N] [--grow] [--list] [TARGET...]
 #
-# Each target runs for N seconds, 15 by default: as many targets as there are take less than three minutes of integration/test.sh,
-# besides the build. For a search of its own, an hour each: --seconds 3600. What is found stays in target/fuzz/found.
+# Each target runs for N seconds, 60 by default, as many at a time as there are processors. For a search of its own, an hour each:
+# --seconds 3600. What is found stays in target/fuzz/found.
 #
 # The inputs of fuzz/corpus/TARGET come first, and are never changed by a run, unless --grow says that those which reach something
 # new are to be added to them. They are tests of the crates as well, which need no C++ compiler.
@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-seconds=15
+seconds=60
 grow=false
 targets=()
 mapfile -t known < <(find integration/fuzz/corpus -mindepth 1 -maxdepth 1 -type d -printf '%f\n' | sort)
@@ -60,34 +60,43 @@ RUSTFLAGS=$flags cargo build --quiet --locked --package ringfence-fuzz --feature
     --target "$triple" --target-dir "$work"
 fuzzer=$work/$triple/fuzz/ringfence-fuzz
 
-passed=0
-failed=0
-for target in "${targets[@]}"; do
-    corpus=integration/fuzz/corpus/$target
-    fresh=$work/corpus/$target
+# Runs one target, and says what came of it.
+fuzz() {
+    local target=$1 corpus=integration/fuzz/corpus/$1 fresh=$work/corpus/$1 log=$work/$1.log began=$SECONDS inputs
+    local options=("-max_total_time=$seconds" -timeout=30 -rss_limit_mb=1024 -max_len=4096 -use_value_profile=1 -print_final_stats=1
+        -verbosity=0 "-artifact_prefix=$found/$target-")
     rm -rf "$fresh"
     mkdir -p "$fresh"
-    options=("-max_total_time=$seconds" -timeout=30 -rss_limit_mb=1024 -max_len=4096 -use_value_profile=1 -print_final_stats=1
-        -verbosity=0 "-artifact_prefix=$found/$target-")
     if [ -f "integration/fuzz/dictionaries/$target" ]; then
         options+=("-dict=integration/fuzz/dictionaries/$target")
     fi
-    log=$work/$target.log
-    began=$SECONDS
     if RINGFENCE_FUZZ=$target "$fuzzer" "${options[@]}" "$fresh" "$corpus" >"$log" 2>&1; then
-        passed=$((passed + 1))
         inputs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
         echo "ok: $target: ${inputs:-0} inputs in $((SECONDS - began)) s"
     else
-        failed=$((failed + 1))
         echo "FAILED: $target; to see it again: RINGFENCE_FUZZ=$target $fuzzer FILE, with a FILE of $found"
         grep -av '^INFO: ' "$log" | tail -n 60 | sed 's/^/    /'
+        return 1
     fi
     if $grow; then
         # Few: those that reach a branch which none of the others does.
         RINGFENCE_FUZZ=$target "$fuzzer" -set_cover_merge=1 -use_counters=0 -max_len=4096 -verbosity=0 "$corpus" "$fresh" >>"$log" 2>&1 ||
             echo "fuzz.sh: the corpus of $target has not grown; see $log" >&2
     fi
+}
+
+passed=0
+failed=0
+running=0
+one_ended() {
+    if wait -n; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    running=$((running - 1))
+}
+for target in "${targets[@]}"; do
+    [ "$running" -lt "$(nproc)" ] || one_ended
+    fuzz "$target" &
+    running=$((running + 1))
 done
+while [ "$running" -gt 0 ]; do one_ended; done
 echo "test result: $passed passed; $failed failed; 0 ignored"
 [ "$failed" -eq 0 ]

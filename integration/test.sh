@@ -95,7 +95,7 @@ tests integration/vm/test.sh
 tests env RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release \
     --no-fail-fast --target-dir target/loom
 
-# Less than three minutes, besides the build; integration/fuzz.sh says how to run them longer.
+# Some minutes, besides the build; integration/fuzz.sh says how to run them longer.
 tests integration/fuzz.sh
 
 # Each runs in a Debian or a directory of its own.
