@@ -9,7 +9,7 @@ mod tests;
 
 use crate::policy::Policy;
 use crate::units;
-use ringfence_proxy::control::device::SoftDevice;
+use ringfence_proxy::device::soft::control::SoftDevice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::PathBuf;
 

@@ -7,12 +7,13 @@ use anyhow::{Context, Result, bail, ensure};
 use ringfence_protocol::layout::{KEYS_OFFSET, bells_bytes};
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::control::adopted::AdoptedFiles;
-use ringfence_proxy::control::device::SoftDevice;
 use ringfence_proxy::control::grants::Granted;
 use ringfence_proxy::control::node::{self, Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
 use ringfence_proxy::control::{End, MAX_CLOSING, Server};
+use ringfence_proxy::device::control::Control;
+use ringfence_proxy::device::soft::control::SoftDevice;
 use ringfence_proxy::device::soft::modelled::ModelledLink;
 use ringfence_proxy::device::soft::{Plane, Soft, Worker};
 use ringfence_proxy::fabric::addresses;
@@ -209,7 +210,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
         doorbell_file: Arc::new(doorbell_file.into_fd()),
         bell: Arc::new(ringer),
         processors,
-        device,
+        device: Box::new(device),
         port: taken.port,
         warden,
         gids_fresh_until: 0,
@@ -235,7 +236,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
 }
 
 /// Fills the file system with the root `tree`, and keeps what it takes to bring it up to date.
-fn show(tree: &OwnedFd, port: &mut Port, device: &SoftDevice, quota: &Quota) -> Result<Shown, Errno> {
+fn show(tree: &OwnedFd, port: &mut Port, device: &dyn Control, quota: &Quota) -> Result<Shown, Errno> {
     let addresses = addresses::list();
     port.set_addresses(&addresses.gids);
     Shown::new(&device.shown(quota, port.lid(), node::gid_entries(port, &addresses)), tree)

@@ -4,7 +4,6 @@
 
 pub mod adopted;
 mod connection;
-pub mod device;
 pub mod grants;
 pub mod handles;
 pub mod kept;

@@ -1,10 +1,10 @@
 //! What all connections of a container have in common.
 
 use super::adopted::AdoptedFiles;
-use super::device::SoftDevice;
 use super::grants::Granted;
 use super::quota::{Quota, Resource, Taken};
 use crate::closer::Closer;
+use crate::device::control::Control;
 use crate::device::soft::Destination;
 use crate::device::soft::Worker;
 use crate::fabric::addresses::{self, Addresses};
@@ -79,7 +79,7 @@ pub struct Node {
     /// Processors that the container may run on.
     pub processors: u32,
     /// The device.
-    pub device: SoftDevice,
+    pub device: Box<dyn Control>,
     /// The container's port on the fabric.
     pub port: Port,
     /// What opens memory files for neighbours.

@@ -28,6 +28,7 @@
 //! [`soft`] is the software device. The tests have another one (`plane/tests/out_of_step.rs`), which completes late, in another
 //! order, with errors, or not at all.
 
+pub mod control;
 pub mod soft;
 
 use crate::pacing::Nanos;

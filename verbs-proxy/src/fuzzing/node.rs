@@ -2,12 +2,12 @@
 
 use crate::closer::Closer;
 use crate::control::adopted::AdoptedFiles;
-use crate::control::device::SoftDevice;
 use crate::control::grants::Granted;
 use crate::control::node::{Closers, Node, Queues};
 use crate::control::quota::{Quota, Resource};
 use crate::control::session::{PeerFault, Session};
 use crate::device::soft::Worker;
+use crate::device::soft::control::SoftDevice;
 use crate::device::soft::{Plane, Soft};
 use crate::fabric::budget::Budget;
 use crate::fabric::neighbours::Neighbours;
@@ -122,7 +122,7 @@ impl Scene {
             doorbell_file: Arc::new(doorbell_file.into_fd()),
             bell: Arc::new(ringer),
             processors: 2,
-            device: SoftDevice::new(&device, 1, &LIMITS),
+            device: Box::new(SoftDevice::new(&device, 1, &LIMITS)),
             port: own.port,
             warden: Warden::absent().unwrap(),
             gids_fresh_until: u64::MAX,

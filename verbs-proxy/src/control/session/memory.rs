@@ -1,6 +1,6 @@
 //! Memory: the files behind it, and the regions registered from them.
 
-use super::{Answer, Session, random};
+use super::{Answer, Session};
 use crate::control::adopted::RegionFile;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
@@ -190,7 +190,8 @@ fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> R
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
-    let granted = node.entrance.insert(region, random).ok_or(Errno::NOMEM)?;
+    let Node { entrance, device, .. } = node;
+    let granted = entrance.insert(region, || device.key()).ok_or(Errno::NOMEM)?;
     node.shares.insert(share, Backing { granted, runs: runs.to_vec(), lease, taken });
     Ok((granted, share))
 }

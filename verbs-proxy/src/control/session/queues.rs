@@ -1,12 +1,10 @@
 //! Completion channels, completion queues and queue pairs.
 
-use super::{Answer, Session, random};
-use crate::control::device::SoftDevice;
+use super::{Answer, Session};
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
 use crate::device::soft::Destination;
-use crate::fabric::ports::QPN_SHIFT;
 use crate::plane::CqEntry;
 use crate::plane::channel::{self as plane, event_sockets};
 use crate::plane::cq::Cq;
@@ -51,7 +49,7 @@ struct CqRing {
 
 impl CqRing {
     fn create(cqe: u32, node: &Node) -> Result<(Self, OwnedFd), Errno> {
-        if cqe == 0 || cqe > SoftDevice::MAX_CQE {
+        if cqe == 0 || cqe > node.device.max_cqe() {
             return Err(Errno::INVAL);
         }
         let slots = ring::slots_for(cqe, 1).ok_or(Errno::INVAL)?;
@@ -219,18 +217,20 @@ impl Session {
             send_slots,
             receive_slots,
         };
-        let port = u32::from(node.port.lid()) << QPN_SHIFT;
-        let number = node.worker.call(move |plane| {
-            // By chance, so that a queue pair cannot be guessed from another.
-            let number = loop {
-                let number = port | (random() & ((1 << QPN_SHIFT) - 1));
-                if !plane.by_number.contains_key(&number) {
-                    break number;
+        let number = loop {
+            let number = node.device.qp_number(node.port.lid());
+            let mapping = Arc::clone(&mapping);
+            let added = node.worker.call(move |plane| {
+                let free = !plane.by_number.contains_key(&number);
+                if free {
+                    plane.add_qp(&NewQp { number, ..new }, mapping);
                 }
-            };
-            plane.add_qp(&NewQp { number, ..new }, mapping);
-            number
-        });
+                free
+            });
+            if added {
+                break number;
+            }
+        };
         self.pds.get(request.pd)?.users += 1;
         self.cqs.get(request.send_cq)?.users += 1;
         self.cqs.get(request.recv_cq)?.users += 1;

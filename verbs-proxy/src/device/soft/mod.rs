@@ -8,6 +8,7 @@
 
 pub mod bounce;
 mod connect;
+pub mod control;
 mod express;
 mod gather;
 pub mod grants;

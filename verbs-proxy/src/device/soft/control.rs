@@ -1,6 +1,10 @@
 //! What the soft device says about itself.
 
-use super::quota::{Quota, Resource};
+use crate::control::node::GID_TABLE;
+use crate::control::quota::{Quota, Resource};
+use crate::control::session::random;
+use crate::device::control::Control;
+use crate::fabric::ports::QPN_SHIFT;
 use crate::launch::{Device, Limits};
 use crate::plane::intake::MAX_MESSAGE;
 use crate::plane::setup::MAX_RD_ATOMIC;
@@ -35,10 +39,10 @@ impl SoftDevice {
     pub fn new(device: &Device, guid: u64, limits: &Limits) -> Self {
         Self { name: device.name.clone(), link: device.link, guid, limits: limits.clone() }
     }
+}
 
-    /// `struct ibv_device`.
-    #[must_use]
-    pub fn info(&self) -> DeviceInfo {
+impl Control for SoftDevice {
+    fn info(&self) -> DeviceInfo {
         let mut name = [0; 64];
         let bytes = self.name.as_bytes();
         let length = bytes.len().min(name.len() - 1);
@@ -47,9 +51,7 @@ impl SoftDevice {
         DeviceInfo { name, node_guid: self.guid.to_be(), node_type: 1, transport: 0 }
     }
 
-    /// `struct ibv_device_attr`; the limits are the policy's.
-    #[must_use]
-    pub fn attributes(&self, quota: &Quota) -> OpenReply {
+    fn attributes(&self, quota: &Quota) -> OpenReply {
         let limit = |resource| u32::try_from(quota.limit(resource)).unwrap_or(u32::MAX).min(i32::MAX as u32);
         let mut fw_ver = [0; 32];
         let version = env!("CARGO_PKG_VERSION").as_bytes();
@@ -92,9 +94,7 @@ impl SoftDevice {
         }
     }
 
-    /// As programs read it, on the port `lid` with the GID table `gids`.
-    #[must_use]
-    pub fn shown(&self, quota: &Quota, lid: u16, gids: Vec<sysfs::Entry>) -> sysfs::Device {
+    fn shown(&self, quota: &Quota, lid: u16, gids: Vec<sysfs::Entry>) -> sysfs::Device {
         sysfs::Device {
             info: self.info(),
             attributes: self.attributes(quota),
@@ -115,15 +115,13 @@ impl SoftDevice {
         }
     }
 
-    /// `struct ibv_port_attr`.
-    #[must_use]
-    pub fn port(&self, lid: u16) -> PortInfo {
+    fn port(&self, lid: u16) -> PortInfo {
         let (active_width, active_speed) = width_and_speed(self.link);
         PortInfo {
             state: 4,
             max_mtu: 5,
             active_mtu: 5,
-            gid_tbl_len: super::node::GID_TABLE as u32,
+            gid_tbl_len: GID_TABLE as u32,
             // IBV_PORT_CM_SUP is left out: there is no management datagram service behind it.
             port_cap_flags: 0,
             max_msg_sz: MAX_MESSAGE,
@@ -143,6 +141,19 @@ impl SoftDevice {
             link_layer: 2,
             flags: 0,
         }
+    }
+
+    fn max_cqe(&self) -> u32 {
+        Self::MAX_CQE
+    }
+
+    fn qp_number(&mut self, lid: u16) -> u32 {
+        // By chance, so that a queue pair cannot be guessed from another. The port is part of it: neighbours find it by that.
+        u32::from(lid) << QPN_SHIFT | (random() & ((1 << QPN_SHIFT) - 1))
+    }
+
+    fn key(&mut self) -> u32 {
+        random()
     }
 }
 
