@@ -22,6 +22,8 @@ const OVERDUE: Nanos = 1_000_000_000;
 const MANY_TICKETS: usize = 16;
 /// The request of its kind that brings a grant: a region that is registered, used once or twice and deregistered is not worth it.
 const REPEATS: u8 = 3;
+/// After what could not be granted, the control thread is left alone for so long.
+const AGAIN: Nanos = 50_000_000;
 /// Regions and queue pairs at a time for which requests are counted.
 const COUNTED: u32 = 64;
 /// READs in advance, bytes: what a requester may READ before it asks again.
@@ -77,6 +79,8 @@ pub struct Giving {
     /// There was something to be used since its use was looked at last.
     pub(super) has_given: bool,
     generation: u64,
+    /// Nothing is asked of the control thread before this time.
+    asks_at: Nanos,
     /// How often it was found stopped ...
     strikes: u32,
     /// ... before this time.
@@ -115,7 +119,12 @@ impl Giving {
 
     /// Whether the control thread must be told.
     fn wants(&mut self, wish: Wish, now: Nanos) -> bool {
-        if self.refused || self.is_paused(now) || self.asked.len() >= SLOTS || self.asked.contains(&wish) {
+        if self.refused
+            || self.is_paused(now)
+            || now < self.asks_at
+            || self.asked.len() >= SLOTS
+            || self.asked.contains(&wish)
+        {
             return false;
         }
         let place = ((wish.key ^ wish.queue) << 1 | u32::from(wish.writes)) % COUNTED;
@@ -203,6 +212,16 @@ impl Plane {
             // From now on a region that its container takes back needs a message, upon which the grant is taken back.
             regions.lend(key);
             notices.push(Notice::Grant { link: at, wish });
+        }
+    }
+
+    /// A wish could not be granted now: in a while requests of its kind bring it once more.
+    pub fn forget_wish(&mut self, at: LinkId, wish: &Wish) {
+        let now = self.now;
+        if let Some(link) = self.links.get_mut(at) {
+            let giving = &mut link.grants.giving;
+            giving.forget(|other| other == wish);
+            giving.asks_at = now + AGAIN;
         }
     }
 

@@ -437,6 +437,29 @@ fn a_requester_that_is_found_stopped_again_and_again_gets_nothing_for_a_while() 
 }
 
 #[test]
+fn what_cannot_be_granted_now_is_asked_for_again_after_a_while() {
+    let mut scene = Scene::new();
+    let [_, one] = scene.two.links;
+    let mut wishes = Vec::new();
+    let write = |scene: &mut Scene, wishes: &mut Vec<Wish>| {
+        scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+        (0..100).for_each(|_| wishes.extend(scene.two.some_turns()));
+        assert_eq!(scene.two.rigs[0].completions().len(), 1);
+    };
+    (0..8).for_each(|_| write(&mut scene, &mut wishes));
+    let [wish] = wishes[..] else { panic!("asked for once: {wishes:?}") };
+    scene.two.rigs[1].plane.forget_wish(one, &wish);
+    (0..8).for_each(|_| write(&mut scene, &mut wishes));
+    assert_eq!(wishes, [wish], "at once");
+    scene.two.rigs[1].plane.now += 50_000_000;
+    (0..8).for_each(|_| write(&mut scene, &mut wishes));
+    assert_eq!(wishes, [wish, wish]);
+    assert!(scene.grant(wish).is_some());
+    scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
+    assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
+}
+
+#[test]
 fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
     // 60,000 bytes at a rate that makes pieces of 4 KiB.
     let policy = Policy { bandwidth: BitRate::new(40_000_000), ..Policy::default() };
