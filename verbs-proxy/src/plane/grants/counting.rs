@@ -92,7 +92,7 @@ impl Counted {
 
 /// What a claim has grown by, if that can be.
 fn plausible(former: u64, now: u64, most: u64) -> u64 {
-    now.checked_sub(former).unwrap_or(0).min(most)
+    now.saturating_sub(former).min(most)
 }
 
 impl Giving {
