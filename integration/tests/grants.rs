@@ -2,7 +2,7 @@
 //! its leave back, wherever the requester's proxy was stopped, stepped through, or killed.
 
 use anyhow::{Context, Result, ensure};
-use ringfence_integration::command::Running;
+use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::Node;
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
@@ -54,7 +54,11 @@ fn run(program: &Path, words: &[String]) -> Result<()> {
     let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
     print!("{ended}");
     let killed = words[0] == "kill";
-    ensure!(proxy.has_ended() == (killed && words[1] == "requester"), "the requester's proxy");
-    ensure!(peer.has_ended() == (killed && words[1] == "responder"), "the responder's proxy");
+    for (who, proxy) in [("requester", &mut proxy), ("responder", &mut peer)] {
+        if killed && words[1] == who {
+            wait_until("the proxy that was killed to end", LIMIT, || proxy.has_ended())?;
+        }
+        ensure!(proxy.has_ended() == (killed && words[1] == who), "the {who}'s proxy");
+    }
     Ok(())
 }

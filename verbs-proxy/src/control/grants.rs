@@ -58,7 +58,10 @@ pub struct Granted {
 /// Whether memory is there to be granted.
 enum Shown {
     Yes(View),
+    /// When the neighbour has answered.
     Later,
+    /// Somebody is in the way, or slow: later it may be possible.
+    Again,
     Never,
 }
 
@@ -128,6 +131,10 @@ impl Node {
                 Shown::Yes(view) => view,
                 Shown::Later => {
                     self.neighbours.list[position].granting.wishes.push(wish);
+                    continue;
+                }
+                Shown::Again => {
+                    self.worker.call(move |plane| plane.forget_wish(link, &wish));
                     continue;
                 }
                 Shown::Never => continue,
@@ -205,11 +212,11 @@ impl Node {
     fn make_grantable(&mut self, share: u32) -> Result<(), Shown> {
         match self.keeps_pages() {
             Ok(true) => {}
-            Err(Errno::AGAIN) => return Err(Shown::Later),
+            Err(Errno::AGAIN) => return Err(Shown::Again),
             Ok(false) | Err(_) => return Err(Shown::Never),
         }
         if self.closers.granted.is_held_up(EMPTYING) {
-            return Err(Shown::Never);
+            return Err(Shown::Again);
         }
         let Self { granted, warden, closers, .. } = self;
         let Some(Some(writable)) = granted.writable.get_mut(&share) else { return Err(Shown::Never) };
@@ -219,7 +226,10 @@ impl Node {
         for run in &writable.runs {
             let file = run.file.own().ok_or(Shown::Never)?;
             // Its descriptor is of no use here.
-            drop(warden.read_only(file).map_err(|_| Shown::Never)?);
+            drop(warden.read_only(file).map_err(|error| match error {
+                Errno::AGAIN => Shown::Again,
+                _ => Shown::Never,
+            })?);
             run.file.is_granted(&closers.granted, warden.emptier_of_granted());
         }
         writable.immutable = true;

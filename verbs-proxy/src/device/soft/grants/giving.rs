@@ -21,6 +21,8 @@ const OVERDUE: Nanos = 1_000_000_000;
 const MANY_TICKETS: usize = 16;
 /// The request of its kind that brings a grant: a region that is registered, used once or twice and deregistered is not worth it.
 const REPEATS: u8 = 3;
+/// After what could not be granted, the control thread is left alone for so long.
+const AGAIN: Nanos = 50_000_000;
 /// Regions and queue pairs at a time for which requests are counted.
 const COUNTED: u32 = 64;
 /// In advance, bytes: what a requester may READ, or fetch by atomics, before it asks again.
@@ -76,6 +78,8 @@ pub struct Giving {
     /// There was something to be used since its use was looked at last.
     pub(super) has_given: bool,
     generation: u64,
+    /// Nothing is asked of the control thread before this time.
+    asks_at: Nanos,
     /// How often it was found stopped ...
     strikes: u32,
     /// ... before this time.
@@ -114,7 +118,12 @@ impl Giving {
 
     /// Whether the control thread must be told.
     fn wants(&mut self, wish: Wish, now: Nanos) -> bool {
-        if self.refused || self.is_paused(now) || self.asked.len() >= SLOTS || self.asked.contains(&wish) {
+        if self.refused
+            || self.is_paused(now)
+            || now < self.asks_at
+            || self.asked.len() >= SLOTS
+            || self.asked.contains(&wish)
+        {
             return false;
         }
         let place = ((wish.key ^ wish.queue) << 1 | u32::from(wish.writes)) % COUNTED;
@@ -202,6 +211,16 @@ impl Plane {
             // From now on a region that its container takes back needs a message, upon which the grant is taken back.
             regions.lend(key);
             notices.push(Notice::Device(Task::Grant { link: at, wish }));
+        }
+    }
+
+    /// A wish could not be granted now: in a while requests of its kind bring it once more.
+    pub fn forget_wish(&mut self, at: LinkId, wish: &Wish) {
+        let now = self.now;
+        if let Some(link) = self.device.links.get_mut(at) {
+            let giving = &mut link.grants.giving;
+            giving.forget(|other| other == wish);
+            giving.asks_at = now + AGAIN;
         }
     }
 
