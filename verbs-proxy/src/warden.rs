@@ -113,8 +113,8 @@ impl Warden {
     /// The memory file `file` once more, open for reading only, and never again for writing.
     ///
     /// # Errors
-    /// `EAGAIN` if somebody keeps the file's lock: that one is our own container, since what is immutable already takes none. `EPIPE` if the warden has ended: the proxy is
-    /// about to.
+    /// `EAGAIN` if the warden is slow, or somebody keeps the file's lock: that one is our own container, since what is immutable
+    /// already takes none. `EPIPE` if the warden has ended: the proxy is about to.
     pub fn read_only(&mut self, file: impl AsFd) -> Result<OwnedFd, Errno> {
         if self.owes {
             // It comes too late for whoever wanted it.

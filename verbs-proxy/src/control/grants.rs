@@ -28,6 +28,9 @@ const PATIENCE: Nanos = 5_000_000;
 const LOOKS: u32 = 50;
 /// How long it may take to empty what was granted: longer, and somebody holds a lock.
 const EMPTYING: std::time::Duration = std::time::Duration::from_secs(1);
+/// How often a warden that does not answer in time is asked for a link's page.
+const PAGE_TRIES: u32 = 5;
+const PAGE_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 /// Between two looks.
 const PAUSE: std::time::Duration = std::time::Duration::from_micros(20);
 
@@ -106,8 +109,16 @@ impl Node {
             return;
         }
         if !granting.sent {
-            // Where there is no room for another page, everything goes by messages.
-            let Ok((page, copies)) = self.page(link) else { return };
+            let (page, copies) = match self.page(link) {
+                Ok(page) => page,
+                // The warden is slow: what is wished for is wished for again in a while.
+                Err(Errno::AGAIN) => {
+                    let wishes = std::mem::take(&mut self.neighbours.list[position].granting.wishes);
+                    return self.worker.call(move |plane| wishes.iter().for_each(|wish| plane.forget_wish(link, wish)));
+                }
+                // Where there is no room for another page, everything goes by messages.
+                Err(_) => return,
+            };
             if let Err(fault) = self.neighbours.list[position].send_page(page.as_fd(), copies) {
                 return self.end_neighbour(position, &fault);
             }
@@ -155,7 +166,16 @@ impl Node {
     fn page(&mut self, link: LinkId) -> Result<(OwnedFd, bool), Errno> {
         let file = SealedFile::create("ringfence-grants", BYTES)?;
         let page = Arc::new(Mapping::of(&file)?).header(0);
-        let theirs = self.warden.read_only(&file)?;
+        // The other end may be waiting for this page alone, and nothing would bring it another time.
+        let mut theirs = self.warden.read_only(&file);
+        for _ in 1..PAGE_TRIES {
+            if theirs.as_ref().err() != Some(&Errno::AGAIN) {
+                break;
+            }
+            std::thread::sleep(PAGE_PAUSE);
+            theirs = self.warden.read_only(&file);
+        }
+        let theirs = theirs?;
         let copies = self.worker.call(move |plane| {
             let unlimited = plane.shaping.read_ahead().is_none();
             if let Some(link) = plane.device.links.get_mut(link) {
