@@ -1,39 +1,65 @@
-//! Memory regions as the data path sees them: keys, bounds, and where the bytes are in this process.
+//! Memory as the data path sees it: where the bytes are in this process, how long, and how they are copied. Keys and bounds are in
+//! the modules below.
 
 // UNSAFETY: computes addresses inside mappings and copies between them.
 #![allow(unsafe_code)]
 
+mod pieces;
 mod present;
+mod region;
 mod table;
 
 use crate::guarded::{self, Guard};
 use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
-use present::Present;
-use ringfence_protocol::verbs::Access;
-use std::cell::{Cell, RefCell};
-use std::sync::Arc;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+pub use pieces::Pieces;
+pub use region::{AccessFault, MemoryRegion, PdId};
 pub use table::{Entrance, Granted, RegionTable, places};
 
-/// A protection domain, unique in the proxy's lifetime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PdId(pub u32);
-
-/// Bytes that were checked to lie in a live mapping.
+/// Bytes that were checked to lie in a mapping, which stays for as long as what they are borrowed from.
 ///
 /// The memory belongs to a container, which writes to it as it likes; nothing may be concluded from its contents.
+///
+/// A piece is used before its mapping goes:
+///
+/// ```
+/// use ringfence_proxy::memory::{Piece, copy};
+/// use ringfence_proxy::shared::Mapping;
+///
+/// fn first(mapping: Mapping, bytes: &mut [u8]) {
+///     let piece = Piece::of(&mapping, 0, 8).unwrap();
+///     copy(Piece::of_own_mut(bytes), piece).unwrap();
+///     drop(mapping);
+/// }
+/// ```
+///
+/// It cannot be used afterwards:
+///
+/// ```compile_fail,E0505
+/// use ringfence_proxy::memory::{Piece, copy};
+/// use ringfence_proxy::shared::Mapping;
+///
+/// fn first(mapping: Mapping, bytes: &mut [u8]) {
+///     let piece = Piece::of(&mapping, 0, 8).unwrap();
+///     drop(mapping);
+///     copy(Piece::of_own_mut(bytes), piece).unwrap();
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
-pub struct Piece {
+pub struct Piece<'a> {
     address: *mut u8,
     bytes: usize,
     /// Where the memory may be gone.
     guard: Option<Guard>,
+    /// Of a [`Mapping`], of a [`RegionTable`] whose regions keep theirs, or of bytes of the proxy's own.
+    borrowed: PhantomData<&'a ()>,
 }
 
 // SAFETY: an address of the process, not of a thread.
-unsafe impl Send for Piece {}
+unsafe impl Send for Piece<'_> {}
 
 /// The memory on this side of a copy is gone: the container took pages away from a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +93,7 @@ pub enum Atomic {
     },
 }
 
-impl Piece {
+impl<'a> Piece<'a> {
     /// Bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -76,23 +102,28 @@ impl Piece {
 
     /// `bytes` at `offset` of `mapping`.
     #[must_use]
-    pub fn of(mapping: &Mapping, offset: usize, bytes: usize) -> Option<Self> {
+    pub fn of(mapping: &'a Mapping, offset: usize, bytes: usize) -> Option<Self> {
         let end = offset.checked_add(bytes)?;
         // SAFETY: `offset <= end <= mapping.bytes()`.
         let address = |offset| unsafe { mapping.base().as_ptr().add(offset) };
-        (end <= mapping.bytes()).then(|| Self { address: address(offset), bytes, guard: mapping.guard() })
+        (end <= mapping.bytes()).then(|| Self {
+            address: address(offset),
+            bytes,
+            guard: mapping.guard(),
+            borrowed: PhantomData,
+        })
     }
 
     /// Bytes of the proxy's own, to copy from.
     #[must_use]
-    pub fn of_own(bytes: &[u8]) -> Self {
-        Self { address: bytes.as_ptr().cast_mut(), bytes: bytes.len(), guard: None }
+    pub fn of_own(bytes: &'a [u8]) -> Self {
+        Self { address: bytes.as_ptr().cast_mut(), bytes: bytes.len(), guard: None, borrowed: PhantomData }
     }
 
     /// The same, to copy to.
     #[must_use]
-    pub fn of_own_mut(bytes: &mut [u8]) -> Self {
-        Self { address: bytes.as_mut_ptr(), bytes: bytes.len(), guard: None }
+    pub fn of_own_mut(bytes: &'a mut [u8]) -> Self {
+        Self { address: bytes.as_mut_ptr(), bytes: bytes.len(), guard: None, borrowed: PhantomData }
     }
 
     /// What remains after the first `offset` bytes, at most `bytes` of it.
@@ -103,16 +134,21 @@ impl Piece {
         Self { address: unsafe { self.address.add(offset) }, bytes: bytes.min(self.bytes - offset), ..self }
     }
 
+    /// What remains after the first `offset` bytes, if anything does.
+    fn rest(self, offset: usize) -> Option<Self> {
+        Some(self.slice(offset, usize::MAX)).filter(|piece| piece.bytes > 0)
+    }
+
     /// Has the kernel make the page of the first byte, if it is not there.
     fn touch(&self) {
-        // SAFETY: a piece lies in a live mapping, and this one has a byte; what it is does not matter.
+        // SAFETY: this one has a byte; what it is does not matter.
         unsafe { self.address.read_volatile() };
     }
 
     /// The atomic at this place, if it is 8 bytes long and aligned.
     #[must_use]
-    fn atomic(&self) -> Option<&AtomicU64> {
-        // SAFETY: a piece lies in a live mapping; the alignment and length are checked; shared memory holds any bytes.
+    fn atomic(&self) -> Option<&'a AtomicU64> {
+        // SAFETY: the alignment and length are checked; shared memory holds any bytes.
         (self.bytes == 8 && self.address.addr().is_multiple_of(8))
             .then(|| unsafe { AtomicU64::from_ptr(self.address.cast()) })
     }
@@ -135,8 +171,7 @@ impl Piece {
         if !self.is_for_atomics() {
             return Err(Undone::Gone);
         }
-        // SAFETY: a piece lies in a live mapping, in memory that is there and aligned, as was checked; so does the word, which
-        // whoever made the condition keeps.
+        // SAFETY: the memory is there and aligned, as was checked; the word is in a mapping that whoever made the condition keeps.
         unsafe {
             match atomic {
                 Atomic::Add(addend) => thread.add(self.address, addend, condition),
@@ -155,7 +190,7 @@ impl Piece {
         // The first guess is as good as any: a wrong one finds the value out.
         let mut expected = 0;
         loop {
-            // SAFETY: a piece lies in a live mapping; aligned, as was checked.
+            // SAFETY: aligned, as was checked.
             let found = unsafe { guarded::compare_exchange(guard, self.address, expected, update(expected)) };
             match found.map_err(|_| NotAtomic::Lost)? {
                 found if found == expected => return Ok(found),
@@ -170,15 +205,15 @@ impl Piece {
 /// Applications wait for a WRITE by polling its last byte, as RNICs deliver in order; `memcpy` alone would not. If memory is
 /// [`Lost`], a part may have been copied.
 #[inline(always)]
-pub fn copy(to: Piece, from: Piece) -> Result<(), Lost> {
+pub fn copy(to: Piece<'_>, from: Piece<'_>) -> Result<(), Lost> {
     let bytes = to.bytes.min(from.bytes);
     if let Some(guard) = to.guard.or(from.guard) {
         return copy_guarded(guard, to, from, bytes);
     }
     let both = to.address.addr() | from.address.addr();
-    // SAFETY (all blocks below): pieces lie in live mappings and `bytes` is within both. The peer may write at the same
-    // time, in another process: what arrives is then a mix, and nothing here looks at it. Regions may overlap only where
-    // the container asked for that.
+    // SAFETY (all blocks below): `bytes` is within both pieces, and nobody passes what [`Piece::of_own`] made for `to`. The peer
+    // may write at the same time, in another process: what arrives is then a mix, and nothing here looks at it. Regions may
+    // overlap only where the container asked for that.
     if bytes == 8 && both.is_multiple_of(8) {
         // SAFETY: as above; aligned, one store as on an RNIC.
         unsafe {
@@ -204,19 +239,19 @@ pub fn copy(to: Piece, from: Piece) -> Result<(), Lost> {
 
 /// As [`copy`], of memory that is there, while `condition` holds. If it does not, a part may have been copied.
 #[inline(always)]
-pub fn copy_while(to: Piece, from: Piece, thread: Thread, condition: While) -> Result<(), Undone> {
+pub fn copy_while(to: Piece<'_>, from: Piece<'_>, thread: Thread, condition: While) -> Result<(), Undone> {
     let bytes = to.bytes.min(from.bytes);
     if to.may_fault() || from.may_fault() {
         return Err(Undone::Gone);
     }
-    // SAFETY: pieces lie in live mappings, `bytes` is within both, and whoever shares them expects any bytes; the memory is there,
-    // as was checked; the word is in a mapping that whoever made the condition keeps.
+    // SAFETY: `bytes` is within both, and whoever shares them expects any bytes; the memory is there, as was checked; the word is in
+    // a mapping that whoever made the condition keeps.
     unsafe { thread.copy(to.address, from.address, bytes, condition) }
 }
 
 #[inline(never)]
-fn copy_guarded(guard: Guard, to: Piece, from: Piece, bytes: usize) -> Result<(), Lost> {
-    // SAFETY: pieces lie in live mappings, `bytes` is within both, and whoever shares them expects any bytes.
+fn copy_guarded(guard: Guard, to: Piece<'_>, from: Piece<'_>, bytes: usize) -> Result<(), Lost> {
+    // SAFETY: `bytes` is within both, and whoever shares them expects any bytes.
     let copied = unsafe { guarded::copy(guard, to.address, from.address, bytes) };
     copied.map_err(|fault| {
         let target = to.guard.is_some() && (from.guard.is_none() || fault.is_in(to.address, bytes));
@@ -229,9 +264,9 @@ fn copy_guarded(guard: Guard, to: Piece, from: Piece, bytes: usize) -> Result<()
 /// # Errors
 /// As for [`copy`].
 pub fn copy_list(
-    to: &[Piece],
+    to: &[Piece<'_>],
     mut to_offset: usize,
-    from: &[Piece],
+    from: &[Piece<'_>],
     mut from_offset: usize,
     mut bytes: usize,
 ) -> Result<(), Lost> {
@@ -257,161 +292,31 @@ pub fn copy_list(
 }
 
 /// As [`copy_list`] from the beginning of both, while `condition` holds.
-pub fn copy_list_while(to: &[Piece], from: &[Piece], thread: Thread, condition: While) -> Result<(), Undone> {
+pub fn copy_list_while(to: &[Piece<'_>], from: &[Piece<'_>], thread: Thread, condition: While) -> Result<(), Undone> {
     let (mut to, mut from) = (to.iter().copied(), from.iter().copied());
     let (mut target, mut source) = (to.next(), from.next());
     while let (Some(t), Some(s)) = (target, source) {
         let step = t.bytes.min(s.bytes);
         copy_while(t.slice(0, step), s.slice(0, step), thread, condition)?;
-        let rest = |piece: Piece| Some(piece.slice(step, usize::MAX)).filter(|piece| piece.bytes > 0);
-        (target, source) = (rest(t).or_else(|| to.next()), rest(s).or_else(|| from.next()));
+        (target, source) = (t.rest(step).or_else(|| to.next()), s.rest(step).or_else(|| from.next()));
     }
     Ok(())
-}
-
-/// Why an access is refused; the names of the proxy's vendor error codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum AccessFault {
-    /// No memory region has this key.
-    Key = 1,
-    /// It belongs to another protection domain.
-    Domain = 2,
-    /// It was registered without this access.
-    Rights = 3,
-    /// The range reaches outside it.
-    Range = 4,
-    /// It is memory of the container's own that is gone.
-    Lost = 5,
-}
-
-/// A memory region.
-#[derive(Debug)]
-pub struct MemoryRegion {
-    pd: PdId,
-    access: Access,
-    iova: u64,
-    length: u64,
-    first: *mut u8,
-    /// Where the memory may be gone.
-    guard: Option<Guard>,
-    /// Keeps `first` valid.
-    mapping: Arc<Mapping>,
-    /// What peers call it when it is shared with them.
-    pub share: u32,
-    present: RefCell<Present>,
-    withheld: Cell<bool>,
-}
-
-// SAFETY: `first` points into `mapping`, which is an address range of the process, not of a thread.
-unsafe impl Send for MemoryRegion {}
-
-impl MemoryRegion {
-    /// The region whose first byte is at `offset` of `mapping`; `None` if it does not fit there.
-    #[must_use]
-    pub fn new(
-        mapping: Arc<Mapping>,
-        offset: usize,
-        length: u64,
-        iova: u64,
-        pd: PdId,
-        access: Access,
-        share: u32,
-    ) -> Option<Self> {
-        let first = Piece::of(&mapping, offset, usize::try_from(length).ok()?)?;
-        iova.checked_add(length)?;
-        Some(Self {
-            pd,
-            access,
-            iova,
-            length,
-            first: first.address,
-            guard: first.guard,
-            mapping,
-            share,
-            present: RefCell::default(),
-            withheld: Cell::new(false),
-        })
-    }
-
-    /// Offset in the region's mapping of `address`, which must have been admitted.
-    #[must_use]
-    pub fn mapping_offset(&self, piece: &Piece) -> u64 {
-        (piece.address.addr() - self.mapping.base().as_ptr().addr()) as u64
-    }
-
-    /// Its protection domain.
-    #[must_use]
-    pub fn pd(&self) -> PdId {
-        self.pd
-    }
-
-    /// What it was registered for.
-    #[must_use]
-    pub fn access(&self) -> Access {
-        self.access
-    }
-
-    /// The application's address of its first byte.
-    #[must_use]
-    pub fn iova(&self) -> u64 {
-        self.iova
-    }
-
-    /// Bytes.
-    #[must_use]
-    pub fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// Where in its mapping it begins.
-    #[must_use]
-    pub fn first_offset(&self) -> u64 {
-        (self.first.addr() - self.mapping.base().as_ptr().addr()) as u64
-    }
-
-    /// Whether no neighbour gets to see it, because its container can take pages away: what neighbours get of it is copied for them.
-    #[must_use]
-    pub fn is_copied(&self) -> bool {
-        self.guard.is_some() || self.withheld.get()
-    }
-
-    /// No neighbour is to see it.
-    pub fn withhold(&self) {
-        self.withheld.set(true);
-    }
-
-    /// Sees that a neighbour which copies from `piece`, an admitted part, finds all pages there. The neighbour must be able to see
-    /// the region already: until then the container can take pages away.
-    #[inline]
-    pub fn make_present(&self, piece: &Piece) {
-        let offset = self.mapping_offset(piece) as usize;
-        self.present.borrow_mut().cover(*piece, offset);
-    }
-
-    /// Whether the region admits this access.
-    #[inline(always)]
-    fn admit(&self, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<Piece, AccessFault> {
-        if self.pd != pd {
-            return Err(AccessFault::Domain);
-        }
-        if !self.access.contains(access) {
-            return Err(AccessFault::Rights);
-        }
-        let offset = addr.wrapping_sub(self.iova);
-        if offset > self.length || bytes > self.length - offset {
-            return Err(AccessFault::Range);
-        }
-        // SAFETY: `offset + bytes <= length`, which `new` checked to lie in the mapping.
-        let address = unsafe { self.first.add(offset as usize) };
-        Ok(Piece { address, bytes: bytes as usize, guard: self.guard })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn cut<'a>(whole: Piece<'a>, lengths: &[usize]) -> Vec<Piece<'a>> {
+        let mut at = 0;
+        let piece = |bytes: &usize| {
+            let piece = whole.slice(at, *bytes);
+            at += bytes;
+            piece
+        };
+        lengths.iter().map(piece).collect()
+    }
 
     proptest! {
         #[test]
@@ -424,22 +329,13 @@ mod tests {
         ) {
             let source: Vec<u8> = (0..from.iter().sum::<usize>()).map(|i| i as u8 + 1).collect();
             let mut target = vec![0u8; to.iter().sum()];
-            let cut = |base: *mut u8, lengths: &[usize]| {
-                let mut at = 0;
-                lengths.iter().map(|bytes| {
-                    // SAFETY: the lengths add up to the buffer's.
-                    let piece = Piece { address: unsafe { base.add(at) }, bytes: *bytes, guard: None };
-                    at += bytes;
-                    piece
-                }).collect::<Vec<_>>()
-            };
             let mut expected = target.clone();
             let step = bytes.min(source.len().saturating_sub(from_offset)).min(target.len().saturating_sub(to_offset));
             if step > 0 {
                 expected[to_offset..to_offset + step].copy_from_slice(&source[from_offset..from_offset + step]);
             }
-            let from = cut(source.as_ptr().cast_mut(), &from);
-            let to = cut(target.as_mut_ptr(), &to);
+            let from = cut(Piece::of_own(&source), &from);
+            let to = cut(Piece::of_own_mut(&mut target), &to);
             copy_list(&to, to_offset, &from, from_offset, bytes).unwrap();
             prop_assert_eq!(target, expected);
         }

@@ -14,7 +14,7 @@ pub(super) struct Present(Vec<u64>);
 impl Present {
     /// Has the pages of `piece` made, which lies at `offset` of its mapping.
     #[inline]
-    pub(super) fn cover(&mut self, piece: Piece, offset: usize) {
+    pub(super) fn cover(&mut self, piece: Piece<'_>, offset: usize) {
         if piece.bytes() == 0 {
             return;
         }

@@ -121,8 +121,34 @@ impl RegionTable {
     }
 
     /// Checks an access against the region that it names.
+    ///
+    /// No region goes while such a piece is there:
+    ///
+    /// ```compile_fail,E0502
+    /// use ringfence_protocol::verbs::Access;
+    /// use ringfence_proxy::memory::{Granted, PdId, Piece, RegionTable, copy};
+    ///
+    /// fn last(table: &mut RegionTable, region: Granted, bytes: &mut [u8]) {
+    ///     let piece = table.admit(region.key, PdId(1), 0x1000, 8, Access(0)).unwrap();
+    ///     table.remove(region);
+    ///     copy(Piece::of_own_mut(bytes), piece).unwrap();
+    /// }
+    /// ```
+    ///
+    /// It can go afterwards:
+    ///
+    /// ```
+    /// use ringfence_protocol::verbs::Access;
+    /// use ringfence_proxy::memory::{Granted, PdId, Piece, RegionTable, copy};
+    ///
+    /// fn last(table: &mut RegionTable, region: Granted, bytes: &mut [u8]) {
+    ///     let piece = table.admit(region.key, PdId(1), 0x1000, 8, Access(0)).unwrap();
+    ///     copy(Piece::of_own_mut(bytes), piece).unwrap();
+    ///     table.remove(region);
+    /// }
+    /// ```
     #[inline(always)]
-    pub fn admit(&self, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<Piece, AccessFault> {
+    pub fn admit(&self, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<Piece<'_>, AccessFault> {
         self.get(key).ok_or(AccessFault::Key)?.admit(pd, addr, bytes, access)
     }
 

@@ -55,6 +55,15 @@ pub struct Refusal {
 #[derive(Clone, Copy, Debug)]
 pub struct Admitted<'a>(&'a Claim);
 
+impl<'a> Admitted<'a> {
+    /// The request, for as long as it is there.
+    #[inline]
+    #[must_use]
+    pub fn claim(self) -> &'a Claim {
+        self.0
+    }
+}
+
 impl Deref for Admitted<'_> {
     type Target = Claim;
 

@@ -85,7 +85,7 @@ impl Bounce {
     ///
     /// # Errors
     /// If the memory is gone.
-    pub fn fill(&self, place: Place, from: &[Piece]) -> Result<(), Lost> {
+    pub fn fill(&self, place: Place, from: &[Piece<'_>]) -> Result<(), Lost> {
         match Piece::of(&self.mapping, place.start, place.bytes) {
             Some(to) => copy_list(&[to], 0, from, 0, place.bytes),
             None => Err(Lost::Target),

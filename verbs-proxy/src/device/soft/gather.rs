@@ -9,12 +9,12 @@ use ringfence_protocol::verbs::Access;
 use ringfence_protocol::work::Sge;
 
 /// The memory that these elements name.
-pub(crate) fn resolve(
+pub(crate) fn resolve<'a>(
     qp: &Qp,
     sges: &[Sge],
-    regions: &RegionTable,
+    regions: &'a RegionTable,
     access: Access,
-    pieces: &mut Vec<Piece>,
+    pieces: &mut Vec<Piece<'a>>,
 ) -> Result<(), AccessFault> {
     pieces.clear();
     // An element of no bytes names no memory, whatever its key (InfiniBand Architecture Specification, 10.7.3.1).
@@ -25,14 +25,14 @@ pub(crate) fn resolve(
 }
 
 /// The memory of one piece of a request's source.
-pub(crate) fn gather(
+pub(crate) fn gather<'a>(
     qp: &Qp,
-    work: Admitted<'_>,
-    regions: &RegionTable,
+    work: Admitted<'a>,
+    regions: &'a RegionTable,
     piece: &WorkPiece,
-    from: &mut Vec<Piece>,
+    from: &mut Vec<Piece<'a>>,
 ) -> Result<(), u16> {
-    if let Data::Inline(data) = &work.data {
+    if let Data::Inline(data) = &work.claim().data {
         from.clear();
         from.push(Piece::of_own(data));
     } else {
@@ -43,12 +43,17 @@ pub(crate) fn gather(
 }
 
 /// The memory of a READ's or atomic's target.
-pub(crate) fn scatter(qp: &Qp, work: Admitted<'_>, regions: &RegionTable, to: &mut Vec<Piece>) -> Result<(), u16> {
+pub(crate) fn scatter<'a>(
+    qp: &Qp,
+    work: Admitted<'_>,
+    regions: &'a RegionTable,
+    to: &mut Vec<Piece<'a>>,
+) -> Result<(), u16> {
     resolve(qp, work.data.sges(), regions, Access::LOCAL_WRITE, to).map_err(|fault| fault as u16)
 }
 
 /// Cuts a list of pieces down to `bytes` from `offset` on.
-pub(crate) fn trim(pieces: &mut Vec<Piece>, mut offset: usize, mut bytes: usize) {
+pub(crate) fn trim(pieces: &mut Vec<Piece<'_>>, mut offset: usize, mut bytes: usize) {
     pieces.retain_mut(|piece| {
         let skipped = offset.min(piece.bytes());
         offset -= skipped;

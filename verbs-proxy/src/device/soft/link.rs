@@ -338,7 +338,7 @@ impl Link {
 
     /// `bytes` at `offset` of what the other end calls `share`.
     #[must_use]
-    pub fn shared_piece(&self, share: u32, offset: u64, bytes: u32) -> Option<Piece> {
+    pub fn shared_piece(&self, share: u32, offset: u64, bytes: u32) -> Option<Piece<'_>> {
         Piece::of(&self.shares.get(&share)?.mapping, usize::try_from(offset).ok()?, bytes as usize)
     }
 }

@@ -24,7 +24,7 @@ pub(crate) mod source;
 pub mod wire;
 
 use super::{Cut, Device, Posted, WorkPiece};
-use crate::memory::Piece;
+use crate::memory::Pieces;
 use crate::pacing::Nanos;
 use crate::plane::{self, qp::Receiving};
 use grants::Looks;
@@ -100,10 +100,10 @@ pub struct Soft {
     pub(crate) looks: Looks,
     /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
     acknowledges: Vec<u32>,
-    from: Vec<Piece>,
-    to: Vec<Piece>,
+    from: Pieces,
+    to: Pieces,
     outgoing: source::Staging,
-    incoming: source::Staging,
+    incoming: source::Incoming,
     /// Everything goes the long way, so that the short one can be compared with it.
     #[cfg(test)]
     pub(crate) long_way_only: bool,

@@ -3,7 +3,7 @@
 use super::link::LinkFault;
 use super::links::LinkId;
 use super::qp::{Peer, Road};
-use super::requester::request;
+use super::requester::{Data, request};
 use super::respond::Verdict;
 use super::source::{self, Source};
 use super::wire::{self, Kind, Response};
@@ -136,11 +136,9 @@ impl Plane {
         let verdict = match response.kind {
             // No more than a piece, whatever was asked for: it is copied at once.
             Kind::GRANT if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
-                let link = self.device.links.get(at);
-                match link.and_then(|link| link.shared_piece(response.share, response.value, response.bytes)) {
-                    Some(data) => Verdict::Data(data, 0),
-                    None => Verdict::Nak(WcStatus::BAD_RESP_ERR),
-                }
+                let data = Data::Shared { link: at, share: response.share, offset: response.value };
+                let answer = self.take_data(queue, 0, &piece, data);
+                return self.carried_out(&piece, answer);
             }
             Kind::ATOMIC if atomic => Verdict::Value(response.value),
             Kind::RNR => Verdict::Rnr(response.value as u32 % 32),
@@ -163,9 +161,14 @@ impl Plane {
             _ => Verdict::Nak(WcStatus::BAD_RESP_ERR),
         };
         let answer = self.carry_out(queue, 0, &piece, verdict);
-        if self.settle(0, &piece, answer) == Handed::On {
-            self.extend_deadline(queue, MIN_REMOTE_TIMEOUT);
-            self.activate(queue);
+        self.carried_out(&piece, answer);
+    }
+
+    /// What the other end said of a piece has been done.
+    fn carried_out(&mut self, piece: &WorkPiece, answer: Answer) {
+        if self.settle(0, piece, answer) == Handed::On {
+            self.extend_deadline(piece.queue, MIN_REMOTE_TIMEOUT);
+            self.activate(piece.queue);
         }
     }
 

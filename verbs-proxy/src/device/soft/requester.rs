@@ -1,9 +1,11 @@
 //! The requester: brings pieces to their responders, within the proxy or in another, and its word back to the plane.
 
-use super::gather::{gather, scatter};
+use super::gather::scatter;
+use super::links::LinkId;
 use super::qp::{OWN_PORT, Peer};
 use super::remote::MIN_REMOTE_TIMEOUT;
-use super::respond::Verdict;
+use super::respond::{Named, Verdict};
+use super::source::Origin;
 use super::wire::Request;
 use super::{Plane, Qp, Soft};
 use crate::device::{Answer, Posted, WorkPiece};
@@ -23,6 +25,22 @@ const MIN_TIMEOUT: Nanos = 1_000_000;
 /// The request fails, and that is its requester's affair.
 fn protection(vendor_err: u16) -> Answer {
     Answer::Failed { status: WcStatus::LOC_PROT_ERR, vendor_err }
+}
+
+/// Where the data of a READ are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Data {
+    /// In a region of the same container.
+    Own(Named),
+    /// In memory that a neighbour shares.
+    Shared {
+        /// Over this link.
+        link: LinkId,
+        /// By its name for it.
+        share: u32,
+        /// Where in it.
+        offset: u64,
+    },
 }
 
 impl Plane {
@@ -62,19 +80,13 @@ impl Plane {
     /// Brings a piece to its responder.
     fn deliver(&mut self, index: usize, piece: &WorkPiece) -> Posted {
         let queue = piece.queue;
-        let Self { qps, regions, device: Soft { from, .. }, .. } = self;
-        let Some(qp) = &qps[queue as usize] else { return Posted::Withdrawn };
+        let Some(qp) = &self.qps[queue as usize] else { return Posted::Withdrawn };
         let Some(asked) = qp.pending[index].work.admitted() else { return Posted::Withdrawn };
         match qp.device.peer {
             Peer::None => Posted::Answered(self.carry_out(queue, index, piece, Verdict::Silent)),
             Peer::Local => {
-                if !asked.fetches()
-                    && let Err(vendor_err) = gather(qp, asked, regions, piece, from)
-                {
-                    return Posted::Answered(protection(vendor_err));
-                }
                 let request = request(qp, asked, piece, 0);
-                let verdict = self.respond(OWN_PORT, &request);
+                let verdict = self.respond(OWN_PORT, &request, Origin::Own(index, piece));
                 Posted::Answered(self.carry_out(queue, index, piece, verdict))
             }
             Peer::Link(link) => match self.by_grant(queue, index, piece, link) {
@@ -91,17 +103,8 @@ impl Plane {
         let Some(asked) = qp.pending[index].work.admitted() else { return Answer::Done };
         match verdict {
             Verdict::Ack => Answer::Done,
-            Verdict::Data(data, _) => {
-                if scatter(qp, asked, regions, to).is_err() {
-                    return protection(vendor::REMOTE);
-                }
-                match copy_list(to, piece.offset as usize, &[data], 0, piece.bytes as usize) {
-                    Ok(()) => Answer::Done,
-                    Err(Lost::Target) => protection(LOST),
-                    Err(Lost::Source) => self.refuse_read(queue),
-                }
-            }
-            Verdict::Value(former) => {
+            Verdict::Data(data) => self.take_data(queue, index, piece, Data::Own(data)),
+            Verdict::Value(former) => to.with(|to| {
                 if scatter(qp, asked, regions, to).is_err() {
                     return protection(vendor::REMOTE);
                 }
@@ -109,13 +112,43 @@ impl Plane {
                     Ok(()) => Answer::Done,
                     Err(_) => protection(LOST),
                 }
-            }
-            Verdict::Lost => protection(LOST),
+            }),
+            Verdict::Lost(vendor_err) => protection(vendor_err),
             Verdict::Nak(status) => Answer::Failed { status, vendor_err: vendor::REMOTE },
             Verdict::Rnr(timer) => Answer::NotReady { pause: state::rnr_nanos(timer) },
             Verdict::Silent => {
                 Answer::Lost { least: if qp.device.port == OWN_PORT { MIN_TIMEOUT } else { MIN_REMOTE_TIMEOUT } }
             }
+        }
+    }
+
+    /// Copies a READ's data to where request `index` wants them.
+    pub(super) fn take_data(&mut self, queue: u32, index: usize, piece: &WorkPiece, data: Data) -> Answer {
+        let Self { qps, regions, device: Soft { links, to, .. }, .. } = self;
+        let Some(qp) = &qps[queue as usize] else { return Answer::Done };
+        let Some(asked) = qp.pending[index].work.admitted() else { return Answer::Done };
+        let source = match data {
+            Data::Own(named) => named.find(regions).ok(),
+            Data::Shared { link, share, offset } => {
+                links.get(link).and_then(|link| link.shared_piece(share, offset, piece.bytes))
+            }
+        };
+        let Some(source) = source else {
+            return match data {
+                // The container has taken the region back since its responder looked.
+                Data::Own(_) => self.refuse_read(queue),
+                Data::Shared { .. } => Answer::Failed { status: WcStatus::BAD_RESP_ERR, vendor_err: vendor::REMOTE },
+            };
+        };
+        let copied = to.with(|to| {
+            scatter(qp, asked, regions, to).map_err(|_| vendor::REMOTE)?;
+            Ok(copy_list(to, piece.offset as usize, &[source], 0, piece.bytes as usize))
+        });
+        match copied {
+            Ok(Ok(())) => Answer::Done,
+            Ok(Err(Lost::Source)) => self.refuse_read(queue),
+            Ok(Err(Lost::Target)) => protection(LOST),
+            Err(vendor_err) => protection(vendor_err),
         }
     }
 

@@ -1,9 +1,10 @@
 //! The responder: this proxy decides about its own container's memory, queues and states, whoever asks.
 
 use super::gather::resolve;
+use super::source::{Origin, Sources};
 use super::wire::Request;
 use super::{Plane, Qp, Soft};
-use crate::memory::{AccessFault, Lost, NotAtomic, Piece, copy_list};
+use crate::memory::{AccessFault, Lost, NotAtomic, PdId, Piece, RegionTable, copy_list};
 use crate::plane::intake::{self, vendor};
 use crate::plane::receive::Received;
 use crate::plane::setup::MAX_RD_ATOMIC;
@@ -20,28 +21,64 @@ pub enum Verdict {
     Rnr(u32),
     /// Refused; the requester completes with this.
     Nak(WcStatus),
-    /// A READ's data, in the region with this key.
-    Data(Piece, u32),
+    /// Where a READ's data are.
+    Data(Named),
     /// An atomic's former value.
     Value(u64),
-    /// The requester's own memory is gone; the responder has nothing to do with that.
-    Lost,
+    /// The requester's own memory is gone; the responder has nothing to do with that. The vendor error says more.
+    Lost(u16),
+}
+
+/// Memory that a remote request may read, by its name: the region may be gone when it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    /// The region's key.
+    pub key: u32,
+    pd: PdId,
+    addr: u64,
+    bytes: u32,
+}
+
+impl Named {
+    /// The memory, if it is there still.
+    #[inline]
+    pub(super) fn find(self, regions: &RegionTable) -> Result<Piece<'_>, AccessFault> {
+        regions.admit(self.key, self.pd, self.addr, u64::from(self.bytes), Access::REMOTE_READ)
+    }
+}
+
+/// Why a request's data did not reach their target.
+#[derive(Clone, Copy, Debug)]
+enum Uncopied {
+    /// Their source is gone, with this vendor error.
+    Source(u16),
+    /// The target is not there, or not to be written.
+    Target(AccessFault),
+}
+
+impl From<Lost> for Uncopied {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Source => Self::Source(AccessFault::Lost as u16),
+            Lost::Target => Self::Target(AccessFault::Lost),
+        }
+    }
 }
 
 impl Plane {
-    /// Answers a piece of a work request whose data are in `device.from`.
+    /// Answers a piece of a work request whose data come from `origin`.
     ///
     /// `port`: LID of the port that it came from, [`super::qp::OWN_PORT`] for our own. Not the link: two proxies that make a link to
     /// each other at the same time have two.
-    pub(crate) fn respond(&mut self, port: u16, incoming: &Request) -> Verdict {
+    pub(crate) fn respond(&mut self, port: u16, incoming: &Request, origin: Origin<'_>) -> Verdict {
         match self.by_number.get(&incoming.to) {
-            Some(&queue) => self.respond_as(queue, port, incoming),
+            Some(&queue) => self.respond_as(queue, port, incoming, origin),
             None => Verdict::Silent,
         }
     }
 
     /// The same, by the queue pair with this bell number.
-    pub(crate) fn respond_as(&mut self, queue: u32, port: u16, incoming: &Request) -> Verdict {
+    pub(crate) fn respond_as(&mut self, queue: u32, port: u16, incoming: &Request, origin: Origin<'_>) -> Verdict {
         let Some(qp) = &mut self.qps[queue as usize] else { return Verdict::Silent };
         if !qp.responds() || qp.attr.dest_qp_num != incoming.from || qp.device.port != port {
             return Verdict::Silent;
@@ -63,8 +100,8 @@ impl Plane {
         }
         let last = end == incoming.total;
         let verdict = match incoming.opcode {
-            Opcode::SEND | Opcode::SEND_WITH_IMM => self.take_message(queue, incoming, last),
-            Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM => self.take_write(queue, incoming, last),
+            Opcode::SEND | Opcode::SEND_WITH_IMM => self.take_message(queue, incoming, origin, last),
+            Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM => self.take_write(queue, incoming, origin, last),
             Opcode::RDMA_READ => self.give_data(queue, incoming),
             Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => self.take_atomic(queue, incoming),
             _ => self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR),
@@ -144,11 +181,11 @@ impl Plane {
         self.received(queue, &receiving, &Received { status, vendor_err: 0, opcode, bytes, imm, solicited });
     }
 
-    fn take_message(&mut self, queue: u32, incoming: &Request, last: bool) -> Verdict {
+    fn take_message(&mut self, queue: u32, incoming: &Request, origin: Origin<'_>, last: bool) -> Verdict {
         if let Err(verdict) = self.claim_receive(queue) {
             return verdict;
         }
-        let Self { qps, regions, device: Soft { from, to, .. }, .. } = self;
+        let Self { qps, regions, device: Soft { links, incoming: message, from, to, .. }, .. } = self;
         let Some(qp) = &qps[queue as usize] else { return Verdict::Silent };
         let Some(receiving) = &qp.device.responder.receiving else { return Verdict::Silent };
         let sges = receiving.data.sges();
@@ -157,15 +194,19 @@ impl Plane {
             return self.refuse_receive(queue, WcStatus::LOC_LEN_ERR, vendor::LENGTH, WcStatus::REM_INV_REQ_ERR);
         }
         if incoming.total > 0 {
-            if let Err(fault) = resolve(qp, sges, regions, Access::LOCAL_WRITE, to) {
-                return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, fault as u16, WcStatus::REM_OP_ERR);
-            }
-            match copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize) {
+            let sources = Sources { qps, regions, links, message };
+            let copied = from.with(|from| {
+                sources.find(origin, incoming, from).map_err(Uncopied::Source)?;
+                to.with(|to| {
+                    resolve(qp, sges, regions, Access::LOCAL_WRITE, to).map_err(Uncopied::Target)?;
+                    Ok(copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize)?)
+                })
+            });
+            match copied {
                 Ok(()) => {}
-                Err(Lost::Source) => return Verdict::Lost,
-                Err(Lost::Target) => {
-                    let vendor = AccessFault::Lost as u16;
-                    return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, vendor, WcStatus::REM_OP_ERR);
+                Err(Uncopied::Source(vendor)) => return Verdict::Lost(vendor),
+                Err(Uncopied::Target(fault)) => {
+                    return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, fault as u16, WcStatus::REM_OP_ERR);
                 }
             }
         }
@@ -176,16 +217,20 @@ impl Plane {
         Verdict::Ack
     }
 
-    fn take_write(&mut self, queue: u32, incoming: &Request, last: bool) -> Verdict {
+    fn take_write(&mut self, queue: u32, incoming: &Request, origin: Origin<'_>, last: bool) -> Verdict {
         if incoming.total > 0 {
-            let Some(target) = self.admit_remote(queue, incoming, Access::REMOTE_WRITE) else {
-                return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
-            };
-            let offset = incoming.offset as usize;
-            match copy_list(&[target], offset, &self.device.from, 0, incoming.bytes as usize) {
+            let Self { qps, regions, device: Soft { links, incoming: message, from, .. }, .. } = self;
+            let Some(qp) = &qps[queue as usize] else { return Verdict::Silent };
+            let sources = Sources { qps, regions, links, message };
+            let copied = from.with(|from| {
+                sources.find(origin, incoming, from).map_err(Uncopied::Source)?;
+                let target = admit_remote(qp, regions, incoming, Access::REMOTE_WRITE).map_err(Uncopied::Target)?;
+                Ok(copy_list(&[target], incoming.offset as usize, from, 0, incoming.bytes as usize)?)
+            });
+            match copied {
                 Ok(()) => {}
-                Err(Lost::Source) => return Verdict::Lost,
-                Err(Lost::Target) => {
+                Err(Uncopied::Source(vendor)) => return Verdict::Lost(vendor),
+                Err(Uncopied::Target(_)) => {
                     return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
                 }
             }
@@ -201,19 +246,18 @@ impl Plane {
     }
 
     fn give_data(&mut self, queue: u32, incoming: &Request) -> Verdict {
-        let allowed = self.qps[queue as usize].as_ref().is_some_and(|qp| qp.attr.max_dest_rd_atomic > 0);
-        if !allowed {
+        let Some(qp) = &self.qps[queue as usize] else { return Verdict::Silent };
+        if qp.attr.max_dest_rd_atomic == 0 {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
         }
         if incoming.total == 0 {
             return Verdict::Ack;
         }
-        match self.admit_remote(queue, incoming, Access::REMOTE_READ) {
-            Some(source) => {
-                Verdict::Data(source.slice(incoming.offset as usize, incoming.bytes as usize), incoming.rkey)
-            }
-            None => self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR),
+        if admit_remote(qp, &self.regions, incoming, Access::REMOTE_READ).is_err() {
+            return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
         }
+        let Request { rkey: key, remote_addr, offset, bytes, .. } = *incoming;
+        Verdict::Data(Named { key, pd: qp.pd, addr: remote_addr.wrapping_add(offset.into()), bytes })
     }
 
     fn take_atomic(&mut self, queue: u32, incoming: &Request) -> Verdict {
@@ -221,7 +265,7 @@ impl Plane {
         if qp.attr.max_dest_rd_atomic == 0 || incoming.total != 8 || !incoming.remote_addr.is_multiple_of(8) {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
         }
-        let Some(target) = self.admit_remote(queue, incoming, Access::REMOTE_ATOMIC) else {
+        let Ok(target) = admit_remote(qp, &self.regions, incoming, Access::REMOTE_ATOMIC) else {
             return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
         };
         let former = target.fetch_update(|old| match incoming.opcode {
@@ -245,13 +289,17 @@ impl Plane {
         }
         Verdict::Value(former)
     }
+}
 
-    /// The whole range that a remote request names, if the queue pair and the region allow it.
-    fn admit_remote(&self, queue: u32, incoming: &Request, access: Access) -> Option<Piece> {
-        let qp: &Qp = self.qps[queue as usize].as_ref()?;
-        if !qp.attr.access.contains(access) {
-            return None;
-        }
-        self.regions.admit(incoming.rkey, qp.pd, incoming.remote_addr, u64::from(incoming.total), access).ok()
+/// The whole range that a remote request names, if the queue pair and the region allow it.
+fn admit_remote<'a>(
+    qp: &Qp,
+    regions: &'a RegionTable,
+    incoming: &Request,
+    access: Access,
+) -> Result<Piece<'a>, AccessFault> {
+    if !qp.attr.access.contains(access) {
+        return Err(AccessFault::Rights);
     }
+    regions.admit(incoming.rkey, qp.pd, incoming.remote_addr, u64::from(incoming.total), access)
 }

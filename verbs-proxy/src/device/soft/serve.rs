@@ -3,11 +3,10 @@
 use super::link::{LinkFault, Room};
 use super::links::LinkId;
 use super::qp::Acknowledge;
-use super::respond::Verdict;
-use super::source;
+use super::respond::{Named, Verdict};
+use super::source::Origin;
 use super::wire::{self, Kind, Request, Response};
 use super::{Notice, Plane, Qp, Soft, Task};
-use crate::memory::Piece;
 use crate::pacing::Nanos;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, WcStatus};
 
@@ -96,27 +95,21 @@ impl Plane {
         let port = link.port;
         let extensions = request.extensions().ok_or(LinkFault::Malformed)?;
         let cost = (MESSAGE * (1 + extensions)).saturating_add(request.bytes);
-        let mut incoming = std::mem::take(&mut self.device.incoming);
-        let known = source::read(link, &request, extensions, &mut self.device.from, &mut incoming)?;
+        self.device.incoming.read(link, &request, extensions)?;
         link.advance(1 + extensions);
-        let done = self.execute(at, port, &request, known);
-        self.device.incoming = incoming;
-        done.map(|()| Some(cost))
+        self.execute(at, port, &request).map(|()| Some(cost))
     }
 
-    /// Executes a request whose source is in `device.from`, if it is `known`, and sees that it is answered.
-    fn execute(&mut self, at: LinkId, port: u16, request: &Request, known: bool) -> Result<(), LinkFault> {
+    /// Executes the request that `device.incoming` has the source of, and sees that it is answered.
+    fn execute(&mut self, at: LinkId, port: u16, request: &Request) -> Result<(), LinkFault> {
         let queue = self.by_number.get(&request.to).copied();
-        let verdict = if !known {
-            // Its memory region was deregistered while the request was under way.
-            Verdict::Nak(WcStatus::REM_OP_ERR)
-        } else if self.must_share(at, request)? {
+        let verdict = if self.must_share(at, request)? {
             return self.answer(at, queue, request, Answer::of(Kind::LATER));
         } else if let Err(wait) = self.may_be_fetched(at, request) {
             self.tally.read_deferred();
             return self.answer(at, queue, request, Answer { value: wait.max(1), ..Answer::of(Kind::LATER) });
         } else {
-            queue.map_or(Verdict::Silent, |queue| self.respond_as(queue, port, request))
+            queue.map_or(Verdict::Silent, |queue| self.respond_as(queue, port, request, Origin::Link(at)))
         };
         if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_)) {
             self.offer(at, request);
@@ -127,16 +120,9 @@ impl Plane {
             (Verdict::Rnr(timer), _) => Answer { value: u64::from(timer), ..Answer::of(Kind::RNR) },
             (Verdict::Nak(status), _) => Answer::refusal(status),
             (Verdict::Value(former), _) => Answer { value: former, ..Answer::of(Kind::ATOMIC) },
-            (Verdict::Data(piece, key), _) => match self.regions.get(key) {
-                Some(region) if region.is_copied() => self.bounce_data(at, request, piece)?,
-                Some(region) => {
-                    region.make_present(&piece);
-                    Answer { share: region.share, value: region.mapping_offset(&piece), ..Answer::of(Kind::GRANT) }
-                }
-                None => Answer::refusal(WcStatus::REM_OP_ERR),
-            },
-            // What neighbours show us is there.
-            (Verdict::Lost, _) => Answer::refusal(WcStatus::REM_OP_ERR),
+            (Verdict::Data(data), _) => self.show_data(at, request, data)?,
+            // Its memory region was deregistered while the request was under way.
+            (Verdict::Lost(_), _) => Answer::refusal(WcStatus::REM_OP_ERR),
         };
         if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
             self.shaping.was_read(request.bytes);
@@ -251,10 +237,19 @@ impl Plane {
         Ok(!matches!(room, Room::At(_)))
     }
 
-    /// Answers a READ of memory that the neighbour must not map, for which there is room.
-    fn bounce_data(&mut self, at: LinkId, request: &Request, piece: Piece) -> Result<Answer, LinkFault> {
+    /// Answers a READ: says where its data are.
+    fn show_data(&mut self, at: LinkId, request: &Request, data: Named) -> Result<Answer, LinkFault> {
         let refused = Answer::refusal(WcStatus::REM_OP_ERR);
-        let Some(link) = self.device.links.get_mut(at) else { return Ok(refused) };
+        let Self { regions, device: Soft { links, .. }, .. } = self;
+        // The container can have taken the region back since the responder looked.
+        let (Ok(piece), Some(region)) = (data.find(regions), regions.get(data.key)) else { return Ok(refused) };
+        if !region.is_copied() {
+            region.make_present(&piece);
+            let (share, value) = (region.share, region.mapping_offset(&piece));
+            return Ok(Answer { share, value, ..Answer::of(Kind::GRANT) });
+        }
+        // The neighbour must not map it; there is room for a copy.
+        let Some(link) = links.get_mut(at) else { return Ok(refused) };
         let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
             return Ok(refused);
         };

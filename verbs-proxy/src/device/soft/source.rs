@@ -4,10 +4,11 @@ use super::Qp;
 use super::bounce::Place;
 use super::gather::gather;
 use super::link::{Link, LinkFault, Room};
+use super::links::{LinkId, Links};
 use super::requester::LOST;
 use super::wire::{self, Request};
 use crate::device::WorkPiece;
-use crate::memory::{Piece, RegionTable, copy_list};
+use crate::memory::{AccessFault, Piece, Pieces, RegionTable, copy_list};
 use crate::plane::claim::Admitted;
 use crate::plane::intake::vendor;
 use crate::plane::qp::Data;
@@ -61,6 +62,11 @@ impl Staging {
         zerocopy::IntoBytes::as_mut_bytes(self.words())
     }
 
+    /// The first `bytes` bytes, if there are so many.
+    fn filled(&self, bytes: usize) -> Option<&[u8]> {
+        zerocopy::IntoBytes::as_bytes(self.words.as_slice()).get(..bytes)
+    }
+
     /// Makes a message's data of the first `bytes` bytes: the base slot's words come back. Nothing that was here before goes along.
     fn pack(&mut self, bytes: usize) -> [u64; BASE_WORDS] {
         let extensions = wire::extensions_of_data(bytes as u32) as usize;
@@ -92,7 +98,7 @@ pub(crate) fn pack(
     piece: &WorkPiece,
     regions: &RegionTable,
     link: &mut Link,
-    from: &mut Vec<Piece>,
+    from: &mut Pieces,
     staging: &mut Staging,
 ) -> Result<Packed, Source> {
     staging.extensions.clear();
@@ -101,9 +107,11 @@ pub(crate) fn pack(
     }
     if piece.bytes <= BY_VALUE || matches!(asked.data, Data::Inline(_)) {
         let bytes = piece.bytes as usize;
-        gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
-        let to = Piece::of_own_mut(&mut staging.bytes()[..bytes]);
-        copy_list(&[to], 0, from, 0, bytes).map_err(|_| Source::Fault(LOST))?;
+        from.with(|from| {
+            gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
+            let to = Piece::of_own_mut(&mut staging.bytes()[..bytes]);
+            copy_list(&[to], 0, from, 0, bytes).map_err(|_| Source::Fault(LOST))
+        })?;
         return Ok(Packed { pieces: wire::INLINE, data: staging.pack(bytes), place: None });
     }
     match by_name(qp, asked, piece, regions, link, &mut staging.extensions) {
@@ -163,7 +171,7 @@ fn bounce(
     piece: &WorkPiece,
     regions: &RegionTable,
     link: &mut Link,
-    from: &mut Vec<Piece>,
+    from: &mut Pieces,
     extensions: &mut Vec<Words>,
 ) -> Result<Packed, Source> {
     let place = match link.bounce_room(piece.bytes).map_err(Source::Link)? {
@@ -172,47 +180,104 @@ fn bounce(
         Room::NotShared => return Err(Source::Foreign),
     };
     let Some(bounce) = &link.bounce else { return Err(Source::Foreign) };
-    gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
-    bounce.fill(place, from).map_err(|_| Source::Fault(LOST))?;
+    from.with(|from| {
+        gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
+        bounce.fill(place, from).map_err(|_| Source::Fault(LOST))
+    })?;
     let sge = Sge { addr: place.offset(), length: piece.bytes, lkey: bounce.share };
     extensions.clear();
     extensions.push(work::pack_sges(&[sge]));
     Ok(Packed { pieces: 1, place: Some(place), ..Packed::default() })
 }
 
-/// The source of a request from another proxy. False if it names memory that is not shared (any more).
-pub(crate) fn read(
-    link: &Link,
-    request: &Request,
-    extensions: u32,
-    from: &mut Vec<Piece>,
-    staging: &mut Staging,
-) -> Result<bool, LinkFault> {
-    from.clear();
-    let fetches = matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
-    if request.bytes > wire::LONGEST {
-        return Err(LinkFault::Malformed);
-    }
-    if request.pieces == wire::INLINE {
-        let words = staging.words();
-        words[..BASE_WORDS].copy_from_slice(&[request.compare_add, request.swap]);
-        for (index, part) in (0..extensions).zip(words[BASE_WORDS..].chunks_exact_mut(EXTENSION_WORDS)) {
-            let words = link.extension(index).ok_or(LinkFault::Malformed)?;
-            part.copy_from_slice(&work::extension_inline(&words));
+/// Where the data of a request are. Their memory is looked up when it is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Origin<'a> {
+    /// They are this piece of the request at this index of a queue pair of the same proxy.
+    Own(usize, &'a WorkPiece),
+    /// The message that came over this link, and is being executed, has them or says where they are.
+    Link(LinkId),
+}
+
+/// What the data of a request can be found in.
+#[derive(Debug)]
+pub(crate) struct Sources<'a> {
+    pub qps: &'a [Option<Box<Qp>>],
+    pub regions: &'a RegionTable,
+    pub links: &'a Links,
+    pub message: &'a Incoming,
+}
+
+impl<'a> Sources<'a> {
+    /// The memory of a request's data.
+    ///
+    /// # Errors
+    /// If they are not there any more; the vendor error of that.
+    #[inline]
+    pub fn find(&self, origin: Origin<'a>, request: &Request, from: &mut Vec<Piece<'a>>) -> Result<(), u16> {
+        const GONE: u16 = AccessFault::Key as u16;
+        match origin {
+            Origin::Own(index, piece) => {
+                let qp = self.qps[piece.queue as usize].as_deref().ok_or(GONE)?;
+                let asked = qp.pending.get(index).and_then(|wqe| wqe.work.admitted()).ok_or(GONE)?;
+                gather(qp, asked, self.regions, piece, from)
+            }
+            Origin::Link(link) => {
+                let link = self.links.get(link).ok_or(GONE)?;
+                self.message.find(link, request, from).ok_or(GONE)
+            }
         }
-        from.push(Piece::of_own(&staging.bytes()[..request.bytes as usize]));
-        return Ok(true);
     }
-    let mut total = 0;
-    for index in 0..u32::from(request.pieces) {
-        let words = link.extension(index / work::SGES_PER_EXTENSION).ok_or(LinkFault::Malformed)?;
-        let sge = work::extension_sge(&words, index % work::SGES_PER_EXTENSION);
-        let Some(piece) = link.shared_piece(sge.lkey, sge.addr, sge.length) else { return Ok(false) };
-        total += u64::from(sge.length);
-        from.push(piece);
+}
+
+/// The source of a request from another proxy, in the neighbour's words.
+#[derive(Debug, Default)]
+pub(crate) struct Incoming {
+    /// Data that came in the message itself.
+    staging: Staging,
+    /// Where they are if they did not.
+    named: Vec<Sge>,
+}
+
+impl Incoming {
+    /// Reads it out of the message.
+    pub fn read(&mut self, link: &Link, request: &Request, extensions: u32) -> Result<(), LinkFault> {
+        self.named.clear();
+        if request.bytes > wire::LONGEST {
+            return Err(LinkFault::Malformed);
+        }
+        if request.pieces == wire::INLINE {
+            let words = self.staging.words();
+            words[..BASE_WORDS].copy_from_slice(&[request.compare_add, request.swap]);
+            for (index, part) in (0..extensions).zip(words[BASE_WORDS..].chunks_exact_mut(EXTENSION_WORDS)) {
+                let words = link.extension(index).ok_or(LinkFault::Malformed)?;
+                part.copy_from_slice(&work::extension_inline(&words));
+            }
+            return Ok(());
+        }
+        let mut total = 0;
+        for index in 0..u32::from(request.pieces) {
+            let words = link.extension(index / work::SGES_PER_EXTENSION).ok_or(LinkFault::Malformed)?;
+            let sge = work::extension_sge(&words, index % work::SGES_PER_EXTENSION);
+            total += u64::from(sge.length);
+            self.named.push(sge);
+        }
+        let fetches = matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
+        if !fetches && total != u64::from(request.bytes) {
+            return Err(LinkFault::Malformed);
+        }
+        Ok(())
     }
-    if !fetches && total != u64::from(request.bytes) {
-        return Err(LinkFault::Malformed);
+
+    /// The memory. `None` if it is not shared (any more).
+    fn find<'a>(&'a self, link: &'a Link, request: &Request, from: &mut Vec<Piece<'a>>) -> Option<()> {
+        if request.pieces == wire::INLINE {
+            from.push(Piece::of_own(self.staging.filled(request.bytes as usize)?));
+            return Some(());
+        }
+        for sge in &self.named {
+            from.push(link.shared_piece(sge.lkey, sge.addr, sge.length)?);
+        }
+        Some(())
     }
-    Ok(true)
 }

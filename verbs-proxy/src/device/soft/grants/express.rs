@@ -147,13 +147,13 @@ impl Row {
 
 /// The container's side of a request that goes the short way, and its bytes.
 #[inline(always)]
-fn local(
+fn local<'a>(
     qp: &Qp,
-    regions: &RegionTable,
+    regions: &'a RegionTable,
     fields: &SendFields,
-    head: &[u64; 4],
+    head: &'a [u64; 4],
     allowance: Allowance,
-) -> Option<(u32, Piece)> {
+) -> Option<(u32, Piece<'a>)> {
     let fetches = fields.opcode != Opcode::RDMA_WRITE;
     if fields.flags.contains(SendFlags::INLINE) {
         let bytes = u32::from(fields.inline_bytes);

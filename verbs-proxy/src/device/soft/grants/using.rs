@@ -135,7 +135,7 @@ impl Grant {
 
     /// The memory that a request names, if this is for it.
     #[inline(always)]
-    fn admit(&self, mapping: &Mapping, to: u32, access: Access, addr: u64, bytes: u64) -> Option<Piece> {
+    fn admit<'a>(&self, mapping: &'a Mapping, to: u32, access: Access, addr: u64, bytes: u64) -> Option<Piece<'a>> {
         let at = addr.wrapping_sub(self.iova);
         if self.to != to || !Access(self.access).contains(access) || at > self.length || bytes > self.length - at {
             return None;
@@ -174,7 +174,7 @@ impl Wanted {
 
     /// The memory, and what must hold while it is used.
     #[inline(always)]
-    pub(crate) fn find(&self, using: &mut Using, theirs: &Page) -> Option<(Piece, While, u32)> {
+    pub(crate) fn find<'a>(&self, using: &'a mut Using, theirs: &Page) -> Option<(Piece<'a>, While, u32)> {
         let Usable { grant, mapping } = using.find(self.name)?;
         let memory = grant.admit(mapping, self.to, self.access, self.addr, self.bytes.into())?;
         let slot = theirs.slots.get(grant.slot as usize)?;
@@ -199,7 +199,7 @@ impl Grants {
         asked: Admitted<'_>,
         wanted: &Wanted,
         piece: &WorkPiece,
-        local: &[Piece],
+        local: &[Piece<'_>],
     ) -> Result<Verdict, NoGrant> {
         let thread = Thread::current().ok_or(NoGrant)?;
         let ((ours, theirs), using) = match (&self.ours, &self.theirs) {
@@ -298,15 +298,18 @@ impl Plane {
             && wqe.done == piece.offset
         {
             let asked = wqe.work.admitted()?;
-            let local = if asked.fetches() {
-                scatter(qp, asked, regions, to).map(|()| {
+            done = if asked.fetches() {
+                to.with(|to| {
+                    scatter(qp, asked, regions, to).map_err(|_| NoGrant)?;
                     trim(to, piece.offset as usize, piece.bytes as usize);
-                    &*to
+                    link.grants.execute(asked, wanted, piece, to)
                 })
             } else {
-                gather(qp, asked, regions, piece, from).map(|()| &*from)
+                from.with(|from| {
+                    gather(qp, asked, regions, piece, from).map_err(|_| NoGrant)?;
+                    link.grants.execute(asked, wanted, piece, from)
+                })
             };
-            done = local.map_err(|_| NoGrant).and_then(|local| link.grants.execute(asked, wanted, piece, local));
             if done.is_ok() {
                 link.tell_of_use(*now);
             }
