@@ -119,7 +119,7 @@ impl<D: Device> Plane<D> {
 
     /// The device says that everything is done up to byte `end` of the request at this index. It knows that so much was posted,
     /// and that nothing of it fetches data.
-    pub(crate) fn done_up_to(&mut self, queue: u32, index: usize, end: u32) {
+    pub fn done_up_to(&mut self, queue: u32, index: usize, end: u32) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
             wqe.done = if at == index { end } else { wqe.total };
@@ -160,7 +160,7 @@ impl<D: Device> Plane<D> {
     }
 
     /// Completes the oldest request with an error, and the queue pair is in error from then on.
-    pub(crate) fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
+    pub fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         let Some(wqe) = qp.pending.pop_front() else { return };
         qp.next = qp.next.saturating_sub(1);

@@ -92,7 +92,8 @@ pub struct Plane<D: Device> {
     /// Completion queues with a channel that got something in this turn.
     pub(crate) touched: Vec<usize>,
     owed: events::Owed,
-    pub(crate) notices: Vec<Notice<D::Notice>>,
+    /// What the control thread must hear: [`Self::take_notices`].
+    pub notices: Vec<Notice<D::Notice>>,
     /// The last question of the container's that was answered.
     answered: u64,
     /// The time of this turn, as far as it is known: [`Self::time`].
@@ -297,7 +298,7 @@ impl<D: Device> Plane<D> {
 
     /// The time at this moment: for what is told to come again after a while. A turn may not have asked for the time, nor be
     /// at its beginning.
-    pub(crate) fn time(&mut self) -> Nanos {
+    pub fn time(&mut self) -> Nanos {
         self.now = (self.clock)(self.now);
         self.now
     }
@@ -333,7 +334,8 @@ impl<D: Device> Plane<D> {
         worked
     }
 
-    pub(crate) fn event(&mut self, queue: u32, event: EventType) {
+    /// An asynchronous event of a queue pair.
+    pub fn event(&mut self, queue: u32, event: EventType) {
         if let Some(qp) = &self.qps[queue as usize] {
             self.notices.push(Notice::Event { owner: qp.owner, event, cookie: qp.event_cookie });
         }

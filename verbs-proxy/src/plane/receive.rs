@@ -28,7 +28,7 @@ pub struct Received {
 impl<D: Device> Plane<D> {
     /// The next receive request of a queue pair, if there is one. As an error if its ring entry contradicts itself: the device
     /// completes it with one, and takes the queue pair to the error state.
-    pub(crate) fn take_receive(&mut self, queue: u32) -> Option<Result<Receiving, Receiving>> {
+    pub fn take_receive(&mut self, queue: u32) -> Option<Result<Receiving, Receiving>> {
         let qp = self.qps[queue as usize].as_mut()?;
         let receive = intake::take_receive(qp)?;
         let (wr_id, freed) = (receive.wr_id, qp.receive.position());
@@ -39,7 +39,7 @@ impl<D: Device> Plane<D> {
     }
 
     /// Completes a receive request.
-    pub(crate) fn received(&mut self, queue: u32, receiving: &Receiving, end: &Received) {
+    pub fn received(&mut self, queue: u32, receiving: &Receiving, end: &Received) {
         let Some(qp) = &self.qps[queue as usize] else { return };
         let completion = Completion {
             wr_id: receiving.wr_id,

@@ -10,7 +10,7 @@ use ringfence_protocol::verbs::{QpState, WcStatus};
 
 impl<D: Device> Plane<D> {
     /// Makes sure that a queue is looked at no later than at this time.
-    pub(crate) fn alarm(&mut self, at: Nanos, queue: u32) {
+    pub fn alarm(&mut self, at: Nanos, queue: u32) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         if qp.alarm != 0 && qp.alarm <= at {
             // What it finds then sets the next alarm.
@@ -22,7 +22,7 @@ impl<D: Device> Plane<D> {
     }
 
     /// Sees that an answer which does not come is missed, unless that is seen to. `least`: the shortest timeout.
-    pub(crate) fn await_answer(&mut self, queue: u32, least: Nanos) {
+    pub fn await_answer(&mut self, queue: u32, least: Nanos) {
         if self.qps[queue as usize].as_ref().is_none_or(|qp| qp.waits.deadline != 0) {
             return;
         }
@@ -37,7 +37,7 @@ impl<D: Device> Plane<D> {
     }
 
     /// An answer has come: the next, if one is due, may take as long.
-    pub(crate) fn extend_deadline(&mut self, queue: u32, least: Nanos) {
+    pub fn extend_deadline(&mut self, queue: u32, least: Nanos) {
         let now = self.now;
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         let waiting = qp.pending.front().is_some_and(|wqe| wqe.sent_all || wqe.sent > wqe.done);
@@ -50,7 +50,7 @@ impl<D: Device> Plane<D> {
 
     /// What queue pairs of which `which` is true wait for at the device ([`crate::device::Again::Told`]) has come, or with `at` is
     /// asked for again at that time.
-    pub(crate) fn resume(&mut self, at: Option<Nanos>, which: impl Fn(&Qp<D>) -> bool) {
+    pub fn resume(&mut self, at: Option<Nanos>, which: impl Fn(&Qp<D>) -> bool) {
         for queue in 0..self.qps.len() {
             let Some(qp) = &mut self.qps[queue] else { continue };
             if !which(qp) || !std::mem::take(&mut qp.waits.device) {
