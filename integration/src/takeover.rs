@@ -14,6 +14,6 @@ pub mod victim;
 pub mod wire;
 
 pub use attempts::collusion::accomplice;
-pub use attempts::{Attack, Target};
+pub use attempts::{Attack, NoShare, Target};
 pub use hands::Hands;
 pub use table::{Attempt, Row, Seen, Setting, Verdict, markdown, rows};

@@ -91,6 +91,18 @@ impl Target {
     }
 }
 
+/// The victim's proxy has shown no region's file with which this could be tried.
+#[derive(Clone, Copy, Debug)]
+pub struct NoShare;
+
+impl std::fmt::Display for NoShare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no region's file was shown")
+    }
+}
+
+impl std::error::Error for NoShare {}
+
 /// An attacker under way.
 #[derive(Debug)]
 pub struct Attack {
@@ -131,6 +143,10 @@ impl Attack {
             own_page: 0,
         };
         Self::new(hands, target, Some(exchange), lid)
+    }
+
+    fn share(&self) -> Result<&(i32, OwnedFd), NoShare> {
+        self.share.as_ref().ok_or(NoShare)
     }
 
     fn canary(&mut self) -> u64 {

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use ringfence_integration::takeover::exchange::{Endpoint, Exchange, INSIDE};
-use ringfence_integration::takeover::{Attack, Attempt, Hands, Target, accomplice, rows, victim};
+use ringfence_integration::takeover::{Attack, Attempt, Hands, NoShare, Seen, Target, accomplice, rows, victim};
 use ringfence_protocol::control::SOCKET_PATH;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
@@ -72,6 +72,7 @@ fn make(attempt: &Attempt, attack: &mut Attack) {
     attack.hands.clear();
     match (attempt.run)(attack) {
         Ok(seen) => println!("{}\t{seen}", attempt.name),
+        Err(error) if error.is::<NoShare>() => println!("{}\t{}", attempt.name, Seen::Nothing(NoShare.to_string())),
         Err(error) => println!("{}\tbroken\t{error:#}", attempt.name),
     }
 }

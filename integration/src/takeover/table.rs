@@ -92,9 +92,11 @@ impl Row {
     }
 }
 
-/// What root of a container may do that its proxy may not.
-const OVERRIDES: &str = "the container's root overrides file modes (`CAP_DAC_OVERRIDE`, which engines give by default), and \
-     the warden, which is root of a user namespace only, cannot make the file immutable";
+/// What a file's descriptor reaches.
+const PAGES: &str = "all of its pages, for as long as it keeps them";
+
+/// Why proxies can give each other things.
+const CARRY: &str = "sockets between proxies carry descriptors; what either may have is in this table";
 
 /// All rows, in the order in which they are tried: the most harmful last.
 #[must_use]
@@ -122,17 +124,14 @@ pub fn rows() -> Vec<Row> {
         never("daemons that listen at a path", attempts::sockets::daemons()),
         never("another process: its memory, descriptors, scheduling, limits", attempts::processes::others()),
         never("a signal to another process: another proxy, the engine, init", attempts::processes::signals()),
-        always(
+        // Without root, files cannot be made immutable, and neighbours are shown a buffer of the link's in their place.
+        row(
             "the memory file of a region that a neighbour's work request named: reading",
-            "all of its pages, for as long as it keeps them",
+            [Yes(PAGES), Yes(PAGES), No],
             attempts::memory::reading(),
         ),
         never("the same file: writing, resizing, sealing, removing pages", attempts::memory::writing()),
-        row(
-            "the same, when it has handed the file to its container",
-            [No, No, Yes(OVERRIDES)],
-            attempts::memory::handed_over(),
-        ),
+        row("the same, when it has handed the file to its container", [No; 3], attempts::memory::handed_over()),
         never("memory that no work request named", attempts::memory::unnamed()),
         never("a link under another port's name", attempts::neighbours::other_name()),
         always(
@@ -140,9 +139,9 @@ pub fn rows() -> Vec<Row> {
             "that is how containers exchange data; what comes over it is believed by nobody",
             attempts::neighbours::own_link(),
         ),
-        always(
-            "another taken-over proxy, to give it what it has",
-            "sockets between proxies carry descriptors; what either may have is in this table",
+        row(
+            "another taken-over proxy, to give it a region's file that it was shown",
+            [Yes(CARRY), Yes(CARRY), No],
             attempts::collusion::giving(),
         ),
         never("files of the host: reading, writing, making, removing, watching", attempts::files::files()),

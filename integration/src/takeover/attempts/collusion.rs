@@ -18,7 +18,7 @@ pub(in crate::takeover) fn giving() -> Vec<Attempt> {
 
 fn give(attack: &mut Attack) -> Result<Seen> {
     let exchange = attack.exchange.clone().context("no accomplice")?;
-    let number = attack.share.as_ref().context("no descriptor was kept")?.0;
+    let number = attack.share()?.0;
     let lid: u16 = exchange.hear("accomplice")?.first().context("the accomplice said nothing")?.parse()?;
     exchange.say("accomplice-call", &[])?;
     // So that it already waits.

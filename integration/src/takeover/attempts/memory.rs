@@ -32,7 +32,7 @@ pub(in crate::takeover) fn reading() -> Vec<Attempt> {
         Attempt {
             name: "handing it to the container",
             run: |a| {
-                let (_, fd) = a.share.as_ref().context("no descriptor was kept")?;
+                let (_, fd) = a.share()?;
                 let mut found = [0; BESIDE.len()];
                 File::from(fd.try_clone()?).read_exact_at(&mut found, BESIDE_AT)?;
                 ensure!(found == *BESIDE, "the descriptor is of another file");
@@ -68,13 +68,13 @@ pub(in crate::takeover) fn writing() -> Vec<Attempt> {
             },
             control: false,
         },
-        attempt!("pwrite64", SYS_pwrite64, |a| [share(a), a.hands.put(b"EVIL"), 4, 0], also BADF),
-        attempt!("ftruncate", SYS_ftruncate, |a| [share(a), 0], also BADF INVAL),
-        attempt!("fallocate", SYS_fallocate, |a| [share(a), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096], also BADF),
-        attempt!("fchmod", SYS_fchmod, |a| [share(a), 0o666]),
-        attempt!("fchown", SYS_fchown, |a| [share(a), 0, 0]),
-        attempt!("sealing it against its owner", SYS_fcntl, |a| [share(a), F_ADD_SEALS, F_SEAL_WRITE]),
-        attempt!("opening it again", SYS_openat, |a| [AT_FDCWD, again(a), O_RDWR, 0], also NOENT),
+        attempt!("pwrite64", SYS_pwrite64, |a| [a.share()?.0, a.hands.put(b"EVIL"), 4, 0], also BADF),
+        attempt!("ftruncate", SYS_ftruncate, |a| [a.share()?.0, 0], also BADF INVAL),
+        attempt!("fallocate", SYS_fallocate, |a| [a.share()?.0, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096], also BADF),
+        attempt!("fchmod", SYS_fchmod, |a| [a.share()?.0, 0o666]),
+        attempt!("fchown", SYS_fchown, |a| [a.share()?.0, 0, 0]),
+        attempt!("sealing it against its owner", SYS_fcntl, |a| [a.share()?.0, F_ADD_SEALS, F_SEAL_WRITE]),
+        attempt!("opening it again", SYS_openat, |a| [AT_FDCWD, again(a)?, O_RDWR, 0], also NOENT),
     ];
     attempts.into_iter().map(|attempt| Attempt { control: false, ..attempt }).collect()
 }
@@ -106,19 +106,13 @@ pub(in crate::takeover) fn unnamed() -> Vec<Attempt> {
     }]
 }
 
-/// The descriptor's number in the proxy.
-fn share(attack: &Attack) -> i32 {
-    attack.share.as_ref().map_or(-1, |(number, _)| *number)
-}
-
-fn again(attack: &mut Attack) -> u64 {
-    let path = format!("/proc/self/fd/{}", share(attack));
-    attack.hands.text(&path)
+fn again(attack: &mut Attack) -> Result<u64> {
+    let path = format!("/proc/self/fd/{}", attack.share()?.0);
+    Ok(attack.hands.text(&path))
 }
 
 fn map(attack: &mut Attack, protection: i32, offset: u64) -> Result<Result<u64, rustix::io::Errno>> {
-    let (number, _) = attack.share.as_ref().context("no descriptor was kept")?;
-    let number = *number as u64;
+    let number = attack.share()?.0 as u64;
     attack.hands.call(libc::SYS_mmap, &[0, 4096, protection as u64, MAP_SHARED as u64, number, offset])
 }
 
@@ -141,8 +135,9 @@ fn catch(attack: &mut Attack) -> Result<Seen> {
     exchange.say("send-another", &[])?;
     let answers = attack.hands.calls(&calls)?;
     let came = answers[1..].iter().zip(rooms).find_map(|(answer, room)| Some((answer.ok()?, room)));
-    let (bytes, (text, control)) =
-        came.with_context(|| format!("no message came from the victim's proxy: {answers:?}"))?;
+    let Some((bytes, (text, control))) = came else {
+        return Ok(Seen::Nothing(format!("no region came from the victim's proxy: {answers:?}")));
+    };
     let length = u64::from_ne_bytes(attack.hands.get(control, 8).try_into()?);
     let said = String::from_utf8_lossy(attack.hands.get(text, bytes as usize)).into_owned();
     ensure!(length >= 20, "a message without descriptors: {said}");
@@ -173,7 +168,7 @@ fn links(attack: &mut Attack) -> Result<Vec<u64>> {
 
 /// The container's root opens what its proxy was given, by all the privileges that it has.
 fn in_the_container(attack: &mut Attack) -> Result<Seen> {
-    let (_, fd) = attack.share.as_ref().context("no descriptor was kept")?;
+    let (_, fd) = attack.share()?;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let file = File::from(fd.try_clone()?);
     let owner = rustix::process::getuid();

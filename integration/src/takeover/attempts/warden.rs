@@ -17,7 +17,7 @@ pub(in crate::takeover) fn requests() -> Vec<Attempt> {
 }
 
 fn open_the_share(attack: &mut Attack) -> Result<Seen> {
-    let number = attack.share.as_ref().context("no descriptor was kept")?.0;
+    let number = attack.share()?.0;
     let socket = socket(attack)?;
     let text = attack.hands.put(REQUEST);
     let vector = attack.hands.words(&[text, REQUEST.len() as u64]);
