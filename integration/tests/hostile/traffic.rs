@@ -3,7 +3,7 @@
 //! may be busy with other things.
 
 use super::client::{Client, Memory, Other, join, own, request};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_protocol::verbs::{Opcode, WcStatus};
 use ringfence_protocol::work::SendFields;
@@ -222,6 +222,7 @@ fn round_trip(client: &mut Client, qp: usize) -> Result<Duration> {
 /// A flooding client costs a server's other clients little more than the same flood at another server does.
 pub fn same_server() -> Result<()> {
     const QPS: usize = 4;
+    const TRIES: usize = 4;
     let node = Node::new(None)?;
     let start = |_| node.proxy(Limits::default());
     let [server, elsewhere, good, bad] = <[DirectProxy; 4]>::try_from((0..4).map(start).collect::<Result<Vec<_>>>()?)
@@ -244,26 +245,33 @@ pub fn same_server() -> Result<()> {
         }
         sides.push((flood, client, memory, queues));
     }
-    // In turns, so that whatever else the machine does meets both.
-    let mut taken = [Duration::ZERO; 2];
-    for round in 0..8 {
-        let side = round % 2;
-        let (flood, bad, memory, queues) = &mut sides[side];
-        let mut crowd = Crowd { bad, flood, memory: (&memory.0, &memory.1), queues };
-        let stop = AtomicBool::new(false);
-        taken[side] += std::thread::scope(|scope| {
-            let crowd = scope.spawn(|| crowd.run(&stop));
-            std::thread::sleep(Duration::from_millis(50));
-            let taken = round_trip(&mut honest, qp);
-            stop.store(true, Ordering::Relaxed);
-            let crowd = crowd.join().expect("does not panic");
-            taken.context("the honest client").and_then(|taken| crowd.map(|()| taken).context("the other one"))
-        })?;
+    // A processor that is taken away meets one of the two alone: that does not happen every time.
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        // In turns, so that whatever else the machine does meets both.
+        let mut taken = [Duration::ZERO; 2];
+        for round in 0..8 {
+            let side = round % 2;
+            let (flood, bad, memory, queues) = &mut sides[side];
+            let mut crowd = Crowd { bad, flood, memory: (&memory.0, &memory.1), queues };
+            let stop = AtomicBool::new(false);
+            taken[side] += std::thread::scope(|scope| {
+                let crowd = scope.spawn(|| crowd.run(&stop));
+                std::thread::sleep(Duration::from_millis(50));
+                let taken = round_trip(&mut honest, qp);
+                stop.store(true, Ordering::Relaxed);
+                let crowd = crowd.join().expect("does not panic");
+                taken.context("the honest client").and_then(|taken| crowd.map(|()| taken).context("the other one"))
+            })?;
+        }
+        let [other, same] = taken;
+        // A hundred times as long when a link's turn was 16 MiB.
+        if same < other * 4 {
+            return Ok(());
+        }
+        seen.push(format!("{same:?} beside a flood at the same server, {other:?} beside one at another"));
     }
-    let [other, same] = taken;
-    // A hundred times as long when a link's turn was 16 MiB.
-    ensure!(same < other * 4, "{same:?} beside a flood at the same server, {other:?} beside one at another");
-    Ok(())
+    bail!("{}", seen.join("; "))
 }
 
 /// How a proxy's worker is found asleep: in the kernel's way of saying it.
