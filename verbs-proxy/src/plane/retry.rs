@@ -73,6 +73,11 @@ impl<D: Device> Plane<D> {
         if qp.state != QpState::RTS && qp.state != QpState::SQD {
             return;
         }
+        // Nothing is under way of what only its own container's rate holds back: it is nobody's answer that is overdue.
+        let overdue = qp.awaits_answer() || qp.waits.device || qp.waits.until > now;
+        if qp.waits.deadline != 0 && qp.waits.deadline <= now && !overdue {
+            qp.waits.deadline = 0;
+        }
         if qp.waits.deadline != 0 && qp.waits.deadline <= now {
             let Some(done) = qp.pending.front().map(|wqe| wqe.done) else {
                 qp.waits = Waits::default();

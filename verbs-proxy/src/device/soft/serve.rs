@@ -114,6 +114,10 @@ impl Plane {
         if matches!(verdict, Verdict::Ack | Verdict::Data(..) | Verdict::Value(_)) {
             self.offer(at, request);
         }
+        if request.opcode == Opcode::RDMA_READ && matches!(verdict, Verdict::Ack) {
+            // A READ of nothing is a packet out of here nevertheless.
+            self.shaping.was_read(0);
+        }
         let answer = match (verdict, queue) {
             (Verdict::Ack, Some(queue)) => return self.owe(at, queue, request),
             (Verdict::Ack | Verdict::Silent, _) => Answer::of(Kind::DROPPED),
@@ -194,8 +198,7 @@ impl Plane {
         };
         let link = self.device.links.get(at)?;
         let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
-        let allowed = request.total > 0
-            && qp.responds()
+        let allowed = qp.responds()
             && qp.attr.dest_qp_num == request.from
             && qp.device.port == link.port
             && qp.attr.access.contains(access);
@@ -213,7 +216,8 @@ impl Plane {
     /// Whether a READ asks for memory that its proxy cannot reach yet; then it is seen to.
     fn must_share(&mut self, at: LinkId, request: &Request) -> Result<bool, LinkFault> {
         let reads = request.opcode == Opcode::RDMA_READ;
-        let Some(pd) = self.fetched_from(at, request).filter(|_| reads).map(|qp| qp.pd) else { return Ok(false) };
+        let names = reads && request.total > 0;
+        let Some(pd) = self.fetched_from(at, request).filter(|_| names).map(|qp| qp.pd) else { return Ok(false) };
         let Self { device: Soft { links, .. }, regions, notices, .. } = self;
         let Some(link) = links.get_mut(at) else { return Ok(false) };
         let total = u64::from(request.total);
