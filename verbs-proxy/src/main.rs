@@ -21,7 +21,7 @@ use ringfence_proxy::fabric::budget::Budget;
 use ringfence_proxy::fabric::clock::WireClock;
 use ringfence_proxy::fabric::neighbours::Neighbours;
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Port, Taken};
-use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
+use ringfence_proxy::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch, MIN_LINK};
 use ringfence_proxy::memory::{RegionTable, places};
 use ringfence_proxy::plane::bell::Bell;
 use ringfence_proxy::sandbox;
@@ -141,7 +141,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
     let link = match launch.device.link {
         None => None,
         Some(rate) => {
-            ensure!(rate >= 1_000_000, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", launch.device.name);
+            ensure!(rate >= MIN_LINK, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", launch.device.name);
             let path = launch.run_dir.join("fabric").join(&launch.device.name).join("wire");
             let rate = BitRate::new(rate).context("a link of 0 bit/s")?;
             Some(ModelledLink::new(WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))

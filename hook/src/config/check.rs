@@ -115,6 +115,10 @@ impl Device {
             }
             _ => {}
         }
+        if let Some(rate) = self.link.filter(|rate| *rate < ringfence_launch::MIN_LINK) {
+            let (rate, least) = (units::show_rate(rate), units::show_rate(ringfence_launch::MIN_LINK));
+            return Err(format!("device {name}: link = {rate:?} must be at least {least}"));
+        }
         match self.nodes.iter().find(|node| !is_plain_absolute(node) || node.strip_prefix("/dev").is_err()) {
             Some(node) => Err(format!("device {name}: node {node:?} must be a path under /dev")),
             None => Ok(()),

@@ -120,6 +120,10 @@ fn mistakes_are_named() {
         ("[proxy]\ncpu-weight = 0", "line 2: cpu-weight: 0 is not \"container\" or a whole number from 1 to 10000"),
         ("[proxy]\ncgroup = \"container\"", "line 2: cgroup: unknown variant `container`"),
         ("[[device]]\nname = \"a\"\nkind = \"hard\"", "line 3: kind: unknown variant `hard`"),
+        (
+            "[[device]]\nname = \"a\"\nkind = \"soft\"\nlink = \"999kbit\"",
+            "device a: link = \"999kbit\" must be at least 1Mbit",
+        ),
         ("[[device]]\nname = \"a/b\"\nkind = \"soft\"", "device name = \"a/b\" must be"),
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\nlink = \"25\"", "\"25\" is not a bit rate"),
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\nlink = 25", "line 4: link: invalid type: integer `25`"),

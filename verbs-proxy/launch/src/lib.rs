@@ -67,6 +67,9 @@ impl Uids {
     }
 }
 
+/// The slowest modelled link, bits per second: on a slower one a packet takes longer than a retry timer.
+pub const MIN_LINK: u64 = 1_000_000;
+
 /// A device of the administrator's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
