@@ -112,7 +112,7 @@ pub fn confine_proxy() -> Result<()> {
 /// The flags with which the log's datagrams are sent: nobody waits.
 const LOG: u64 = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u64;
 
-/// What the warden calls: it opens and removes files that it knows, answers two sockets and sends from one.
+/// What the warden calls: it opens and removes files that it knows, answers three sockets and sends from one.
 #[rustfmt::skip]
 const WARDEN: &[i64] = &[
     libc::SYS_poll, libc::SYS_ppoll, libc::SYS_restart_syscall, libc::SYS_clock_gettime, libc::SYS_futex,
