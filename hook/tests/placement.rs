@@ -43,7 +43,7 @@ fn a_proxy_is_beside_its_container_with_limits_of_its_own() {
         if !version_1("memory") || !version_1("pids") {
             skip("needs the memory and pids controllers of cgroup version 1");
         }
-        lab.set_proxy("memory-max = \"48MiB\"\npids-max = 7");
+        lab.set_proxy("memory-max = \"48MiB\"\npids-max = 12");
         lab.edit(|config| config["linux"]["cgroupsPath"] = json!("/rf-test-parent/x"));
         lab.create();
         assert_eq!(warnings(lab), [""; 0]);
@@ -54,7 +54,7 @@ fn a_proxy_is_beside_its_container_with_limits_of_its_own() {
             std::fs::read_to_string(format!("/sys/fs/cgroup/{}", path.replace("DIR", &directory))).unwrap()
         };
         assert_eq!(read("memoryDIR/memory.limit_in_bytes"), "50331648\n");
-        assert_eq!(read("pidsDIR/pids.max"), "7\n");
+        assert_eq!(read("pidsDIR/pids.max"), "12\n");
         succeeded(&lab.runc(&["delete", "-f", &lab.id]));
         // runc leaves a parent that it made: it is to be empty.
         for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap() {

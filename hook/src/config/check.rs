@@ -70,8 +70,8 @@ impl Config {
 impl Proxy {
     /// A proxy that has less is killed before it is ready.
     const MIN_MEMORY: u64 = 16 << 20;
-    /// Its main thread, its worker, and one that looks up addresses.
-    const MIN_THREADS: u32 = 3;
+    /// Five of the proxy, five of its warden, and some that come and go: one that has fewer does not start.
+    const MIN_THREADS: u32 = 12;
 
     fn check(&self) -> Result<(), String> {
         if !(1..=600_000).contains(&self.ready_timeout_ms) {

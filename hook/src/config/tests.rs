@@ -28,7 +28,7 @@ const ALL: &str = r#"
             spin-us = 7
             cgroup = "inherit"
             memory-max = "1GiB"
-            pids-max = 9
+            pids-max = 19
             cpus = 0.5
             cpuset = "0-1,3"
             cpu-weight = 20
@@ -80,7 +80,7 @@ fn what_is_shown_reads_back() {
 fn every_key_is_read() {
     let config = Config::parse(ALL).unwrap();
     assert_eq!(config.proxy.cgroup, Cgroup::Inherit);
-    assert_eq!((config.proxy.memory_max, config.proxy.pids_max), (Some(1 << 30), 9));
+    assert_eq!((config.proxy.memory_max, config.proxy.pids_max), (Some(1 << 30), 19));
     assert_eq!(config.proxy.cpus, Limit::Own(Cpus::Thousandths(500)));
     assert_eq!(config.proxy.cpuset, Limit::Own(Cpuset::List("0-1,3".into())));
     assert_eq!(config.proxy.cpu_weight, Limit::Own(Weight(20)));
@@ -112,7 +112,7 @@ fn mistakes_are_named() {
         ("[proxy]\nready-timeout-ms = 0", "proxy.ready-timeout-ms = 0 must be from 1 to 600000"),
         ("[proxy]\nmemory-max = \"15MiB\"", "proxy.memory-max = 15MiB must be at least 16MiB"),
         ("[proxy]\nmemory-max = 99", "line 2: memory-max: invalid type: integer `99`"),
-        ("[proxy]\npids-max = 2", "proxy.pids-max = 2 must be from 3 to 4096"),
+        ("[proxy]\npids-max = 2", "proxy.pids-max = 2 must be from 12 to 4096"),
         ("[proxy]\ncpus = 0.009", "0.009 is not \"container\", \"unlimited\" or a number of CPUs from 0.01 to 8192"),
         ("[proxy]\ncpus = \"2\"", "line 2: cpus: \"2\" is not \"container\""),
         ("[proxy]\ncpus = nan", "nan is not \"container\""),

@@ -145,7 +145,7 @@ TOML
 
 # Limits of proxies that `is_limited` finds, together with those of a container that may have half of CPU 1; or with $1, lines
 # of [proxy] that say the same for all.
-limits() { configuration <<<$'[proxy]\nmemory-max = "48MiB"\npids-max = 7\n'"${1-}"; }
+limits() { configuration <<<$'[proxy]\nmemory-max = "48MiB"\npids-max = 12\n'"${1-}"; }
 
 # shellcheck disable=SC2034 # For podman and docker.
 half=(--cpus 0.5 --cpuset-cpus 1)
@@ -162,5 +162,5 @@ has_limits() {
     local found
     same "$(cgroup "$(proxy "$1")")" "$2" "the proxy's cgroup"
     found=$(cd "$2" && cat pids.max memory.max cpu.max cpuset.cpus | tr '\n' ' ')
-    same "$found" "7 50331648 50000 100000 1 " "limits of $2"
+    same "$found" "12 50331648 50000 100000 1 " "limits of $2"
 }
