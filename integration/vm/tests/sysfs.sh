@@ -43,7 +43,7 @@ rdma link add rxe0 type rxe netdev rdma1
 eventually test -c /dev/infiniband/uverbs0
 check "sysfs: cards are hidden" cards_are_hidden --network none
 check "sysfs: cards are hidden in the host's network" cards_are_hidden --network host
-check "sysfs: cards are hidden from who is privileged" cards_are_hidden --privileged
+check "sysfs: cards are hidden from who is privileged" cards_are_hidden --network none --privileged
 check "sysfs: addresses that come later" addresses_come_later
 rdma link delete rxe0
 ip link delete rdma1
