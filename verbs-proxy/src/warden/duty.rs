@@ -130,6 +130,9 @@ impl Duties {
         let began = Instant::now();
         let mut follow = FOLLOW.iter().map(|after| began + *after).peekable();
         let mut ending = None::<Instant>;
+        // Its container has ended, or it was told to end. That its services have is no reason: a proxy that is killed closes their
+        // sockets before it has ended.
+        let mut due = false;
         let mut killed = false;
         loop {
             let next = ending.into_iter().chain(follow.peek().copied()).min();
@@ -142,8 +145,9 @@ impl Duties {
                 continue;
             }
             let ready = fds.each_ref().map(|fd| !fd.revents().is_empty());
+            due |= ready[1] || ready[2];
             if ready[0] {
-                return ending.is_some() || ready[1] || ready[2];
+                return due;
             }
             if ending.is_none() && ready.contains(&true) {
                 if ready[1] {
@@ -154,7 +158,7 @@ impl Duties {
             let now = Instant::now();
             if ending.is_some_and(|at| at <= now) {
                 if killed {
-                    return true;
+                    return due;
                 }
                 killed = pidfd_send_signal(proxy, Signal::KILL).is_ok();
                 ending = Some(now + PATIENCE);
