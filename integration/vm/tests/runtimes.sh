@@ -83,12 +83,15 @@ proxy_takes_too_much() {
     bundle c1 test.slice:rf:c1
     up "runc --systemd-cgroup" c1
     proxy=$(proxy c1)
-    # The least that can be configured would take too many queues to exceed. Here it takes 8192 completions, which the proxy writes.
-    systemctl set-property --runtime ringfence-c1.scope MemoryMax=256K
-    timeout 60 runc exec c2 ib_write_bw -F -t 8192 -n 20000 -Q 1 >/dev/null 2>&1 &
+    # The least that can be configured would take too many queues to exceed, and of the queues' memory the application pays for
+    # what it touches first. So its proxy is in the midst of traffic when the limit comes to be less than it has.
+    timeout 60 runc exec c2 ib_write_bw -F -n 5000000 >/dev/null 2>&1 &
     eventually sh -c 'ss -ltnH | grep -q :18515'
-    if timeout 60 runc exec c1 ib_write_bw -F -t 8192 -n 20000 -Q 1 127.0.0.1; then echo "verbs did not fail"; return 1; fi
-    wait $! || true
+    timeout 60 runc exec c1 ib_write_bw -F -n 5000000 127.0.0.1 >/dev/null 2>&1 &
+    sleep 1
+    systemctl set-property --runtime ringfence-c1.scope MemoryMax=4K
+    if wait $!; then echo "verbs did not fail"; return 1; fi
+    wait || true
     eventually test ! -e "/proc/$proxy"
     runc state c1 | jq -e '.status == "running"'
     runc exec c2 ibv_devinfo
