@@ -26,9 +26,10 @@ step() { printf '\n==> %s\n' "$*"; }
 # Of a command's output, what says why it failed: what its tests that failed said, and its last words, in case it broke down.
 why() {
     grep -av '^$' | awk '
-        /^---- / || /\.\.\. FAILED/ { left = 8 }
-        left-- > 0 && shown++ < 80 { print; next }
-        { last[NR % 8] = $0 }
+        /^---- / { left = 8 }
+        /\.\.\. FAILED/ || /^FAILED: / { indented = 40; left = 1 }
+        left-- > 0 || (/^ / && indented-- > 0) { if (shown++ < 80) print; next }
+        { indented = 0; last[NR % 8] = $0 }
         END { for (i = NR - 7; i <= NR; i++) if (i % 8 in last) print last[i % 8] }'
 }
 
