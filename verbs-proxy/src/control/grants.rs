@@ -10,8 +10,10 @@
 
 use super::node::Node;
 use crate::device::soft::grants::BYTES;
-use crate::device::soft::grants::giving::{Extent, Ticket, View, Wish};
+use crate::device::soft::grants::giving::{Extent, View, Wish};
+use crate::device::soft::link::Shared;
 use crate::device::soft::links::LinkId;
+use crate::device::soft::tickets::Ticket;
 use crate::fabric::neighbours::{Owed, SharedRun};
 use crate::pacing::Nanos;
 use crate::shared::{Mapping, SealedFile};
@@ -211,9 +213,9 @@ impl Node {
         let state = self.worker.call(move |plane| {
             let shared = &mut plane.device.links.get_mut(link)?.shared;
             if offer {
-                shared.insert(name, false);
+                shared.insert(name, Shared::ASKED);
             }
-            shared.get(&name).copied()
+            shared.get(&name).map(|shared| shared.confirmed)
         });
         match state {
             Some(true) => Shown::Yes(View { share: name, start, bytes }),

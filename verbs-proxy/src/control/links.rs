@@ -4,7 +4,7 @@ use super::adopted::RegionFile;
 use super::lent::Lent;
 use super::node::Node;
 use crate::device::soft::bounce::{BYTES, Bounce};
-use crate::device::soft::link::LinkFault;
+use crate::device::soft::link::{LinkFault, Shared};
 use crate::device::soft::links::LinkId;
 use crate::fabric::neighbours::{Means, Neighbour, NeighbourFault, Owed, SharedRun, amount};
 use crate::pacing::Nanos;
@@ -202,7 +202,7 @@ impl Node {
         let made = self.worker.call(move |plane| {
             let link = plane.device.links.get_mut(link)?;
             let bounce = link.bounce.as_ref()?;
-            link.shared.insert(bounce.share, false);
+            link.shared.insert(bounce.share, Shared::ASKED);
             Some((bounce.share, bounce.run.clone()))
         });
         if let Some(made) = made {
@@ -217,7 +217,7 @@ impl Node {
         let bounce = Bounce::new(share, run.clone(), mapping, lease);
         let unused = self.worker.call(move |plane| match plane.device.links.get_mut(link) {
             Some(link) => {
-                link.shared.insert(share, false);
+                link.shared.insert(share, Shared::ASKED);
                 link.bounce.replace(bounce)
             }
             None => Some(bounce),

@@ -18,8 +18,9 @@
 //! What every device keeps to:
 //!
 //! - A piece that it has taken ([`Posted::InFlight`], [`Posted::Sent`]) is answered once, or is void: its queue pair was
-//!   reset, destroyed or is in error, or the plane has taken the request back. [`Plane::index_of`] tells. What is void no longer reaches
-//!   the container's memory once the verb that made it so has returned, nor once its request has been flushed ([`Device::has_stopped`]).
+//!   reset, destroyed or is in error, or the plane has taken the request back. [`Plane::index_of`] tells. Of what is
+//!   void nothing is read from the container's memory or written to it any more when the verb that made it so has returned, nor when
+//!   its request has been completed ([`Device::has_stopped`]).
 //! - Of each piece that is [`Posted::InFlight`] it says once that it has departed ([`Plane::departed`]), void or not: until then
 //!   the scheduler counts its bytes, whatever became of the queue pair.
 //! - Pieces of one queue pair are answered in the order in which they were posted, as on an RC connection. Of different

@@ -1,7 +1,7 @@
 //! What a device's answers mean for work requests, and the completions that come of them.
 
 use super::intake::{vendor, wc_opcode};
-use super::qp::{Qp, Waits, Wqe};
+use super::qp::{Failure, Qp, Waits, Wqe};
 use super::transmit::Handed;
 use super::{CqEntry, Notice, Plane};
 use crate::device::{Again, Answer, Device, WorkPiece};
@@ -159,24 +159,26 @@ impl<D: Device> Plane<D> {
         }
     }
 
-    /// Completes the oldest request with an error, and the queue pair is in error from then on.
+    /// Takes the queue pair to the error state, in which the oldest request completes with this before all others are flushed:
+    /// not before nothing of it is under way any more.
     pub fn fail(&mut self, queue: u32, status: WcStatus, vendor_err: u16) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
-        let Some(wqe) = qp.pending.pop_front() else { return };
-        qp.next = qp.next.saturating_sub(1);
-        let completion = Completion {
-            wr_id: wqe.wr_id,
-            status,
-            opcode: wc_opcode(wqe.opcode),
-            vendor_err,
-            qp_num: qp.number,
-            cookie: qp.cookie,
-            freed: wqe.freed,
-            ..Completion::default()
-        };
+        if !qp.pending.is_empty() {
+            qp.failure = Some(Failure { status, vendor_err });
+            self.to_error(queue);
+        }
+    }
+
+    /// Completes the request that took a queue pair to the error state. False if none has.
+    pub(super) fn complete_failed(&mut self, queue: u32) -> bool {
+        let Some(qp) = &mut self.qps[queue as usize] else { return false };
+        let Some(Failure { status, vendor_err }) = qp.failure.take() else { return false };
+        let Some(wqe) = qp.pending.pop_front() else { return false };
+        let completion =
+            Completion { status, opcode: wc_opcode(wqe.opcode), vendor_err, ..flushed(qp, wqe.wr_id, wqe.freed) };
         let cq = qp.send_cq;
         self.complete(cq, &completion, true);
-        self.to_error(queue);
+        true
     }
 
     /// Writes a completion. `solicited` counts for queues armed for solicited events.

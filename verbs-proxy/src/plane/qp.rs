@@ -9,7 +9,7 @@ use crate::shared::{Held, Mapping, ring_slots};
 use ringfence_protocol::control::QpAttr;
 use ringfence_protocol::layout::{QpHeader, RINGS_OFFSET};
 use ringfence_protocol::ring::{Consumer, Position, SLOT_BYTES};
-use ringfence_protocol::verbs::QpState;
+use ringfence_protocol::verbs::{QpState, WcStatus};
 use ringfence_protocol::work::{BASE_INLINE, Sge};
 use ringfence_sched::{Nanos as Time, retry};
 use std::collections::VecDeque;
@@ -158,6 +158,15 @@ pub struct Receiving {
     pub freed: Position,
 }
 
+/// What its oldest request completes with when a queue pair in error is flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The status.
+    pub status: WcStatus,
+    /// More of it.
+    pub vendor_err: u16,
+}
+
 /// What a requester waits for before it may go on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waits {
@@ -220,6 +229,8 @@ pub struct Qp<D: Device> {
     pub in_flight: u32,
     /// READs and atomics without an answer.
     pub fetching: u32,
+    /// Why the queue pair is in error, until the request says so that made it.
+    pub failure: Option<Failure>,
     /// Retries left before RETRY_EXC_ERR.
     pub retries: u32,
     /// Retries left before RNR_RETRY_EXC_ERR.
@@ -303,6 +314,7 @@ impl<D: Device> Qp<D> {
             epochs: Epochs::default(),
             in_flight: 0,
             fetching: 0,
+            failure: None,
             retries: 0,
             rnr_retries: 0,
             put_off: 0,
@@ -333,6 +345,7 @@ impl<D: Device> Qp<D> {
         self.sequence = 0;
         self.epochs.renew();
         self.fetching = 0;
+        self.failure = None;
         self.put_off = 0;
         self.probing = false;
         self.waits = Waits::default();

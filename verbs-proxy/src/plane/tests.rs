@@ -10,6 +10,8 @@ mod grants;
 mod keys;
 mod links;
 #[cfg(test)]
+mod names;
+#[cfg(test)]
 mod out_of_step;
 mod speed;
 #[cfg(test)]
@@ -24,7 +26,7 @@ use crate::closer::Closer;
 use crate::device::Device;
 use crate::device::soft::Destination;
 use crate::device::soft::grants::giving::Wish;
-use crate::device::soft::link::{BYTES, End, Link, LinkFault, Share};
+use crate::device::soft::link::{BYTES, End, Link, LinkFault, Share, Shared};
 use crate::device::soft::links::LinkId;
 use crate::device::soft::modelled::ModelledLink;
 use crate::device::soft::qp::Peer;
@@ -576,7 +578,7 @@ impl TwoRigs {
             .shares
             .insert(1, Share { mapping, lease, writable: false });
         self.rigs[1 - from].plane.share_arrived(other);
-        self.rigs[from].plane.device.links.get_mut(own).unwrap().shared.insert(1, true);
+        self.rigs[from].plane.device.links.get_mut(own).unwrap().shared.insert(1, Shared::CONFIRMED);
         self.rigs[from].plane.share_arrived(own);
     }
 }

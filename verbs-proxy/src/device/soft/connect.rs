@@ -87,17 +87,24 @@ impl Plane {
     pub(super) fn fail_link(&mut self, id: LinkId, fault: LinkFault) {
         self.notices.push(Notice::Device(Task::Fault { link: id, fault }));
         self.tally.link_failed();
-        self.revoke_link(id);
+        self.leave_nothing(id);
         if let Some(port) = self.device.links.end(id) {
             self.leave_link(id, port);
             self.tally.links(self.device.links.count());
         }
     }
 
+    /// Nothing that the other end of a link still has of ours holds any more.
+    fn leave_nothing(&mut self, id: LinkId) {
+        self.revoke_link(id);
+        let tickets = self.end_names(|at, link| at == id && link.end_all_names());
+        self.keep_tickets(tickets);
+    }
+
     /// Takes a link out. What it holds is given up by the caller, for which this thread has no time.
     #[must_use]
     pub fn remove_link(&mut self, id: LinkId) -> Option<Box<Link>> {
-        self.revoke_link(id);
+        self.leave_nothing(id);
         let link = self.device.links.remove(id)?;
         self.leave_link(id, link.port);
         self.tally.links(self.device.links.count());

@@ -5,6 +5,7 @@
 
 use super::bounce::{Bounce, Place};
 use super::grants::Grants;
+use super::names::{GROUPS, Lasting, Names, Words as NameWords, is_unread};
 use super::wire::{Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
@@ -12,6 +13,7 @@ use crate::pacing::Nanos;
 use crate::plane::bell::{Bell, Ringer};
 use crate::shared::{Header, Held, Mapping, ring_slots};
 use ringfence_protocol::doorbell::Line;
+use ringfence_protocol::grants::{Busy, Slot};
 use ringfence_protocol::ring::{Consumer, Position, Producer, SLOT_BYTES, Words};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,17 +35,22 @@ const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
 pub(crate) const SLOTS_AT: [usize; 2] = [HEADER, RING_BYTES + HEADER];
 /// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
 /// node after an upgrade turn each other away.
-const VERSION: usize = 3;
+const VERSION: usize = 4;
 /// Bytes of a link's memory file.
 pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 
-/// Head of one direction of a link. Both words are the receiver's.
+/// Head of one direction of a link. The words are the receiver's, but for the last ones.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RingHeader {
     consumed: Line<AtomicU32>,
     asleep: Line<AtomicU32>,
+    /// Whether it copies what the sender's messages name.
+    pub(super) reading: Line<Busy>,
+    /// The sender's: which generation of names holds, by group of queue pairs.
+    named: [Slot; GROUPS],
 }
+const _: () = assert!(size_of::<RingHeader>() <= HEADER);
 // SAFETY: atomics only.
 unsafe impl Header for RingHeader {}
 
@@ -54,6 +61,22 @@ pub enum End {
     Initiator,
     /// The other end did.
     Acceptor,
+}
+
+/// Memory of ours that the other end can reach, or is to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// It has mapped it.
+    pub confirmed: bool,
+    /// The last message that names it.
+    named: Option<Position>,
+}
+
+impl Shared {
+    /// It has not said yet that it has.
+    pub const ASKED: Self = Self { confirmed: false, named: None };
+    /// It has.
+    pub const CONFIRMED: Self = Self { confirmed: true, named: None };
 }
 
 /// Memory that the other end shares with us.
@@ -113,8 +136,9 @@ pub struct Link {
     pub outstanding: u32,
     /// By the other end's name.
     pub shares: HashMap<u32, Share>,
-    /// Our regions that the other end can reach: asked for (false) or confirmed (true), by our name.
-    pub shared: HashMap<u32, bool>,
+    /// Our regions that the other end can reach, by our name.
+    pub shared: HashMap<u32, Shared>,
+    names: Names,
     /// What the other end reads in place of memory that it must not map, once there is one.
     pub bounce: Option<Bounce>,
     /// One is being made, or offered to the other end.
@@ -164,6 +188,7 @@ impl Link {
             outstanding: 0,
             shares: HashMap::new(),
             shared: HashMap::new(),
+            names: Names::default(),
             bounce: None,
             bounce_asked: false,
             grants: Grants::default(),
@@ -208,7 +233,7 @@ impl Link {
 
     /// Room in the buffer for `bytes` that the next message names.
     pub fn bounce_room(&mut self, bytes: u32) -> Result<Room, LinkFault> {
-        let Some(bounce) = self.bounce.as_ref().filter(|bounce| self.shared.get(&bounce.share) == Some(&true)) else {
+        let Some(bounce) = self.bounce.as_ref().filter(|bounce| self.has_mapped(bounce.share)) else {
             return Ok(Room::NotShared);
         };
         if let Some(place) = bounce.room(bytes) {
@@ -239,6 +264,80 @@ impl Link {
         if self.bounce.as_ref().map(|bounce| bounce.share) == share {
             self.bounce_asked = false;
         }
+    }
+
+    /// Whether the other end can reach memory of this name.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_mapped(&self, share: u32) -> bool {
+        self.shared.get(&share).is_some_and(|shared| shared.confirmed)
+    }
+
+    /// The next message may name this memory, if the other end can reach it.
+    #[inline(always)]
+    pub fn name(&mut self, share: u32) -> bool {
+        let message = self.send.position();
+        match self.shared.get_mut(&share) {
+            Some(shared) if shared.confirmed => {
+                shared.named = Some(message);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The next message names memory for our queue pair `number`: the generation that it says.
+    #[inline(always)]
+    pub fn generation(&mut self, number: u32) -> u64 {
+        self.names.say(number, self.send.position())
+    }
+
+    /// What must hold while memory is copied that a message named for the other end's queue pair `number`.
+    #[inline(always)]
+    pub(crate) fn lasting(&self, number: u32, generation: u64) -> Lasting<'_> {
+        Lasting::new(&self.receive_header.reading.0, &self.receive_header.named, number, generation)
+    }
+
+    /// Ends names of ours that are under way: what `end` says of them. False if there are none.
+    fn end_names(&mut self, end: impl FnOnce(&mut Names, &NameWords, Position) -> bool) -> bool {
+        // One that says what cannot be has read nothing.
+        let _ = self.look();
+        end(&mut self.names, &self.send_header.named, self.consumed)
+    }
+
+    /// What our queue pair `number` named holds no more.
+    pub(super) fn end_names_of(&mut self, number: u32) -> bool {
+        self.end_names(|names, words, consumed| names.end_of(number, words, consumed))
+    }
+
+    /// No name of this memory holds any more. Which queue pairs named it is not kept: all names end, if one of it is under way.
+    pub(super) fn end_names_in(&mut self, share: u32) -> bool {
+        let named = self.shared.get(&share).and_then(|shared| shared.named);
+        self.end_names(|names, words, consumed| {
+            named.is_some_and(|message| is_unread(message, consumed)) && names.end_all(words, consumed)
+        })
+    }
+
+    /// No name holds any more.
+    pub(super) fn end_all_names(&mut self) -> bool {
+        self.end_names(Names::end_all)
+    }
+
+    /// Where the other end says whether it copies what we named.
+    pub(super) fn their_reading(&self) -> &Held<RingHeader> {
+        &self.send_header
+    }
+
+    /// Where we say whether we copy what the other end named.
+    #[cfg(test)]
+    pub(crate) fn reading(&self) -> &Busy {
+        &self.receive_header.reading.0
+    }
+
+    /// As an other end does that writes where it should not.
+    #[cfg(test)]
+    pub(crate) fn scribble_names(&self, generation: u64) {
+        self.receive_header.named.iter().for_each(|word| word.grant(generation));
     }
 
     /// Whether a request with so many extensions can be sent now.

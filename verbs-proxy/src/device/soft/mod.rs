@@ -2,7 +2,7 @@
 //!
 //! - [`requester`] brings pieces to their responders, over the [`modelled`] link if there is one; `express` is its short way.
 //! - [`respond`] is the responder, whoever asks.
-//! - [`link`], [`wire`], [`source`], [`bounce`]: rings between two proxies, and what is said over them; [`remote`] is their
+//! - [`link`], [`wire`], [`source`], [`bounce`], [`names`]: rings between two proxies, and what is said over them; [`remote`] is their
 //!   requester's end, [`serve`] their responder's, [`connect`] joins queue pairs to them.
 //! - [`grants`]: requests to neighbours that need no responder.
 
@@ -15,12 +15,14 @@ pub mod grants;
 pub mod link;
 pub mod links;
 pub mod modelled;
+pub mod names;
 pub mod qp;
 mod remote;
 mod requester;
 pub mod respond;
 mod serve;
 pub(crate) mod source;
+pub mod tickets;
 pub mod wire;
 
 use super::{Cut, Device, Posted, WorkPiece};
@@ -28,7 +30,7 @@ use crate::memory::Pieces;
 use crate::pacing::Nanos;
 use crate::plane::{self, qp::Receiving};
 use grants::Looks;
-use grants::giving::{Ticket, Wish};
+use grants::giving::Wish;
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
 use modelled::ModelledLink;
@@ -36,6 +38,7 @@ use qp::{Peer, Road, SoftQp};
 use ringfence_protocol::verbs::QpAttrMask as Mask;
 use ringfence_sched::{Allowance, BitRate};
 use rustix::fd::{AsFd, BorrowedFd};
+use tickets::{Stop, Ticket};
 
 /// A data plane on this device.
 pub type Plane = plane::Plane<Soft>;
@@ -96,6 +99,8 @@ pub struct Soft {
     pub(crate) modelled: Option<ModelledLink>,
     /// For the next verb that takes grants back.
     tickets: Vec<Ticket>,
+    /// For queue pairs in error.
+    stopping: Vec<Stop>,
     /// When what neighbours do by themselves is counted.
     pub(crate) looks: Looks,
     /// Queue pairs that owe their peers an acknowledge at the end of a link's turn.
@@ -104,6 +109,8 @@ pub struct Soft {
     to: Pieces,
     outgoing: source::Staging,
     incoming: source::Incoming,
+    /// Room for a piece that is not copied to its place at once.
+    aside: Vec<u8>,
     /// Everything goes the long way, so that the short one can be compared with it.
     #[cfg(test)]
     pub(crate) long_way_only: bool,
@@ -193,6 +200,9 @@ impl Device for Soft {
         if plane.device.modelled.as_ref().is_some_and(ModelledLink::is_busy) {
             worked |= plane.serve_wire();
         }
+        if !plane.device.stopping.is_empty() {
+            worked |= plane.see_stops();
+        }
         worked
     }
 
@@ -207,6 +217,10 @@ impl Device for Soft {
         qp.device.responder.receiving.take()
     }
 
+    fn has_stopped(qp: &Qp) -> bool {
+        qp.device.stopping == 0
+    }
+
     fn modified(plane: &mut Plane, queue: u32, mask: u32, destination: Option<Destination>) {
         if let (Some(destination), true) = (destination, mask & Mask::AV.0 != 0) {
             plane.connect(queue, destination);
@@ -219,29 +233,38 @@ impl Device for Soft {
     }
 
     fn reset(plane: &mut Plane, queue: u32) {
-        if let Some(qp) = &mut plane.qps[queue as usize] {
-            qp.device = SoftQp::default();
-        }
-        plane.end_grants(queue);
+        let Some(qp) = &mut plane.qps[queue as usize] else { return };
+        qp.device = SoftQp::default();
+        let number = qp.number;
+        plane.forget_stops(queue);
+        let tickets = plane.withdraw(queue, number);
+        plane.keep_tickets(tickets);
+        plane.forget_grants(number);
     }
 
     fn failed(plane: &mut Plane, queue: u32) {
-        plane.revoke_queue(queue);
+        let Some(number) = plane.qps[queue as usize].as_ref().map(|qp| qp.number) else { return };
+        let tickets = plane.withdraw(queue, number);
+        plane.stop(queue, &tickets);
+        plane.keep_tickets(tickets);
     }
 
     fn removed(plane: &mut Plane, qp: &mut Qp) {
-        plane.revoke_queue(qp.queue);
+        let tickets = plane.withdraw(qp.queue, qp.number);
+        plane.keep_tickets(tickets);
         plane.forget_grants(qp.number);
     }
 
     #[inline(always)]
     fn wants_time(&self) -> bool {
-        !self.links.is_empty()
+        !self.links.is_empty() || !self.stopping.is_empty()
     }
 
     fn wake_at(&self) -> Option<Nanos> {
         let looks = self.looks.wake_at().filter(|_| !self.links.is_empty());
-        [looks, self.modelled.as_ref().and_then(ModelledLink::arrives)].into_iter().flatten().min()
+        let arrives = self.modelled.as_ref().and_then(ModelledLink::arrives);
+        let stops = self.stopping.iter().map(Stop::ends).min();
+        [looks, arrives, stops].into_iter().flatten().min()
     }
 
     fn prepare_sleep(&self) -> bool {

@@ -77,6 +77,8 @@ pub struct SoftQp {
     pub by_grant: u32,
     /// Requests in a row that went the long way only because those before them did.
     pub streak: u32,
+    /// Neighbours that are not known to be through with what this queue pair let them do, when it is in error.
+    pub stopping: u32,
     /// The other role.
     pub responder: Responder,
 }

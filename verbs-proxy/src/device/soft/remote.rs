@@ -1,6 +1,6 @@
 //! Requests to and from other proxies: what goes over a [`super::link`] and what its answers mean.
 
-use super::link::LinkFault;
+use super::link::{LinkFault, Shared};
 use super::links::LinkId;
 use super::qp::{Peer, Road};
 use super::requester::{Data, request};
@@ -18,8 +18,9 @@ use ringfence_protocol::verbs::{Opcode, QpState, WcStatus};
 pub(crate) const MIN_REMOTE_TIMEOUT: Nanos = 50_000_000;
 /// Nor one whose control thread has other regions to map first.
 const MIN_SHARE_TIMEOUT: Nanos = 500_000_000;
-/// Between the first two tries where no one will wake us: for memory that is to be shared ...
+/// Between the first two tries where no one will wake us: for memory that is to be shared, or named anew ...
 const SHARE_POLL: Nanos = 100_000;
+pub(super) const LATER: Answer = Answer::Again(Again::Later { first: SHARE_POLL, longest: pacing::LONGEST_PAUSE });
 /// ... and for room on the link; this long at most, for it is no one's fault.
 const ROOM_POLL: Nanos = 25_000;
 const LONGEST_ROOM_POLL: Nanos = 2_000_000;
@@ -65,7 +66,7 @@ impl Plane {
             }
             Err(waits @ (Source::NotShared(..) | Source::Foreign)) => {
                 match waits {
-                    Source::NotShared(key, share) if link.shared.insert(share, false).is_none() => {
+                    Source::NotShared(key, share) if link.shared.insert(share, Shared::ASKED).is_none() => {
                         regions.lend(key);
                         notices.push(Notice::Device(Task::Share { link: at, share }));
                     }
@@ -81,8 +82,10 @@ impl Plane {
             Err(Source::Link(fault)) => return self.fail_request(queue, at, fault),
         };
         let mut request = request(qp, asked, piece, packed.pieces);
-        if packed.pieces == wire::INLINE {
-            [request.compare_add, request.swap] = packed.data;
+        match packed.pieces {
+            0 => {}
+            wire::INLINE => [request.compare_add, request.swap] = packed.data,
+            _ => request.compare_add = link.generation(qp.number),
         }
         if let Some(place) = packed.place {
             // There is room for the request, which `source::pack` saw to.
@@ -136,7 +139,8 @@ impl Plane {
         let verdict = match response.kind {
             // No more than a piece, whatever was asked for: it is copied at once.
             Kind::GRANT if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
-                let data = Data::Shared { link: at, share: response.share, offset: response.value };
+                let Response { share, value: offset, from, generation, .. } = *response;
+                let data = Data::Shared { link: at, share, offset, from, generation };
                 let answer = self.take_data(queue, 0, &piece, data);
                 return self.carried_out(&piece, answer);
             }
@@ -152,10 +156,7 @@ impl Plane {
                 return self.answered(&piece, Answer::Again(Again::At(at)));
             }
             // The share comes by another way, and may have come already.
-            Kind::LATER => {
-                let later = Again::Later { first: SHARE_POLL, longest: pacing::LONGEST_PAUSE };
-                return self.answered(&piece, Answer::Again(later));
-            }
+            Kind::LATER => return self.answered(&piece, LATER),
             // As a packet is.
             Kind::DROPPED => return self.answered(&piece, Answer::Lost { least: MIN_REMOTE_TIMEOUT }),
             _ => Verdict::Nak(WcStatus::BAD_RESP_ERR),

@@ -1,10 +1,11 @@
 //! The responder: this proxy decides about its own container's memory, queues and states, whoever asks.
 
 use super::gather::resolve;
+use super::names;
 use super::source::{Origin, Sources};
 use super::wire::Request;
 use super::{Plane, Qp, Soft};
-use crate::memory::{AccessFault, Lost, NotAtomic, PdId, Piece, RegionTable, copy_list};
+use crate::memory::{AccessFault, Lost, NotAtomic, PdId, Piece, RegionTable};
 use crate::plane::intake::{self, vendor};
 use crate::plane::receive::Received;
 use crate::plane::setup::MAX_RD_ATOMIC;
@@ -25,6 +26,8 @@ pub enum Verdict {
     Data(Named),
     /// An atomic's former value.
     Value(u64),
+    /// The requester has taken back the names of its data, of this queue pair or of another one: it may ask again.
+    Unnamed,
     /// The requester's own memory is gone; the responder has nothing to do with that. The vendor error says more.
     Lost(u16),
 }
@@ -52,15 +55,18 @@ impl Named {
 enum Uncopied {
     /// Their source is gone, with this vendor error.
     Source(u16),
+    /// They are not to be had under the name that they were given.
+    Unnamed,
     /// The target is not there, or not to be written.
     Target(AccessFault),
 }
 
-impl From<Lost> for Uncopied {
-    fn from(lost: Lost) -> Self {
-        match lost {
-            Lost::Source => Self::Source(AccessFault::Lost as u16),
-            Lost::Target => Self::Target(AccessFault::Lost),
+impl From<names::Uncopied> for Uncopied {
+    fn from(uncopied: names::Uncopied) -> Self {
+        match uncopied {
+            names::Uncopied::Ended => Self::Unnamed,
+            names::Uncopied::Lost(Lost::Source) => Self::Source(AccessFault::Lost as u16),
+            names::Uncopied::Lost(Lost::Target) => Self::Target(AccessFault::Lost),
         }
     }
 }
@@ -185,7 +191,7 @@ impl Plane {
         if let Err(verdict) = self.claim_receive(queue) {
             return verdict;
         }
-        let Self { qps, regions, device: Soft { links, incoming: message, from, to, .. }, .. } = self;
+        let Self { qps, regions, device: Soft { links, incoming: message, from, to, aside, .. }, .. } = self;
         let Some(qp) = &qps[queue as usize] else { return Verdict::Silent };
         let Some(receiving) = &qp.device.responder.receiving else { return Verdict::Silent };
         let sges = receiving.data.sges();
@@ -199,11 +205,12 @@ impl Plane {
                 sources.find(origin, incoming, from).map_err(Uncopied::Source)?;
                 to.with(|to| {
                     resolve(qp, sges, regions, Access::LOCAL_WRITE, to).map_err(Uncopied::Target)?;
-                    Ok(copy_list(to, incoming.offset as usize, from, 0, incoming.bytes as usize)?)
+                    Ok(sources.copy(origin, incoming, to, from, aside)?)
                 })
             });
             match copied {
                 Ok(()) => {}
+                Err(Uncopied::Unnamed) => return Verdict::Unnamed,
                 Err(Uncopied::Source(vendor)) => return Verdict::Lost(vendor),
                 Err(Uncopied::Target(fault)) => {
                     return self.refuse_receive(queue, WcStatus::LOC_PROT_ERR, fault as u16, WcStatus::REM_OP_ERR);
@@ -219,16 +226,20 @@ impl Plane {
 
     fn take_write(&mut self, queue: u32, incoming: &Request, origin: Origin<'_>, last: bool) -> Verdict {
         if incoming.total > 0 {
-            let Self { qps, regions, device: Soft { links, incoming: message, from, .. }, .. } = self;
+            let Self { qps, regions, device: Soft { links, incoming: message, from, to, aside, .. }, .. } = self;
             let Some(qp) = &qps[queue as usize] else { return Verdict::Silent };
             let sources = Sources { qps, regions, links, message };
             let copied = from.with(|from| {
                 sources.find(origin, incoming, from).map_err(Uncopied::Source)?;
                 let target = admit_remote(qp, regions, incoming, Access::REMOTE_WRITE).map_err(Uncopied::Target)?;
-                Ok(copy_list(&[target], incoming.offset as usize, from, 0, incoming.bytes as usize)?)
+                to.with(|to| {
+                    to.push(target);
+                    Ok(sources.copy(origin, incoming, to, from, aside)?)
+                })
             });
             match copied {
                 Ok(()) => {}
+                Err(Uncopied::Unnamed) => return Verdict::Unnamed,
                 Err(Uncopied::Source(vendor)) => return Verdict::Lost(vendor),
                 Err(Uncopied::Target(_)) => {
                     return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);

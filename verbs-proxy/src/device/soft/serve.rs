@@ -1,6 +1,6 @@
 //! Requests of other proxies: what comes over a [`super::link`], in turns, and how it is answered.
 
-use super::link::{LinkFault, Room};
+use super::link::{LinkFault, Room, Shared};
 use super::links::LinkId;
 use super::qp::Acknowledge;
 use super::respond::{Named, Verdict};
@@ -23,11 +23,12 @@ struct Answer {
     status: WcStatus,
     share: u32,
     value: u64,
+    generation: u64,
 }
 
 impl Answer {
     fn of(kind: Kind) -> Self {
-        Self { kind, status: WcStatus::SUCCESS, share: 0, value: 0 }
+        Self { kind, status: WcStatus::SUCCESS, share: 0, value: 0, generation: 0 }
     }
 
     fn refusal(status: WcStatus) -> Self {
@@ -121,6 +122,7 @@ impl Plane {
         let answer = match (verdict, queue) {
             (Verdict::Ack, Some(queue)) => return self.owe(at, queue, request),
             (Verdict::Ack | Verdict::Silent, _) => Answer::of(Kind::DROPPED),
+            (Verdict::Unnamed, _) => Answer::of(Kind::LATER),
             (Verdict::Rnr(timer), _) => Answer { value: u64::from(timer), ..Answer::of(Kind::RNR) },
             (Verdict::Nak(status), _) => Answer::refusal(status),
             (Verdict::Value(former), _) => Answer { value: former, ..Answer::of(Kind::ATOMIC) },
@@ -164,8 +166,8 @@ impl Plane {
         };
         let from = qp.number;
         let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
-        let (kind, status, share, value) = (Kind::ACK, WcStatus::SUCCESS, 0, 0);
-        link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, covers })
+        let Answer { kind, status, share, value, generation } = Answer::of(Kind::ACK);
+        link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, generation, covers })
     }
 
     /// Answers a request, after all that its queue pair, if it has one, owes for those before it.
@@ -174,7 +176,7 @@ impl Plane {
             self.acknowledge(at, queue)?;
         }
         let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
-        let Answer { kind, status, share, value } = answer;
+        let Answer { kind, status, share, value, generation } = answer;
         link.respond(&Response {
             kind,
             to: request.from,
@@ -185,6 +187,7 @@ impl Plane {
             status,
             share,
             value,
+            generation,
             covers: 1,
         })
     }
@@ -228,11 +231,11 @@ impl Plane {
         if !region.is_copied() {
             let shared = link.shared.get(&region.share).copied();
             if shared.is_none() {
-                link.shared.insert(region.share, false);
+                link.shared.insert(region.share, Shared::ASKED);
                 regions.lend(request.rkey);
                 notices.push(Notice::Device(Task::Share { link: at, share: region.share }));
             }
-            return Ok(shared != Some(true));
+            return Ok(!shared.is_some_and(|shared| shared.confirmed));
         }
         let room = link.bounce_room(request.bytes)?;
         if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
@@ -247,20 +250,26 @@ impl Plane {
         let Self { regions, device: Soft { links, .. }, .. } = self;
         // The container can have taken the region back since the responder looked.
         let (Ok(piece), Some(region)) = (data.find(regions), regions.get(data.key)) else { return Ok(refused) };
+        let Some(link) = links.get_mut(at) else { return Ok(refused) };
         if !region.is_copied() {
             region.make_present(&piece);
             let (share, value) = (region.share, region.mapping_offset(&piece));
-            return Ok(Answer { share, value, ..Answer::of(Kind::GRANT) });
+            // It was shared when the responder was asked.
+            if !link.name(share) {
+                return Ok(Answer::of(Kind::LATER));
+            }
+            let generation = link.generation(request.to);
+            return Ok(Answer { share, value, generation, ..Answer::of(Kind::GRANT) });
         }
         // The neighbour must not map it; there is room for a copy.
-        let Some(link) = links.get_mut(at) else { return Ok(refused) };
         let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
             return Ok(refused);
         };
         if bounce.fill(place, &[piece]).is_ok() {
-            let share = bounce.share;
+            let (share, value) = (bounce.share, place.offset());
             link.bounce_hold(place);
-            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::GRANT) });
+            let generation = link.generation(request.to);
+            return Ok(Answer { share, value, generation, ..Answer::of(Kind::GRANT) });
         }
         if let Some(&queue) = self.by_number.get(&request.to) {
             self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);

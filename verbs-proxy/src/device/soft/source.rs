@@ -2,9 +2,10 @@
 
 use super::Qp;
 use super::bounce::Place;
-use super::gather::gather;
+use super::gather::{gather, trim};
 use super::link::{Link, LinkFault, Room};
 use super::links::{LinkId, Links};
+use super::names::Uncopied;
 use super::requester::LOST;
 use super::wire::{self, Request};
 use crate::device::WorkPiece;
@@ -126,7 +127,7 @@ fn by_name(
     asked: Admitted<'_>,
     piece: &WorkPiece,
     regions: &RegionTable,
-    link: &Link,
+    link: &mut Link,
     extensions: &mut Vec<Words>,
 ) -> Result<Packed, Source> {
     let (mut offset, mut bytes) = (u64::from(piece.offset), u64::from(piece.bytes));
@@ -146,7 +147,7 @@ fn by_name(
         if region.is_copied() {
             return Err(Source::Foreign);
         }
-        if link.shared.get(&region.share) != Some(&true) {
+        if !link.name(region.share) {
             return Err(Source::NotShared(sge.lkey, region.share));
         }
         region.make_present(&memory);
@@ -226,6 +227,27 @@ impl<'a> Sources<'a> {
                 let link = self.links.get(link).ok_or(GONE)?;
                 self.message.find(link, request, from).ok_or(GONE)
             }
+        }
+    }
+
+    /// Copies them, which [`Self::find`] found, to their place in the request's target.
+    #[inline]
+    pub fn copy(
+        &self,
+        origin: Origin<'_>,
+        request: &Request,
+        to: &mut Vec<Piece<'_>>,
+        from: &[Piece<'_>],
+        aside: &mut Vec<u8>,
+    ) -> Result<(), Uncopied> {
+        let (offset, bytes) = (request.offset as usize, request.bytes as usize);
+        match origin {
+            Origin::Link(link) if request.pieces != wire::INLINE => {
+                let link = self.links.get(link).ok_or(Uncopied::Ended)?;
+                trim(to, offset, bytes);
+                link.lasting(request.from, request.compare_add).copy(to, from, bytes, aside)
+            }
+            _ => copy_list(to, offset, from, 0, bytes).map_err(Uncopied::Lost),
         }
     }
 }

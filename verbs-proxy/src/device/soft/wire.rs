@@ -65,7 +65,8 @@ pub struct Request {
     pub remote_addr: u64,
     /// Remote key.
     pub rkey: u32,
-    /// Compare or add operand; with [`INLINE`] the first bytes of the data.
+    /// Compare or add operand; with [`INLINE`] the first bytes of the data, with pieces the generation of their names
+    /// ([`super::names`]).
     pub compare_add: u64,
     /// Swap operand; with [`INLINE`] the next ones.
     pub swap: u64,
@@ -157,6 +158,8 @@ pub struct Response {
     pub share: u32,
     /// With [`Kind::GRANT`], [`Kind::ATOMIC`] and [`Kind::RNR`].
     pub value: u64,
+    /// With [`Kind::GRANT`], the generation of the name.
+    pub generation: u64,
     /// Requests that this is the answer to: one, and with [`Kind::ACK`] those before it that were executed and not answered.
     pub covers: u32,
 }
@@ -172,7 +175,7 @@ impl Response {
             u64::from(self.offset) | u64::from(self.bytes) << 32,
             self.value,
             u64::from(self.covers),
-            0,
+            self.generation,
             0,
         ]
     }
@@ -190,6 +193,7 @@ impl Response {
             offset: w[3] as u32,
             bytes: (w[3] >> 32) as u32,
             value: w[4],
+            generation: w[6],
             covers: w[5] as u32,
         }
     }
@@ -228,6 +232,7 @@ mod tests {
             status: WcStatus::REM_OP_ERR,
             share: 8,
             value: u64::MAX,
+            generation: 11,
             covers: 10,
         };
         assert_eq!(Response::unpack(&response.pack()), response);

@@ -131,9 +131,9 @@ impl Neighbour {
         worker.call(move |plane| {
             if let Some(entry) = plane.device.links.get_mut(link)
                 // Only what was asked for and not taken back since.
-                && let Some(confirmed) = entry.shared.get_mut(&share)
+                && let Some(shared) = entry.shared.get_mut(&share)
             {
-                *confirmed = true;
+                shared.confirmed = true;
                 plane.share_arrived(link);
             }
         });
@@ -145,7 +145,7 @@ impl Neighbour {
         self.given.answered(share)?;
         worker.call(move |plane| {
             if let Some(entry) = plane.device.links.get_mut(link)
-                && entry.shared.get(&share) == Some(&false)
+                && entry.shared.get(&share).is_some_and(|shared| !shared.confirmed)
             {
                 entry.unshare(Some(share));
             }

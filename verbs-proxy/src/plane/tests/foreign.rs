@@ -162,7 +162,7 @@ impl TwoRigs {
         let (own, other) = (self.links[from], self.links[1 - from]);
         let link = self.rigs[from].plane.device.links.get_mut(own).unwrap();
         assert!(link.bounce.replace(Bounce::new(SHARE, run, ours, lease())).is_none(), "it is asked for once");
-        link.shared.insert(SHARE, true);
+        link.shared.insert(SHARE, Shared::CONFIRMED);
         let share = Share { mapping: theirs, lease: lease(), writable: false };
         self.rigs[1 - from].plane.device.links.get_mut(other).unwrap().shares.insert(SHARE, share);
         self.rigs[from].plane.share_arrived(own);

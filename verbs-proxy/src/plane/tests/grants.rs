@@ -56,7 +56,7 @@ impl Scene {
         let [zero, one] = self.two.links;
         let entry = Share { mapping, lease: lease(), writable };
         self.two.rigs[0].plane.device.links.get_mut(zero).unwrap().shares.insert(share, entry);
-        self.two.rigs[1].plane.device.links.get_mut(one).unwrap().shared.insert(share, true);
+        self.two.rigs[1].plane.device.links.get_mut(one).unwrap().shared.insert(share, Shared::CONFIRMED);
     }
 
     /// What the control threads do.

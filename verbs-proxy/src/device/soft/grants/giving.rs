@@ -2,12 +2,12 @@
 
 use super::Grant;
 use crate::device::soft::links::LinkId;
+use crate::device::soft::tickets::Ticket;
 use crate::device::soft::wire::Request;
 use crate::device::soft::{Notice, Plane, Qp, Soft, Task};
 use crate::memory::MemoryRegion;
 use crate::pacing::Nanos;
-use crate::shared::Held;
-use ringfence_protocol::grants::{Busy, Page, SLOTS, settled};
+use ringfence_protocol::grants::{Page, SLOTS, settled};
 use ringfence_protocol::verbs::{Access, Opcode};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -16,9 +16,6 @@ use std::sync::atomic::Ordering;
 /// takes them back waits for it, and others wait for him. Now and then it may have lost its processor.
 const STRIKES: u32 = 3;
 const PERIOD: Nanos = 1_000_000_000;
-/// Tickets are not kept for longer than that if there are many: by then a copy that was under way is over.
-const OVERDUE: Nanos = 1_000_000_000;
-const MANY_TICKETS: usize = 16;
 /// The request of its kind that brings a grant: a region that is registered, used once or twice and deregistered is not worth it.
 const REPEATS: u8 = 3;
 /// After what could not be granted, the control thread is left alone for so long.
@@ -84,24 +81,6 @@ pub struct Giving {
     strikes: u32,
     /// ... before this time.
     period_ends: Nanos,
-}
-
-/// Somebody was using a grant of this link when one was taken back.
-#[derive(Debug)]
-pub struct Ticket {
-    /// The link.
-    pub link: LinkId,
-    page: Held<Page>,
-    seen: u64,
-    since: Nanos,
-}
-
-impl Ticket {
-    /// Whether that is over.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.page.used.0.busy.word() != self.seen
-    }
 }
 
 impl Giving {
@@ -268,7 +247,7 @@ impl Plane {
             offset: if wish.writes { 0 } else { view.start },
         };
         let link = self.device.links.get_mut(at)?;
-        if link.shared.get(&view.share) != Some(&true) {
+        if !link.has_mapped(view.share) {
             return None;
         }
         link.grants.theirs.as_ref()?;
@@ -295,7 +274,8 @@ impl Plane {
         }
     }
 
-    fn revoke_where(&mut self, which: impl Fn(LinkId, &Wish) -> bool) {
+    pub(in crate::device::soft) fn revoke_where(&mut self, which: impl Fn(LinkId, &Wish) -> bool) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
         for place in 0..self.device.links.places() {
             let Some(id) = self.device.links.at(place) else { continue };
             let Some(link) = self.device.links.get_mut(id) else { continue };
@@ -309,47 +289,36 @@ impl Plane {
             }
             settled();
             let Some((theirs, _)) = &grants.theirs else { continue };
-            let seen = theirs.used.0.busy.word();
-            if Busy::says(seen) {
-                let page = theirs.clone();
-                let now = self.now;
-                // A word that differs from that of an older ticket says that what that was about is over.
-                self.device.tickets.retain(|ticket| ticket.link != id && !ticket.is_over());
-                if self.device.tickets.len() >= MANY_TICKETS {
-                    self.device.tickets.retain(|ticket| now.saturating_sub(ticket.since) < OVERDUE);
-                }
-                self.device.tickets.push(Ticket { link: id, page, seen, since: now });
-            }
+            tickets.extend(Ticket::of_grants(id, theirs, self.now));
         }
+        tickets
     }
 
-    /// Takes back all grants of a region.
+    /// Takes back all grants of a region, and what messages named of it.
     pub fn revoke_region(&mut self, share: u32) {
-        self.revoke_where(|_, wish| wish.share == share);
+        let mut tickets = self.revoke_where(|_, wish| wish.share == share);
+        tickets.extend(self.end_names(|_, link| link.end_names_in(share)));
+        self.keep_tickets(tickets);
     }
 
     /// Takes back all grants of a queue pair.
     pub fn revoke_queue(&mut self, queue: u32) {
         if !self.device.links.is_empty() {
-            self.revoke_where(|_, wish| wish.queue == queue);
+            let tickets = self.revoke_where(|_, wish| wish.queue == queue);
+            self.keep_tickets(tickets);
         }
     }
 
     /// Takes back all grants of a link, which gets no more.
     pub fn revoke_link(&mut self, at: LinkId) {
-        self.revoke_where(|id, _| id == at);
+        let tickets = self.revoke_where(|id, _| id == at);
+        self.keep_tickets(tickets);
         let Self { device: Soft { links, .. }, tally, now, .. } = self;
         if let Some(link) = links.get_mut(at) {
             link.grants.giving.refuse();
             // The last look may be the last there is.
             let _ = link.grants.count(*now, tally);
         }
-    }
-
-    /// What a verb that takes grants back must wait for, outside the worker.
-    #[must_use]
-    pub fn take_tickets(&mut self) -> Vec<Ticket> {
-        std::mem::take(&mut self.device.tickets)
     }
 
     /// A requester was stopped in the midst of a copy, and somebody had to wait for it.
@@ -362,7 +331,8 @@ impl Plane {
         }
         giving.strikes += 1;
         if giving.is_paused(now) {
-            self.revoke_where(|id, _| id == at);
+            let tickets = self.revoke_where(|id, _| id == at);
+            self.keep_tickets(tickets);
         }
     }
 }

@@ -236,7 +236,7 @@ impl Scene {
         let view = View { share, start: extent.first, bytes: extent.length };
         let entry = Share { mapping: Arc::clone(&self.two.rigs[of].memory), lease: lease(), writable: wish.writes };
         drop(self.with_link(1 - of, |link| link.shares.insert(share, entry)));
-        self.with_link(of, |link| link.shared.insert(share, true));
+        self.with_link(of, |link| link.shared.insert(share, Shared::CONFIRMED));
         let Some(mut grant) = self.two.rigs[of].plane.give(link, &wish, &view) else { return };
         assert_eq!((grant.iova, grant.length), (IOVA, LENGTH as u64), "{grant:?}");
         assert_eq!(grant.access & !ALL.0, 0, "{grant:?}");

@@ -140,7 +140,8 @@ impl Scene {
                     total: Element::bytes(asked.total),
                     remote_addr: Element::address(asked.target.at),
                     rkey: asked.target.key(key),
-                    compare_add: asked.operands[0],
+                    // The generation of names, if it names any: most hold.
+                    compare_add: if matches!(asked.pieces, 1..=32) { asked.operands[0] % 2 } else { asked.operands[0] },
                     swap: asked.operands[1],
                 };
                 self.speaks.push_extended(&request.pack(), &source[..source.len().min(20)]);
@@ -156,6 +157,7 @@ impl Scene {
                     status: WcStatus(status),
                     share: u32::from(piece.key % 4),
                     value,
+                    generation: u64::from(kind > 127),
                     covers: (value >> 48) as u32 % 300,
                 };
                 self.speaks.push(&response.pack());
@@ -165,10 +167,10 @@ impl Scene {
             Action::ConsumedAll => self.head(0, self.hears.position()),
             Action::Asleep(asleep) => self.head(64, u32::from(asleep)),
             Action::Confirm => self.with_link(|link| {
-                link.shared.values_mut().for_each(|confirmed| *confirmed = true);
+                link.shared.values_mut().for_each(|shared| shared.confirmed = true);
             }),
             Action::Refuse => self.with_link(|link| {
-                if link.shared.get(&1) == Some(&false) {
+                if link.shared.get(&1).is_some_and(|shared| !shared.confirmed) {
                     link.unshare(Some(1));
                 }
             }),
