@@ -111,6 +111,17 @@ fn what_is_written_after_its_queue_pair_or_region_has_gone_stays() {
 }
 
 #[test]
+fn a_read_that_is_not_allowed_any_more_brings_nothing_new() {
+    let mut scene = Scene::new(Under::Read);
+    let attr = QpAttr { access: Access::REMOTE_WRITE, ..QpAttr::default() };
+    scene.two.rigs[1].modify(&scene.b, QpState::RTS, Mask::ACCESS_FLAGS.0, attr, None);
+    scene.two.rigs[1].put(0, &[SECRET; LENGTH]);
+    scene.two.turns();
+    assert!(scene.arrived() == [0; LENGTH]);
+    assert_eq!(scene.two.rigs[0].statuses(), [(1, WcStatus::REM_ACCESS_ERR)]);
+}
+
+#[test]
 fn a_link_that_ends_leaves_nothing_named() {
     for under in ALL_UNDER {
         let mut scene = Scene::new(under);
