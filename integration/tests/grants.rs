@@ -1,5 +1,6 @@
 //! One-sided operations that need no responder: that they do without, and that nothing of them lands once the responder has taken
-//! its leave back, wherever the requester's proxy was stopped, stepped through, or killed.
+//! its leave back, wherever the requester's proxy was stopped, stepped through, or killed. And that what goes by the responder does not
+//! take along what was written to memory after its queue pair or region had gone.
 
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, wait_until};
@@ -17,18 +18,29 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// What takes a grant back.
 const VERBS: [&str; 5] = ["dereg", "reset", "err", "destroy", "rights"];
 
+/// What ends a requester's work.
+const ENDS: [&str; 5] = ["dereg", "reset", "err", "destroy", "timeout"];
+
 fn main() -> ExitCode {
     let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
     suite::main("ringfence-grants", &needs, trials)
 }
 
 fn trials() -> Result<Vec<Trial>> {
-    let program = client::compile("grants", &["sides.c", "pairs.c", "check.c"])?;
+    let others = ["sides.c", "pairs.c", "stops.c", "check.c"];
+    let [grants, names] = [client::compile("grants", &others)?, client::compile("names", &others)?];
     let mut trials = Vec::new();
-    let mut add = |name: String, words: &[&str]| {
-        let (program, words) = (program.clone(), words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+    let mut add_to = |program: &Path, name: String, words: &[&str]| {
+        let (program, words) = (program.to_owned(), words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         trials.push(test(name, move || run(&program, &words)));
     };
+    for (kind, verb) in ["send", "write"].into_iter().flat_map(|kind| ENDS.map(|verb| (kind, verb))) {
+        add_to(&names, format!("what_is_written_later_stays::{kind}::{verb}"), &[kind, verb, "6"]);
+    }
+    for verb in VERBS {
+        add_to(&names, format!("what_is_written_later_stays::read::{verb}"), &["read", verb, "6"]);
+    }
+    let mut add = |name: String, words: &[&str]| add_to(&grants, name, words);
     add("they_need_no_responder".into(), &["alone"]);
     add("edges_go_by_the_responder".into(), &["edges"]);
     for verb in VERBS {
