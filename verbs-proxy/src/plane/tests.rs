@@ -45,7 +45,7 @@ use ringfence_protocol::verbs::{
 };
 use ringfence_protocol::work::{ReceiveBase, SendBase, SendFields, Sge};
 use ringfence_sched::{BitRate, Class, OpRate, Policy};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 const PD: PdId = PdId(1);
 const SLOTS: u32 = 64;
@@ -501,11 +501,16 @@ struct TwoRigs {
     links: [LinkId; 2],
 }
 
+/// All links of the process share one: it is a thread, which lasts as long.
+fn closer() -> &'static Closer {
+    static CLOSER: OnceLock<Closer> = OnceLock::new();
+    CLOSER.get_or_init(|| Closer::start("test", 1 << 16).unwrap())
+}
+
 /// A link that is open, with nobody at its bell.
 fn link(own: u16, port: u16, end: End, mapping: &Arc<Mapping>) -> Link {
-    let closer = Closer::start("test", 16).unwrap();
-    let (bell, theirs) = Bell::new(&closer).unwrap();
-    let wake = Ringer::adopt(Foreign::new(theirs, &closer)).unwrap();
+    let (bell, theirs) = Bell::new(closer()).unwrap();
+    let wake = Ringer::adopt(Foreign::new(theirs, closer())).unwrap();
     Link::new(own, port, end, Arc::clone(mapping), Some(wake), bell)
 }
 

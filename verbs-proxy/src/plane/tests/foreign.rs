@@ -154,8 +154,7 @@ impl TwoRigs {
     /// What the control thread does.
     pub(super) fn bounce(&mut self, from: usize) {
         const SHARE: u32 = 77;
-        let closer = Closer::start("test", 16).unwrap();
-        let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), &closer, None, 0).unwrap();
+        let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), closer(), None, 0).unwrap();
         let (ours, theirs) = (Mapping::of(&file).unwrap(), Arc::new(Mapping::of(&file).unwrap()));
         let lease = || Budget::new(65_530).take_own(Amount { mappings: 1, bytes: bounce::BYTES as u64 }).unwrap();
         let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: bounce::BYTES as u64 };
@@ -267,8 +266,7 @@ fn a_neighbour_that_does_not_read_makes_nothing_but_its_own_requests_wait() {
 proptest! {
     #[test]
     fn places_in_use_never_overlap(steps in prop::collection::vec((1u32..=LONGEST, 0usize..4), 1..200)) {
-        let closer = Closer::start("test", 16).unwrap();
-        let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), &closer, None, 0).unwrap();
+        let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), closer(), None, 0).unwrap();
         let mapping = Mapping::of(&file).unwrap();
         let lease = Budget::new(65_530).take_own(Amount { mappings: 1, bytes: 1 }).unwrap();
         let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: bounce::BYTES as u64 };

@@ -230,9 +230,3 @@ fn completions(rig: &mut Rig) -> Vec<Completion> {
     rig._cq.header::<CqHeader>(0).set_consumed(rig.completions.position());
     list
 }
-
-/// All links of the process share one: it is a thread.
-fn closer() -> &'static Closer {
-    static CLOSER: OnceLock<Closer> = OnceLock::new();
-    CLOSER.get_or_init(|| Closer::start("fuzzing", 1 << 16).unwrap())
-}
