@@ -186,22 +186,9 @@ impl<D: Device> Plane<D> {
     pub(crate) fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
         let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
         self.tally.completed(completion.status);
-        match entry.cq.push(completion) {
-            Ok(()) => {
-                if entry.cq.has_channel() {
-                    entry.cq.solicited |= solicited || completion.status != WcStatus::SUCCESS;
-                    if !entry.cq.touched {
-                        entry.cq.touched = true;
-                        self.touched.push(index);
-                    }
-                }
-            }
-            Err(overrun) => {
-                self.tally.completion_lost();
-                if overrun.first {
-                    self.notices.push(entry.overrun());
-                }
-            }
+        entry.cq.solicited |= solicited || completion.status != WcStatus::SUCCESS;
+        if entry.push(completion, &self.tally, &mut self.notices) {
+            self.touched.push(index);
         }
     }
 }
@@ -216,9 +203,20 @@ impl<D: Device> Wqe<D> {
 }
 
 impl CqEntry {
-    /// What is said of a queue that was full.
-    pub(crate) fn overrun<N>(&self) -> Notice<N> {
-        Notice::Event { owner: self.owner, event: EventType::CQ_ERR, cookie: self.cq.cookie }
+    /// Writes a completion. True if the queue is to be looked at when the turn ends, as it has a channel.
+    #[inline(always)]
+    pub(crate) fn push<N>(&mut self, completion: &Completion, tally: &Tally, notices: &mut Vec<Notice<N>>) -> bool {
+        match self.cq.push(completion) {
+            Ok(()) => self.cq.has_channel() && !std::mem::replace(&mut self.cq.touched, true),
+            Err(overrun) => {
+                tally.completion_lost();
+                if overrun.first {
+                    let (owner, cookie) = (self.owner, self.cq.cookie);
+                    notices.push(Notice::Event { owner, event: EventType::CQ_ERR, cookie });
+                }
+                false
+            }
+        }
     }
 }
 

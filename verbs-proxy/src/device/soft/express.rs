@@ -100,13 +100,7 @@ impl Plane {
                     freed: qp.send.position(),
                     ..Completion::default()
                 };
-                if let Err(overrun) = entry.cq.push(&completion) {
-                    tally.completion_lost();
-                    if overrun.first {
-                        notices.push(entry.overrun());
-                    }
-                } else if entry.cq.has_channel() && !entry.cq.touched {
-                    entry.cq.touched = true;
+                if entry.push(&completion, tally, notices) {
                     touched.push(qp.send_cq);
                 }
             }

@@ -5,7 +5,7 @@ use super::using::{Wanted, atomic};
 use crate::device::soft::express::EXPRESS_BYTES;
 use crate::device::soft::link::Link;
 use crate::device::soft::links::LinkId;
-use crate::device::soft::{Notice, Plane, Qp, Soft};
+use crate::device::soft::{Plane, Qp, Soft};
 use crate::memory::{Piece, RegionTable, copy, copy_while};
 use crate::plane::intake::wc_opcode;
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
@@ -13,7 +13,7 @@ use crate::rseq::{Thread, Undone};
 use crate::stats::Tally;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::grants::Use;
-use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, SendFlags, WcStatus};
+use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
 use ringfence_protocol::work::{self, SendBase, SendFields};
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Ops};
@@ -105,14 +105,7 @@ impl Plane {
                     freed: qp.send.position(),
                     ..Completion::default()
                 };
-                if let Err(overrun) = entry.cq.push(&completion) {
-                    tally.completion_lost();
-                    if overrun.first {
-                        let event = EventType::CQ_ERR;
-                        notices.push(Notice::Event { owner: entry.owner, event, cookie: entry.cq.cookie });
-                    }
-                } else if entry.cq.has_channel() && !entry.cq.touched {
-                    entry.cq.touched = true;
+                if entry.push(&completion, tally, notices) {
                     touched.push(qp.send_cq);
                 }
             }
