@@ -16,8 +16,10 @@ case ${1-} in
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+log=$work/log
+touch "$log"
 failed_commands=()
 declare -A last_lines=()
 
@@ -36,13 +38,37 @@ why() {
 # Runs a test command, shows its output, and keeps it for the sum. Without a terminal's colours, so that it can be read.
 tests() {
     step "$*"
-    local began=$SECONDS at
-    at=$(stat -c %s "$log")
-    if ! "$@" 2>&1 | tee -a "$log"; then
-        failed_commands+=("$*")
-        last_lines["$*"]=$(tail -c "+$((at + 1))" "$log" | why | cut -c 1-300 | sed 's/^/    /')
-    fi
+    local began=$SECONDS output status=0
+    output=$(mktemp "$work/XXXXXX")
+    "$@" 2>&1 | tee "$output" || status=$?
+    keep "$status" "$output" "$*"
     echo "took $((SECONDS - began)) s"
+}
+
+# Keeps the output of a test command for the sum.
+keep() {
+    cat "$2" >>"$log"
+    if [ "$1" -ne 0 ]; then
+        failed_commands+=("$3")
+        last_lines["$3"]=$(why <"$2" | cut -c 1-300 | sed 's/^/    /')
+    fi
+    rm "$2"
+}
+
+# Begins a test command that takes what the following ones leave of the processors; `finish_beside` shows what came of it.
+begin_beside() {
+    beside=$*
+    step "$* (begins)"
+    nice -n 10 "$@" >"$work/beside" 2>&1 &
+    beside_pid=$!
+}
+
+finish_beside() {
+    local status=0
+    step "$beside"
+    wait "$beside_pid" || status=$?
+    cat "$work/beside"
+    keep "$status" "$work/beside" "$beside"
 }
 
 skipped_steps=()
@@ -90,14 +116,16 @@ build_package
 export CARGO_TERM_COLOR=never
 # `--no-fail-fast`: the sum at the end is of all tests.
 tests cargo test --locked --workspace --no-fail-fast
+# Some minutes, besides the build; integration/fuzz.sh says how to run them longer. The machine below leaves a processor idle most of
+# the time.
+begin_beside integration/fuzz.sh
 # What this machine's control groups and init cannot show.
 tests integration/vm/test.sh
 # Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
 tests env RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release \
     --no-fail-fast --target-dir target/loom
 
-# Some minutes, besides the build; integration/fuzz.sh says how to run them longer.
-tests integration/fuzz.sh
+finish_beside
 
 # Each runs in a Debian or a directory of its own.
 deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
