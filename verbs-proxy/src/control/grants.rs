@@ -26,6 +26,8 @@ use std::sync::Arc;
 /// How long somebody who is copying may take to be through. A copy takes microseconds, and starts over with its check if
 /// anything interrupts it: one that is not through by then is not under way.
 const PATIENCE: Nanos = 5_000_000;
+/// The same of a neighbour for which that was in vain several times of late: it is stopped, or does not say what is true.
+const BRIEFLY: Nanos = 100_000;
 /// Looks before the thread sleeps in between.
 const LOOKS: u32 = 50;
 /// How long it may take to empty what was granted: longer, and somebody holds a lock.
@@ -279,14 +281,19 @@ impl Node {
     /// A copy whose thread loses its processor, is stopped or killed starts over with its check ([`crate::rseq`]). So after a
     /// while in which a requester has not come to the end of what it began, it does not run. What remains is a processor that
     /// has been stopped itself, under a hypervisor: `membarrier` returns when each has taken an interrupt since, or is idle.
-    pub fn settle(&mut self, mut tickets: Vec<Ticket>) {
-        wait(&mut tickets);
+    ///
+    /// A neighbour that is found at work again and again has others wait for no more than a moment: what it is in the midst of it
+    /// does not finish.
+    pub fn settle(&mut self, tickets: Vec<Ticket>) {
+        let (mut brief, mut tickets): (Vec<_>, Vec<_>) = tickets.into_iter().partition(|ticket| ticket.brief);
+        wait(&mut brief, BRIEFLY);
+        wait(&mut tickets, PATIENCE);
         if tickets.is_empty() {
             return;
         }
         // Where that is not to be had (`nohz_full`), waiting has to do.
         let _ = crate::sandbox::pass_all_processors();
-        wait(&mut tickets);
+        wait(&mut tickets, PATIENCE);
         for ticket in tickets {
             let link = ticket.link;
             self.worker.call(move |plane| plane.strike(link));
@@ -294,8 +301,8 @@ impl Node {
     }
 }
 
-fn wait(tickets: &mut Vec<Ticket>) {
-    let until = now() + PATIENCE;
+fn wait(tickets: &mut Vec<Ticket>, patience: Nanos) {
+    let until = now() + patience;
     let mut looks = 0;
     loop {
         tickets.retain(|ticket| !ticket.is_over());

@@ -41,24 +41,27 @@ pub struct Ticket {
     word: Word,
     seen: u64,
     since: Nanos,
+    /// It has been waited for in vain several times of late, and is not waited for long again: it is stopped, or does not say what
+    /// is true. If it is not, what it does takes microseconds.
+    pub brief: bool,
 }
 
 impl Ticket {
-    fn of(link: LinkId, word: Word, since: Nanos) -> Option<Self> {
+    fn of(link: LinkId, word: Word, since: Nanos, brief: bool) -> Option<Self> {
         let seen = word.busy().word();
-        Busy::says(seen).then_some(Self { link, word, seen, since })
+        Busy::says(seen).then_some(Self { link, word, seen, since, brief })
     }
 
     /// If the neighbour is using grants, of which some were taken back; [`ringfence_protocol::grants::settled`] comes before.
     #[must_use]
     pub fn of_grants(link: LinkId, page: &Held<Page>, since: Nanos) -> Option<Self> {
-        Self::of(link, Word::Grants(page.clone()), since)
+        Self::of(link, Word::Grants(page.clone()), since, false)
     }
 
     /// If the neighbour copies what messages named, of which some were taken back; as above.
     #[must_use]
-    pub fn of_names(link: LinkId, header: &Held<RingHeader>, since: Nanos) -> Option<Self> {
-        Self::of(link, Word::Names(header.clone()), since)
+    pub fn of_names(link: LinkId, header: &Held<RingHeader>, since: Nanos, brief: bool) -> Option<Self> {
+        Self::of(link, Word::Names(header.clone()), since, brief)
     }
 
     /// Whether that is over.
@@ -161,7 +164,8 @@ impl Plane {
             let Some(link) = links.get_mut(id) else { continue };
             if end(id, link) {
                 settled();
-                tickets.extend(Ticket::of_names(id, link.their_reading(), *now));
+                let brief = link.grants.giving.is_paused(*now);
+                tickets.extend(Ticket::of_names(id, link.their_reading(), *now, brief));
             }
         }
         tickets

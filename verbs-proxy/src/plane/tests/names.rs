@@ -169,6 +169,27 @@ fn a_neighbour_that_is_stopped_holds_nothing_up_for_long() {
 }
 
 #[test]
+fn a_neighbour_that_is_stopped_again_and_again_is_hardly_waited_for() {
+    let mut scene = Scene::new(Under::Request(Opcode::SEND));
+    scene.reading(1).enter();
+    let link = scene.two.links[0];
+    let rig = &mut scene.two.rigs[0];
+    for struck in 0..8 {
+        rig.plane.device.links.get_mut(link).unwrap().generation(100);
+        drop(rig.qp(1, 164));
+        drop(rig.plane.remove_qp(1));
+        let [ticket] = &rig.plane.take_tickets()[..] else { panic!("one ticket") };
+        assert_eq!(ticket.brief, struck > 3);
+        rig.plane.strike(link);
+    }
+    rig.plane.now += 1_000_000_000;
+    rig.plane.device.links.get_mut(link).unwrap().generation(100);
+    drop(rig.qp(1, 164));
+    drop(rig.plane.remove_qp(1));
+    assert!(!rig.plane.take_tickets()[0].brief, "it is believed again");
+}
+
+#[test]
 fn what_waits_for_a_neighbour_ends_with_its_queue_pair() {
     let mut scene = Scene::new(Under::Request(Opcode::RDMA_WRITE));
     scene.reading(1).enter();

@@ -91,7 +91,8 @@ impl Giving {
         self.counted = HashMap::new();
     }
 
-    fn is_paused(&self, now: Nanos) -> bool {
+    /// Whether it was waited for in vain too often of late.
+    pub(in crate::device::soft) fn is_paused(&self, now: Nanos) -> bool {
         self.strikes > STRIKES && now < self.period_ends
     }
 
