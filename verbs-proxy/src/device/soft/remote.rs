@@ -10,7 +10,6 @@ use super::wire::{self, Kind, Response};
 use super::{Notice, Plane, Soft, Task};
 use crate::device::{Again, Answer, Posted, WorkPiece};
 use crate::pacing::{self, Nanos};
-use crate::plane::intake::vendor;
 use crate::plane::transmit::Handed;
 use ringfence_protocol::verbs::{Opcode, QpState, WcStatus};
 
@@ -139,8 +138,7 @@ impl Plane {
         let verdict = match response.kind {
             // No more than a piece, whatever was asked for: it is copied at once.
             Kind::GRANT if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
-                let Response { share, value: offset, from, generation, .. } = *response;
-                let data = Data::Shared { link: at, share, offset, from, generation };
+                let data = Data::Shared { link: at, share: response.share, offset: response.value };
                 let answer = self.take_data(queue, 0, &piece, data);
                 return self.carried_out(&piece, answer);
             }
@@ -187,13 +185,34 @@ impl Plane {
         {
             return;
         }
-        // Data that were asked for are no acknowledge's to replace.
-        if qp.pending.range(..=index).any(|wqe| wqe.fetches() && wqe.total > 0) {
-            return self.fail(queue, WcStatus::BAD_RESP_ERR, vendor::REMOTE);
+        // Data that were asked for are no acknowledge's to replace: whoever gets one beyond them asks for them again, and for what is
+        // behind (InfiniBand Architecture Specification, 9.7.5.1.1, implied NAK).
+        if let Some(fetching) = qp.pending.range(..=index).position(|wqe| wqe.fetches() && wqe.total > 0) {
+            if fetching > 0 {
+                let before = qp.pending[fetching - 1].total;
+                self.done_up_to(queue, fetching - 1, before);
+            }
+            return self.ask_again(queue);
         }
         self.done_up_to(queue, index, end);
         self.extend_deadline(queue, MIN_REMOTE_TIMEOUT);
         self.activate(queue);
+    }
+
+    /// The oldest request, and all behind it, goes again in a moment.
+    fn ask_again(&mut self, queue: u32) {
+        let Some(qp) = &self.qps[queue as usize] else { return };
+        let Some(wqe) = qp.pending.front() else { return };
+        let piece = WorkPiece {
+            queue,
+            incarnation: qp.incarnation,
+            epoch: qp.epochs.now(),
+            sequence: wqe.sequence,
+            offset: wqe.done,
+            bytes: 0,
+            total: wqe.total,
+        };
+        self.settle(0, &piece, LATER);
     }
 
     /// Memory of this name, or the buffer, cannot be shared over this link now: whoever waits for that asks again in a while.

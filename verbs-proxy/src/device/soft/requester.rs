@@ -1,8 +1,7 @@
 //! The requester: brings pieces to their responders, within the proxy or in another, and its word back to the plane.
 
-use super::gather::{scatter, trim};
+use super::gather::scatter;
 use super::links::LinkId;
-use super::names::Uncopied;
 use super::qp::{OWN_PORT, Peer};
 use super::remote::{LATER, MIN_REMOTE_TIMEOUT};
 use super::respond::{Named, Verdict};
@@ -41,40 +40,7 @@ pub(super) enum Data {
         share: u32,
         /// Where in it.
         offset: u64,
-        /// The neighbour's queue pair ...
-        from: u32,
-        /// ... and the generation of its names.
-        generation: u64,
     },
-}
-
-/// Why the data of a READ were not taken.
-#[derive(Clone, Copy, Debug)]
-enum Untaken {
-    /// With this for its request.
-    Answer(Answer),
-    /// Their responder has nothing to give.
-    Refused,
-}
-
-/// A neighbour answers with memory that it does not share.
-const LOST_RESPONSE: Untaken =
-    Untaken::Answer(Answer::Failed { status: WcStatus::BAD_RESP_ERR, vendor_err: vendor::REMOTE });
-
-impl From<Answer> for Untaken {
-    fn from(answer: Answer) -> Self {
-        Self::Answer(answer)
-    }
-}
-
-impl From<Uncopied> for Untaken {
-    fn from(uncopied: Uncopied) -> Self {
-        match uncopied {
-            Uncopied::Ended => Self::Answer(LATER),
-            Uncopied::Lost(Lost::Source) => Self::Refused,
-            Uncopied::Lost(Lost::Target) => Self::Answer(protection(LOST)),
-        }
-    }
 }
 
 impl Plane {
@@ -159,31 +125,31 @@ impl Plane {
 
     /// Copies a READ's data to where request `index` wants them.
     pub(super) fn take_data(&mut self, queue: u32, index: usize, piece: &WorkPiece, data: Data) -> Answer {
-        let Self { qps, regions, device: Soft { links, to, aside, .. }, .. } = self;
+        let Self { qps, regions, device: Soft { links, to, .. }, .. } = self;
         let Some(qp) = &qps[queue as usize] else { return Answer::Done };
         let Some(asked) = qp.pending[index].work.admitted() else { return Answer::Done };
-        let (offset, bytes) = (piece.offset as usize, piece.bytes as usize);
-        let copied = to.with(|to| {
-            scatter(qp, asked, regions, to).map_err(|_| protection(vendor::REMOTE))?;
-            match data {
-                Data::Own(named) => {
-                    // The container can have taken the region back since its responder looked.
-                    let source = named.find(regions).map_err(|_| Untaken::Refused)?;
-                    copy_list(to, offset, &[source], 0, bytes).map_err(Uncopied::Lost)?;
-                }
-                Data::Shared { link, share, offset: at, from, generation } => {
-                    let link = links.get(link).ok_or(LOST_RESPONSE)?;
-                    let source = link.shared_piece(share, at, piece.bytes).ok_or(LOST_RESPONSE)?;
-                    trim(to, offset, bytes);
-                    link.lasting(from, generation).copy(to, &[source], bytes, aside)?;
-                }
+        let source = match data {
+            Data::Own(named) => named.find(regions).ok(),
+            Data::Shared { link, share, offset } => {
+                links.get(link).and_then(|link| link.shared_piece(share, offset, piece.bytes))
             }
-            Ok(())
+        };
+        let Some(source) = source else {
+            return match data {
+                // The container has taken the region back since its responder looked.
+                Data::Own(_) => self.refuse_read(queue),
+                Data::Shared { .. } => Answer::Failed { status: WcStatus::BAD_RESP_ERR, vendor_err: vendor::REMOTE },
+            };
+        };
+        let copied = to.with(|to| {
+            scatter(qp, asked, regions, to).map_err(|_| vendor::REMOTE)?;
+            Ok(copy_list(to, piece.offset as usize, &[source], 0, piece.bytes as usize))
         });
         match copied {
-            Ok(()) => Answer::Done,
-            Err(Untaken::Answer(answer)) => answer,
-            Err(Untaken::Refused) => self.refuse_read(queue),
+            Ok(Ok(())) => Answer::Done,
+            Ok(Err(Lost::Source)) => self.refuse_read(queue),
+            Ok(Err(Lost::Target)) => protection(LOST),
+            Err(vendor_err) => protection(vendor_err),
         }
     }
 

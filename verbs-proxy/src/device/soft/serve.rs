@@ -23,12 +23,11 @@ struct Answer {
     status: WcStatus,
     share: u32,
     value: u64,
-    generation: u64,
 }
 
 impl Answer {
     fn of(kind: Kind) -> Self {
-        Self { kind, status: WcStatus::SUCCESS, share: 0, value: 0, generation: 0 }
+        Self { kind, status: WcStatus::SUCCESS, share: 0, value: 0 }
     }
 
     fn refusal(status: WcStatus) -> Self {
@@ -104,7 +103,7 @@ impl Plane {
     /// Executes the request that `device.incoming` has the source of, and sees that it is answered.
     fn execute(&mut self, at: LinkId, port: u16, request: &Request) -> Result<(), LinkFault> {
         let queue = self.by_number.get(&request.to).copied();
-        let verdict = if self.must_share(at, request)? {
+        let verdict = if self.must_prepare(at, request)? {
             return self.answer(at, queue, request, Answer::of(Kind::LATER));
         } else if let Err(wait) = self.may_be_fetched(at, request) {
             self.tally.read_deferred();
@@ -166,8 +165,8 @@ impl Plane {
         };
         let from = qp.number;
         let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
-        let Answer { kind, status, share, value, generation } = Answer::of(Kind::ACK);
-        link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, generation, covers })
+        let Answer { kind, status, share, value } = Answer::of(Kind::ACK);
+        link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, covers })
     }
 
     /// Answers a request, after all that its queue pair, if it has one, owes for those before it.
@@ -176,7 +175,7 @@ impl Plane {
             self.acknowledge(at, queue)?;
         }
         let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
-        let Answer { kind, status, share, value, generation } = answer;
+        let Answer { kind, status, share, value } = answer;
         link.respond(&Response {
             kind,
             to: request.from,
@@ -187,7 +186,6 @@ impl Plane {
             status,
             share,
             value,
-            generation,
             covers: 1,
         })
     }
@@ -216,8 +214,8 @@ impl Plane {
         self.shaping.may_be_read(request.bytes, self.now)
     }
 
-    /// Whether a READ asks for memory that its proxy cannot reach yet; then it is seen to.
-    fn must_share(&mut self, at: LinkId, request: &Request) -> Result<bool, LinkFault> {
+    /// Whether a READ must come again, as there is no room for its data in the buffer that the other end reads; then that is seen to.
+    fn must_prepare(&mut self, at: LinkId, request: &Request) -> Result<bool, LinkFault> {
         let reads = request.opcode == Opcode::RDMA_READ;
         let names = reads && request.total > 0;
         let Some(pd) = self.fetched_from(at, request).filter(|_| names).map(|qp| qp.pd) else { return Ok(false) };
@@ -228,14 +226,11 @@ impl Plane {
             return Ok(false);
         }
         let Some(region) = regions.get(request.rkey) else { return Ok(false) };
-        if !region.is_copied() {
-            let shared = link.shared.get(&region.share).copied();
-            if shared.is_none() {
-                link.shared.insert(region.share, Shared::ASKED);
-                regions.lend(request.rkey);
-                notices.push(Notice::Device(Task::Share { link: at, share: region.share }));
-            }
-            return Ok(!shared.is_some_and(|shared| shared.confirmed));
+        // Those that come may be granted.
+        if !region.is_copied() && !link.shared.contains_key(&region.share) {
+            link.shared.insert(region.share, Shared::ASKED);
+            regions.lend(request.rkey);
+            notices.push(Notice::Device(Task::Share { link: at, share: region.share }));
         }
         let room = link.bounce_room(request.bytes)?;
         if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
@@ -244,32 +239,20 @@ impl Plane {
         Ok(!matches!(room, Room::At(_)))
     }
 
-    /// Answers a READ: says where its data are.
+    /// Answers a READ: its data are as they are now, whatever the container does to its memory, its queue pair or its region before
+    /// the other end takes them. Requests behind it may tell the container's application that it can.
     fn show_data(&mut self, at: LinkId, request: &Request, data: Named) -> Result<Answer, LinkFault> {
         let refused = Answer::refusal(WcStatus::REM_OP_ERR);
         let Self { regions, device: Soft { links, .. }, .. } = self;
         // The container can have taken the region back since the responder looked.
-        let (Ok(piece), Some(region)) = (data.find(regions), regions.get(data.key)) else { return Ok(refused) };
-        let Some(link) = links.get_mut(at) else { return Ok(refused) };
-        if !region.is_copied() {
-            region.make_present(&piece);
-            let (share, value) = (region.share, region.mapping_offset(&piece));
-            // It was shared when the responder was asked.
-            if !link.name(share) {
-                return Ok(Answer::of(Kind::LATER));
-            }
-            let generation = link.generation(request.to);
-            return Ok(Answer { share, value, generation, ..Answer::of(Kind::GRANT) });
-        }
-        // The neighbour must not map it; there is room for a copy.
+        let (Ok(piece), Some(link)) = (data.find(regions), links.get_mut(at)) else { return Ok(refused) };
         let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
             return Ok(refused);
         };
         if bounce.fill(place, &[piece]).is_ok() {
-            let (share, value) = (bounce.share, place.offset());
+            let share = bounce.share;
             link.bounce_hold(place);
-            let generation = link.generation(request.to);
-            return Ok(Answer { share, value, generation, ..Answer::of(Kind::GRANT) });
+            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::GRANT) });
         }
         if let Some(&queue) = self.by_number.get(&request.to) {
             self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);

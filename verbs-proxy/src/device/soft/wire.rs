@@ -29,7 +29,7 @@ impl Kind {
     pub const RNR: Self = Self(4);
     /// Negative acknowledge; `status` is what the requester completes with.
     pub const NAK: Self = Self(5);
-    /// The data of a READ lie in `share` at `value`.
+    /// The data of a READ are in the link's buffer `share` at `value`, as they were.
     pub const GRANT: Self = Self(6);
     /// The former value of an atomic is `value`.
     pub const ATOMIC: Self = Self(7);
@@ -158,8 +158,6 @@ pub struct Response {
     pub share: u32,
     /// With [`Kind::GRANT`], [`Kind::ATOMIC`] and [`Kind::RNR`].
     pub value: u64,
-    /// With [`Kind::GRANT`], the generation of the name.
-    pub generation: u64,
     /// Requests that this is the answer to: one, and with [`Kind::ACK`] those before it that were executed and not answered.
     pub covers: u32,
 }
@@ -175,7 +173,7 @@ impl Response {
             u64::from(self.offset) | u64::from(self.bytes) << 32,
             self.value,
             u64::from(self.covers),
-            self.generation,
+            0,
             0,
         ]
     }
@@ -193,7 +191,6 @@ impl Response {
             offset: w[3] as u32,
             bytes: (w[3] >> 32) as u32,
             value: w[4],
-            generation: w[6],
             covers: w[5] as u32,
         }
     }
@@ -232,7 +229,6 @@ mod tests {
             status: WcStatus::REM_OP_ERR,
             share: 8,
             value: u64::MAX,
-            generation: 11,
             covers: 10,
         };
         assert_eq!(Response::unpack(&response.pack()), response);

@@ -150,20 +150,28 @@ fn memory_that_is_gone_is_an_error_of_whose_it_is() {
     assert_eq!(ends(Opcode::CMP_AND_SWP, 8, 30, 0).0, [(1, S::LOC_PROT_ERR)]);
 }
 
+/// What the other end calls the buffer of [`a_bounce`].
+pub(super) const BOUNCE: u32 = 78;
+
+/// A buffer for what a neighbour must not map, and the neighbour's mapping of it.
+pub(super) fn a_bounce() -> (Bounce, Share) {
+    let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), closer(), None, 0).unwrap();
+    let (ours, theirs) = (Mapping::of(&file).unwrap(), Arc::new(Mapping::of(&file).unwrap()));
+    let lease = || Budget::new(65_530).take_own(Amount { mappings: 1, bytes: bounce::BYTES as u64 }).unwrap();
+    let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: bounce::BYTES as u64 };
+    (Bounce::new(BOUNCE, run, ours, lease()), Share { mapping: theirs, lease: lease(), writable: false })
+}
+
 impl TwoRigs {
     /// What the control thread does.
     pub(super) fn bounce(&mut self, from: usize) {
-        const SHARE: u32 = 77;
-        let (file, _) = Lent::create("bounce", bounce::BYTES, Vec::new(), closer(), None, 0).unwrap();
-        let (ours, theirs) = (Mapping::of(&file).unwrap(), Arc::new(Mapping::of(&file).unwrap()));
-        let lease = || Budget::new(65_530).take_own(Amount { mappings: 1, bytes: bounce::BYTES as u64 }).unwrap();
-        let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: bounce::BYTES as u64 };
         let (own, other) = (self.links[from], self.links[1 - from]);
         let link = self.rigs[from].plane.device.links.get_mut(own).unwrap();
-        assert!(link.bounce.replace(Bounce::new(SHARE, run, ours, lease())).is_none(), "it is asked for once");
-        link.shared.insert(SHARE, Shared::CONFIRMED);
-        let share = Share { mapping: theirs, lease: lease(), writable: false };
-        self.rigs[1 - from].plane.device.links.get_mut(other).unwrap().shares.insert(SHARE, share);
+        assert!(link.bounce.is_none(), "it is asked for once");
+        let (bounce, share) = a_bounce();
+        link.bounce = Some(bounce);
+        link.shared.insert(BOUNCE, Shared::CONFIRMED);
+        self.rigs[1 - from].plane.device.links.get_mut(other).unwrap().shares.insert(BOUNCE, share);
         self.rigs[from].plane.share_arrived(own);
     }
 }

@@ -1,6 +1,8 @@
 //! The rings of a link, with a neighbour at the other end that was taken over.
 
+use super::super::foreign::{BOUNCE, a_bounce};
 use super::*;
+use crate::device::soft::bounce;
 use crate::device::soft::link::SLOTS_AT;
 use crate::device::soft::wire::{Kind, Request, Response, kind};
 use arbitrary::Unstructured;
@@ -157,7 +159,6 @@ impl Scene {
                     status: WcStatus(status),
                     share: u32::from(piece.key % 4),
                     value,
-                    generation: u64::from(kind > 127),
                     covers: (value >> 48) as u32 % 300,
                 };
                 self.speaks.push(&response.pack());
@@ -200,19 +201,29 @@ impl Scene {
         self.rig.plane.now += nanos;
         self.rig.plane.activate(self.qp.queue);
         self.rig.plane.turn();
+        let mut bounces = false;
         for notice in self.rig.plane.take_notices() {
             match notice {
                 Notice::Device(Task::Fault { link, .. }) => {
                     assert!(link == self.link && !self.ended, "a link ends twice");
                     self.ended = true;
                 }
-                Notice::Device(Task::Share { .. })
-                | Notice::Device(Task::Bounce { .. })
-                | Notice::Device(Task::Grant { .. }) => {
+                Notice::Device(Task::Share { .. }) | Notice::Device(Task::Grant { .. }) => {
                     assert!(!self.ended, "something for a link that ended")
+                }
+                Notice::Device(Task::Bounce { .. }) => {
+                    assert!(!self.ended, "a buffer for a link that ended");
+                    bounces = true;
                 }
                 Notice::Event { .. } => {}
             }
+        }
+        if bounces {
+            // The neighbour says by itself that it has mapped it.
+            self.with_link(|link| {
+                link.bounce.get_or_insert_with(|| a_bounce().0);
+                link.shared.insert(BOUNCE, Shared::ASKED);
+            });
         }
         assert_eq!(
             self.ended,
@@ -238,9 +249,8 @@ impl Scene {
                 Kind::GRANT => {
                     let response = Response::unpack(&words);
                     let end = response.value.checked_add(u64::from(response.bytes));
-                    let inside =
-                        response.value >= FIRST as u64 && end.is_some_and(|end| end <= (FIRST + LENGTH) as u64);
-                    assert!(inside, "what is granted is not the region's: {response:?}");
+                    let inside = response.share == BOUNCE && end.is_some_and(|end| end <= bounce::BYTES as u64);
+                    assert!(inside, "what is shown is not in the buffer: {response:?}");
                 }
                 _ => {}
             }
