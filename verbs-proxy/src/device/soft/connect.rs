@@ -34,13 +34,12 @@ impl Plane {
         }
     }
 
-    /// A queue pair has other rights or another peer, or begins anew: grants of either direction, and what was answered to its peer,
-    /// were for what it was.
-    pub(super) fn part(&mut self, queue: u32) {
-        let Some(number) = self.qps[queue as usize].as_ref().map(|qp| qp.number) else { return };
-        let tickets = self.withdraw(queue, number);
-        self.keep_tickets(tickets);
-        self.forget_grants(number);
+    /// A queue pair has other rights or another peer, or begins anew: grants of either direction were for what it was.
+    pub(super) fn end_grants(&mut self, queue: u32) {
+        self.revoke_queue(queue);
+        if let Some(number) = self.qps[queue as usize].as_ref().map(|qp| qp.number) {
+            self.forget_grants(number);
+        }
     }
 
     /// Adds a link. If it is open already, queue pairs that were connected to its port while there was none use it.

@@ -227,7 +227,7 @@ impl Device for Soft {
         }
         if mask & (Mask::ACCESS_FLAGS.0 | Mask::AV.0 | Mask::DEST_QPN.0 | Mask::MAX_DEST_RD_ATOMIC.0) != 0 {
             // What was granted was by the former rights, to the former peer.
-            plane.part(queue);
+            plane.end_grants(queue);
         }
         plane.adopt_peers(queue);
     }
@@ -235,8 +235,11 @@ impl Device for Soft {
     fn reset(plane: &mut Plane, queue: u32) {
         let Some(qp) = &mut plane.qps[queue as usize] else { return };
         qp.device = SoftQp::default();
+        let number = qp.number;
         plane.forget_stops(queue);
-        plane.part(queue);
+        let tickets = plane.withdraw(queue, number);
+        plane.keep_tickets(tickets);
+        plane.forget_grants(number);
     }
 
     fn failed(plane: &mut Plane, queue: u32) {

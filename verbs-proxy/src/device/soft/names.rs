@@ -1,10 +1,10 @@
 //! Names of memory in messages, and how long they hold.
 //!
 //! A request names memory of the end that sends it: where the data of a SEND or a WRITE are. The other end copies them from there
-//! when it comes to it. By then the queue pair can have ended, or the region be deregistered,
-//! and what the application keeps there is nobody else's any more. So each message says the *generation* of its queue pair's
-//! names, and they hold as long as that stands in the sender's word. As with grants ([`ringfence_protocol::grants`]), whoever
-//! copies is busy first, and checks within the copy ([`crate::rseq`]).
+//! when it comes to it. By then the queue pair can have ended, or the region be deregistered, and what the application keeps there
+//! is nobody else's any more. So each message says the *generation* of its queue pair's names, and they hold as long as that
+//! stands in the sender's word. As with grants ([`ringfence_protocol::grants`]), whoever copies is busy first, and checks within
+//! the copy ([`crate::rseq`]).
 //!
 //! Queue pairs share words. Who loses a name because another queue pair has ended asks again, and loses nothing else.
 
