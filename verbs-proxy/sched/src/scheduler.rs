@@ -11,7 +11,8 @@ use crate::window::Window;
 pub enum Class {
     /// Small requests first: up to [`URGENT`], undivided, before the container's own larger requests and under a cap and a
     /// window of their own, so that they never wait for what the larger ones have taken. Other containers keep their
-    /// windows short meanwhile.
+    /// windows short meanwhile. What small requests ask for beyond the container's share of the link is shared by weight as
+    /// everybody's: it is divided and waits.
     Latency,
     /// Queue pairs take turns by operations: each has as many, whatever their sizes.
     Ops,
@@ -212,7 +213,8 @@ impl Scheduler {
         }
     }
 
-    /// Data of the next piece of a request of `total`, of which `left` has not gone. An urgent request is not divided.
+    /// Data of the next piece of a request of `total`, of which `left` has not gone. An urgent request is not divided, as long as
+    /// the container's urgent requests ask for no more than its share.
     #[must_use]
     pub fn piece(&self, total: Bytes, left: Bytes) -> Bytes {
         let whole = self.is_urgent(total) && !matches!(&self.link, Some(Link::Shared(window)) if !window.has_credit());
