@@ -209,15 +209,17 @@ impl Window {
     /// A piece goes; the link is charged this for it.
     pub fn sent(&mut self, charged: Bytes, urgent: bool, now: Nanos) {
         self.see(now);
-        // It has what the link did not do meanwhile: had it gone in time it would have been there since.
+        // Whoever waited has what the link did not do meanwhile: had it gone in time it would have been there since.
         let late = i128::from(charged.0) * i128::from(self.late.0);
         self.all.on_link = self.all.on_link.saturating_add(charged.0);
         if self.wants {
             self.all.missed -= late;
         }
         if urgent {
+            if !self.has_credit() {
+                self.urgent.missed -= late;
+            }
             self.urgent.on_link = self.urgent.on_link.saturating_add(charged.0);
-            self.urgent.missed -= late;
         }
     }
 
@@ -403,6 +405,21 @@ mod tests {
                 window.arrived(urgent, true, now.after(Nanos(stays)));
                 window.arrived(Bytes(bulk), false, now.after(Nanos(stays)));
                 now = now.after(period);
+            }
+        }
+
+        /// Nothing is held against requests that come when the link has nothing to do.
+        #[test]
+        fn what_comes_late_by_itself_is_not_late(weight in 100u32..=1000, bytes in 64u64..4 << 10, times in 1u64..400) {
+            let mut window = window(1_000_000_000, weight);
+            let mut now = Nanos::millis(1);
+            for _ in 0..times {
+                let free_at = Nanos(now.0 - 500_000);
+                prop_assert!(window.open(true, true, free_at, now));
+                prop_assert!(window.has_credit());
+                window.sent(Bytes(bytes), true, now);
+                window.arrived(Bytes(bytes), true, now);
+                now = now.after(Nanos::millis(1));
             }
         }
 
