@@ -30,10 +30,11 @@ impl Figure {
         for (index, (tenant, (wanted, found))) in tenants.iter().zip(wanted.iter().zip(shares(outcomes))).enumerate() {
             let error = percent(found, *wanted);
             // What is no number is no share.
-            if error.is_nan() || error.abs() > figure.error.abs() {
+            let error = if error.is_nan() { f64::INFINITY } else { error };
+            if error.abs() > figure.error.abs() {
                 figure.error = error;
             }
-            if !(error.abs() <= SHARES_WITHIN) {
+            if error.abs() > SHARES_WITHIN {
                 figure.faults.push(format!(
                     "container {index} ({tenant}): expected {:.4} % of the link, got {:.4} %: {error:+.2} %, more than ±{SHARES_WITHIN} %",
                     wanted * 100.0,
