@@ -11,6 +11,7 @@ mod keys;
 mod links;
 #[cfg(test)]
 mod out_of_step;
+mod shares;
 mod speed;
 #[cfg(test)]
 mod ways;
