@@ -82,28 +82,36 @@ pub fn cpu_list(text: &str) -> Option<Vec<RangeInclusive<u32>>> {
     text.split(',').map(range).collect()
 }
 
-/// `bits` per second in the largest unit that shows it exactly.
+/// `bits` per second in the shortest form that [`rate`] reads back exactly.
 pub fn show_rate(bits: u64) -> String {
-    const NAMES: [&str; 5] = ["Tbit", "Gbit", "Mbit", "kbit", "bit"];
-    let (i, (_, factor)) =
-        RATES.iter().enumerate().find(|(_, (_, factor))| bits.is_multiple_of(*factor)).expect("1 divides all");
-    format!("{}{}", bits / factor, NAMES[i])
+    const NAMES: [(&str, u64); 5] =
+        [("Tbit", 1_000_000_000_000), ("Gbit", 1_000_000_000), ("Mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
+    shortest(bits, &NAMES)
 }
 
-/// `ops` per second in the largest unit that shows it exactly.
+/// `ops` per second in the shortest form that [`ops`] reads back exactly.
 pub fn show_ops(ops: u64) -> String {
-    match OPS.iter().find(|(_, factor)| ops.is_multiple_of(*factor)) {
-        Some((unit, factor)) => format!("{}{unit}", ops / factor),
-        None => ops.to_string(),
-    }
+    shortest(ops, &[OPS[0], OPS[1], OPS[2], ("", 1)])
 }
 
-/// `bytes` in the largest binary unit that shows it exactly.
+/// `bytes` in the shortest form, binary, that [`size`] reads back exactly.
 pub fn show_size(bytes: u64) -> String {
-    match SIZES[..4].iter().find(|(_, factor)| bytes.is_multiple_of(*factor)) {
-        Some((unit, factor)) => format!("{}{unit}", bytes / factor),
-        None => bytes.to_string(),
-    }
+    shortest(bytes, &[SIZES[0], SIZES[1], SIZES[2], SIZES[3], ("", 1)])
+}
+
+/// `value` in one of these units, the last of which is 1, with at most three decimals; of two that are as short, in the larger.
+fn shortest(value: u64, units: &[(&str, u64)]) -> String {
+    let fit = units.iter().filter(|(_, factor)| *factor == 1 || *factor <= value);
+    let shown = fit.filter_map(|(unit, factor)| {
+        let thousandths = u128::from(value) * 1000;
+        let factor = u128::from(*factor);
+        thousandths.is_multiple_of(factor).then(|| {
+            let (whole, decimals) = (thousandths / factor / 1000, thousandths / factor % 1000);
+            let decimals = format!(".{decimals:03}");
+            format!("{whole}{}{unit}", decimals.trim_end_matches('0').trim_end_matches('.'))
+        })
+    });
+    shown.min_by_key(String::len).unwrap_or_default()
 }
 
 fn ends_with_ignoring_case(text: &str, unit: &str) -> bool {
@@ -240,6 +248,27 @@ mod tests {
             ("all", None),
         ] {
             assert_eq!(cpu_list(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_shortest_form_is_shown() {
+        for (value, rate, ops, size) in [
+            (1, "1bit", "1", "1"),
+            (999, "999bit", "999", "999"),
+            (1_000, "1kbit", "1k", "1000"),
+            (1_500, "1.5kbit", "1.5k", "1500"),
+            (1_001, "1001bit", "1001", "1001"),
+            (1_536, "1536bit", "1536", "1536"),
+            (65_536, "65536bit", "65536", "64KiB"),
+            (100_000, "100kbit", "100k", "100000"),
+            (2_500_000, "2.5Mbit", "2.5M", "2500000"),
+            (2_500_000_000, "2.5Gbit", "2.5G", "2500000000"),
+            (1_234_567_000, "1234567kbit", "1234567k", "1234567000"),
+            (3 << 29, "1610612736bit", "1610612736", "1.5GiB"),
+            (40_000_000_000_000, "40Tbit", "40000G", "39062500000KiB"),
+        ] {
+            assert_eq!((&*show_rate(value), &*show_ops(value), &*show_size(value)), (rate, ops, size), "{value}");
         }
     }
 

@@ -234,6 +234,8 @@ mod tests {
         tally.sent(Opcode::SEND, 100, false);
         tally.sent(Opcode::SEND, 50, true);
         tally.received(Opcode::RDMA_READ, 7, true);
+        tally.received(Opcode::CMP_AND_SWP, 8, true);
+        tally.received(Opcode::FETCH_AND_ADD, 8, true);
         tally.sent_at_once(Opcode::RDMA_WRITE, 32, 256);
         tally.received_whole(Opcode::RDMA_WRITE, 32, 256);
         tally.completed(WcStatus::SUCCESS);
@@ -246,7 +248,7 @@ mod tests {
         let page = page(directory.path());
         assert_eq!(page.sent[2], Work { operations: 1, bytes: 150 });
         assert_eq!((page.sent[0], page.received[0]), (Work { operations: 32, bytes: 256 }, page.sent[0]));
-        assert_eq!(page.bytes_out(), 150 + 256 + 7);
+        assert_eq!(page.bytes_out(), 150 + 256 + 7 + 8 + 8);
         assert_eq!((page.errors[10], page.errors[31], page.failed()), (1, 1, 2));
         assert_eq!((page.delays[0], page.delays[11]), (32, 1));
         assert_eq!((page.links, page.links_made, page.quotas[2].used), (2, 1, 9));

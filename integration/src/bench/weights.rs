@@ -5,7 +5,7 @@ use crate::programs::{self, Effort};
 use anyhow::{Result, ensure};
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::Node;
-use ringfence_proxy::launch::Limits;
+use ringfence_proxy::launch::{Class, Limits};
 use ringfence_sched::{BitRate, Bytes, HEADERS, Nanos, Scheduler};
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,33 +13,52 @@ use std::time::Duration;
 /// Slow enough for the smallest requests to fill it on two cores.
 const LINK: u64 = 200_000_000;
 
-/// One of the two containers: its weight, bytes of its requests, its queue pairs.
+/// One of the two containers: its weight, bytes of its requests, its queue pairs, its class.
 #[derive(Clone, Copy)]
 struct Sender {
     weight: u32,
     bytes: u32,
     qps: u32,
+    class: Class,
+}
+
+impl Sender {
+    const fn new(weight: u32, bytes: u32, qps: u32) -> Self {
+        Self { weight, bytes, qps, class: Class::None }
+    }
+
+    /// In class latency: of small requests, all are urgent.
+    const fn urgent(self) -> Self {
+        Self { class: Class::Latency, ..self }
+    }
 }
 
 /// Two containers, what they differ in, and what part of the link is the first one's.
 type Contest = (&'static str, [Sender; 2], f64);
 
-const CONTESTS: [Contest; 4] = [
-    ("weights 1:3", [Sender { weight: 100, bytes: 16384, qps: 1 }, Sender { weight: 300, bytes: 16384, qps: 1 }], 0.25),
-    (
-        "equal weights, 1 against 250 queue pairs",
-        [Sender { weight: 100, bytes: 16384, qps: 1 }, Sender { weight: 100, bytes: 16384, qps: 250 }],
-        0.5,
-    ),
-    (
-        "equal weights, 64 KiB against empty requests",
-        [Sender { weight: 100, bytes: 65536, qps: 1 }, Sender { weight: 100, bytes: 0, qps: 1 }],
-        0.5,
-    ),
+const CONTESTS: [Contest; 7] = [
+    ("weights 1:3", [Sender::new(100, 16384, 1), Sender::new(300, 16384, 1)], 0.25),
+    ("equal weights, 1 against 250 queue pairs", [Sender::new(100, 16384, 1), Sender::new(100, 16384, 250)], 0.5),
+    ("equal weights, 64 KiB against empty requests", [Sender::new(100, 65536, 1), Sender::new(100, 0, 1)], 0.5),
     (
         "equal weights, 64 KiB against empty requests of 250 queue pairs",
-        [Sender { weight: 100, bytes: 65536, qps: 1 }, Sender { weight: 100, bytes: 0, qps: 250 }],
+        [Sender::new(100, 65536, 1), Sender::new(100, 0, 250)],
         0.5,
+    ),
+    (
+        "equal weights, class latency with 64 B against 64 KiB",
+        [Sender::new(100, 64, 1).urgent(), Sender::new(100, 65536, 1)],
+        0.5,
+    ),
+    (
+        "weights 1:3, class latency with 64 B against 64 KiB",
+        [Sender::new(100, 64, 1).urgent(), Sender::new(300, 65536, 1)],
+        0.25,
+    ),
+    (
+        "weights 1:3, class latency with 1 KiB of 16 queue pairs against 64 B in class latency",
+        [Sender::new(100, 1024, 16).urgent(), Sender::new(300, 64, 1).urgent()],
+        0.25,
     ),
 ];
 
@@ -86,7 +105,7 @@ fn contest(senders: [Sender; 2], effort: Effort) -> Result<[f64; 2]> {
 }
 
 fn limits(sender: Sender) -> Limits {
-    Limits { weight: Some(sender.weight), ..Limits::default() }
+    Limits { weight: Some(sender.weight), class: sender.class, ..Limits::default() }
 }
 
 /// Bytes of the link that a request takes: headers count for each piece.

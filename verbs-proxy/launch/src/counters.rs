@@ -181,11 +181,11 @@ impl Page {
         }
     }
 
-    /// Bytes that left the container's memory: SENDs, WRITEs, and what was READ out of it.
+    /// Bytes that left the container's memory: SENDs, WRITEs, and what READs and atomics, of others or its own, took out of it.
     #[must_use]
     pub fn bytes_out(&self) -> u64 {
-        let sent = self.sent[..4].iter().map(|work| work.bytes);
-        sent.chain([self.received[4].bytes]).fold(0, u64::wrapping_add)
+        let (sent, received) = (&self.sent[..4], &self.received[4..7]);
+        sent.iter().chain(received).map(|work| work.bytes).fold(0, u64::wrapping_add)
     }
 
     /// Bytes that its READs and atomics brought in.

@@ -11,7 +11,8 @@ use crate::window::Window;
 pub enum Class {
     /// Small requests first: up to [`URGENT`], undivided, before the container's own larger requests and under a cap and a
     /// window of their own, so that they never wait for what the larger ones have taken. Other containers keep their
-    /// windows short meanwhile.
+    /// windows short meanwhile. What small requests ask for beyond the container's share of the link is shared by weight as
+    /// everybody's: it is divided and waits.
     Latency,
     /// Queue pairs take turns by operations: each has as many, whatever their sizes.
     Ops,
@@ -212,10 +213,12 @@ impl Scheduler {
         }
     }
 
-    /// Data of the next piece of a request of `total`, of which `left` has not gone. An urgent request is not divided.
+    /// Data of the next piece of a request of `total`, of which `left` has not gone. An urgent request is not divided, as long as
+    /// the container's urgent requests ask for no more than its share.
     #[must_use]
     pub fn piece(&self, total: Bytes, left: Bytes) -> Bytes {
-        if self.is_urgent(total) { left } else { left.min(longest(&self.link, &self.caps)) }
+        let whole = self.is_urgent(total) && !matches!(&self.link, Some(Link::Shared(window)) if !window.has_credit());
+        if whole { left } else { left.min(longest(&self.link, &self.caps)) }
     }
 
     /// Whether a request of `total` comes before the container's others.
@@ -245,7 +248,7 @@ impl Scheduler {
             }
             Some(Link::ByQueue) => {}
             Some(Link::Shared(window)) => {
-                let open = window.open(urgent, road.about, road.free_at <= now, now);
+                let open = window.open(urgent, road.about, road.free_at, now);
                 if !open {
                     self.turns.join(piece.queue, lane);
                     return Err(Closed::Share);
@@ -289,7 +292,7 @@ impl Scheduler {
                 continue;
             }
             if let Some(Link::Shared(window)) = &mut self.link
-                && !window.open(level[0].is_urgent(), road.about, road.free_at <= now, now)
+                && !window.open(level[0].is_urgent(), road.about, road.free_at, now)
             {
                 continue;
             }
@@ -311,7 +314,7 @@ impl Scheduler {
     /// A queue pair waits for nothing here any more.
     pub fn leave(&mut self, queue: u32, now: Nanos) {
         self.turns.leave(queue);
-        if self.turns.is_empty()
+        if !Lane::LEVELS[1].iter().any(|lane| self.turns.any_in(*lane))
             && let Some(Link::Shared(window)) = &mut self.link
         {
             window.content(now);
@@ -366,8 +369,10 @@ impl Scheduler {
         }
         match &self.link {
             Some(Link::Shared(window)) => {
-                let idle = (window.on_link() == Bytes(0)).then_some(road.free_at);
-                [idle, window.opens_at()].into_iter().flatten().min().map(|at| at.max(now))
+                let waits = |level: &[Lane; 2]| level.iter().any(|lane| self.turns.any_in(*lane));
+                let levels = Lane::LEVELS.iter().filter(|level| waits(level));
+                let opens = levels.filter_map(|level| window.opens_at(level[0].is_urgent(), road.free_at, now));
+                opens.min().map(|at| at.max(now))
             }
             _ => Some(now),
         }

@@ -18,6 +18,8 @@ mod out_of_step;
 #[cfg(test)]
 mod rates;
 mod rigs;
+#[cfg(test)]
+mod shares;
 mod speed;
 #[cfg(test)]
 mod two;

@@ -165,7 +165,7 @@ mod tests {
         let lines: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(
             lines[1],
-            ["c1", "10", "11", "soft0", "gold", "10Gbit", "2500Mbit", "10k", "-", "none", "-", "5s", "no", "proxy"]
+            ["c1", "10", "11", "soft0", "gold", "10Gbit", "2.5Gbit", "10k", "-", "none", "-", "5s", "no", "proxy"]
         );
         assert_eq!(lines[2].join(" "), "warning: c1: its\u{fffd}proxy");
         assert_eq!(lines.len(), 3);

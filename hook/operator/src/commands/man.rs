@@ -85,6 +85,29 @@ mod tests {
     }
 
     #[test]
+    fn what_requests_count_and_what_classes_do_is_as_the_scheduler_has_it() {
+        use ringfence_sched::scheduler::{URGENT, charged};
+        use ringfence_sched::{Bytes, HEADERS, Weight, window};
+        let page = page("ringfence-annotations.7").replace("\\-", "-").split_whitespace().collect::<Vec<_>>().join(" ");
+        let least = charged(Bytes(0)).0;
+        for words in [
+            format!("A request of less than {least} bytes counts as {least}, one of none and an atomic among them."),
+            format!("one of less than {least} bytes counts as {least} here too."),
+            format!("{} bytes for each request and each piece", HEADERS.0),
+            format!("; {} where none is given", Weight::default().get()),
+            format!("requests of at most {} KiB are urgent.", URGENT.0 >> 10),
+            format!(
+                "to {} microseconds of it for each {} of weight, instead of {}",
+                window::ABOUT.0 / 1000,
+                Weight::default().get(),
+                window::CALM.0 / 1000
+            ),
+        ] {
+            assert!(page.contains(&words), "{words}");
+        }
+    }
+
+    #[test]
     fn every_counter_is_explained() {
         use ringfence_launch::counters::{BYTES, MAGIC, OPCODES, Page, QUOTAS, VERSION};
         let mut bytes = vec![0; BYTES];

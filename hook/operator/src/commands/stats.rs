@@ -22,8 +22,9 @@ Examples:
   ringfence stats --json | jq '.[] | {id, errors: .counters.errors}'
 
 Rates are those of a quarter of a second, or of the interval of --watch; everything else counts from the start of the container.
-OUT is what leaves its memory, FETCHED what its READs and atomics bring in, IN what is sent and written to it, OPS the work requests
-that it posts; after the slash stands the limit. THROTTLED is the part of the time in which some of its queue pairs wait for these
+OUT is what leaves its memory, whoever asks: SENDs, WRITEs, and what READs and atomics take out of it; FETCHED is what its own READs
+and atomics bring in, IN what is sent and written to it, OPS the work requests that it posts. After the slash stands the limit, against
+which a request of less than 64 bytes counts as 64: small ones reach it with fewer bytes. THROTTLED is the part of the time in which some of its queue pairs wait for these
 limits or for their share of the link, DELAY what 99 % of its requests wait at most before they go. With --watch, --json prints a line
 for each interval. The names in JSON are explained in ringfence-counters(7).")]
 pub struct Args {

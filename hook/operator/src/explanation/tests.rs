@@ -84,12 +84,12 @@ fn what_is_allowed_is_said_of_every_value() {
         let Verdict::Joined { settings, .. } = explain(&asked, text).verdict else { panic!("{text}") };
         settings.into_iter().find(|setting| setting.key == key).unwrap().bound
     };
-    const DEFAULTS: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"\nbandwidth-rx = \"2Gbit\"\nops = \"10k\"\nweight = 9\n\
+    const DEFAULTS: &str = "[policy.defaults]\nbandwidth = \"1Gbit\"\nbandwidth-rx = \"2Gbit\"\nops = \"2.5M\"\nweight = 9\n\
          class = \"ops\"";
     for (key, expected) in [
         ("bandwidth", "at most 1Gbit (policy.defaults)"),
         ("bandwidth-rx", "at most 2Gbit (policy.defaults)"),
-        ("ops", "at most 10k (policy.defaults)"),
+        ("ops", "at most 2.5M (policy.defaults)"),
         ("weight", "at most 9 (policy.defaults)"),
         ("class", "ops (policy.defaults)"),
     ] {

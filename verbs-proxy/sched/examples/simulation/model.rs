@@ -4,6 +4,7 @@ use ringfence_sched::link::{Airtime, finish};
 use ringfence_sched::{BitRate, Bytes, Class, Closed, HEADERS, Nanos, OpRate, Piece, Policy, Road, Scheduler, Weight};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::fmt::{self, Display, Formatter};
 
 /// Queue pairs of one kind.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,16 @@ impl Tenant {
         Self { weight: Some(weight), class: Class::Bulk, flows: flows.to_vec(), ..Self::default() }
     }
 
+    /// The same container in class latency.
+    pub fn in_a_hurry(self) -> Self {
+        Self { class: Class::Latency, ..self }
+    }
+
+    /// Its weight, or that of whoever names none.
+    pub fn weighs(&self) -> f64 {
+        f64::from(self.policy().weight.unwrap_or_default().get())
+    }
+
     fn policy(&self) -> Policy {
         Policy {
             bandwidth: self.bandwidth.and_then(BitRate::new),
@@ -52,6 +63,19 @@ impl Tenant {
             weight: self.weight.and_then(Weight::new),
             class: self.class,
         }
+    }
+}
+
+impl Display for Tenant {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let class = match self.class {
+            Class::Latency => "latency",
+            Class::Ops => "ops",
+            Class::Bulk => "bulk",
+            Class::None => "none",
+        };
+        write!(f, "weight {}, class {class}", self.weighs())?;
+        self.flows.iter().try_for_each(|Flow { queues, bytes, .. }| write!(f, ", {queues} QPs of {bytes} B"))
     }
 }
 

@@ -230,6 +230,50 @@ fn atomics_wait_for_the_rate_of_the_container_whose_memory_they_fetch() {
 }
 
 #[test]
+fn reads_of_nothing_by_several_queue_pairs_go_over_the_rate_by_the_burst_only() {
+    // Fifteen and five eighths of 64 bytes in a second.
+    let policy = Policy { bandwidth: BitRate::new(8_000), ..Policy::default() };
+    let (mut two, first, _b) = TwoRigs::with_both(Rig::new(), Rig::shaped(&policy, None));
+    let (mut requesters, mut responders) = (vec![first], Vec::new());
+    for index in 1..6 {
+        let (a, b) = (two.rigs[0].qp(index, 100 + index), two.rigs[1].qp(index, 200 + index));
+        two.rigs[0].ready(&a, b.number, Destination::Port(2));
+        two.rigs[1].ready(&b, a.number, Destination::Port(1));
+        requesters.push(a);
+        responders.push(b);
+    }
+    let key = two.rigs[1].key;
+    let executed =
+        |two: &TwoRigs, queue: u32| two.rigs[1].plane.qps[queue as usize].as_ref().unwrap().device.responder.sequence;
+    let (mut posted, start) = ([0; 6], two.rigs[0].plane.now);
+    let count = |two: &TwoRigs| (0..6).map(|queue| u64::from(executed(two, queue))).sum::<u64>();
+    let (mut burst, mut seconds) = (0, 0);
+    while seconds < 40 {
+        for (queue, a) in requesters.iter_mut().enumerate() {
+            while posted[queue] < executed(&two, queue as u32) + 4 {
+                let fields = two.rigs[0].fields(Opcode::RDMA_READ, 0, 0, 0);
+                post(a, &SendFields { rkey: key, sges: 0, flags: SendFlags(0), ..fields });
+                posted[queue] += 1;
+            }
+        }
+        for rig in &mut two.rigs {
+            rig.plane.now += 500_000;
+            (0..6).for_each(|queue| rig.plane.activate(queue));
+            rig.plane.turn();
+        }
+        seconds = (two.rigs[0].plane.now - start) / 1_000_000_000;
+        // What goes at once: 16 KiB, and a quarter of it more without a clock.
+        let allowed = 20 * 1024 / 64 + (two.rigs[1].plane.now - start) * 1_000 / 64 / 1_000_000_000 + 1;
+        assert!(count(&two) <= allowed, "{} of {allowed} after {seconds} s", count(&two));
+        if seconds < 5 {
+            burst = count(&two);
+        }
+    }
+    let later = count(&two) - burst;
+    assert!((535..=548).contains(&later), "{later} in 35 s");
+}
+
+#[test]
 fn a_wait_begins_when_it_is_told_and_not_when_the_turn_did() {
     let mut rig = Rig::new();
     let (mut a, _b) = rig.pair();
