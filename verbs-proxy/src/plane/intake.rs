@@ -155,7 +155,7 @@ impl<D: Device> Plane<D> {
         if self.qps[queue as usize].as_ref().is_none_or(|qp| !D::has_stopped(qp)) {
             return Outcome::Blocked;
         }
-        let mut worked = self.complete_failed(queue);
+        let mut worked = self.complete_failed_receive(queue) | self.complete_failed(queue);
         for _ in 0..64 {
             let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
             let (wr_id, freed) = match qp.pending.pop_front() {

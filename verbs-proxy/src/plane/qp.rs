@@ -2,6 +2,7 @@
 
 use super::claim::{Claim, Work};
 use super::epochs::Epochs;
+use super::receive::Received;
 use crate::device::Device;
 use crate::memory::PdId;
 use crate::pacing::Nanos;
@@ -231,6 +232,8 @@ pub struct Qp<D: Device> {
     pub fetching: u32,
     /// Why the queue pair is in error, until the request says so that made it.
     pub failure: Option<Failure>,
+    /// The same of a receive request.
+    pub failed_receive: Option<(Receiving, Received)>,
     /// Retries left before RETRY_EXC_ERR.
     pub retries: u32,
     /// Retries left before RNR_RETRY_EXC_ERR.
@@ -315,6 +318,7 @@ impl<D: Device> Qp<D> {
             in_flight: 0,
             fetching: 0,
             failure: None,
+            failed_receive: None,
             retries: 0,
             rnr_retries: 0,
             put_off: 0,
@@ -346,6 +350,7 @@ impl<D: Device> Qp<D> {
         self.epochs.renew();
         self.fetching = 0;
         self.failure = None;
+        self.failed_receive = None;
         self.put_off = 0;
         self.probing = false;
         self.waits = Waits::default();

@@ -38,6 +38,21 @@ impl<D: Device> Plane<D> {
         })
     }
 
+    /// Takes the queue pair to the error state, in which this receive request completes so before all others are flushed: not before
+    /// nothing of the queue pair is under way any more.
+    pub fn fail_receive(&mut self, queue: u32, receiving: Receiving, end: Received) {
+        if let Some(qp) = &mut self.qps[queue as usize] {
+            qp.failed_receive = Some((receiving, end));
+        }
+        self.to_error(queue);
+    }
+
+    /// Completes the receive request that took a queue pair to the error state. False if none has.
+    pub(super) fn complete_failed_receive(&mut self, queue: u32) -> bool {
+        let failed = self.qps[queue as usize].as_mut().and_then(|qp| qp.failed_receive.take());
+        failed.inspect(|(receiving, end)| self.received(queue, receiving, end)).is_some()
+    }
+
     /// Completes a receive request.
     pub fn received(&mut self, queue: u32, receiving: &Receiving, end: &Received) {
         let Some(qp) = &self.qps[queue as usize] else { return };

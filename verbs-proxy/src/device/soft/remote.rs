@@ -153,8 +153,14 @@ impl Plane {
                 let at = (self.clock)(self.now) + response.value.min(LONGEST_RATE_WAIT);
                 return self.answered(&piece, Answer::Again(Again::At(at)));
             }
-            // The share comes by another way, and may have come already.
-            Kind::LATER => return self.answered(&piece, LATER),
+            // What it waits for comes by another way, and may have come already. It has answered, and may need as long as for a
+            // region that is to be shared: once, as one that says this for ever is one that never answers.
+            Kind::LATER => {
+                if qp.put_off == 0 {
+                    self.extend_deadline(queue, MIN_SHARE_TIMEOUT);
+                }
+                return self.answered(&piece, LATER);
+            }
             // As a packet is.
             Kind::DROPPED => return self.answered(&piece, Answer::Lost { least: MIN_REMOTE_TIMEOUT }),
             _ => Verdict::Nak(WcStatus::BAD_RESP_ERR),

@@ -150,12 +150,14 @@ impl Plane {
 
     /// Completes a receive with an error, which takes the queue pair to the error state.
     fn refuse_receive(&mut self, queue: u32, local: WcStatus, vendor_err: u16, remote: WcStatus) -> Verdict {
-        if let Some(receiving) = self.qps[queue as usize].as_mut().and_then(|qp| qp.device.responder.receiving.take()) {
-            let opcode = WcOpcode::RECV;
-            let end = Received { status: local, vendor_err, opcode, bytes: 0, imm: None, solicited: true };
-            self.received(queue, &receiving, &end);
+        match self.qps[queue as usize].as_mut().and_then(|qp| qp.device.responder.receiving.take()) {
+            Some(receiving) => {
+                let opcode = WcOpcode::RECV;
+                let end = Received { status: local, vendor_err, opcode, bytes: 0, imm: None, solicited: true };
+                self.fail_receive(queue, receiving, end);
+            }
+            None => self.to_error(queue),
         }
-        self.to_error(queue);
         Verdict::Nak(remote)
     }
 

@@ -2,6 +2,7 @@
 //! it afterwards leaves. What a READ is answered with is what was there when it was.
 
 use super::*;
+use crate::device::soft::wire::{self, Request};
 use ringfence_protocol::grants::Busy;
 
 const LENGTH: usize = 50_000;
@@ -190,6 +191,35 @@ fn a_neighbour_that_is_copying_is_waited_for() {
         assert!(rig.statuses().iter().all(|(_, status)| *status == WcStatus::WR_FLUSH_ERR));
         assert_eq!(rig.plane.device.wake_at(), rig.plane.device.looks.wake_at(), "nothing is waited for any more");
     }
+}
+
+#[test]
+fn a_receive_that_fails_says_so_when_nothing_is_under_way_any_more() {
+    let mut scene = Scene::new(Under::Request(Opcode::SEND));
+    let rig = &scene.two.rigs[0];
+    scene.a.receive.push(&ReceiveBase::pack(7, 1, rig.sge(200_000, 8)).0);
+    // Rig 1 sends something, and has not looked at what it was sent itself.
+    let message = Request {
+        to: 100,
+        from: 200,
+        opcode: Opcode::SEND,
+        pieces: wire::INLINE,
+        bytes: 9,
+        total: 9,
+        ..Request::default()
+    };
+    let link = scene.two.rigs[1].plane.device.links.get_mut(scene.two.links[1]).unwrap();
+    assert!(link.request(&message, &[]).unwrap());
+    scene.reading(1).enter();
+    scene.turn(0);
+    scene.turn(0);
+    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().state, QpState::ERR);
+    let done = |rig: &mut Rig| rig.completions().iter().map(|done| (done.wr_id, done.status)).collect::<Vec<_>>();
+    assert_eq!(done(&mut scene.two.rigs[0]), []);
+    scene.reading(1).leave();
+    scene.turn(0);
+    scene.turn(0);
+    assert_eq!(done(&mut scene.two.rigs[0]), [(7, WcStatus::LOC_LEN_ERR), (1, WcStatus::WR_FLUSH_ERR)]);
 }
 
 #[test]
