@@ -187,8 +187,8 @@ static void share(uint32_t bytes, int qps, uint64_t ms)
 	struct ibv_send_wr wr = road_request(&road, IBV_WR_RDMA_WRITE, &sge), *bad;
 	struct ibv_wc wc[32];
 	uint64_t completed = 0;
-	/* Whoever sends nothing but headers needs many under way to want as much of the link as others. */
-	int deep = qps > 1 || bytes ? 16 : DEPTH;
+	/* Whoever sends little more than headers needs many under way to want as much of the link as others. */
+	int deep = qps > 1 || bytes >= 4096 ? 16 : DEPTH;
 	char byte;
 
 	printf("ready\n");
