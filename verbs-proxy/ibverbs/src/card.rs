@@ -1,0 +1,480 @@
+//! A real card's context and what is made in it: protection domains, regions, completion queues, queue pairs. Each keeps what it was
+//! made in, and is destroyed when the last that has it lets it go.
+
+// UNSAFETY: everything here is a call of libibverbs with pointers that this module got from it, and keeps.
+#![allow(unsafe_code)]
+
+use crate::library::Library;
+use anyhow::{Context as _, Result, bail};
+use ringfence_abi::*;
+use ringfence_proxy::memory::MemoryRegion;
+use ringfence_proxy::plane::qp::Caps;
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+use std::ffi::{CStr, c_int};
+use std::mem::zeroed;
+use std::path::PathBuf;
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+
+/// `IBV_QPT_RC`.
+const RC: u32 = 2;
+
+/// What a call that returns an errno says.
+fn done(errno: c_int) -> Result<(), Errno> {
+    // Some say -1 and leave it in `errno`.
+    match errno {
+        0 => Ok(()),
+        -1 => Err(last()),
+        errno => Err(Errno::from_raw_os_error(errno)),
+    }
+}
+
+/// What a call that returns a pointer says.
+fn made<T>(pointer: *mut T) -> Result<NonNull<T>, Errno> {
+    NonNull::new(pointer).ok_or_else(last)
+}
+
+fn last() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error())
+        .filter(|errno| errno.raw_os_error() != 0)
+        .unwrap_or(Errno::IO)
+}
+
+/// An open card.
+#[derive(Debug)]
+pub struct Card {
+    library: Library,
+    context: NonNull<ibv_context>,
+    channel: NonNull<ibv_comp_channel>,
+    /// What is known of it without asking it.
+    pub about: About,
+}
+
+/// What the library's list of cards says of one.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// In network order.
+    pub guid: u64,
+    /// `enum ibv_node_type`.
+    pub node_type: u32,
+    /// `enum ibv_transport_type`.
+    pub transport: u32,
+    /// Its directory in `/sys/class/infiniband`.
+    pub sysfs: PathBuf,
+}
+
+// SAFETY: libibverbs may be called by several threads at once (verbs of one object are locked or ordered by it); what the fields say
+// does not change.
+unsafe impl Send for Card {}
+// SAFETY: as above.
+unsafe impl Sync for Card {}
+
+impl Card {
+    /// Opens the card with this name.
+    ///
+    /// # Errors
+    /// With what to do.
+    pub fn open(name: &str) -> Result<Self> {
+        let library = Library::load()?;
+        let mut count = 0;
+        // SAFETY: `count` lives across the call.
+        let list = made(unsafe { (library.get_device_list)(&raw mut count) })
+            .context("cannot list the RDMA devices; is the kernel's module ib_uverbs loaded?")?;
+        // SAFETY: the library returned an array of so many pointers.
+        let devices = unsafe { std::slice::from_raw_parts(list.as_ptr(), count.max(0) as usize) };
+        let opened = Self::open_of(&library, devices, name);
+        // SAFETY: the list is of this library, and freed once; an open device stays.
+        unsafe { (library.free_device_list)(list.as_ptr()) };
+        let (context, about) = opened?;
+        // SAFETY: the context is open.
+        let channel = match made(unsafe { (library.create_comp_channel)(context.as_ptr()) }) {
+            Ok(channel) => channel,
+            Err(error) => {
+                // SAFETY: open, and nothing has been made in it.
+                unsafe { (library.close_device)(context.as_ptr()) };
+                return Err(error).with_context(|| format!("cannot make a completion channel of RDMA device {name}"));
+            }
+        };
+        let card = Self { library, context, channel, about };
+        for fd in [card.completions(), card.events()] {
+            let flags = rustix::fs::fcntl_getfl(fd)?;
+            rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        }
+        Ok(card)
+    }
+
+    fn open_of(library: &Library, devices: &[*mut ibv_device], name: &str) -> Result<(NonNull<ibv_context>, About)> {
+        let names = devices.iter().map(|device| {
+            // SAFETY: the devices of a list are there until it is freed, and their names end with a zero.
+            let name = unsafe { CStr::from_ptr((**device).name.as_ptr()) };
+            name.to_string_lossy().into_owned()
+        });
+        let names: Vec<String> = names.collect();
+        let Some(index) = names.iter().position(|other| other == name) else {
+            let others =
+                if names.is_empty() { "none; is its driver's module loaded?".into() } else { names.join(", ") };
+            bail!("no RDMA device has the name {name}: there is {others}");
+        };
+        let device = devices[index];
+        // SAFETY: as above.
+        let about = unsafe {
+            About {
+                name: name.to_owned(),
+                guid: (library.get_device_guid)(device),
+                node_type: (*device).node_type as u32,
+                transport: (*device).transport_type as u32,
+                sysfs: CStr::from_ptr((*device).ibdev_path.as_ptr()).to_string_lossy().into_owned().into(),
+            }
+        };
+        // SAFETY: as above.
+        let context = made(unsafe { (library.open_device)(device) }).map_err(|error| match error {
+            Errno::PERM | Errno::ACCESS => anyhow::anyhow!(
+                "cannot open RDMA device {name}: {error}; with `rdma system` in netns mode exclusive it must be in the container's \
+                 network namespace"
+            ),
+            error => anyhow::anyhow!("cannot open RDMA device {name}: {error}"),
+        })?;
+        Ok((context, about))
+    }
+
+    /// `struct ibv_device_attr`.
+    pub fn attributes(&self) -> Result<ibv_device_attr, Errno> {
+        // SAFETY: plain data; the call fills it.
+        let mut attr = unsafe { zeroed() };
+        // SAFETY: the context is open, and `attr` lives across the call.
+        done(unsafe { (self.library.query_device)(self.context.as_ptr(), &raw mut attr) })?;
+        Ok(attr)
+    }
+
+    /// `struct ibv_port_attr`.
+    pub fn port(&self, port: u8) -> Result<ibv_port_attr, Errno> {
+        // SAFETY: plain data; the call fills it, or as much of it as it knows.
+        let mut attr = unsafe { zeroed() };
+        // SAFETY: the context is open, and `attr` lives across the call.
+        done(unsafe { (self.library.query_port)(self.context.as_ptr(), port, &raw mut attr) })?;
+        Ok(attr)
+    }
+
+    /// The entries of all ports' GID tables that are not empty.
+    #[must_use]
+    pub fn gids(&self) -> Vec<ibv_gid_entry> {
+        const MOST: usize = 1024;
+        // SAFETY: plain data.
+        let mut entries = vec![unsafe { zeroed::<ibv_gid_entry>() }; MOST];
+        let size = size_of::<ibv_gid_entry>();
+        // SAFETY: the context is open, and there is room for as many entries of that size.
+        let count =
+            unsafe { (self.library.query_gid_table)(self.context.as_ptr(), entries.as_mut_ptr(), MOST, 0, size) };
+        entries.truncate(usize::try_from(count).unwrap_or(0));
+        entries
+    }
+
+    /// Readable when a queue that was armed has a completion.
+    #[must_use]
+    pub fn completions(&self) -> BorrowedFd<'_> {
+        // SAFETY: open as long as the channel, which `self` has.
+        unsafe { BorrowedFd::borrow_raw((*self.channel.as_ptr()).fd) }
+    }
+
+    /// Readable when there is an asynchronous event.
+    #[must_use]
+    pub fn events(&self) -> BorrowedFd<'_> {
+        // SAFETY: open as long as the context, which `self` has.
+        unsafe { BorrowedFd::borrow_raw((*self.context.as_ptr()).async_fd) }
+    }
+
+    /// The next of the queues that were armed and have a completion: its context. `None` if there is none now.
+    #[must_use]
+    pub fn completion_event(&self) -> Option<usize> {
+        let (mut cq, mut context) = (null_mut(), null_mut());
+        // SAFETY: the channel is there; the descriptor does not block.
+        let result = unsafe { (self.library.get_cq_event)(self.channel.as_ptr(), &raw mut cq, &raw mut context) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: the queue that the event is of, once. It is there: destroying a queue waits until its events are acknowledged.
+        unsafe { (self.library.ack_cq_events)(cq, 1) };
+        Some(context.addr())
+    }
+
+    /// The next asynchronous event.
+    #[must_use]
+    pub fn event(&self) -> Option<Event> {
+        let mut event = ibv_async_event { element: null_mut(), event_type: 0 };
+        // SAFETY: the context is open, and its descriptor does not block.
+        if unsafe { (self.library.get_async_event)(self.context.as_ptr(), &raw mut event) } != 0 {
+            return None;
+        }
+        let event_type = event.event_type;
+        let number = match event_type {
+            // Those of queue pairs: IBV_EVENT_QP_FATAL to _PATH_MIG_ERR, and _QP_LAST_WQE_REACHED.
+            1..=7 | 16 if !event.element.is_null() => {
+                // SAFETY: a queue pair is not destroyed before its events are acknowledged.
+                Some(unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
+            }
+            _ => None,
+        };
+        // SAFETY: got above, and acknowledged once.
+        unsafe { (self.library.ack_async_event)(&raw mut event) };
+        Some(Event { event_type, number })
+    }
+
+    fn ops(&self) -> &ibv_context_ops {
+        // SAFETY: the context is open, and its operations are set when it is opened.
+        unsafe { &(*self.context.as_ptr()).ops }
+    }
+}
+
+/// An asynchronous event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `enum ibv_event_type`.
+    pub event_type: u32,
+    /// The queue pair that it is of.
+    pub number: Option<u32>,
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // SAFETY: whatever was made in it had the card, and is gone.
+        unsafe {
+            (self.library.destroy_comp_channel)(self.channel.as_ptr());
+            (self.library.close_device)(self.context.as_ptr());
+        }
+    }
+}
+
+/// A protection domain.
+#[derive(Debug)]
+pub struct Pd {
+    card: Arc<Card>,
+    raw: NonNull<ibv_pd>,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for Pd {}
+// SAFETY: as above.
+unsafe impl Sync for Pd {}
+
+impl Pd {
+    /// A new one.
+    pub fn new(card: &Arc<Card>) -> Result<Arc<Self>, Errno> {
+        // SAFETY: the context is open.
+        let raw = made(unsafe { (card.library.alloc_pd)(card.context.as_ptr()) })?;
+        Ok(Arc::new(Self { card: Arc::clone(card), raw }))
+    }
+}
+
+impl Drop for Pd {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, and whatever was made in it is gone.
+        unsafe { (self.card.library.dealloc_pd)(self.raw.as_ptr()) };
+    }
+}
+
+/// A region that the card has registered. The card reaches the pages until this is dropped.
+#[derive(Debug)]
+pub struct Mr {
+    pd: Arc<Pd>,
+    raw: NonNull<ibv_mr>,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for Mr {}
+
+impl Mr {
+    /// Registers a region at the application's address. It must outlive this, with its mapping.
+    pub fn new(pd: &Arc<Pd>, region: &MemoryRegion) -> Result<Self, Errno> {
+        let (access, iova) = (region.access(), region.iova());
+        let length = usize::try_from(region.length()).map_err(|_| Errno::NOMEM)?;
+        // SAFETY: the domain is there; the bytes are mapped as long as the region is, which the caller promises to keep.
+        let raw =
+            unsafe { (pd.card.library.reg_mr_iova)(pd.raw.as_ptr(), region.first().cast(), length, iova, access.0) };
+        Ok(Self { pd: Arc::clone(pd), raw: made(raw)? })
+    }
+
+    /// A page that no request reaches, in a domain that has no queue pair: what names its key fails on the card as what names a
+    /// key that there is not.
+    pub fn out_of_reach(card: &Arc<Card>) -> Result<Self, Errno> {
+        static PAGE: Page = Page([0; 4096]);
+        let pd = Pd::new(card)?;
+        let page = (&raw const PAGE).cast_mut().cast();
+        // SAFETY: the domain is there, and the page is for good. The card gets no right to write to it.
+        let raw =
+            unsafe { (card.library.reg_mr_iova)(pd.raw.as_ptr(), page, size_of::<Page>(), page.addr() as u64, 0) };
+        Ok(Self { pd, raw: made(raw)? })
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        // SAFETY: as below.
+        unsafe { (*self.raw.as_ptr()).addr }.addr() as u64
+    }
+
+    /// By which the card's own work requests name it.
+    #[must_use]
+    pub fn lkey(&self) -> u32 {
+        // SAFETY: the library keeps it until it is deregistered.
+        unsafe { (*self.raw.as_ptr()).lkey }
+    }
+
+    /// By which peers name it. Those cannot reach a region without remote rights, whose key is no secret.
+    #[must_use]
+    pub fn rkey(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw.as_ptr()).rkey }
+    }
+}
+
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+impl Drop for Mr {
+    fn drop(&mut self) {
+        // SAFETY: registered above, once.
+        unsafe { (self.pd.card.library.dereg_mr)(self.raw.as_ptr()) };
+    }
+}
+
+/// A completion queue.
+#[derive(Debug)]
+pub struct Cq {
+    card: Arc<Card>,
+    raw: NonNull<ibv_cq>,
+    /// Completions that fit.
+    pub capacity: u32,
+    /// What [`Card::completion_event`] calls it.
+    pub name: usize,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for Cq {}
+// SAFETY: as above.
+unsafe impl Sync for Cq {}
+
+impl Cq {
+    /// A new one for this many completions at least.
+    pub fn new(card: &Arc<Card>, cqe: u32, name: usize) -> Result<Arc<Self>, Errno> {
+        let cqe = c_int::try_from(cqe).map_err(|_| Errno::INVAL)?;
+        let context = std::ptr::without_provenance_mut(name);
+        // SAFETY: context and channel are there; the queue's own context is no pointer, and nobody follows it.
+        let raw =
+            made(unsafe { (card.library.create_cq)(card.context.as_ptr(), cqe, context, card.channel.as_ptr(), 0) })?;
+        // SAFETY: just made.
+        let capacity = unsafe { (*raw.as_ptr()).cqe }.max(cqe) as u32;
+        Ok(Arc::new(Self { card: Arc::clone(card), raw, capacity, name }))
+    }
+
+    /// Takes completions, as many as there are and fit.
+    pub fn poll<'a>(&self, into: &'a mut [ibv_wc]) -> &'a [ibv_wc] {
+        let Some(poll) = self.card.ops().poll_cq else { return &[] };
+        let most = c_int::try_from(into.len()).unwrap_or(c_int::MAX);
+        // SAFETY: there is room for as many; one thread polls.
+        let count = unsafe { poll(self.raw.as_ptr(), most, into.as_mut_ptr()) };
+        // A negative count is a queue that the card has given up; its queue pairs have an event.
+        &into[..usize::try_from(count).unwrap_or(0).min(into.len())]
+    }
+
+    /// Has the next completion make the channel readable.
+    pub fn arm(&self) {
+        if let Some(arm) = self.card.ops().req_notify_cq {
+            // SAFETY: the queue is there.
+            unsafe { arm(self.raw.as_ptr(), 0) };
+        }
+    }
+}
+
+impl Drop for Cq {
+    fn drop(&mut self) {
+        // SAFETY: made above, once; queue pairs have their queue, so none is left; its events have been acknowledged.
+        unsafe { (self.card.library.destroy_cq)(self.raw.as_ptr()) };
+    }
+}
+
+/// A queue pair.
+#[derive(Debug)]
+pub struct CardQp {
+    pd: Arc<Pd>,
+    raw: NonNull<ibv_qp>,
+    /// Where its completions go, of requests of both kinds.
+    pub cq: Arc<Cq>,
+    /// The card's number of it.
+    pub number: u32,
+    /// Requests that its send queue holds.
+    pub sends: usize,
+    /// Requests that its receive queue holds.
+    pub receives: usize,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for CardQp {}
+// SAFETY: as above.
+unsafe impl Sync for CardQp {}
+
+impl CardQp {
+    /// A new one in state RESET.
+    pub fn new(pd: &Arc<Pd>, cq: &Arc<Cq>, caps: &Caps) -> Result<Arc<Self>, Errno> {
+        let cq_raw = cq.raw.as_ptr();
+        let mut init = ibv_qp_init_attr {
+            qp_context: null_mut(),
+            send_cq: cq_raw,
+            recv_cq: cq_raw,
+            srq: null_mut(),
+            cap: ibv_qp_cap {
+                max_send_wr: caps.max_send_wr,
+                max_recv_wr: caps.max_recv_wr,
+                max_send_sge: caps.max_send_sge,
+                max_recv_sge: caps.max_recv_sge,
+                max_inline_data: caps.max_inline,
+            },
+            qp_type: RC,
+            sq_sig_all: 0,
+        };
+        // SAFETY: domain and queue are there; `init` lives across the call.
+        let raw = made(unsafe { (pd.card.library.create_qp)(pd.raw.as_ptr(), &raw mut init) })?;
+        // SAFETY: just made.
+        let number = unsafe { (*raw.as_ptr()).qp_num };
+        // No more than was asked for is used, whatever the card has: so much room is kept in the completion queue.
+        let (sends, receives) = (caps.max_send_wr as usize, caps.max_recv_wr as usize);
+        Ok(Arc::new(Self { pd: Arc::clone(pd), raw, cq: Arc::clone(cq), number, sends, receives }))
+    }
+
+    /// `ibv_modify_qp`.
+    pub fn modify(&self, attr: &mut ibv_qp_attr, mask: u32) -> Result<(), Errno> {
+        // SAFETY: the queue pair is there; `attr` lives across the call.
+        done(unsafe { (self.pd.card.library.modify_qp)(self.raw.as_ptr(), attr, mask.cast_signed()) })
+    }
+
+    /// Posts one send request.
+    ///
+    /// # Safety
+    /// Its list is as long as it says; with inline data the list's addresses are of this process, and readable.
+    pub unsafe fn post_send(&self, request: &mut ibv_send_wr) -> Result<(), Errno> {
+        let post = self.pd.card.ops().post_send.ok_or(Errno::OPNOTSUPP)?;
+        let mut bad = null_mut();
+        // SAFETY: the queue pair is there; the rest is promised by the caller. One thread posts.
+        done(unsafe { post(self.raw.as_ptr(), request, &raw mut bad) })
+    }
+
+    /// Posts one receive request.
+    ///
+    /// # Safety
+    /// Its list is as long as it says.
+    pub unsafe fn post_receive(&self, request: &mut ibv_recv_wr) -> Result<(), Errno> {
+        let post = self.pd.card.ops().post_recv.ok_or(Errno::OPNOTSUPP)?;
+        let mut bad = null_mut();
+        // SAFETY: as above.
+        done(unsafe { post(self.raw.as_ptr(), request, &raw mut bad) })
+    }
+}
+
+impl Drop for CardQp {
+    fn drop(&mut self) {
+        // SAFETY: made above, once. Nobody posts to it: whoever does has it.
+        unsafe { (self.pd.card.library.destroy_qp)(self.raw.as_ptr()) };
+    }
+}
