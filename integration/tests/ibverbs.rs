@@ -35,7 +35,9 @@ const PERFTEST: &[&[&str]] = &[
 ];
 
 fn main() -> ExitCode {
-    let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::ibverbs_proxy, artifacts::library] };
+    let compiled = std::env::var_os("RINGFENCE_CLIENTS").is_some();
+    let programs: &[&str] = if compiled { &["sleep", "ib_write_bw"] } else { &["cc", "sleep", "ib_write_bw"] };
+    let needs = Needs { programs, built: &[artifacts::ibverbs_proxy, artifacts::library] };
     suite::main("ringfence-ibverbs", &needs, trials)
 }
 

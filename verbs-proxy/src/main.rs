@@ -6,24 +6,37 @@ use ringfence_proxy::device::soft::control::SoftDevice;
 use ringfence_proxy::device::soft::modelled::ModelledLink;
 use ringfence_proxy::fabric::clock::WireClock;
 use ringfence_proxy::launch::MIN_LINK;
-use ringfence_proxy::process::{self, Opened, Opening, Program};
+use ringfence_proxy::process::{self, Opening, Program};
 use ringfence_sched::BitRate;
 use std::process::ExitCode;
 
+struct SoftProxy;
+
 fn main() -> ExitCode {
-    process::main(&Program { name: "ringfence-proxy", open })
+    process::main::<SoftProxy>()
 }
 
-fn open(opening: &Opening<'_>) -> Result<Opened<Soft>> {
-    let (device, run_dir) = (&opening.launch.device, &opening.launch.run_dir);
-    let link = match device.link {
-        None => None,
-        Some(rate) => {
-            ensure!(rate >= MIN_LINK, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", device.name);
-            let path = run_dir.join("fabric").join(&device.name).join("wire");
-            let rate = BitRate::new(rate).context("a link of 0 bit/s")?;
-            Some(ModelledLink::new(WireClock::open(&path).context("cannot open the modelled link's clock")?, rate))
-        }
-    };
-    Ok((Soft::new(link), SoftDevice::new(device, opening.guid, &opening.launch.limits)))
+impl Program for SoftProxy {
+    const NAME: &'static str = "ringfence-proxy";
+    type Device = Soft;
+    type Seed = Soft;
+
+    fn open(opening: &Opening<'_>) -> Result<(Soft, SoftDevice)> {
+        let (device, run_dir) = (&opening.launch.device, &opening.launch.run_dir);
+        let link = match device.link {
+            None => None,
+            Some(rate) => {
+                ensure!(rate >= MIN_LINK, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", device.name);
+                let path = run_dir.join("fabric").join(&device.name).join("wire");
+                let rate = BitRate::new(rate).context("a link of 0 bit/s")?;
+                let clock = WireClock::open(&path).context("cannot open the modelled link's clock")?;
+                Some(ModelledLink::new(clock, rate))
+            }
+        };
+        Ok((Soft::new(link), SoftDevice::new(device, opening.guid, &opening.launch.limits)))
+    }
+
+    fn start(seed: Soft, _: &mut SoftDevice) -> Result<Soft> {
+        Ok(seed)
+    }
 }

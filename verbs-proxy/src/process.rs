@@ -22,7 +22,7 @@ use crate::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
 use crate::memory::{RegionTable, places};
 use crate::plane::Plane;
 use crate::plane::bell::Bell;
-use crate::sandbox;
+use crate::sandbox::{self, View};
 use crate::shared::{Holes, Mapping, SealedFile};
 use crate::stats::Counters;
 use crate::sysfs::Shown;
@@ -47,16 +47,33 @@ pub struct Opening<'a> {
     pub guid: u64,
 }
 
-/// A device that has been opened: its worker's side and its control thread's.
-pub type Opened<D> = (D, <D as Driver>::Control);
-
 /// A program that is a proxy.
-#[derive(Debug)]
-pub struct Program<D: Driver> {
+pub trait Program {
     /// What it is called.
-    pub name: &'static str,
+    const NAME: &'static str;
+    /// The device that it serves a container with.
+    type Device: Driver;
+    /// What becomes of the device's worker's side in between.
+    type Seed;
+
     /// Opens the device, in the container's network namespace, while the process is root and has the host's file systems.
-    pub open: fn(&Opening<'_>) -> Result<Opened<D>>,
+    ///
+    /// # Errors
+    /// With what is wrong, and what to do.
+    fn open(opening: &Opening<'_>) -> Result<(Self::Seed, <Self::Device as Driver>::Control)>;
+
+    /// What the process is to see of file systems from now on.
+    fn view(control: &<Self::Device as Driver>::Control) -> View {
+        let _ = control;
+        View::Sockets
+    }
+
+    /// Makes the worker's side, when the process has no rights any more, one thread yet, and no filter of system calls. Nothing has
+    /// been heard of the container.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    fn start(seed: Self::Seed, control: &mut <Self::Device as Driver>::Control) -> Result<Self::Device>;
 }
 
 fn usage(name: &str) -> String {
@@ -71,8 +88,8 @@ fn usage(name: &str) -> String {
 
 /// Does what the command line says.
 #[must_use]
-pub fn main<D: Driver>(program: &Program<D>) -> ExitCode {
-    let name = program.name;
+pub fn main<P: Program>() -> ExitCode {
+    let name = P::NAME;
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let path = match arguments.as_slice() {
         [flag, path] if flag == "--launch" => PathBuf::from(path),
@@ -91,7 +108,7 @@ pub fn main<D: Driver>(program: &Program<D>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(program, &path) {
+    match run::<P>(&path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
@@ -113,12 +130,12 @@ fn inherited(fd: i32, what: &str) -> Result<OwnedFd> {
     }
 }
 
-fn run<D: Driver>(program: &Program<D>, path: &Path) -> Result<()> {
+fn run<P: Program>(path: &Path) -> Result<()> {
     let listener = inherited(FD_LISTENER, "listening socket")?;
     let init = inherited(FD_INIT, "pidfd")?;
     let ready = inherited(FD_READY, "ready pipe")?;
     let netns = inherited(FD_NETNS, "network namespace")?;
-    let started = start(program, path, listener, init, netns);
+    let started = start::<P>(path, listener, init, netns);
     let line = match &started {
         Ok((_, voice)) => {
             voice.serve(true);
@@ -139,7 +156,7 @@ fn run<D: Driver>(program: &Program<D>, path: &Path) -> Result<()> {
             leave(0)
         }
         // Nobody is left to log it.
-        Ok(End::Warden) => eprintln!("{}: the warden has ended", program.name),
+        Ok(End::Warden) => eprintln!("{}: the warden has ended", P::NAME),
         Err(error) => voice.say(&format!("{error:#}")),
     }
     leave(1)
@@ -150,13 +167,12 @@ fn leave(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-fn start<D: Driver>(
-    program: &Program<D>,
+fn start<P: Program>(
     path: &Path,
     listener: OwnedFd,
     init: OwnedFd,
     netns: OwnedFd,
-) -> Result<(Server<D>, Arc<Voice>)> {
+) -> Result<(Server<P::Device>, Arc<Voice>)> {
     let launch = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let launch: Launch = serde_json::from_slice(&launch)
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
@@ -192,18 +208,21 @@ fn start<D: Driver>(
     addresses::join(&netns).context("cannot join the container's network namespace")?;
     drop(netns);
     let limits = &launch.limits;
-    let (device, mut control) = (program.open)(&Opening { launch: &launch, guid })?;
+    let (seed, mut control) = P::open(&Opening { launch: &launch, guid })?;
     let quota = Quota::new(limits, holdings);
     let shown = match tree {
         Some(tree) => Some(show(&tree, &mut taken.port, &mut control, &quota).context("cannot write what /sys shows")?),
         None => None,
     };
-    sandbox::enter_empty_root(&taken.sockets).context("cannot leave the host's file systems")?;
+    let view = P::view(&control);
+    sandbox::enter_root(&view, &taken.sockets, id).context("cannot leave the host's file systems")?;
     taken.port.find_sockets_in(Path::new("/"));
     taken.port.leave_lock();
     // From here on the proxy touches what a container or a neighbour says. The threads inherit this.
     sandbox::become_user(id)?;
-    sandbox::give_up_files().context("Landlock")?;
+    sandbox::give_up_files(&view).context("Landlock")?;
+    // Who opens a device for good is who uses it: the kernel compares credentials, and they change no more.
+    let device = P::start(seed, &mut control)?;
 
     let places = places(limits.max_mr);
     let doorbell_file = SealedFile::create("ringfence-bells", bells_bytes(places))?;
@@ -249,9 +268,9 @@ fn start<D: Driver>(
         last_share: 0,
         closers,
     };
-    D::begun(&node);
+    P::Device::begun(&node);
     node.warden.await_up().context("the warden did not come up")?;
-    sandbox::filter::confine_proxy(D::IOCTLS).context("cannot confine the proxy to its system calls")?;
+    sandbox::filter::confine_proxy(P::Device::IOCTLS).context("cannot confine the proxy to its system calls")?;
     Ok((Server::new(node, listener, taken.listener, init, signals), voice))
 }
 

@@ -44,7 +44,7 @@ fn last() -> Errno {
 /// An open card.
 #[derive(Debug)]
 pub struct Card {
-    library: Library,
+    library: Arc<Library>,
     context: NonNull<ibv_context>,
     channel: NonNull<ibv_comp_channel>,
     /// What is known of it without asking it.
@@ -64,6 +64,8 @@ pub struct About {
     pub transport: u32,
     /// Its directory in `/sys/class/infiniband`.
     pub sysfs: PathBuf,
+    /// Its character device, if there is one.
+    pub node: Option<PathBuf>,
 }
 
 // SAFETY: libibverbs may be called by several threads at once (verbs of one object are locked or ordered by it); what the fields say
@@ -78,7 +80,7 @@ impl Card {
     /// # Errors
     /// With what to do.
     pub fn open(name: &str) -> Result<Self> {
-        let library = Library::load()?;
+        let library = Arc::new(Library::load()?);
         let mut count = 0;
         // SAFETY: `count` lives across the call.
         let list = made(unsafe { (library.get_device_list)(&raw mut count) })
@@ -89,13 +91,36 @@ impl Card {
         // SAFETY: the list is of this library, and freed once; an open device stays.
         unsafe { (library.free_device_list)(list.as_ptr()) };
         let (context, about) = opened?;
+        Self::of(library, context, about)
+    }
+
+    /// Opens it once more.
+    ///
+    /// Some providers, rxe's and siw's among them, ring their doorbell by `write(2)`, which the kernel refuses to everybody but those
+    /// whose credentials are the very ones with which the descriptor was opened (`ib_safe_file_access`). So a card is opened
+    /// once to know what it is, as root, and again as the user who is to use it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn reopen(&self) -> Result<Self> {
+        // SAFETY: a device is there as long as a context of it.
+        let device = unsafe { (*self.context.as_ptr()).device };
+        let name = &self.about.name;
+        // SAFETY: as above.
+        let context = made(unsafe { (self.library.open_device)(device) })
+            .with_context(|| format!("cannot open RDMA device {name} as the user that the proxy is"))?;
+        Self::of(Arc::clone(&self.library), context, self.about.clone())
+    }
+
+    fn of(library: Arc<Library>, context: NonNull<ibv_context>, about: About) -> Result<Self> {
         // SAFETY: the context is open.
         let channel = match made(unsafe { (library.create_comp_channel)(context.as_ptr()) }) {
             Ok(channel) => channel,
             Err(error) => {
                 // SAFETY: open, and nothing has been made in it.
                 unsafe { (library.close_device)(context.as_ptr()) };
-                return Err(error).with_context(|| format!("cannot make a completion channel of RDMA device {name}"));
+                return Err(error)
+                    .with_context(|| format!("cannot make a completion channel of RDMA device {}", about.name));
             }
         };
         let card = Self { library, context, channel, about };
@@ -120,6 +145,9 @@ impl Card {
         };
         let device = devices[index];
         // SAFETY: as above.
+        let node = unsafe { CStr::from_ptr((*device).dev_name.as_ptr()) };
+        let node = PathBuf::from("/dev/infiniband").join(node.to_string_lossy().as_ref());
+        // SAFETY: as above.
         let about = unsafe {
             About {
                 name: name.to_owned(),
@@ -127,6 +155,7 @@ impl Card {
                 node_type: (*device).node_type as u32,
                 transport: (*device).transport_type as u32,
                 sysfs: CStr::from_ptr((*device).ibdev_path.as_ptr()).to_string_lossy().into_owned().into(),
+                node: Some(node).filter(|node| node.exists()),
             }
         };
         // SAFETY: as above.

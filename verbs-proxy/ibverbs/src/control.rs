@@ -64,11 +64,11 @@ fn room(qp: &CardQp) -> u32 {
 }
 
 impl CardControl {
-    /// For the card, whose queue pairs the worker finds in `made`.
+    /// For the card.
     ///
     /// # Errors
     /// What the card says.
-    pub fn new(card: Arc<Card>, limits: &Limits, made: Made) -> Result<Self, Errno> {
+    pub fn new(card: Arc<Card>, limits: &Limits) -> Result<Self, Errno> {
         let attr = card.attributes()?;
         Ok(Self {
             card,
@@ -77,9 +77,20 @@ impl CardControl {
             gids: Vec::new(),
             indices: Vec::new(),
             pds: HashMap::new(),
-            made,
+            made: Made::default(),
             queues: Vec::new(),
         })
+    }
+
+    /// Goes on with this card, which is the same, opened again. Nothing has been made in it.
+    pub fn use_card(&mut self, card: Arc<Card>) {
+        self.card = card;
+    }
+
+    /// Where the worker finds queue pairs.
+    #[must_use]
+    pub fn made(&self) -> Made {
+        Arc::clone(&self.made)
     }
 
     /// The card's index of the container's GID number `index`.

@@ -1,33 +1,52 @@
 //! `ringfence-proxy-ibverbs`: the proxy with a real card.
 
 use anyhow::{Context, Result};
-use ringfence_proxy::process::{self, Opened, Opening, Program};
+use ringfence_proxy::process::{self, Opening, Program};
+use ringfence_proxy::sandbox::View;
 use ringfence_proxy_ibverbs::card::Card;
 use ringfence_proxy_ibverbs::control::CardControl;
-use ringfence_proxy_ibverbs::device::{Ibverbs, Made};
+use ringfence_proxy_ibverbs::device::Ibverbs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+struct CardProxy;
+
 fn main() -> ExitCode {
     if cfg!(target_feature = "crt-static") {
         eprintln!(
-            "ringfence-proxy-ibverbs: built as a static program, as `cargo build` does here; libibverbs cannot be loaded into one: \
-             build it with verbs-proxy/ibverbs/link.sh"
+            "{}: built as a static program, as `cargo build` does here; libibverbs cannot be loaded into one: build it with \
+             verbs-proxy/ibverbs/link.sh",
+            CardProxy::NAME
         );
         return ExitCode::FAILURE;
     }
-    process::main(&Program { name: "ringfence-proxy-ibverbs", open })
+    process::main::<CardProxy>()
 }
 
-fn open(opening: &Opening<'_>) -> Result<Opened<Ibverbs>> {
-    raise_locked_limit();
-    let card = Arc::new(Card::open(&opening.launch.device.name)?);
-    let made = Made::default();
-    let control = CardControl::new(Arc::clone(&card), &opening.launch.limits, Arc::clone(&made))
-        .with_context(|| format!("cannot query RDMA device {}", opening.launch.device.name))?;
-    let device = Ibverbs::new(card, made).context("cannot register memory with it")?;
-    Ok((device, control))
+impl Program for CardProxy {
+    const NAME: &'static str = "ringfence-proxy-ibverbs";
+    type Device = Ibverbs;
+    type Seed = ();
+
+    fn open(opening: &Opening<'_>) -> Result<((), CardControl)> {
+        raise_locked_limit();
+        let name = &opening.launch.device.name;
+        let card = Arc::new(Card::open(name)?);
+        let control = CardControl::new(card, &opening.launch.limits)
+            .with_context(|| format!("cannot query RDMA device {name}"))?;
+        Ok(((), control))
+    }
+
+    fn view(control: &CardControl) -> View {
+        View::Card { node: control.card.about.node.clone() }
+    }
+
+    fn start((): (), control: &mut CardControl) -> Result<Ibverbs> {
+        let card = Arc::new(control.card.reopen()?);
+        control.use_card(Arc::clone(&card));
+        Ibverbs::new(card, control.made()).context("cannot register memory with the card")
+    }
 }
 
 /// The pages that a card reaches are locked, and count for the proxy: as many as may be.
