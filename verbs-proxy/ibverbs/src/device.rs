@@ -391,6 +391,13 @@ impl Device for Ibverbs {
     }
 }
 
+/// Whether a queue pair is in error, and the card's is not yet: it may have been reset since that was asked for.
+#[must_use]
+pub fn is_to_stop(plane: &Plane, queue: u32, incarnation: u64) -> bool {
+    let qp = plane.qps.get(queue as usize).and_then(Option::as_ref);
+    qp.is_some_and(|qp| qp.incarnation == incarnation && qp.state == QpState::ERR && !qp.device.stopped)
+}
+
 /// What the plane does in a queue pair that the control thread has taken to the card's error state.
 pub fn stopped(plane: &mut Plane, queue: u32, incarnation: u64) {
     if let Some(qp) = plane.qps.get_mut(queue as usize).and_then(Option::as_mut)

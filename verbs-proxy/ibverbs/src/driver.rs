@@ -126,7 +126,9 @@ impl Driver for Ibverbs {
     }
 
     fn hear(node: &mut Node<Self>, Task::Stop { queue, incarnation, number }: Task) {
-        if let Some(qp) = node.device.queue_pair(number) {
+        // Nobody but this thread resets it: what is to be stopped now is so until it has been.
+        let is_to_stop = node.worker.call(move |plane| device::is_to_stop(plane, queue, incarnation));
+        if let Some(qp) = node.device.queue_pair(number).filter(|_| is_to_stop) {
             stop(node, queue, incarnation, &qp);
         }
     }
