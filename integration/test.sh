@@ -84,6 +84,7 @@ else
 fi
 
 build_release
+build_ibverbs
 build_obedient
 build_package
 

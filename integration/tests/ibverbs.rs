@@ -4,13 +4,13 @@
 //!
 //! With RINGFENCE_CARD=NAME in the environment the card is the kernel's of that name, and two proxies use it.
 
-use anyhow::{Context, Result, ensure};
-use ringfence_integration::command::{Running, command, run};
+use anyhow::{Context, Error, Result, ensure};
+use ringfence_integration::command::{Ended, Running, command, run};
 use ringfence_integration::direct::Node;
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, perftest, sandbox, suite};
 use ringfence_proxy::launch::Limits;
-use ringfence_trials::Trial;
+use ringfence_trials::{Skipped, Trial};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -24,8 +24,10 @@ const NOT_YET: &[(&str, &str)] = &[
     ("receiver_not_ready", "there is no time in the card that is not there"),
 ];
 
-/// What perftest runs, with what.
-const PERFTEST: &[&[&str]] = &[
+/// Programs of others, with what.
+const PROGRAMS: &[&[&str]] = &[
+    &["ibv_rc_pingpong", "-g", "0", "-n", "200"],
+    &["ibv_rc_pingpong", "-g", "0", "-n", "200", "-e", "-c"],
     &["ib_write_bw", "-s", "65536", "-n", "200"],
     &["ib_write_lat", "-s", "8", "-n", "200"],
     &["ib_read_bw", "-s", "4096", "-n", "200"],
@@ -106,9 +108,9 @@ fn trials() -> Result<Vec<Trial>> {
             trials.push(test(name, move || run_semantics(&card, &program, &case, two)));
         }
     }
-    for words in PERFTEST {
+    for words in PROGRAMS {
         let card = card.clone();
-        trials.push(test(format!("perftest::{}", words[0]), move || run_perftest(&card, words)));
+        trials.push(test(format!("programs::{}", words.join("_")), move || run_program(&card, words)));
     }
     let named = card.clone();
     trials.push(test("a_card_that_is_not_there_is_named", move || no_such_card(&named)));
@@ -121,13 +123,31 @@ fn run_semantics(card: &Card, program: &Path, case: &str, two: bool) -> Result<(
     let mut peer = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
     command.args([case, if two { "two" } else { "one" }]).env("PEER_SOCKET", peer.socket());
-    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program");
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
-    Ok(())
+    match (ended, card) {
+        (Err(error), Card::Kernel(name)) => Err(as_without_proxy(name, program, case, error)),
+        (ended, _) => ended.map(drop),
+    }
+}
+
+/// What the kernel's card does not do by itself, its proxy cannot. Such a case counts as one that could not be shown.
+fn as_without_proxy(card: &str, program: &Path, case: &str, error: Error) -> Error {
+    let mut alone = Command::new(program);
+    alone.args([case, "one"]);
+    let native = Running::start(alone).and_then(|running| running.wait(LIMIT)).and_then(Ended::success);
+    match native {
+        Ok(_) => error.context("it does not fail without a proxy"),
+        Err(native) => {
+            let last = |error: &Error| format!("{error:#}").lines().last().unwrap_or_default().to_owned();
+            let (native, proxied) = (last(&native), last(&error));
+            Error::new(Skipped(format!("{card} itself fails it: {native}; with a proxy: {proxied}")))
+        }
+    }
 }
 
 /// Client and server are two processes of one container, or those of two.
-fn run_perftest(card: &Card, words: &[&str]) -> Result<()> {
+fn run_program(card: &Card, words: &[&str]) -> Result<()> {
     let node = card.node()?;
     let server = node.proxy(Limits::default())?;
     let other = if card.has_a_wire() { Some(node.proxy(Limits::default())?) } else { None };

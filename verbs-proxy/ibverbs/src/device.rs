@@ -11,16 +11,20 @@
 // UNSAFETY: posts requests, whose lists lie on the stack meanwhile, and takes completions into memory that the card's library fills.
 #![allow(unsafe_code)]
 
+mod completions;
+mod receives;
+
 use crate::card::{Card, CardQp, Cq, Mr};
 use crate::slots::{Posted as Given, Slots, Token};
-use ringfence_abi::{atomic, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, rdma, target};
-use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcFlags, WcOpcode, WcStatus};
+use completions::completed;
+use receives::give_receives;
+use ringfence_abi::{atomic, ibv_send_wr, ibv_sge, ibv_wc, rdma, target};
+use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
 use ringfence_protocol::work::{MAX_SGE, Sge};
 use ringfence_proxy::device::{Again, Answer, Cut, Device, Posted, WorkPiece};
 use ringfence_proxy::memory::{AccessFault, PdId, RegionTable};
 use ringfence_proxy::plane::intake::vendor;
 use ringfence_proxy::plane::qp::{Data, Receiving};
-use ringfence_proxy::plane::receive::Received;
 use ringfence_proxy::plane::{self, Notice};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
@@ -68,7 +72,7 @@ struct Held {
 
 /// What is kept of a queue pair.
 #[derive(Debug, Default)]
-pub struct CardSide {
+pub struct State {
     card: Option<Arc<CardQp>>,
     /// Pieces that the card has, oldest first.
     sends: VecDeque<Token>,
@@ -82,7 +86,7 @@ pub struct CardSide {
     stopped: bool,
 }
 
-impl CardSide {
+impl State {
     /// The card is done with everything: it gives nothing back any more, and reaches no memory for it.
     fn is_quiet(&self) -> bool {
         self.sends.is_empty() && self.with_card == 0
@@ -149,7 +153,7 @@ impl Ibverbs {
     }
 
     /// What the card has of a queue pair is void: nobody waits for it, and its completions will name nothing.
-    fn forget(&mut self, of: &mut CardSide) -> Vec<WorkPiece> {
+    fn forget(&mut self, of: &mut State) -> Vec<WorkPiece> {
         let sends = of.sends.drain(..).filter_map(|token| match self.given.take(token) {
             Some(Given::Send(piece)) => Some(piece),
             _ => None,
@@ -194,7 +198,7 @@ fn list(
 const NO_SGE: ibv_sge = ibv_sge { addr: 0, length: 0, lkey: 0 };
 
 impl Device for Ibverbs {
-    type Qp = CardSide;
+    type Qp = State;
     type Work = ();
     type Destination = ();
     type Notice = Task;
@@ -419,142 +423,5 @@ pub fn drain(plane: &mut Plane, name: usize) {
         if count < BATCH {
             return;
         }
-    }
-}
-
-/// Gives the card the receive requests that the container has posted.
-fn give_receives(plane: &mut Plane, queue: u32) {
-    let Some(Some(qp)) = plane.qps.get(queue as usize) else { return };
-    let Some(card) = qp.device.card.clone() else { return };
-    loop {
-        let Some(qp) = &plane.qps[queue as usize] else { return };
-        let takes = matches!(qp.state, QpState::INIT | QpState::RTR | QpState::RTS | QpState::SQD);
-        if !takes || qp.device.bad.is_some() || qp.device.with_card >= card.receives {
-            break;
-        }
-        let Some(taken) = plane.take_receive(queue) else { break };
-        let Plane { qps, regions, device, .. } = plane;
-        let Some(qp) = &mut qps[queue as usize] else { return };
-        let receiving = match taken {
-            Ok(receiving) => receiving,
-            Err(receiving) => {
-                qp.device.bad = Some((receiving, WcStatus::LOC_QP_OP_ERR, vendor::MALFORMED));
-                break;
-            }
-        };
-        let mut sges = [NO_SGE; MAX_SGE as usize];
-        let data = receiving.data.sges();
-        let count = match list(regions, qp.pd, data, 0, u32::MAX, Access::LOCAL_WRITE, &mut sges) {
-            Ok(count) => count,
-            // It fails when a message comes for it, which is for the card to find.
-            Err(_) => {
-                let (addr, lkey) = (device.out_of_reach.address(), device.out_of_reach.lkey());
-                for (to, sge) in sges.iter_mut().zip(data) {
-                    *to = ibv_sge { addr, length: sge.length, lkey };
-                }
-                data.len().min(sges.len())
-            }
-        };
-        let token = device.given.note(Given::Receive { queue, incarnation: qp.incarnation });
-        let mut request =
-            ibv_recv_wr { wr_id: token.0, next: null_mut(), sg_list: sges.as_mut_ptr(), num_sge: count as i32 };
-        // SAFETY: `sges` has `count` entries that are filled.
-        match unsafe { card.post_receive(&mut request) } {
-            Ok(()) => {
-                qp.device.receives.push_back(Held { receiving, token: Some(token) });
-                qp.device.with_card += 1;
-            }
-            Err(_) => {
-                device.given.take(token);
-                qp.device.bad = Some((receiving, WcStatus::LOC_QP_OP_ERR, vendor::OPCODE));
-                break;
-            }
-        }
-    }
-    fail_bad(plane, queue);
-}
-
-/// Fails a receive request that could not be given to the card, if it is the next to be used.
-fn fail_bad(plane: &mut Plane, queue: u32) {
-    let Some(qp) = &mut plane.qps[queue as usize] else { return };
-    if !qp.device.receives.is_empty() || qp.state == QpState::ERR {
-        return;
-    }
-    let Some((receiving, status, vendor_err)) = qp.device.bad.take() else { return };
-    let end = Received { status, vendor_err, opcode: WcOpcode::RECV, bytes: 0, imm: None, solicited: true };
-    plane.received(queue, &receiving, &end);
-    plane.to_error(queue);
-}
-
-/// A completion of the card's.
-fn completed(plane: &mut Plane, wc: &ibv_wc) {
-    let status = WcStatus(wc.status.min(0xff) as u8);
-    match plane.device.given.take(Token(wc.wr_id)) {
-        Some(Given::Send(piece)) => send_completed(plane, wc, status, &piece),
-        Some(Given::Receive { queue, incarnation }) => receive_completed(plane, wc, status, queue, incarnation),
-        // Of a former life.
-        None => {}
-    }
-}
-
-fn send_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, piece: &WorkPiece) {
-    if let Some(qp) = &mut plane.qps[piece.queue as usize]
-        && qp.incarnation == piece.incarnation
-    {
-        let sends = &mut qp.device.sends;
-        if let Some(at) = sends.iter().position(|token| token.0 == wc.wr_id) {
-            sends.remove(at);
-        }
-    }
-    plane.departed(piece, plane.now);
-    let answer = match status {
-        WcStatus::SUCCESS => Answer::Done,
-        status => Answer::Failed { status, vendor_err: wc.vendor_err as u16 },
-    };
-    plane.answered(piece, answer);
-}
-
-fn receive_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, incarnation: u64) {
-    let Some(qp) = &mut plane.qps[queue as usize] else { return };
-    if qp.incarnation != incarnation {
-        return;
-    }
-    let receives = &mut qp.device.receives;
-    let Some(at) = receives.iter().position(|held| held.token == Some(Token(wc.wr_id))) else { return };
-    qp.device.with_card -= 1;
-    let in_error = qp.state == QpState::ERR;
-    if status == WcStatus::WR_FLUSH_ERR {
-        // It is flushed with everything else.
-        receives[at].token = None;
-        if in_error {
-            plane.activate(queue)
-        } else {
-            plane.to_error(queue)
-        }
-        return;
-    }
-    let Some(held) = receives.remove(at) else { return };
-    let flags = WcFlags(wc.wc_flags as u8);
-    let with_imm = wc.opcode == u32::from(WcOpcode::RECV_RDMA_WITH_IMM.0);
-    let end = Received {
-        status,
-        vendor_err: wc.vendor_err as u16,
-        opcode: if with_imm { WcOpcode::RECV_RDMA_WITH_IMM } else { WcOpcode::RECV },
-        bytes: wc.byte_len,
-        imm: flags.contains(WcFlags::WITH_IMM).then_some(wc.imm_data),
-        // A card does not say whether the sender asked for it.
-        solicited: true,
-    };
-    plane.received(queue, &held.receiving, &end);
-    if status != WcStatus::SUCCESS {
-        if in_error {
-            plane.activate(queue)
-        } else {
-            plane.to_error(queue)
-        }
-        return;
-    }
-    if !in_error {
-        give_receives(plane, queue);
     }
 }

@@ -5,7 +5,7 @@ use crate::attributes;
 use crate::card::CardQp;
 use crate::control::{CardControl, PORT};
 use crate::device::{self, Ibverbs, Task};
-use ringfence_protocol::control::ModifyQp;
+use ringfence_protocol::control::{ModifyQp, QpAttr};
 use ringfence_protocol::verbs::{EventType, QpAttrMask as Mask, QpState};
 use ringfence_proxy::control::driver::Driver;
 use ringfence_proxy::control::node::Node;
@@ -113,6 +113,18 @@ impl Driver for Ibverbs {
             }
         }
         Ok(())
+    }
+
+    fn query_qp(node: &mut Node<Self>, queue: u32) -> Result<QpAttr, Errno> {
+        let attr = node.worker.call(move |plane| plane.query_qp(queue))?;
+        if attr.state == QpState::ERR || card_qp(node, queue)?.state()? != QpState::ERR.0 {
+            return Ok(attr);
+        }
+        // A card that refuses a peer's request may say nothing of it here, but for this.
+        node.worker.call(move |plane| {
+            plane.to_error(queue);
+            plane.query_qp(queue)
+        })
     }
 
     fn remove_qp(node: &mut Node<Self>, queue: u32) {

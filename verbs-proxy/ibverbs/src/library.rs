@@ -59,6 +59,7 @@ library! {
     ack_cq_events = c"ibv_ack_cq_events": fn(*mut ibv_cq, c_uint);
     create_qp = c"ibv_create_qp": fn(*mut ibv_pd, *mut ibv_qp_init_attr) -> *mut ibv_qp;
     modify_qp = c"ibv_modify_qp": fn(*mut ibv_qp, *mut ibv_qp_attr, c_int) -> c_int;
+    query_qp = c"ibv_query_qp": fn(*mut ibv_qp, *mut ibv_qp_attr, c_int, *mut ibv_qp_init_attr) -> c_int;
     destroy_qp = c"ibv_destroy_qp": fn(*mut ibv_qp) -> c_int;
     get_async_event = c"ibv_get_async_event": fn(*mut ibv_context, *mut ibv_async_event) -> c_int;
     ack_async_event = c"ibv_ack_async_event": fn(*mut ibv_async_event);

@@ -762,6 +762,16 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 	return 0;
 }
 
+int ibv_query_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask, struct ibv_qp_init_attr *init)
+{
+	(void)mask;
+	(void)init;
+	pthread_mutex_lock(&lock);
+	attr->qp_state = attr->cur_qp_state = base->state;
+	pthread_mutex_unlock(&lock);
+	return 0;
+}
+
 int ibv_destroy_qp(struct ibv_qp *base)
 {
 	struct qp *qp = (struct qp *)base;

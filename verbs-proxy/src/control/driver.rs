@@ -4,7 +4,7 @@
 use super::node::Node;
 use crate::device::Device;
 use crate::device::control::Control;
-use ringfence_protocol::control::ModifyQp;
+use ringfence_protocol::control::{ModifyQp, QpAttr};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
@@ -23,6 +23,11 @@ pub trait Driver: Device + Send {
 
     /// `ibv_modify_qp`. When it returns, what the transition makes void reaches no memory any more.
     fn modify_qp(node: &mut Node<Self>, queue: u32, request: &ModifyQp) -> Result<(), Errno>;
+
+    /// `ibv_query_qp`.
+    fn query_qp(node: &mut Node<Self>, queue: u32) -> Result<QpAttr, Errno> {
+        node.worker.call(move |plane| plane.query_qp(queue))
+    }
 
     /// Takes a queue pair out, here and on the device.
     fn remove_qp(node: &mut Node<Self>, queue: u32);

@@ -274,7 +274,7 @@ impl Session {
 
     pub(super) fn query_qp<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         let queue = self.qps.get(handle)?.queue;
-        node.worker.call(move |plane| plane.query_qp(queue)).map(Answer::of)
+        D::query_qp(node, queue).map(Answer::of)
     }
 
     pub(super) fn destroy_qp<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
