@@ -85,12 +85,7 @@ fn trials() -> Result<Vec<Trial>> {
         &["sides.c", "pairs.c", "check.c", "cases_data.c", "cases_errors.c", "cases_states.c", "cases_events.c"],
     )?;
     let mut trials = Vec::new();
-    let cases = Running::start({
-        let mut list = Command::new(&semantics);
-        list.arg("list");
-        list
-    })?;
-    for line in cases.wait(LIMIT)?.success().context("the list of cases")?.lines() {
+    for line in list(&semantics)?.lines() {
         let mut words = line.split(' ');
         let case = words.next().context("an empty line among the cases")?.to_owned();
         for sides in words {
@@ -108,6 +103,11 @@ fn trials() -> Result<Vec<Trial>> {
             trials.push(test(name, move || run_semantics(&card, &program, &case, two)));
         }
     }
+    let memory = client::compile("memory", &["loop.c", "check.c"])?;
+    for case in list(&memory)?.lines() {
+        let (card, program, case) = (card.clone(), memory.clone(), case.to_owned());
+        trials.push(test(format!("memory::{case}"), move || run_memory(&card, &program, &case)));
+    }
     for words in PROGRAMS {
         let card = card.clone();
         trials.push(test(format!("programs::{}", words.join("_")), move || run_program(&card, words)));
@@ -115,6 +115,22 @@ fn trials() -> Result<Vec<Trial>> {
     let named = card.clone();
     trials.push(test("a_card_that_is_not_there_is_named", move || no_such_card(&named)));
     Ok(trials)
+}
+
+fn list(program: &Path) -> Result<String> {
+    let mut list = Command::new(program);
+    list.arg("list");
+    Running::start(list)?.wait(LIMIT)?.success().context("the list of cases")
+}
+
+fn run_memory(card: &Card, program: &Path, case: &str) -> Result<()> {
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.arg(case);
+    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
 }
 
 fn run_semantics(card: &Card, program: &Path, case: &str, two: bool) -> Result<()> {
