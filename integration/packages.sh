@@ -44,6 +44,12 @@ build_package() {
     hook/package/build-deb.sh
 }
 
+# The proxy with a real card, which is not static and so compiled apart.
+build_ibverbs() {
+    echo "==> verbs-proxy/ibverbs/link.sh"
+    verbs-proxy/ibverbs/link.sh >/dev/null
+}
+
 # The proxy's test build that obeys its container, for the tests of what one that was taken over reaches. In a directory of its
 # own: nothing that is installed is ever built with that feature.
 build_obedient() {

@@ -110,6 +110,7 @@ else
 fi
 
 build_release
+build_ibverbs
 build_obedient
 build_package
 

@@ -20,6 +20,11 @@ pub fn proxy() -> Result<PathBuf> {
     built("x86_64-unknown-linux-gnu/release/ringfence-proxy", "cargo build --release")
 }
 
+/// The verbs proxy with a real card.
+pub fn ibverbs_proxy() -> Result<PathBuf> {
+    built("ibverbs/ringfence-proxy-ibverbs", "verbs-proxy/ibverbs/link.sh")
+}
+
 /// The test build of the verbs proxy that obeys its container. It is never built for release.
 pub fn obedient_proxy() -> Result<PathBuf> {
     let how = "cargo build --package ringfence-proxy --features obedient --target-dir target/obedient";

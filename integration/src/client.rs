@@ -5,8 +5,12 @@ use crate::{artifacts, sandbox};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 
-/// Compiles `<name>.c` and the files `with` of integration/clients into a program of the sandbox, once.
+/// Compiles `<name>.c` and the files `with` of integration/clients into a program of the sandbox, once. Where there is no compiler,
+/// RINGFENCE_CLIENTS in the environment names the directory where the programs are.
 pub fn compile(name: &str, with: &[&str]) -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("RINGFENCE_CLIENTS") {
+        return Ok(PathBuf::from(directory).join(name));
+    }
     let program = sandbox::work_dir().join("clients").join(name);
     if program.exists() {
         return Ok(program);

@@ -25,7 +25,9 @@ const UIDS: Uids = Uids { first: 2_000_000_000, count: 1023 };
 #[derive(Debug)]
 pub struct Node {
     dir: PathBuf,
-    link: Option<u64>,
+    device: Device,
+    /// What is loaded in place of the distribution's libibverbs, for a card that is not there.
+    provider: Option<PathBuf>,
 }
 
 /// A running proxy and the process that stands for its container's init. Both end when this is dropped.
@@ -39,11 +41,21 @@ pub struct DirectProxy {
 impl Node {
     /// A node with a software device, its modelled link at `link` bits per second.
     pub fn new(link: Option<u64>) -> Result<Self> {
+        Self::with(Device { name: "soft0".into(), kind: DeviceKind::Soft, link }, None)
+    }
+
+    /// A node with a card, which is the kernel's, or that of a library that is loaded in place of libibverbs.
+    pub fn with_card(name: &str, provider: Option<&Path>) -> Result<Self> {
+        let device = Device { name: name.into(), kind: DeviceKind::Ibverbs, link: None };
+        Self::with(device, provider.map(Path::to_owned))
+    }
+
+    fn with(device: Device, provider: Option<PathBuf>) -> Result<Self> {
         let dir = sandbox::work_dir().join(format!("direct-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         for path in [dir.clone(), dir.join("containers"), dir.join("fabric")] {
             std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        Ok(Self { dir, link })
+        Ok(Self { dir, device, provider })
     }
 
     /// Its run-time directory.
@@ -65,7 +77,7 @@ impl Node {
             run_dir: self.dir.clone(),
             container_dir: dir.clone(),
             uids: Some(UIDS),
-            device: Device { name: "soft0".into(), kind: DeviceKind::Soft, link: self.link },
+            device: self.device.clone(),
             limits,
             worker: Worker::default(),
             sysfs: false,
@@ -76,7 +88,13 @@ impl Node {
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         let (mut ready, ready_writer) = std::io::pipe()?;
         let mapping = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
-        let mut command = Command::new(artifacts::proxy()?);
+        let mut command = Command::new(match self.device.kind {
+            DeviceKind::Soft => artifacts::proxy()?,
+            DeviceKind::Ibverbs => artifacts::ibverbs_proxy()?,
+        });
+        if let Some(provider) = &self.provider {
+            command.env("LD_LIBRARY_PATH", provider.parent().context("a library lies in a directory")?);
+        }
         command.arg("--launch").arg(&file).stdin(Stdio::null()).fd_mappings(vec![
             mapping(listener, FD_LISTENER),
             mapping(pidfd, FD_INIT),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests of tests.sh in the virtual machine, whose image it makes if there is none.
 #
-#   integration/vm/test.sh [FILE…]     FILE of integration/vm/tests/, without .sh; all but suite by default
+#   integration/vm/test.sh [FILE…]     FILE of integration/vm/tests/, without .sh; all but suite and ibverbs by default
 #
 # Where there is no machine to be had, or RINGFENCE_SKIP_VM=1, they are skipped: counted as one that is ignored.
 set -euo pipefail
@@ -29,8 +29,16 @@ fi
 # What legal.sh runs.
 cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal{,_objects,_states,_posting}.c integration/clients/check.c -libverbs
 
-# What suite.sh runs: a line for each test program, of its package's directory, its name, and its path.
-if [[ " $* " == *" suite "* ]] && command -v cargo >/dev/null; then
+# What ibverbs.sh runs, besides: there is no compiler in the machine.
+if [[ " $* " == *" ibverbs "* ]]; then
+    mkdir -p target/vm-clients
+    cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/semantics \
+        integration/clients/{semantics,sides,pairs,check,cases_data,cases_errors,cases_states,cases_events}.c -libverbs
+    cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/memory integration/clients/{memory,loop,check}.c -libverbs
+fi
+
+# What suite.sh and ibverbs.sh run: a line for each test program, of its package's directory, its name, and its path.
+if [[ " $* " =~ " suite "|" ibverbs " ]] && command -v cargo >/dev/null; then
     cargo test --locked --workspace --no-run --message-format=json 2>"$log" >target/vm-messages || { cat "$log"; exit 1; }
     python3 - target/vm-messages >target/vm-programs <<'PYTHON'
 import json, os, sys

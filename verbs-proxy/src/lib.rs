@@ -14,6 +14,7 @@ pub mod guarded;
 pub mod memory;
 pub mod pacing;
 pub mod plane;
+pub mod process;
 pub mod rdma_cgroup;
 pub mod rseq;
 pub mod sandbox;

@@ -88,6 +88,8 @@ pub struct Device {
 pub enum DeviceKind {
     /// No RNIC: memory copies between the node's containers.
     Soft,
+    /// An RNIC, through libibverbs.
+    Ibverbs,
 }
 
 /// Scheduling class: [`ringfence_sched::Class`] says what each changes.

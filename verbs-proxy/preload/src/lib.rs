@@ -4,7 +4,7 @@
 //! here runs inside somebody else's process, in an image of unknown age: no standard library, no thread-local storage,
 //! no constructor, nothing from glibc that is newer than 2.17, and no system call before the first verb.
 //!
-//! - [`abi`]: the C types of `infiniband/verbs.h`.
+//! - [`abi`], a crate of its own: the C types of `infiniband/verbs.h`.
 //! - [`process`], [`connection`], [`descriptor`], [`atfork`]: which process we are since the last fork, its connection to the
 //!   proxy, and which descriptors still are ours.
 //! - [`device`], [`context`], [`port`], [`pd`], [`mr`], [`channel`], [`cq`], [`qp`], [`events`]: the verbs.
@@ -17,7 +17,8 @@
 
 extern crate alloc;
 
-mod abi;
+use ringfence_abi as abi;
+
 mod address;
 mod adopt;
 mod atfork;
@@ -33,6 +34,8 @@ mod fork;
 #[cfg(all(feature = "freestanding", not(test)))]
 mod freestanding;
 mod kernel_copies;
+#[cfg(test)]
+mod layout_test;
 mod lock;
 mod mr;
 mod names;

@@ -208,11 +208,11 @@ fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired, Adopted), Er
         reserved: 0,
     });
     let acquired = adopt::acquire(addr, length, wanted.is_written(), &mut files);
-    if let Some(FreshReply { region, handle, key, incarnation }) = files.registered.take() {
+    if let Some(FreshReply { region, handle, lkey, rkey, incarnation, .. }) = files.registered.take() {
         let whole = pages::Segment { region, offset: 0, length: length_of_pages };
         match acquired {
             Ok((acquired, adopted)) if acquired.segments == [whole] && acquired.first_offset == first_offset => {
-                return Ok((MrReply { handle, lkey: key, rkey: key, incarnation }, acquired, adopted));
+                return Ok((MrReply { handle, lkey, rkey, incarnation }, acquired, adopted));
             }
             // Some of the pages came from elsewhere, or none: it was registered too early. Where this fails, so will what follows.
             _ => drop(files.end(handle)),

@@ -313,10 +313,11 @@ wire! {
     struct MrReply(16) {
         /// For [`Op::DEREG_MR`].
         handle: u32,
-        /// The same as `rkey`.
+        /// Of a place among the key words.
         lkey: u32,
+        /// The same, but where a card gives it.
         rkey: u32,
-        /// [`crate::keys::Incarnation`] of the key's word.
+        /// [`crate::keys::Incarnation`] of the lkey's word.
         incarnation: u32,
     }
 
@@ -341,15 +342,19 @@ wire! {
     }
 
     /// Reply to [`Op::REG_FRESH`].
-    struct FreshReply(16) {
+    struct FreshReply(24) {
         /// The file, for [`Op::FREE_REGION`].
         region: u32,
         /// As [`MrReply::handle`].
         handle: u32,
-        /// As [`MrReply::lkey`] and [`MrReply::rkey`].
-        key: u32,
+        /// As [`MrReply::lkey`].
+        lkey: u32,
+        /// As [`MrReply::rkey`].
+        rkey: u32,
         /// As [`MrReply::incarnation`].
         incarnation: u32,
+        /// Zero.
+        reserved: u32,
     }
 
     /// Body of [`Op::CREATE_CQ`].

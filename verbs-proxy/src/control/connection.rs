@@ -3,6 +3,7 @@
 //! Answers that are not taken hold descriptors in flight, of which the kernel allows a user only so many. So nothing is read
 //! from a connection while its last answers lie unread: at most two, and at most two descriptors with each.
 
+use super::driver::Driver;
 use super::node::Node;
 use super::session::{PeerFault, Session};
 use crate::datagram;
@@ -54,7 +55,7 @@ impl Connection {
     }
 
     /// Serves one request, if there is room for its answer.
-    pub(super) fn serve(&mut self, node: &mut Node) -> Served {
+    pub(super) fn serve<D: Driver>(&mut self, node: &mut Node<D>) -> Served {
         // A hang-up counts as room: then there is nobody to answer.
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         self.stalled = poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(&now)) == Ok(0);
@@ -89,7 +90,12 @@ impl Connection {
         if answered.is_ok() { Served::On } else { Served::End }
     }
 
-    fn answer(&mut self, datagram: &[u8], fd: &mut Option<OwnedFd>, node: &mut Node) -> Result<(), PeerFault> {
+    fn answer<D: Driver>(
+        &mut self,
+        datagram: &[u8],
+        fd: &mut Option<OwnedFd>,
+        node: &mut Node<D>,
+    ) -> Result<(), PeerFault> {
         let (header, body) =
             RequestHeader::read_from_prefix(datagram).map_err(|_| PeerFault::Size { op: 0, bytes: datagram.len() })?;
         if header.magic != MAGIC {
@@ -112,7 +118,7 @@ impl Connection {
     }
 
     /// Destroys its objects. What is left is the socket.
-    pub(super) fn end(mut self, node: &mut Node) -> OwnedFd {
+    pub(super) fn end<D: Driver>(mut self, node: &mut Node<D>) -> OwnedFd {
         self.session.end(node);
         self.socket
     }

@@ -5,6 +5,7 @@
 //! beyond the policy's limits; and whoever registers more than the policy has room for revokes all that is withdrawn at
 //! that time. The owner of a region learns of it when it wants to restore it. Its pages are its own until then.
 
+use super::driver::Driver;
 use super::node::Node;
 use super::quota::{Quota, Resource, Taken};
 use crate::memory::Granted;
@@ -36,7 +37,7 @@ impl Allowance {
     }
 }
 
-impl Node {
+impl<D: Driver> Node<D> {
     /// Does what may fail for want of something that regions hold; once more without the withdrawn ones, if it does.
     pub fn pressing<T>(&mut self, attempt: impl Fn(&mut Self) -> Result<T, Errno>) -> Result<T, Errno> {
         match attempt(self) {
@@ -60,7 +61,7 @@ impl Node {
                 .call(move |plane| places.into_iter().map(|place| plane.regions.remove(place)).collect::<Vec<_>>()),
         );
         for (share, _) in revoked {
-            self.forget_share(share);
+            D::forget_share(self, share);
         }
         true
     }

@@ -4,6 +4,7 @@
 
 pub mod adopted;
 mod connection;
+pub mod driver;
 pub mod grants;
 pub mod handles;
 pub mod kept;
@@ -14,14 +15,17 @@ pub mod node;
 pub mod obedient;
 pub mod quota;
 pub mod session;
+mod soft;
 
 use crate::datagram;
-use crate::device::soft::{Notice, Task};
-use crate::fabric::neighbours::Owed;
+use crate::device::control::Control;
+use crate::device::soft::Soft;
 use crate::pacing::Nanos;
+use crate::plane::Notice;
 use crate::sysfs::Shown;
 use crate::worker::{lower, now};
 use connection::{Connection, Served};
+use driver::Driver;
 use node::Node;
 use ringfence_protocol::control::AsyncEvent;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -45,8 +49,8 @@ const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// The control thread's state.
 #[derive(Debug)]
-pub struct Server {
-    node: Node,
+pub struct Server<D: Driver = Soft> {
+    node: Node<D>,
     listener: OwnedFd,
     fabric: OwnedFd,
     init: OwnedFd,
@@ -68,10 +72,10 @@ pub enum End {
     Warden,
 }
 
-impl Server {
+impl<D: Driver> Server<D> {
     /// A server on `listener` (the container's processes) and `fabric` (neighbours), until `init` or `signals` is readable.
     #[must_use]
-    pub fn new(node: Node, listener: OwnedFd, fabric: OwnedFd, init: OwnedFd, signals: OwnedFd) -> Self {
+    pub fn new(node: Node<D>, listener: OwnedFd, fabric: OwnedFd, init: OwnedFd, signals: OwnedFd) -> Self {
         Self { node, listener, fabric, init, signals, connections: Vec::new(), leaving: Vec::new(), next_id: 1 }
     }
 
@@ -114,6 +118,9 @@ impl Server {
             let watched = self.node.shown.as_ref().filter(|_| quiet_until.is_none());
             fds.extend(watched.map(|shown| PollFd::from_borrowed_fd(shown.as_fd(), PollFlags::IN)));
             let has_shown = watched.is_some();
+            let shown_at = fds.len() - usize::from(has_shown);
+            fds.extend(self.node.device.waker().map(|waker| PollFd::from_borrowed_fd(waker, PollFlags::IN)));
+            let waker_at = shown_at + usize::from(has_shown);
             let pause = (!accepting || full || others_full).then_some(PAUSE);
             let due = self.node.neighbours.wake_at().map(until);
             let look = (looks > 0).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
@@ -141,7 +148,7 @@ impl Server {
             // From the back, so that those that end do not move those that are still to come.
             for index in (0..neighbours).rev() {
                 if ready[FIXED + connections + leaving + index] {
-                    self.node.serve_neighbour(index);
+                    D::serve_neighbour(&mut self.node, index);
                 }
             }
             for index in (0..leaving).rev() {
@@ -155,14 +162,17 @@ impl Server {
                     looks = LOOKS;
                 }
             }
-            if has_shown && ready.last() == Some(&true) {
+            if has_shown && ready[shown_at] {
                 self.node.hear_addresses();
+            }
+            if ready.get(waker_at) == Some(&true) {
+                D::hear_device(&mut self.node);
             }
             if ready[3] {
                 self.hear_worker();
             }
             if self.node.neighbours.wake_at().is_some() {
-                self.node.tend_neighbours();
+                D::tend_neighbours(&mut self.node);
             }
             accepting = true;
             if ready[4] {
@@ -196,7 +206,7 @@ impl Server {
     fn accept_neighbour(&mut self) -> bool {
         match accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => {
-                self.node.admit_neighbour(socket);
+                D::admit_neighbour(&mut self.node, socket);
                 true
             }
             Err(error) => may_accept_after(error),
@@ -231,10 +241,7 @@ impl Server {
                         let _ = datagram::send(events, event.as_bytes(), &[]);
                     }
                 }
-                Notice::Device(Task::Share { link, share }) => self.node.share(link, Owed::Region(share)),
-                Notice::Device(Task::Grant { link, wish }) => self.node.grant(link, wish),
-                Notice::Device(Task::Bounce { link }) => self.node.share(link, Owed::Bounce),
-                Notice::Device(Task::Fault { link, fault }) => self.node.link_failed(link, fault),
+                Notice::Device(notice) => D::hear(&mut self.node, notice),
             }
         }
     }

@@ -1,12 +1,12 @@
 //! What all connections of a container have in common.
 
 use super::adopted::AdoptedFiles;
+use super::driver::Driver;
 use super::grants::Granted;
 use super::quota::{Quota, Resource, Taken};
 use crate::closer::Closer;
 use crate::device::control::Control;
-use crate::device::soft::Destination;
-use crate::device::soft::Worker;
+use crate::device::soft::Soft;
 use crate::fabric::addresses::{self, Addresses};
 use crate::fabric::neighbours::{Backing, Neighbours};
 use crate::fabric::ports::{Gid, Port};
@@ -17,8 +17,8 @@ use crate::shared::Holes;
 use crate::sysfs::{Entry, Shown};
 use crate::voice::Voice;
 use crate::warden::Warden;
-use crate::worker::now;
-use ringfence_protocol::control::{AddressVector, GidInfo};
+use crate::worker::{Worker, now};
+use ringfence_protocol::control::GidInfo;
 use ringfence_protocol::doorbell::MAX_QUEUES;
 use ringfence_protocol::verbs::GidType;
 use rustix::fd::OwnedFd;
@@ -59,9 +59,9 @@ impl Queues {
 
 /// One container's proxy, as its control thread sees it.
 #[derive(Debug)]
-pub struct Node {
+pub struct Node<D: Driver = Soft> {
     /// The data plane's thread.
-    pub worker: Worker,
+    pub worker: Worker<D>,
     /// Counters against the policy.
     pub quota: Quota,
     /// The policy.
@@ -79,7 +79,7 @@ pub struct Node {
     /// Processors that the container may run on.
     pub processors: u32,
     /// The device.
-    pub device: Box<dyn Control>,
+    pub device: D::Control,
     /// The container's port on the fabric.
     pub port: Port,
     /// What opens memory files for neighbours.
@@ -123,19 +123,22 @@ fn gid_info(gid: Gid) -> GidInfo {
     GidInfo { gid: gid.raw, gid_type: GidType::ROCE_V2.0, ndev_ifindex: gid.ifindex }
 }
 
-/// The GID table of `port`, whose addresses are `addresses`, to be shown.
-pub fn gid_entries(port: &Port, addresses: &Addresses) -> Vec<Entry> {
-    let entry = |gid: &Gid| Entry {
-        info: gid_info(*gid),
-        interface: addresses.interface(gid.ifindex).unwrap_or_default().to_owned(),
+/// The GID table that is shown: the device's own, or that of `port`, whose addresses are `addresses`.
+pub fn gid_entries(device: &impl Control, port: &Port, addresses: &Addresses) -> Vec<Entry> {
+    let entry = |info: GidInfo| Entry {
+        info,
+        interface: addresses.interface(info.ndev_ifindex).unwrap_or_default().to_owned(),
     };
-    port.gids().iter().map(entry).collect()
+    match device.gids() {
+        Some(gids) => gids.iter().copied().map(entry).collect(),
+        None => port.gids().iter().copied().map(gid_info).map(entry).collect(),
+    }
 }
 
 /// How long a request waits for memory that the container gave back and that is not emptied yet.
 const EMPTYING: Duration = Duration::from_secs(1);
 
-impl Node {
+impl<D: Driver> Node<D> {
     /// Takes `amount` of the quota.
     pub fn take(&self, resource: Resource, amount: u64) -> Result<Taken, Errno> {
         self.quota.take(resource, amount).or_else(|error| {
@@ -157,7 +160,7 @@ impl Node {
         self.last_share
     }
 
-    fn refresh_gids(&mut self) {
+    pub(super) fn refresh_gids(&mut self) {
         let now = now();
         if now < self.gids_fresh_until {
             return;
@@ -165,8 +168,9 @@ impl Node {
         self.gids_fresh_until = now + GIDS_FRESH;
         let addresses = addresses::list();
         self.port.set_addresses(&addresses.gids);
+        self.device.set_addresses(&addresses);
         if let Some(shown) = &mut self.shown {
-            shown.update(gid_entries(&self.port, &addresses));
+            shown.update(gid_entries(&self.device, &self.port, &addresses));
         }
     }
 
@@ -186,19 +190,9 @@ impl Node {
         }
         // Addresses come and go while the container runs; a query is when it matters.
         self.refresh_gids();
-        Ok(gid_info(self.port.gids().get(index as usize).copied().unwrap_or(Gid { raw: [0; 16], ifindex: 0 })))
-    }
-
-    /// The port that an address vector and a QP number name.
-    pub fn resolve(&mut self, av: &AddressVector, qp_num: u32) -> Option<Destination> {
-        let lid = if av.is_global != 0 {
-            self.port.find(&av.dgid, qp_num).or_else(|| {
-                self.refresh_gids();
-                self.port.find(&av.dgid, qp_num)
-            })
-        } else {
-            Some(av.dlid).filter(|lid| *lid != 0 && self.port.lives(*lid))
-        }?;
-        Some(if lid == self.port.lid() { Destination::Own } else { Destination::Port(lid) })
+        Ok(match self.device.gids() {
+            Some(gids) => gids.get(index as usize).copied().unwrap_or_default(),
+            None => gid_info(self.port.gids().get(index as usize).copied().unwrap_or(Gid { raw: [0; 16], ifindex: 0 })),
+        })
     }
 }

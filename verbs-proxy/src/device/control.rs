@@ -1,13 +1,18 @@
 //! The control thread's side of a device.
 
 use crate::control::quota::Quota;
+use crate::fabric::addresses::Addresses;
+use crate::memory::{MemoryRegion, PdId};
+use crate::plane::qp::NewQp;
 use crate::sysfs;
-use ringfence_protocol::control::{DeviceInfo, OpenReply, PortInfo};
+use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
 use std::fmt::Debug;
 
 /// What a device says about itself, and the names that are its to give.
 ///
-/// These verbs are rare, so one function per verb is looked up here, unlike on the data path. What a queue pair's transitions mean
+/// What a queue pair's transitions mean
 /// for the device is said between two turns of the worker: [`super::Device::modified`] and its neighbours.
 pub trait Control: Debug + Send {
     /// `struct ibv_device`.
@@ -30,4 +35,57 @@ pub trait Control: Debug + Send {
 
     /// The key of a new memory region. Asked again if there is no place for a region with this key.
     fn key(&mut self) -> u32;
+
+    /// Whether a region that the container has withdrawn by its key word is out of everybody's reach. A card knows nothing of key
+    /// words: there every deregistration is a message.
+    fn knows_key_words(&self) -> bool {
+        true
+    }
+
+    /// A protection domain is made.
+    ///
+    /// # Errors
+    /// What the card says.
+    fn alloc_pd(&mut self, pd: PdId) -> Result<(), Errno> {
+        let _ = pd;
+        Ok(())
+    }
+
+    /// Nothing is left in a protection domain, and it goes.
+    fn dealloc_pd(&mut self, pd: PdId) {
+        let _ = pd;
+    }
+
+    /// Has the device register a region. What it keeps of it goes with the region ([`MemoryRegion::registered`]). The rkey, if the
+    /// device gives it: otherwise it is the lkey.
+    ///
+    /// # Errors
+    /// What the card says.
+    fn register(&mut self, region: MemoryRegion) -> Result<(MemoryRegion, Option<u32>), Errno> {
+        Ok((region, None))
+    }
+
+    /// Makes a queue pair and gives it its number: asked again if that is taken. `lid`: as for [`Self::qp_number`].
+    ///
+    /// # Errors
+    /// What the card says.
+    fn create_qp(&mut self, lid: u16, new: &NewQp) -> Result<u32, Errno> {
+        let _ = new;
+        Ok(self.qp_number(lid))
+    }
+
+    /// The addresses of the container's network namespace are these.
+    fn set_addresses(&mut self, addresses: &Addresses) {
+        let _ = addresses;
+    }
+
+    /// The GID table of the container, if it is not that of its port on the fabric.
+    fn gids(&self) -> Option<&[GidInfo]> {
+        None
+    }
+
+    /// What the control thread is to listen to for the device.
+    fn waker(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }

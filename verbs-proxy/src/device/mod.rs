@@ -183,6 +183,13 @@ pub trait Device: Debug + Sized + 'static {
         let _ = qp;
     }
 
+    /// The container has rung for this queue, which it may not have: there may be requests in its rings. For devices that are
+    /// given receive requests in advance; of send requests the plane knows.
+    #[inline(always)]
+    fn rung(&mut self, queue: u32) {
+        let _ = queue;
+    }
+
     /// Looks at what has come of pieces. A bounded amount; true if there was something.
     fn poll(plane: &mut Plane<Self>) -> bool;
 

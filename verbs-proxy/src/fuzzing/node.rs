@@ -122,7 +122,7 @@ impl Scene {
             doorbell_file: Arc::new(doorbell_file.into_fd()),
             bell: Arc::new(ringer),
             processors: 2,
-            device: Box::new(SoftDevice::new(&device, 1, &LIMITS)),
+            device: SoftDevice::new(&device, 1, &LIMITS),
             port: own.port,
             warden: Warden::absent().unwrap(),
             gids_fresh_until: u64::MAX,

@@ -9,6 +9,7 @@ use crate::guarded::Guard;
 use crate::shared::Mapping;
 use ringfence_protocol::verbs::Access;
 use std::cell::{Cell, RefCell};
+use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -32,9 +33,15 @@ pub enum AccessFault {
     Lost = 5,
 }
 
+/// What a device keeps of a region. When it is dropped, the device reaches the memory no more.
+pub type Hold = Box<dyn Debug + Send>;
+
 /// A memory region.
 #[derive(Debug)]
 pub struct MemoryRegion {
+    /// Goes before the mapping.
+    _hold: Option<Hold>,
+    device_key: u32,
     pd: PdId,
     access: Access,
     iova: u64,
@@ -68,6 +75,8 @@ impl MemoryRegion {
         let first = Piece::of(&mapping, offset, usize::try_from(length).ok()?)?;
         iova.checked_add(length)?;
         Some(Self {
+            _hold: None,
+            device_key: 0,
             pd,
             access,
             iova,
@@ -79,6 +88,24 @@ impl MemoryRegion {
             present: RefCell::default(),
             withheld: Cell::new(false),
         })
+    }
+
+    /// The region as a device has registered it, with the key by which its work requests name it there.
+    #[must_use]
+    pub fn registered(self, device_key: u32, hold: Hold) -> Self {
+        Self { _hold: Some(hold), device_key, ..self }
+    }
+
+    /// Its first byte in this process, for a device that registers it.
+    #[must_use]
+    pub fn first(&self) -> *mut u8 {
+        self.first
+    }
+
+    /// Whether its container can take pages away.
+    #[must_use]
+    pub fn may_fault(&self) -> bool {
+        self.guard.is_some()
     }
 
     /// Offset in the region's mapping of `address`, which must have been admitted.
@@ -134,6 +161,12 @@ impl MemoryRegion {
     pub fn make_present(&self, piece: &Piece<'_>) {
         let offset = self.mapping_offset(piece) as usize;
         self.present.borrow_mut().cover(*piece, offset);
+    }
+
+    /// What the device calls it: [`Self::registered`].
+    #[must_use]
+    pub(super) fn device_key(&self) -> u32 {
+        self.device_key
     }
 
     /// Whether the region admits this access.

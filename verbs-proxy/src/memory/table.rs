@@ -152,6 +152,13 @@ impl RegionTable {
         self.get(key).ok_or(AccessFault::Key)?.admit(pd, addr, bytes, access)
     }
 
+    /// As [`Self::admit`], for a device that reaches memory by itself: what that calls the region.
+    #[inline]
+    pub fn device_key(&self, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<u32, AccessFault> {
+        let region = self.get(key).ok_or(AccessFault::Key)?;
+        region.admit(pd, addr, bytes, access).map(|_| region.device_key())
+    }
+
     /// A neighbour may come to read the region with this key.
     pub fn lend(&self, key: u32) {
         self.shared.words[self.shared.place(key)].lend();

@@ -223,8 +223,9 @@ impl<D: Device> Plane<D> {
 
     #[cold]
     fn answer_bells(&mut self) {
-        let Self { doorbells, qps, active, .. } = self;
+        let Self { doorbells, qps, active, device, .. } = self;
         doorbells.take(|queue| {
+            device.rung(queue);
             // A container may ring for queues that it does not have.
             if let Some(qp) = &mut qps[queue as usize]
                 && !qp.active

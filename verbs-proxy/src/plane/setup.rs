@@ -33,6 +33,18 @@ impl<D: Device> Plane<D> {
         Some(qp)
     }
 
+    /// Whether [`Self::modify_qp`] would be refused for what is asked; otherwise the state before and that after it.
+    pub fn check_modify(&self, queue: u32, request: &ModifyQp) -> Result<(QpState, QpState), Errno> {
+        let qp = self.qps.get(queue as usize).and_then(Option::as_ref).ok_or(Errno::INVAL)?;
+        let attr = &request.attr;
+        let has = |bit: Mask| attr.mask & bit.0 != 0;
+        let to = if has(Mask::STATE) { attr.state } else { qp.state };
+        let claimed = has(Mask::CUR_STATE).then_some(attr.cur_state);
+        state::check(qp.state, to, claimed, attr.mask).map_err(|_| Errno::INVAL)?;
+        check_values(attr)?;
+        Ok((qp.state, to))
+    }
+
     /// `ibv_modify_qp`. `destination`: what the address vector names, resolved by the caller.
     pub fn modify_qp(
         &mut self,
@@ -40,13 +52,10 @@ impl<D: Device> Plane<D> {
         request: &ModifyQp,
         destination: Option<D::Destination>,
     ) -> Result<(), Errno> {
+        let (_, to) = self.check_modify(queue, request)?;
         let qp = self.qps.get_mut(queue as usize).and_then(Option::as_mut).ok_or(Errno::INVAL)?;
         let attr = &request.attr;
         let has = |bit: Mask| attr.mask & bit.0 != 0;
-        let to = if has(Mask::STATE) { attr.state } else { qp.state };
-        let claimed = has(Mask::CUR_STATE).then_some(attr.cur_state);
-        state::check(qp.state, to, claimed, attr.mask).map_err(|_| Errno::INVAL)?;
-        check_values(attr)?;
         if has(Mask::AV) && destination.is_none() {
             return Err(Errno::NETUNREACH);
         }

@@ -67,15 +67,15 @@ const NETLINK: &[&[Argument]] = &[&[
     (2, &[libc::NETLINK_ROUTE as u64]),
 ]];
 
-/// Confines all threads of the proxy.
+/// Confines all threads of the proxy. `ioctls`: requests that its device makes beyond those of every proxy.
 ///
 /// # Errors
 /// If the kernel has no seccomp filters.
-pub fn confine_proxy() -> Result<()> {
+pub fn confine_proxy(ioctls: &'static [u64]) -> Result<()> {
     let mut rules = free(PROXY);
     let pid = u64::from(std::process::id());
     allow(&mut rules, libc::SYS_fcntl, &[&[(1, FCNTL)]])?;
-    allow(&mut rules, libc::SYS_ioctl, &[&[(1, IOCTL)]])?;
+    allow(&mut rules, libc::SYS_ioctl, &[&[(1, IOCTL)], &[(1, ioctls)]])?;
     for (call, kind) in [
         (libc::SYS_socket, libc::SOCK_SEQPACKET),
         (libc::SYS_socketpair, libc::SOCK_SEQPACKET),

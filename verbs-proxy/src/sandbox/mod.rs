@@ -1,6 +1,6 @@
 //! What the proxy asks of the kernel, and what it gives up, before it listens to a container.
 //!
-//! In this order: [`raise_file_limit`]; [`enter_empty_root`] and [`become_user`], while there is one thread; [`give_up_files`];
+//! In this order: [`raise_file_limit`]; [`enter_root`] and [`become_user`], while there is one thread; [`give_up_files`];
 //! threads; [`filter::confine_proxy`], for all of them.
 
 // UNSAFETY: three system calls that no crate here offers.
@@ -9,10 +9,12 @@
 pub mod filter;
 mod root;
 
-pub use root::enter_empty_root;
+pub use root::{View, enter_root};
 
 use anyhow::{Context, Result};
-use landlock::{ABI, Access, AccessFs, AccessNet, Compatible, Ruleset, RulesetAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Gid, Resource, Uid, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -46,20 +48,28 @@ pub fn become_user(id: Option<u32>) -> Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot become undumpable")
 }
 
-/// Gives up, by Landlock, what the empty root has left of file systems, TCP, and signals and abstract sockets of others. As
+/// Gives up, by Landlock, what the root has left of file systems, but for what `view` is for, TCP, and signals and abstract sockets of others. As
 /// much of it as the kernel has: all of it from 6.12 on, nothing before 5.13. Holds for threads that are started afterwards.
 ///
 /// # Errors
 /// If the kernel has Landlock and refuses.
-pub fn give_up_files() -> Result<()> {
+pub fn give_up_files(view: &View) -> Result<()> {
     // No right of a later ABI: those would take away what a proxy needs, the way to other proxies' sockets.
-    Ruleset::default()
+    let mut rules = Ruleset::default()
         .set_compatibility(landlock::CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V5))?
         .handle_access(AccessNet::from_all(ABI::V5))?
         .scope(Scope::from_all(ABI::V6))?
-        .create()?
-        .restrict_self()?;
+        .create()?;
+    if let View::Card { .. } = view {
+        for (path, access) in [
+            ("/sys", AccessFs::ReadFile | AccessFs::ReadDir),
+            ("/dev", AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::IoctlDev),
+        ] {
+            rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, access))?;
+        }
+    }
+    rules.restrict_self()?;
     Ok(())
 }
 

@@ -2,9 +2,11 @@
 
 use super::{Answer, Session};
 use crate::control::adopted::RegionFile;
+use crate::control::driver::Driver;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
+use crate::device::control::Control;
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::memory::{Granted, MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, Run, RunFile};
@@ -37,7 +39,11 @@ pub(super) struct Mr {
 }
 
 impl Session {
-    pub(super) fn alloc_region(&mut self, request: &AllocRegion, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn alloc_region<D: Driver>(
+        &mut self,
+        request: &AllocRegion,
+        node: &mut Node<D>,
+    ) -> Result<Answer, Errno> {
         self.contexts.get(request.context)?;
         if request.bytes == 0 || !request.bytes.is_multiple_of(PAGE as u64) {
             return Err(Errno::INVAL);
@@ -54,7 +60,12 @@ impl Session {
     }
 
     /// Takes in a memory file of the container's own.
-    pub(super) fn adopt_region(&mut self, context: u32, fd: OwnedFd, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn adopt_region<D: Driver>(
+        &mut self,
+        context: u32,
+        fd: OwnedFd,
+        node: &mut Node<D>,
+    ) -> Result<Answer, Errno> {
         let closer = &node.closers.container;
         let taken = self.contexts.get(context).and_then(|_| node.quota.take(Resource::Region, 1));
         // Without holes being watched for, nothing of the kind can be mapped.
@@ -75,7 +86,12 @@ impl Session {
         self.regions.remove(handle).map(|_| Answer::default())
     }
 
-    pub(super) fn reg_mr(&mut self, request: &RegMr, segments: &[Segment], node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn reg_mr<D: Driver>(
+        &mut self,
+        request: &RegMr,
+        segments: &[Segment],
+        node: &mut Node<D>,
+    ) -> Result<Answer, Errno> {
         let known = Access::LOCAL_WRITE
             | Access::REMOTE_WRITE
             | Access::REMOTE_READ
@@ -116,15 +132,15 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let taken = node.take(Resource::MrHandle, 1)?;
-        let (granted, share) = node.pressing(|node| register(request, pd_id, &runs, node))?;
+        let (granted, rkey, share) = node.pressing(|node| register(request, pd_id, &runs, node))?;
         self.pds.get(request.pd)?.users += 1;
         let handle = self.mrs.insert(Mr { share, pd: request.pd, _taken: taken });
         let incarnation = granted.incarnation.number();
-        Ok(Answer::of(MrReply { handle, lkey: granted.key, rkey: granted.key, incarnation }))
+        Ok(Answer::of(MrReply { handle, lkey: granted.key, rkey, incarnation }))
     }
 
     /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
-    pub(super) fn reg_fresh(&mut self, request: &RegFresh, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn reg_fresh<D: Driver>(&mut self, request: &RegFresh, node: &mut Node<D>) -> Result<Answer, Errno> {
         let alloc = AllocRegion { context: request.context, reserved: 0, bytes: request.bytes };
         let mut answer = self.alloc_region(&alloc, node)?;
         let Handle { handle: region, .. } = Handle::read_from_bytes(&answer.body).map_err(|_| Errno::INVAL)?;
@@ -144,15 +160,15 @@ impl Session {
             .reg_mr(&of_file, &[segment], node)
             .and_then(|registered| MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL));
         match registered {
-            Ok(MrReply { handle, lkey: key, incarnation, .. }) => {
-                answer.body = FreshReply { region, handle, key, incarnation }.as_bytes().to_vec();
+            Ok(MrReply { handle, lkey, rkey, incarnation }) => {
+                answer.body = FreshReply { region, handle, lkey, rkey, incarnation, reserved: 0 }.as_bytes().to_vec();
                 Ok(answer)
             }
             Err(error) => self.free_region(region).and(Err(error)),
         }
     }
 
-    pub(super) fn dereg_mr(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn dereg_mr<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         let mr = self.mrs.remove(handle)?;
         if let Ok(pd) = self.pds.get(mr.pd) {
             pd.users -= 1;
@@ -161,14 +177,20 @@ impl Session {
         if let Some(granted) = node.shares.get(&mr.share).map(|backing| backing.granted) {
             // Unmapped here: taking page tables down may take milliseconds, which the worker does not have.
             drop(node.worker.call(move |plane| plane.regions.remove(granted)));
-            node.forget_share(mr.share);
+            D::forget_share(node, mr.share);
         }
         Ok(Answer::default())
     }
 }
 
-/// Maps the runs side by side and hands the region to the data plane: what reaches it, and its name for neighbours.
-fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> Result<(Granted, u32), Errno> {
+/// Maps the runs side by side and hands the region to the data plane: what reaches it, what peers reach it by, and its name for
+/// neighbours.
+fn register<D: Driver>(
+    request: &RegMr,
+    pd: PdId,
+    runs: &[SharedRun],
+    node: &mut Node<D>,
+) -> Result<(Granted, u32, u32), Errno> {
     let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
     let total: u64 = runs.iter().map(|run| run.bytes).sum();
     let holes = node.holes.as_ref();
@@ -191,7 +213,8 @@ fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> R
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
     let Node { entrance, device, .. } = node;
+    let (region, rkey) = device.register(region)?;
     let granted = entrance.insert(region, || device.key()).ok_or(Errno::NOMEM)?;
     node.shares.insert(share, Backing { granted, runs: runs.to_vec(), lease, taken });
-    Ok((granted, share))
+    Ok((granted, rkey.unwrap_or(granted.key), share))
 }

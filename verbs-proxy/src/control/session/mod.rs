@@ -3,10 +3,12 @@
 mod memory;
 mod queues;
 
+use super::driver::Driver;
 use super::handles::Handles;
 use super::kept::Allowance;
 use super::node::Node;
 use super::quota::{Resource, Taken};
+use crate::device::control::Control;
 use crate::memory::PdId;
 use crate::plane::channel::event_sockets;
 use memory::{Mr, Region};
@@ -121,12 +123,12 @@ impl Session {
     }
 
     /// Serves one request. It takes `fd` if that belongs to it.
-    pub fn serve(
+    pub fn serve<D: Driver>(
         &mut self,
         op: Op,
         body: &[u8],
         fd: &mut Option<OwnedFd>,
-        node: &mut Node,
+        node: &mut Node<D>,
     ) -> Result<Result<Answer, Errno>, PeerFault> {
         if self.greeted == (op == Op::HELLO) {
             return Err(PeerFault::Order(op.0));
@@ -149,7 +151,7 @@ impl Session {
                 self.port(&query).and_then(|()| node.gid(query.index)).map(Answer::of)
             }
             Op::ALLOC_PD => self.alloc_pd(handle(body)?, node),
-            Op::DEALLOC_PD => self.dealloc_pd(handle(body)?),
+            Op::DEALLOC_PD => self.dealloc_pd(handle(body)?, node),
             Op::ALLOC_REGION => self.alloc_region(&parse(op, body)?, node),
             Op::ADOPT_REGION => {
                 let context = handle(body)?;
@@ -185,13 +187,13 @@ impl Session {
         })
     }
 
-    fn hello(&mut self, hello: &Hello, node: &Node) -> Result<Answer, Errno> {
+    fn hello<D: Driver>(&mut self, hello: &Hello, node: &Node<D>) -> Result<Answer, Errno> {
         if hello.version != VERSION {
             return Err(Errno::PROTO);
         }
         self.greeted = true;
         // A connection that finds no room keeps nothing.
-        self.allowance = Allowance::of(&node.quota).ok();
+        self.allowance = Allowance::of(&node.quota).ok().filter(|_| node.device.knows_key_words());
         let reply = HelloReply {
             version: VERSION,
             devices: 1,
@@ -205,7 +207,7 @@ impl Session {
         Ok(Answer::of(reply).with(Arc::clone(&node.doorbell_file)).with(Arc::clone(&node.bell)))
     }
 
-    fn open(&mut self, index: &Index, node: &mut Node) -> Result<Answer, Errno> {
+    fn open<D: Driver>(&mut self, index: &Index, node: &mut Node<D>) -> Result<Answer, Errno> {
         if index.index != 0 {
             return Err(Errno::NODEV);
         }
@@ -216,7 +218,7 @@ impl Session {
         Ok(Answer::of(reply).with(Arc::new(theirs)))
     }
 
-    fn close(&mut self, context: u32, node: &mut Node) -> Result<Answer, Errno> {
+    fn close<D: Driver>(&mut self, context: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         self.contexts.remove(context)?;
         self.destroy_where(|of| of == context, node);
         Ok(Answer::default())
@@ -227,18 +229,21 @@ impl Session {
         if query.port == 1 { Ok(()) } else { Err(Errno::INVAL) }
     }
 
-    fn alloc_pd(&mut self, context: u32, node: &mut Node) -> Result<Answer, Errno> {
+    fn alloc_pd<D: Driver>(&mut self, context: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         self.contexts.get(context)?;
         let taken = node.take(Resource::Other, 1)?;
-        let handle = self.pds.insert(Pd { id: node.next_pd(), context, users: 0, _taken: taken });
+        let id = node.next_pd();
+        node.device.alloc_pd(id)?;
+        let handle = self.pds.insert(Pd { id, context, users: 0, _taken: taken });
         Ok(Answer::of(Handle { handle, reserved: 0 }))
     }
 
-    fn dealloc_pd(&mut self, handle: u32) -> Result<Answer, Errno> {
+    fn dealloc_pd<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         if self.pds.get(handle)?.users > 0 {
             return Err(Errno::BUSY);
         }
-        self.pds.remove(handle)?;
+        let pd = self.pds.remove(handle)?;
+        node.device.dealloc_pd(pd.id);
         Ok(Answer::default())
     }
 
@@ -248,7 +253,7 @@ impl Session {
     }
 
     /// Destroys everything: the connection is gone.
-    pub fn end(&mut self, node: &mut Node) {
+    pub fn end<D: Driver>(&mut self, node: &mut Node<D>) {
         let contexts: Vec<u32> = self.contexts.iter().map(|(handle, _)| handle).collect();
         for context in contexts {
             let _ = self.contexts.remove(context);
@@ -258,7 +263,7 @@ impl Session {
     }
 
     /// Destroys the objects of some contexts, users before what they use.
-    fn destroy_where(&mut self, of: impl Fn(u32) -> bool, node: &mut Node) {
+    fn destroy_where<D: Driver>(&mut self, of: impl Fn(u32) -> bool, node: &mut Node<D>) {
         let pds: Vec<u32> = self.pds.iter().filter(|(_, pd)| of(pd.context)).map(|(handle, _)| handle).collect();
         let in_pd = |pd: u32| pds.contains(&pd);
         let qps: Vec<u32> = self.qps.iter().filter(|(_, qp)| in_pd(qp.pd)).map(|(handle, _)| handle).collect();
@@ -274,7 +279,7 @@ impl Session {
             let _ = self.dereg_mr(handle, node);
         }
         for handle in pds {
-            let _ = self.dealloc_pd(handle);
+            let _ = self.dealloc_pd(handle, node);
         }
         for handle in cqs {
             let _ = self.destroy_cq(handle, node);

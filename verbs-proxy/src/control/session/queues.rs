@@ -1,10 +1,11 @@
 //! Completion channels, completion queues and queue pairs.
 
 use super::{Answer, Session};
+use crate::control::driver::Driver;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
-use crate::device::soft::Destination;
+use crate::device::control::Control;
 use crate::plane::CqEntry;
 use crate::plane::channel::{self as plane, event_sockets};
 use crate::plane::cq::Cq;
@@ -48,7 +49,7 @@ struct CqRing {
 }
 
 impl CqRing {
-    fn create(cqe: u32, node: &Node) -> Result<(Self, OwnedFd), Errno> {
+    fn create<D: Driver>(cqe: u32, node: &Node<D>) -> Result<(Self, OwnedFd), Errno> {
         if cqe == 0 || cqe > node.device.max_cqe() {
             return Err(Errno::INVAL);
         }
@@ -65,7 +66,7 @@ impl CqRing {
 }
 
 /// A file for rings, and a descriptor for the container.
-fn queue_memory(name: &str, bytes: usize, node: &Node) -> Result<(Lent, OwnedFd), Errno> {
+fn queue_memory<D: Driver>(name: &str, bytes: usize, node: &Node<D>) -> Result<(Lent, OwnedFd), Errno> {
     let taken = vec![node.take(Resource::QueueBytes, bytes as u64)?];
     let (memory, theirs) = Lent::create(name, bytes, taken, &node.closers.container, None, 0)?;
     Ok((node.quota.admit(memory)?, theirs))
@@ -82,7 +83,7 @@ pub(super) struct QpObject {
 }
 
 impl Session {
-    pub(super) fn create_channel(&mut self, context: u32, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn create_channel<D: Driver>(&mut self, context: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         self.contexts.get(context)?;
         let taken = node.take(Resource::Other, 1)?;
         let (ours, theirs) = event_sockets()?;
@@ -99,7 +100,7 @@ impl Session {
         Ok(Answer::default())
     }
 
-    pub(super) fn create_cq(&mut self, request: &CreateCq, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn create_cq<D: Driver>(&mut self, request: &CreateCq, node: &mut Node<D>) -> Result<Answer, Errno> {
         self.contexts.get(request.context)?;
         if request.vector != 0 {
             return Err(Errno::INVAL);
@@ -136,7 +137,7 @@ impl Session {
         Ok(Answer::of(CqReply { handle, cqe: slots, slots, switch: 0 }).with(theirs))
     }
 
-    pub(super) fn destroy_cq(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn destroy_cq<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         if self.cqs.get(handle)?.users > 0 {
             return Err(Errno::BUSY);
         }
@@ -151,7 +152,7 @@ impl Session {
         Ok(Answer::default())
     }
 
-    pub(super) fn resize_cq(&mut self, request: &ResizeCq, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn resize_cq<D: Driver>(&mut self, request: &ResizeCq, node: &mut Node<D>) -> Result<Answer, Errno> {
         let cq = self.cqs.get(request.handle)?;
         // Whoever has read in the last ring has done with those before it.
         let last = cq.rings.len().saturating_sub(1);
@@ -171,7 +172,7 @@ impl Session {
         Ok(Answer::of(CqReply { handle: request.handle, cqe: slots, slots, switch }).with(theirs))
     }
 
-    pub(super) fn create_qp(&mut self, request: &CreateQp, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn create_qp<D: Driver>(&mut self, request: &CreateQp, node: &mut Node<D>) -> Result<Answer, Errno> {
         if request.qp_type != QpType::RC {
             return Err(Errno::OPNOTSUPP);
         }
@@ -218,7 +219,13 @@ impl Session {
             receive_slots,
         };
         let number = loop {
-            let number = node.device.qp_number(node.port.lid());
+            let number = match node.device.create_qp(node.port.lid(), &new) {
+                Ok(number) => number,
+                Err(error) => {
+                    node.queues.give(queue);
+                    return Err(error);
+                }
+            };
             let mapping = Arc::clone(&mapping);
             let added = node.worker.call(move |plane| {
                 let free = !plane.by_number.contains_key(&number);
@@ -253,37 +260,24 @@ impl Session {
         Ok(Answer::of(reply).with(theirs))
     }
 
-    pub(super) fn modify_qp(&mut self, request: &ModifyQp, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn modify_qp<D: Driver>(&mut self, request: &ModifyQp, node: &mut Node<D>) -> Result<Answer, Errno> {
         let queue = self.qps.get(request.handle)?.queue;
         let av = &request.attr.av;
-        let destination = if request.attr.mask & QpAttrMask::AV.0 == 0 {
-            None
-        } else if av.is_global != 0 && node.gid(u32::from(av.sgid_index))?.gid == [0; 16] {
+        let is_global = request.attr.mask & QpAttrMask::AV.0 != 0 && av.is_global != 0;
+        if is_global && node.gid(u32::from(av.sgid_index))?.gid == [0; 16] {
             // It would speak under no address.
             return Err(Errno::NODATA);
-        } else {
-            node.resolve(av, request.attr.dest_qp_num)
-        };
-        let request = *request;
-        let tickets = node.worker.call(move |plane| {
-            plane.modify_qp(queue, &request, destination)?;
-            Ok::<_, Errno>(plane.take_tickets())
-        })?;
-        // Nothing of the former peer's lands after this.
-        node.settle(tickets);
-        // Not before: neighbours are listened to only for the queue pairs that are connected to them.
-        if let Some(Destination::Port(lid)) = destination {
-            node.link_to(lid);
         }
+        D::modify_qp(node, queue, request)?;
         Ok(Answer::default())
     }
 
-    pub(super) fn query_qp(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn query_qp<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         let queue = self.qps.get(handle)?.queue;
-        node.worker.call(move |plane| plane.query_qp(queue)).map(Answer::of)
+        D::query_qp(node, queue).map(Answer::of)
     }
 
-    pub(super) fn destroy_qp(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
+    pub(super) fn destroy_qp<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
         let qp = self.qps.remove(handle)?;
         if let Ok(pd) = self.pds.get(qp.pd) {
             pd.users -= 1;
@@ -293,9 +287,7 @@ impl Session {
                 cq.users -= 1;
             }
         }
-        let (removed, tickets) = node.worker.call(move |plane| (plane.remove_qp(qp.queue), plane.take_tickets()));
-        drop(removed);
-        node.settle(tickets);
+        D::remove_qp(node, qp.queue);
         node.queues.give(qp.queue);
         Ok(Answer::default())
     }

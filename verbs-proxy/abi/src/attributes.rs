@@ -30,6 +30,7 @@ attributes! {
         ndev_ifindex: u32,
     }
 
+    #[derive(Debug)]
     struct ibv_device_attr {
         fw_ver: [c_char; 64],
         node_guid: u64,

@@ -45,6 +45,7 @@ attributes! {
         num_sge: c_int,
     }
 
+    #[derive(Debug)]
     struct ibv_wc {
         wr_id: u64,
         status: c_uint,

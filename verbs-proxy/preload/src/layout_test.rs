@@ -1,6 +1,6 @@
-//! Compares our types with the installed header, by way of the C compiler.
+//! Compares the types of [`crate::abi`] with the installed header, by way of the C compiler.
 
-use super::*;
+use crate::abi::*;
 use crate::kernel_copies::{ib_user_path_rec, ib_uverbs_ah_attr, ib_uverbs_qp_attr, ibv_sa_path_rec};
 use core::mem::offset_of;
 use std::fmt::Write as _;

@@ -1,0 +1,182 @@
+//! The proxy with a real card, without one: its libibverbs is a library whose card carries requests out in memory, as strictly as a
+//! card does (`verbs-proxy/ibverbs/tests/provider.c`). Everything else is what it will be: the program, its sandbox, the library in
+//! the application, and the interface between proxy and libibverbs, which the provider has from the distribution's header.
+//!
+//! With RINGFENCE_CARD=NAME in the environment the card is the kernel's of that name, and two proxies use it.
+
+use anyhow::{Context, Error, Result, ensure};
+use ringfence_integration::command::{Ended, Running, command, run};
+use ringfence_integration::direct::Node;
+use ringfence_integration::suite::{Needs, test};
+use ringfence_integration::{artifacts, client, perftest, sandbox, suite};
+use ringfence_proxy::launch::Limits;
+use ringfence_trials::{Skipped, Trial};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// More than the slowest case takes by far.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What is not as it should be yet, or cannot be shown here.
+const NOT_YET: &[(&str, &str)] = &[
+    ("solicited_events_only", "a card's completion does not say that it is solicited: each counts as such"),
+    ("receiver_not_ready", "there is no time in the card that is not there"),
+];
+
+/// Programs of others, with what.
+const PROGRAMS: &[&[&str]] = &[
+    &["ibv_rc_pingpong", "-g", "0", "-n", "200"],
+    &["ibv_rc_pingpong", "-g", "0", "-n", "200", "-e", "-c"],
+    &["ib_write_bw", "-s", "65536", "-n", "200"],
+    &["ib_write_lat", "-s", "8", "-n", "200"],
+    &["ib_read_bw", "-s", "4096", "-n", "200"],
+    &["ib_send_bw", "-s", "1024", "-n", "500"],
+    &["ib_send_lat", "-e", "-s", "64", "-n", "200"],
+    &["ib_atomic_bw", "-n", "200"],
+];
+
+fn main() -> ExitCode {
+    let compiled = std::env::var_os("RINGFENCE_CLIENTS").is_some();
+    let programs: &[&str] = if compiled { &["sleep", "ib_write_bw"] } else { &["cc", "sleep", "ib_write_bw"] };
+    let needs = Needs { programs, built: &[artifacts::ibverbs_proxy, artifacts::library] };
+    suite::main("ringfence-ibverbs", &needs, trials)
+}
+
+/// Which card.
+#[derive(Clone, Debug)]
+enum Card {
+    Provider(PathBuf),
+    Kernel(String),
+}
+
+impl Card {
+    fn node(&self) -> Result<Node> {
+        match self {
+            Self::Provider(library) => Node::with_card("test0", Some(library)),
+            Self::Kernel(name) => Node::with_card(name, None),
+        }
+    }
+
+    /// Whether what two proxies do reaches the other.
+    fn has_a_wire(&self) -> bool {
+        matches!(self, Self::Kernel(_))
+    }
+}
+
+fn provider() -> Result<PathBuf> {
+    let library = sandbox::work_dir().join("provider/libibverbs.so.1");
+    std::fs::create_dir_all(library.parent().context("has a parent")?)?;
+    let source = artifacts::repository().join("verbs-proxy/ibverbs/tests/provider.c");
+    let (target, source) = (library.to_string_lossy().into_owned(), source.to_string_lossy().into_owned());
+    let flags =
+        ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
+    run(command(&[&["cc"], &flags[..], &["-Wl,-soname,libibverbs.so.1", "-o", &target, &source]].concat()))?;
+    Ok(library)
+}
+
+fn trials() -> Result<Vec<Trial>> {
+    let card = match std::env::var("RINGFENCE_CARD") {
+        Ok(name) => Card::Kernel(name),
+        Err(_) => Card::Provider(provider()?),
+    };
+    let semantics = client::compile(
+        "semantics",
+        &["sides.c", "pairs.c", "check.c", "cases_data.c", "cases_errors.c", "cases_states.c", "cases_events.c"],
+    )?;
+    let mut trials = Vec::new();
+    for line in list(&semantics)?.lines() {
+        let mut words = line.split(' ');
+        let case = words.next().context("an empty line among the cases")?.to_owned();
+        for sides in words {
+            let two = sides == "two";
+            if two && !card.has_a_wire() {
+                continue;
+            }
+            let name = format!("semantics::{case}::{sides}");
+            let reason = NOT_YET.iter().find(|(not_yet, _)| *not_yet == case).map(|(_, reason)| *reason);
+            if let Some(reason) = reason.filter(|_| !card.has_a_wire() || case != "receiver_not_ready") {
+                trials.push(ringfence_trials::test(name, move || ringfence_trials::skip(reason)));
+                continue;
+            }
+            let (card, program, case) = (card.clone(), semantics.clone(), case.clone());
+            trials.push(test(name, move || run_semantics(&card, &program, &case, two)));
+        }
+    }
+    let memory = client::compile("memory", &["loop.c", "check.c"])?;
+    for case in list(&memory)?.lines() {
+        let (card, program, case) = (card.clone(), memory.clone(), case.to_owned());
+        trials.push(test(format!("memory::{case}"), move || run_memory(&card, &program, &case)));
+    }
+    for words in PROGRAMS {
+        let card = card.clone();
+        trials.push(test(format!("programs::{}", words.join("_")), move || run_program(&card, words)));
+    }
+    let named = card.clone();
+    trials.push(test("a_card_that_is_not_there_is_named", move || no_such_card(&named)));
+    Ok(trials)
+}
+
+fn list(program: &Path) -> Result<String> {
+    let mut list = Command::new(program);
+    list.arg("list");
+    Running::start(list)?.wait(LIMIT)?.success().context("the list of cases")
+}
+
+fn run_memory(card: &Card, program: &Path, case: &str) -> Result<()> {
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.arg(case);
+    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
+}
+
+fn run_semantics(card: &Card, program: &Path, case: &str, two: bool) -> Result<()> {
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut peer = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.args([case, if two { "two" } else { "one" }]).env("PEER_SOCKET", peer.socket());
+    let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program");
+    ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
+    match (ended, card) {
+        (Err(error), Card::Kernel(name)) => Err(as_without_proxy(name, program, case, error)),
+        (ended, _) => ended.map(drop),
+    }
+}
+
+/// What the kernel's card does not do by itself, its proxy cannot. Such a case counts as one that could not be shown.
+fn as_without_proxy(card: &str, program: &Path, case: &str, error: Error) -> Error {
+    let mut alone = Command::new(program);
+    alone.args([case, "one"]);
+    let native = Running::start(alone).and_then(|running| running.wait(LIMIT)).and_then(Ended::success);
+    match native {
+        Ok(_) => error.context("it does not fail without a proxy"),
+        Err(native) => {
+            let last = |error: &Error| format!("{error:#}").lines().last().unwrap_or_default().to_owned();
+            let (native, proxied) = (last(&native), last(&error));
+            Error::new(Skipped(format!("{card} itself fails it: {native}; with a proxy: {proxied}")))
+        }
+    }
+}
+
+/// Client and server are two processes of one container, or those of two.
+fn run_program(card: &Card, words: &[&str]) -> Result<()> {
+    let node = card.node()?;
+    let server = node.proxy(Limits::default())?;
+    let other = if card.has_a_wire() { Some(node.proxy(Limits::default())?) } else { None };
+    let client = other.as_ref().unwrap_or(&server);
+    perftest::run(&server, client, words[0], &words[1..]).map(drop)
+}
+
+fn no_such_card(card: &Card) -> Result<()> {
+    let node = match card {
+        Card::Provider(library) => Node::with_card("mlx5_9", Some(library))?,
+        Card::Kernel(_) => Node::with_card("mlx5_9", None)?,
+    };
+    let error = format!("{:#}", node.proxy(Limits::default()).err().context("it started")?);
+    ensure!(error.contains("no RDMA device has the name mlx5_9: there is "), "{error}");
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! Attributes between the container's words and the card's.
+
+// UNSAFETY: fills C structures that are zero otherwise.
+#![allow(unsafe_code)]
+
+use ringfence_abi::{
+    ibv_ah_attr, ibv_device_attr, ibv_gid, ibv_gid_entry, ibv_global_route, ibv_port_attr, ibv_qp_attr,
+};
+use ringfence_protocol::control::{GidInfo, OpenReply, PortInfo, QpAttr};
+use ringfence_protocol::verbs::QpState;
+use ringfence_protocol::work;
+use ringfence_proxy::control::node::GID_TABLE;
+use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::plane::intake::MAX_MESSAGE;
+use ringfence_proxy::plane::setup::MAX_RD_ATOMIC;
+use std::ffi::c_int;
+
+/// What the proxy does of the card's capabilities: `IBV_DEVICE_CURR_QP_STATE_MOD`, `_SYS_IMAGE_GUID`, `_RC_RNR_NAK_GEN`.
+const CAPABILITIES: u32 = 1 << 7 | 1 << 11 | 1 << 12;
+/// `IBV_PORT_IP_BASED_GIDS`: no management datagram service is behind any of the others.
+const PORT_CAPABILITIES: u32 = 1 << 26;
+
+/// What the policy leaves of a card.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    /// Queue pairs.
+    pub qp: u32,
+    /// Requests of one queue.
+    pub qp_wr: u32,
+    /// Completion queues.
+    pub cq: u32,
+    /// Completions of one queue.
+    pub cqe: u32,
+    /// Memory regions.
+    pub mr: u32,
+    /// Bytes of memory regions.
+    pub mr_bytes: u64,
+    /// Protection domains.
+    pub pd: u32,
+}
+
+/// No more than the card has.
+fn at_most(limit: u32, card: c_int) -> u32 {
+    limit.min(u32::try_from(card).unwrap_or(0))
+}
+
+/// `struct ibv_device_attr` for the container.
+#[must_use]
+pub fn device(card: &ibv_device_attr, most: &Most) -> OpenReply {
+    let mut fw_ver = [0; 32];
+    for (to, from) in fw_ver[..31].iter_mut().zip(&card.fw_ver) {
+        *to = from.cast_unsigned();
+    }
+    let rd_atomic = at_most(MAX_RD_ATOMIC, card.max_qp_rd_atom);
+    OpenReply {
+        context: 0,
+        num_comp_vectors: 1,
+        node_guid: card.node_guid,
+        sys_image_guid: card.sys_image_guid,
+        max_mr_size: most.mr_bytes.min(card.max_mr_size),
+        page_size_cap: card.page_size_cap,
+        vendor_id: card.vendor_id,
+        vendor_part_id: card.vendor_part_id,
+        hw_ver: card.hw_ver,
+        max_qp: at_most(most.qp, card.max_qp),
+        max_qp_wr: at_most(most.qp_wr, card.max_qp_wr),
+        device_cap_flags: card.device_cap_flags & CAPABILITIES,
+        max_sge: at_most(work::MAX_SGE, card.max_sge),
+        max_sge_rd: at_most(work::MAX_SGE, card.max_sge_rd),
+        // Completions of the container's are the proxy's own; the card's are behind them.
+        max_cq: most.cq,
+        max_cqe: most.cqe,
+        max_mr: at_most(most.mr, card.max_mr),
+        max_pd: at_most(most.pd, card.max_pd),
+        max_qp_rd_atom: rd_atomic,
+        max_res_rd_atom: at_most(rd_atomic.saturating_mul(most.qp), card.max_res_rd_atom),
+        max_qp_init_rd_atom: at_most(MAX_RD_ATOMIC, card.max_qp_init_rd_atom),
+        atomic_cap: card.atomic_cap,
+        max_ah: 0,
+        max_srq: 0,
+        max_srq_wr: 0,
+        max_srq_sge: 0,
+        max_pkeys: 1,
+        local_ca_ack_delay: u32::from(card.local_ca_ack_delay),
+        phys_port_cnt: 1,
+        max_inline: work::MAX_INLINE,
+        fw_ver,
+    }
+}
+
+/// `struct ibv_port_attr` for the container.
+#[must_use]
+pub fn port(card: &ibv_port_attr) -> PortInfo {
+    PortInfo {
+        state: card.state,
+        max_mtu: card.max_mtu,
+        active_mtu: card.active_mtu,
+        // Dense, and of the same length in every container.
+        gid_tbl_len: GID_TABLE as u32,
+        port_cap_flags: card.port_cap_flags & PORT_CAPABILITIES,
+        max_msg_sz: card.max_msg_sz.min(MAX_MESSAGE),
+        bad_pkey_cntr: 0,
+        qkey_viol_cntr: 0,
+        pkey_tbl_len: 1,
+        lid: u32::from(card.lid),
+        sm_lid: u32::from(card.sm_lid),
+        lmc: u32::from(card.lmc),
+        max_vl_num: u32::from(card.max_vl_num),
+        sm_sl: u32::from(card.sm_sl),
+        subnet_timeout: u32::from(card.subnet_timeout),
+        active_width: u32::from(card.active_width),
+        active_speed: u32::from(card.active_speed),
+        phys_state: u32::from(card.phys_state),
+        link_layer: u32::from(card.link_layer),
+        flags: u32::from(card.flags),
+    }
+}
+
+/// The container's GID table: those of the card's entries that are addresses of the container's network namespace, in the card's
+/// order and without gaps. With each its index in the card's table.
+#[must_use]
+pub fn granted(card: &[ibv_gid_entry], port: u8, addresses: &Addresses) -> Vec<(GidInfo, u8)> {
+    let of_port = card.iter().filter(|entry| entry.port_num == u32::from(port));
+    let granted = of_port.filter_map(|entry| {
+        let address = addresses.gids.iter().find(|address| address.raw == entry.gid.0)?;
+        let index = u8::try_from(entry.gid_index).ok()?;
+        // `ibv_query_gid_type` does not tell InfiniBand from the first version of RoCE; the table does.
+        let gid_type = entry.gid_type.saturating_sub(1);
+        Some((GidInfo { gid: entry.gid.0, gid_type, ndev_ifindex: address.ifindex }, index))
+    });
+    granted.take(GID_TABLE).collect()
+}
+
+/// What the card is told of a transition to `state`. `source`: the card's index of the source GID.
+#[must_use]
+pub fn queue_pair(attr: &QpAttr, state: QpState, port: u8, source: u8) -> ibv_qp_attr {
+    // SAFETY: plain data, for which zeros are nothing said.
+    let nothing: ibv_qp_attr = unsafe { std::mem::zeroed() };
+    let av = &attr.av;
+    ibv_qp_attr {
+        qp_state: state.0,
+        cur_qp_state: attr.cur_state.0,
+        path_mtu: attr.path_mtu,
+        path_mig_state: attr.path_mig_state,
+        rq_psn: attr.rq_psn,
+        sq_psn: attr.sq_psn,
+        dest_qp_num: attr.dest_qp_num,
+        qp_access_flags: attr.access.0,
+        ah_attr: ibv_ah_attr {
+            grh: ibv_global_route {
+                dgid: ibv_gid(av.dgid),
+                flow_label: av.flow_label,
+                sgid_index: source,
+                hop_limit: av.hop_limit,
+                traffic_class: av.traffic_class,
+            },
+            dlid: av.dlid,
+            sl: av.sl,
+            src_path_bits: av.src_path_bits,
+            static_rate: av.static_rate,
+            is_global: av.is_global,
+            port_num: port,
+        },
+        pkey_index: 0,
+        max_rd_atomic: attr.max_rd_atomic as u8,
+        max_dest_rd_atomic: attr.max_dest_rd_atomic as u8,
+        min_rnr_timer: attr.min_rnr_timer as u8,
+        port_num: port,
+        timeout: attr.timeout as u8,
+        retry_cnt: attr.retry_cnt as u8,
+        rnr_retry: attr.rnr_retry as u8,
+        ..nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfence_proxy::fabric::ports::Gid;
+
+    fn entry(last: u8, index: u32, port: u32) -> ibv_gid_entry {
+        let mut gid = [0; 16];
+        gid[15] = last;
+        ibv_gid_entry { gid: ibv_gid(gid), gid_index: index, port_num: port, gid_type: 2, ndev_ifindex: 99 }
+    }
+
+    #[test]
+    fn a_container_sees_its_own_addresses_only_and_without_gaps() {
+        let card = [entry(1, 0, 1), entry(2, 3, 1), entry(3, 7, 1), entry(4, 8, 2), entry(2, 300, 1)];
+        let mut addresses = Addresses::default();
+        for (last, ifindex) in [(4, 5), (3, 5), (2, 6)] {
+            addresses.gids.push(Gid { raw: entry(last, 0, 0).gid.0, ifindex });
+        }
+        let granted = granted(&card, 1, &addresses);
+        let seen: Vec<_> = granted.iter().map(|(info, index)| (info.gid[15], info.ndev_ifindex, *index)).collect();
+        assert_eq!(seen, [(2, 6, 3), (3, 5, 7)]);
+        // IBV_GID_TYPE_SYSFS_ROCE_V2
+        assert!(granted.iter().all(|(info, _)| info.gid_type == 1));
+    }
+
+    #[test]
+    fn the_card_or_the_policy_limits_whichever_is_lower() {
+        // SAFETY: plain data.
+        let card: ibv_device_attr = unsafe { std::mem::zeroed() };
+        let card = ibv_device_attr { max_qp: 100, max_mr: -1, max_qp_wr: 4096, max_mr_size: 1 << 20, ..card };
+        let most = Most { qp: 256, qp_wr: 128, cq: 7, cqe: 9, mr: 5, mr_bytes: 1 << 30, pd: 1 };
+        let shown = device(&card, &most);
+        assert_eq!((shown.max_qp, shown.max_qp_wr, shown.max_mr, shown.max_mr_size), (100, 128, 0, 1 << 20));
+    }
+}

@@ -1,0 +1,275 @@
+//! A real card's context, and what is made in it.
+
+// UNSAFETY: everything here is a call of libibverbs with pointers that this module got from it, and keeps.
+#![allow(unsafe_code)]
+
+mod objects;
+
+pub use objects::{CardQp, Cq, Mr, Pd};
+
+use crate::library::Library;
+use anyhow::{Context as _, Result, bail};
+use ringfence_abi::*;
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+use std::ffi::{CStr, c_int};
+use std::mem::zeroed;
+use std::path::PathBuf;
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+
+/// What a call that returns an errno says.
+fn done(errno: c_int) -> Result<(), Errno> {
+    // Some say -1 and leave it in `errno`.
+    match errno {
+        0 => Ok(()),
+        -1 => Err(last()),
+        errno => Err(Errno::from_raw_os_error(errno)),
+    }
+}
+
+/// What a call that returns a pointer says.
+fn made<T>(pointer: *mut T) -> Result<NonNull<T>, Errno> {
+    NonNull::new(pointer).ok_or_else(last)
+}
+
+fn last() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error())
+        .filter(|errno| errno.raw_os_error() != 0)
+        .unwrap_or(Errno::IO)
+}
+
+/// An open card.
+#[derive(Debug)]
+pub struct Card {
+    library: Arc<Library>,
+    context: NonNull<ibv_context>,
+    channel: NonNull<ibv_comp_channel>,
+    /// What is known of it without asking it.
+    pub about: About,
+}
+
+/// What the library's list of cards says of one.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// In network order.
+    pub guid: u64,
+    /// `enum ibv_node_type`.
+    pub node_type: u32,
+    /// `enum ibv_transport_type`.
+    pub transport: u32,
+    /// Its directory in `/sys/class/infiniband`.
+    pub sysfs: PathBuf,
+    /// Its character device, if there is one.
+    pub node: Option<PathBuf>,
+}
+
+// SAFETY: libibverbs may be called by several threads at once (verbs of one object are locked or ordered by it); what the fields say
+// does not change.
+unsafe impl Send for Card {}
+// SAFETY: as above.
+unsafe impl Sync for Card {}
+
+impl Card {
+    /// Opens the card with this name.
+    ///
+    /// # Errors
+    /// With what to do.
+    pub fn open(name: &str) -> Result<Self> {
+        let library = Arc::new(Library::load()?);
+        let mut count = 0;
+        // SAFETY: `count` lives across the call.
+        let list = made(unsafe { (library.get_device_list)(&raw mut count) })
+            .context("cannot list the RDMA devices; is the kernel's module ib_uverbs loaded?")?;
+        // SAFETY: the library returned an array of so many pointers.
+        let devices = unsafe { std::slice::from_raw_parts(list.as_ptr(), count.max(0) as usize) };
+        let opened = Self::open_of(&library, devices, name);
+        // SAFETY: the list is of this library, and freed once; an open device stays.
+        unsafe { (library.free_device_list)(list.as_ptr()) };
+        let (context, about) = opened?;
+        Self::of(library, context, about)
+    }
+
+    /// Opens it once more.
+    ///
+    /// Some providers, rxe's and siw's among them, ring their doorbell by `write(2)`, which the kernel refuses to everybody but those
+    /// whose credentials are the very ones with which the descriptor was opened (`ib_safe_file_access`). So a card is opened
+    /// once to know what it is, as root, and again as the user who is to use it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn reopen(&self) -> Result<Self> {
+        // SAFETY: a device is there as long as a context of it.
+        let device = unsafe { (*self.context.as_ptr()).device };
+        let name = &self.about.name;
+        // SAFETY: as above.
+        let context = made(unsafe { (self.library.open_device)(device) })
+            .with_context(|| format!("cannot open RDMA device {name} as the user that the proxy is"))?;
+        Self::of(Arc::clone(&self.library), context, self.about.clone())
+    }
+
+    fn of(library: Arc<Library>, context: NonNull<ibv_context>, about: About) -> Result<Self> {
+        // SAFETY: the context is open.
+        let channel = match made(unsafe { (library.create_comp_channel)(context.as_ptr()) }) {
+            Ok(channel) => channel,
+            Err(error) => {
+                // SAFETY: open, and nothing has been made in it.
+                unsafe { (library.close_device)(context.as_ptr()) };
+                return Err(error)
+                    .with_context(|| format!("cannot make a completion channel of RDMA device {}", about.name));
+            }
+        };
+        let card = Self { library, context, channel, about };
+        for fd in [card.completions(), card.events()] {
+            let flags = rustix::fs::fcntl_getfl(fd)?;
+            rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        }
+        Ok(card)
+    }
+
+    fn open_of(library: &Library, devices: &[*mut ibv_device], name: &str) -> Result<(NonNull<ibv_context>, About)> {
+        let names = devices.iter().map(|device| {
+            // SAFETY: the devices of a list are there until it is freed, and their names end with a zero.
+            let name = unsafe { CStr::from_ptr((**device).name.as_ptr()) };
+            name.to_string_lossy().into_owned()
+        });
+        let names: Vec<String> = names.collect();
+        let Some(index) = names.iter().position(|other| other == name) else {
+            let others =
+                if names.is_empty() { "none; is its driver's module loaded?".into() } else { names.join(", ") };
+            bail!("no RDMA device has the name {name}: there is {others}");
+        };
+        let device = devices[index];
+        // SAFETY: as above.
+        let node = unsafe { CStr::from_ptr((*device).dev_name.as_ptr()) };
+        let node = PathBuf::from("/dev/infiniband").join(node.to_string_lossy().as_ref());
+        // SAFETY: as above.
+        let about = unsafe {
+            About {
+                name: name.to_owned(),
+                guid: (library.get_device_guid)(device),
+                node_type: (*device).node_type as u32,
+                transport: (*device).transport_type as u32,
+                sysfs: CStr::from_ptr((*device).ibdev_path.as_ptr()).to_string_lossy().into_owned().into(),
+                node: Some(node).filter(|node| node.exists()),
+            }
+        };
+        // SAFETY: as above.
+        let context = made(unsafe { (library.open_device)(device) }).map_err(|error| match error {
+            Errno::PERM | Errno::ACCESS => anyhow::anyhow!(
+                "cannot open RDMA device {name}: {error}; with `rdma system` in netns mode exclusive it must be in the container's \
+                 network namespace"
+            ),
+            error => anyhow::anyhow!("cannot open RDMA device {name}: {error}"),
+        })?;
+        Ok((context, about))
+    }
+
+    /// `struct ibv_device_attr`.
+    pub fn attributes(&self) -> Result<ibv_device_attr, Errno> {
+        // SAFETY: plain data; the call fills it.
+        let mut attr = unsafe { zeroed() };
+        // SAFETY: the context is open, and `attr` lives across the call.
+        done(unsafe { (self.library.query_device)(self.context.as_ptr(), &raw mut attr) })?;
+        Ok(attr)
+    }
+
+    /// `struct ibv_port_attr`.
+    pub fn port(&self, port: u8) -> Result<ibv_port_attr, Errno> {
+        // SAFETY: plain data; the call fills it, or as much of it as it knows.
+        let mut attr = unsafe { zeroed() };
+        // SAFETY: the context is open, and `attr` lives across the call.
+        done(unsafe { (self.library.query_port)(self.context.as_ptr(), port, &raw mut attr) })?;
+        Ok(attr)
+    }
+
+    /// The entries of all ports' GID tables that are not empty.
+    #[must_use]
+    pub fn gids(&self) -> Vec<ibv_gid_entry> {
+        const MOST: usize = 1024;
+        // SAFETY: plain data.
+        let mut entries = vec![unsafe { zeroed::<ibv_gid_entry>() }; MOST];
+        let size = size_of::<ibv_gid_entry>();
+        // SAFETY: the context is open, and there is room for as many entries of that size.
+        let count =
+            unsafe { (self.library.query_gid_table)(self.context.as_ptr(), entries.as_mut_ptr(), MOST, 0, size) };
+        entries.truncate(usize::try_from(count).unwrap_or(0));
+        entries
+    }
+
+    /// Readable when a queue that was armed has a completion.
+    #[must_use]
+    pub fn completions(&self) -> BorrowedFd<'_> {
+        // SAFETY: open as long as the channel, which `self` has.
+        unsafe { BorrowedFd::borrow_raw((*self.channel.as_ptr()).fd) }
+    }
+
+    /// Readable when there is an asynchronous event.
+    #[must_use]
+    pub fn events(&self) -> BorrowedFd<'_> {
+        // SAFETY: open as long as the context, which `self` has.
+        unsafe { BorrowedFd::borrow_raw((*self.context.as_ptr()).async_fd) }
+    }
+
+    /// The next of the queues that were armed and have a completion: its context. `None` if there is none now.
+    #[must_use]
+    pub fn completion_event(&self) -> Option<usize> {
+        let (mut cq, mut context) = (null_mut(), null_mut());
+        // SAFETY: the channel is there; the descriptor does not block.
+        let result = unsafe { (self.library.get_cq_event)(self.channel.as_ptr(), &raw mut cq, &raw mut context) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: the queue that the event is of, once. It is there: destroying a queue waits until its events are acknowledged.
+        unsafe { (self.library.ack_cq_events)(cq, 1) };
+        Some(context.addr())
+    }
+
+    /// The next asynchronous event.
+    #[must_use]
+    pub fn event(&self) -> Option<Event> {
+        let mut event = ibv_async_event { element: null_mut(), event_type: 0 };
+        // SAFETY: the context is open, and its descriptor does not block.
+        if unsafe { (self.library.get_async_event)(self.context.as_ptr(), &raw mut event) } != 0 {
+            return None;
+        }
+        let event_type = event.event_type;
+        let number = match event_type {
+            // Those of queue pairs: IBV_EVENT_QP_FATAL to _PATH_MIG_ERR, and _QP_LAST_WQE_REACHED.
+            1..=7 | 16 if !event.element.is_null() => {
+                // SAFETY: a queue pair is not destroyed before its events are acknowledged.
+                Some(unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
+            }
+            _ => None,
+        };
+        // SAFETY: got above, and acknowledged once.
+        unsafe { (self.library.ack_async_event)(&raw mut event) };
+        Some(Event { event_type, number })
+    }
+
+    fn ops(&self) -> &ibv_context_ops {
+        // SAFETY: the context is open, and its operations are set when it is opened.
+        unsafe { &(*self.context.as_ptr()).ops }
+    }
+}
+
+/// An asynchronous event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `enum ibv_event_type`.
+    pub event_type: u32,
+    /// The queue pair that it is of.
+    pub number: Option<u32>,
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // SAFETY: whatever was made in it had the card, and is gone.
+        unsafe {
+            (self.library.destroy_comp_channel)(self.channel.as_ptr());
+            (self.library.close_device)(self.context.as_ptr());
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What is made in a card. Each keeps what it was made in, and is destroyed when the last that has it lets it go.
+
+// UNSAFETY: everything here is a call of libibverbs with pointers that this module got from it, and keeps.
+#![allow(unsafe_code)]
+
+use super::{Card, done, made};
+use ringfence_abi::*;
+use ringfence_proxy::memory::MemoryRegion;
+use ringfence_proxy::plane::qp::Caps;
+use rustix::io::Errno;
+use std::ffi::c_int;
+use std::mem::zeroed;
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+
+/// `IBV_QPT_RC`.
+const RC: u32 = 2;
+
+/// A protection domain.
+#[derive(Debug)]
+pub struct Pd {
+    card: Arc<Card>,
+    raw: NonNull<ibv_pd>,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for Pd {}
+// SAFETY: as above.
+unsafe impl Sync for Pd {}
+
+impl Pd {
+    /// A new one.
+    pub fn new(card: &Arc<Card>) -> Result<Arc<Self>, Errno> {
+        // SAFETY: the context is open.
+        let raw = made(unsafe { (card.library.alloc_pd)(card.context.as_ptr()) })?;
+        Ok(Arc::new(Self { card: Arc::clone(card), raw }))
+    }
+}
+
+impl Drop for Pd {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, and whatever was made in it is gone.
+        unsafe { (self.card.library.dealloc_pd)(self.raw.as_ptr()) };
+    }
+}
+
+/// A region that the card has registered. The card reaches the pages until this is dropped.
+#[derive(Debug)]
+pub struct Mr {
+    pd: Arc<Pd>,
+    raw: NonNull<ibv_mr>,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for Mr {}
+
+impl Mr {
+    /// Registers a region at the application's address. It must outlive this, with its mapping.
+    pub fn new(pd: &Arc<Pd>, region: &MemoryRegion) -> Result<Self, Errno> {
+        let (access, iova) = (region.access(), region.iova());
+        let length = usize::try_from(region.length()).map_err(|_| Errno::NOMEM)?;
+        // SAFETY: the domain is there; the bytes are mapped as long as the region is, which the caller promises to keep.
+        let raw =
+            unsafe { (pd.card.library.reg_mr_iova)(pd.raw.as_ptr(), region.first().cast(), length, iova, access.0) };
+        Ok(Self { pd: Arc::clone(pd), raw: made(raw)? })
+    }
+
+    /// A page that no request reaches, in a domain that has no queue pair: what names its key fails on the card as what names a
+    /// key that there is not.
+    pub fn out_of_reach(card: &Arc<Card>) -> Result<Self, Errno> {
+        static PAGE: Page = Page([0; 4096]);
+        let pd = Pd::new(card)?;
+        let page = (&raw const PAGE).cast_mut().cast();
+        // SAFETY: the domain is there, and the page is for good. The card gets no right to write to it.
+        let raw =
+            unsafe { (card.library.reg_mr_iova)(pd.raw.as_ptr(), page, size_of::<Page>(), page.addr() as u64, 0) };
+        Ok(Self { pd, raw: made(raw)? })
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        // SAFETY: as below.
+        unsafe { (*self.raw.as_ptr()).addr }.addr() as u64
+    }
+
+    /// By which the card's own work requests name it.
+    #[must_use]
+    pub fn lkey(&self) -> u32 {
+        // SAFETY: the library keeps it until it is deregistered.
+        unsafe { (*self.raw.as_ptr()).lkey }
+    }
+
+    /// By which peers name it. Those cannot reach a region without remote rights, whose key is no secret.
+    #[must_use]
+    pub fn rkey(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw.as_ptr()).rkey }
+    }
+}
+
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+impl Drop for Mr {
+    fn drop(&mut self) {
+        // SAFETY: registered above, once.
+        unsafe { (self.pd.card.library.dereg_mr)(self.raw.as_ptr()) };
+    }
+}
+
+/// A completion queue.
+#[derive(Debug)]
+pub struct Cq {
+    card: Arc<Card>,
+    raw: NonNull<ibv_cq>,
+    /// Completions that fit.
+    pub capacity: u32,
+    /// What [`Card::completion_event`] calls it.
+    pub name: usize,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for Cq {}
+// SAFETY: as above.
+unsafe impl Sync for Cq {}
+
+impl Cq {
+    /// A new one for this many completions at least.
+    pub fn new(card: &Arc<Card>, cqe: u32, name: usize) -> Result<Arc<Self>, Errno> {
+        let cqe = c_int::try_from(cqe).map_err(|_| Errno::INVAL)?;
+        let context = std::ptr::without_provenance_mut(name);
+        // SAFETY: context and channel are there; the queue's own context is no pointer, and nobody follows it.
+        let raw =
+            made(unsafe { (card.library.create_cq)(card.context.as_ptr(), cqe, context, card.channel.as_ptr(), 0) })?;
+        // SAFETY: just made.
+        let capacity = unsafe { (*raw.as_ptr()).cqe }.max(cqe) as u32;
+        Ok(Arc::new(Self { card: Arc::clone(card), raw, capacity, name }))
+    }
+
+    /// Takes completions, as many as there are and fit.
+    pub fn poll<'a>(&self, into: &'a mut [ibv_wc]) -> &'a [ibv_wc] {
+        let Some(poll) = self.card.ops().poll_cq else { return &[] };
+        let most = c_int::try_from(into.len()).unwrap_or(c_int::MAX);
+        // SAFETY: there is room for as many; one thread polls.
+        let count = unsafe { poll(self.raw.as_ptr(), most, into.as_mut_ptr()) };
+        // A negative count is a queue that the card has given up; its queue pairs have an event.
+        &into[..usize::try_from(count).unwrap_or(0).min(into.len())]
+    }
+
+    /// Has the next completion make the channel readable.
+    pub fn arm(&self) {
+        if let Some(arm) = self.card.ops().req_notify_cq {
+            // SAFETY: the queue is there.
+            unsafe { arm(self.raw.as_ptr(), 0) };
+        }
+    }
+}
+
+impl Drop for Cq {
+    fn drop(&mut self) {
+        // SAFETY: made above, once; queue pairs have their queue, so none is left; its events have been acknowledged.
+        unsafe { (self.card.library.destroy_cq)(self.raw.as_ptr()) };
+    }
+}
+
+/// A queue pair.
+#[derive(Debug)]
+pub struct CardQp {
+    pd: Arc<Pd>,
+    raw: NonNull<ibv_qp>,
+    /// Where its completions go, of requests of both kinds.
+    pub cq: Arc<Cq>,
+    /// The card's number of it.
+    pub number: u32,
+    /// Requests that its send queue holds.
+    pub sends: usize,
+    /// Requests that its receive queue holds.
+    pub receives: usize,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for CardQp {}
+// SAFETY: as above.
+unsafe impl Sync for CardQp {}
+
+impl CardQp {
+    /// A new one in state RESET.
+    pub fn new(pd: &Arc<Pd>, cq: &Arc<Cq>, caps: &Caps) -> Result<Arc<Self>, Errno> {
+        let cq_raw = cq.raw.as_ptr();
+        let mut init = ibv_qp_init_attr {
+            qp_context: null_mut(),
+            send_cq: cq_raw,
+            recv_cq: cq_raw,
+            srq: null_mut(),
+            cap: ibv_qp_cap {
+                max_send_wr: caps.max_send_wr,
+                max_recv_wr: caps.max_recv_wr,
+                max_send_sge: caps.max_send_sge,
+                max_recv_sge: caps.max_recv_sge,
+                max_inline_data: caps.max_inline,
+            },
+            qp_type: RC,
+            sq_sig_all: 0,
+        };
+        // SAFETY: domain and queue are there; `init` lives across the call.
+        let raw = made(unsafe { (pd.card.library.create_qp)(pd.raw.as_ptr(), &raw mut init) })?;
+        // SAFETY: just made.
+        let number = unsafe { (*raw.as_ptr()).qp_num };
+        // No more than was asked for is used, whatever the card has: so much room is kept in the completion queue.
+        let (sends, receives) = (caps.max_send_wr as usize, caps.max_recv_wr as usize);
+        Ok(Arc::new(Self { pd: Arc::clone(pd), raw, cq: Arc::clone(cq), number, sends, receives }))
+    }
+
+    /// `ibv_modify_qp`.
+    pub fn modify(&self, attr: &mut ibv_qp_attr, mask: u32) -> Result<(), Errno> {
+        // SAFETY: the queue pair is there; `attr` lives across the call.
+        done(unsafe { (self.pd.card.library.modify_qp)(self.raw.as_ptr(), attr, mask.cast_signed()) })
+    }
+
+    /// The state that the card has it in, `enum ibv_qp_state`.
+    pub fn state(&self) -> Result<u32, Errno> {
+        /// `IBV_QP_STATE`.
+        const STATE: c_int = 1;
+        // SAFETY: plain data; the call fills it.
+        let (mut attr, mut init): (ibv_qp_attr, ibv_qp_init_attr) = unsafe { (zeroed(), zeroed()) };
+        let query = self.pd.card.library.query_qp;
+        // SAFETY: the queue pair is there; both live across the call.
+        done(unsafe { query(self.raw.as_ptr(), &raw mut attr, STATE, &raw mut init) })?;
+        Ok(attr.qp_state)
+    }
+
+    /// Posts one send request.
+    ///
+    /// # Safety
+    /// Its list is as long as it says; with inline data the list's addresses are of this process, and readable.
+    pub unsafe fn post_send(&self, request: &mut ibv_send_wr) -> Result<(), Errno> {
+        let post = self.pd.card.ops().post_send.ok_or(Errno::OPNOTSUPP)?;
+        let mut bad = null_mut();
+        // SAFETY: the queue pair is there; the rest is promised by the caller. One thread posts.
+        done(unsafe { post(self.raw.as_ptr(), request, &raw mut bad) })
+    }
+
+    /// Posts one receive request.
+    ///
+    /// # Safety
+    /// Its list is as long as it says.
+    pub unsafe fn post_receive(&self, request: &mut ibv_recv_wr) -> Result<(), Errno> {
+        let post = self.pd.card.ops().post_recv.ok_or(Errno::OPNOTSUPP)?;
+        let mut bad = null_mut();
+        // SAFETY: as above.
+        done(unsafe { post(self.raw.as_ptr(), request, &raw mut bad) })
+    }
+}
+
+impl Drop for CardQp {
+    fn drop(&mut self) {
+        // SAFETY: made above, once. Nobody posts to it: whoever does has it.
+        unsafe { (self.pd.card.library.destroy_qp)(self.raw.as_ptr()) };
+    }
+}

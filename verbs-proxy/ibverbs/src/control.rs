@@ -1,0 +1,266 @@
+//! The control thread's side of a real card.
+
+use crate::attributes::{self, Most};
+use crate::card::{Card, CardQp, Cq, Mr, Pd};
+use crate::device::Made;
+use ringfence_abi::{ibv_device_attr, ibv_port_attr};
+use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
+use ringfence_protocol::work;
+use ringfence_proxy::control::quota::{Quota, Resource};
+use ringfence_proxy::control::session::random;
+use ringfence_proxy::device::control::Control;
+use ringfence_proxy::device::soft::control::SoftDevice;
+use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::launch::Limits;
+use ringfence_proxy::memory::{MemoryRegion, PdId};
+use ringfence_proxy::plane::qp::{Caps, NewQp};
+use ringfence_proxy::sysfs::{self, Parent};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+
+/// The port that containers are shown.
+pub const PORT: u8 = 1;
+/// The default partition, with full membership: the only one that is shown.
+const DEFAULT_PKEY: u16 = 0xffff;
+/// Completions of one of the card's queues, which several queue pairs share.
+const CQE: u32 = 8192;
+/// Pieces of one queue pair that the card has at once: as many requests as the plane takes in.
+const SENDS: u32 = 256;
+
+/// A completion queue of the card's, in which each queue pair has as much room as it may have requests: none overruns it.
+#[derive(Debug)]
+struct Shared {
+    cq: Arc<Cq>,
+    used: u32,
+}
+
+/// The card as one container's control thread has it.
+#[derive(Debug)]
+pub struct CardControl {
+    /// The card.
+    pub card: Arc<Card>,
+    limits: Limits,
+    attr: ibv_device_attr,
+    gids: Vec<GidInfo>,
+    /// The card's index of each.
+    indices: Vec<u8>,
+    pds: HashMap<PdId, Arc<Pd>>,
+    made: Made,
+    queues: Vec<Shared>,
+}
+
+/// Room that a queue pair had in a completion queue; to be given back when nothing of it is left there.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// The queue: [`Cq::name`].
+    pub name: usize,
+    completions: u32,
+}
+
+fn room(qp: &CardQp) -> u32 {
+    (qp.sends + qp.receives) as u32
+}
+
+impl CardControl {
+    /// For the card.
+    ///
+    /// # Errors
+    /// What the card says.
+    pub fn new(card: Arc<Card>, limits: &Limits) -> Result<Self, Errno> {
+        let attr = card.attributes()?;
+        Ok(Self {
+            card,
+            limits: limits.clone(),
+            attr,
+            gids: Vec::new(),
+            indices: Vec::new(),
+            pds: HashMap::new(),
+            made: Made::default(),
+            queues: Vec::new(),
+        })
+    }
+
+    /// Goes on with this card, which is the same, opened again. Nothing has been made in it.
+    pub fn use_card(&mut self, card: Arc<Card>) {
+        self.card = card;
+    }
+
+    /// Where the worker finds queue pairs.
+    #[must_use]
+    pub fn made(&self) -> Made {
+        Arc::clone(&self.made)
+    }
+
+    /// The card's index of the container's GID number `index`.
+    #[must_use]
+    pub fn source(&self, index: u8) -> Option<u8> {
+        self.indices.get(usize::from(index)).copied()
+    }
+
+    /// The queue pair with this number.
+    #[must_use]
+    pub fn queue_pair(&self, number: u32) -> Option<Arc<CardQp>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    /// Destroys the queue pair with this number, which the worker has let go.
+    pub fn destroy(&mut self, number: u32) -> Option<Room> {
+        let qp = self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(&number)?;
+        Some(Room { name: qp.cq.name, completions: room(&qp) })
+    }
+
+    /// Nothing is left of a queue pair in its completion queue.
+    pub fn give_back(&mut self, room: Room) {
+        if let Some(shared) = self.queues.iter_mut().find(|shared| shared.cq.name == room.name) {
+            shared.used = shared.used.saturating_sub(room.completions);
+        }
+    }
+
+    /// A completion queue with room for so many more.
+    fn queue(&mut self, completions: u32) -> Result<usize, Errno> {
+        let has_room = |shared: &Shared| shared.cq.capacity.saturating_sub(shared.used) >= completions;
+        if let Some(index) = self.queues.iter().position(has_room) {
+            return Ok(index);
+        }
+        let most = u32::try_from(self.attr.max_cqe).unwrap_or(0);
+        if completions > most {
+            return Err(Errno::INVAL);
+        }
+        let cq = Cq::new(&self.card, CQE.max(completions).min(most), self.queues.len())?;
+        self.queues.push(Shared { cq, used: 0 });
+        Ok(self.queues.len() - 1)
+    }
+
+    fn port_attributes(&self) -> Result<ibv_port_attr, Errno> {
+        self.card.port(PORT)
+    }
+}
+
+impl Control for CardControl {
+    fn info(&self) -> DeviceInfo {
+        let about = &self.card.about;
+        let mut name = [0; 64];
+        let length = about.name.len().min(name.len() - 1);
+        name[..length].copy_from_slice(&about.name.as_bytes()[..length]);
+        DeviceInfo { name, node_guid: about.guid, node_type: about.node_type, transport: about.transport }
+    }
+
+    fn attributes(&self, quota: &Quota) -> OpenReply {
+        let limit = |resource| u32::try_from(quota.limit(resource)).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        let most = Most {
+            qp: limit(Resource::Qp),
+            qp_wr: self.limits.max_qp_depth,
+            cq: limit(Resource::Cq),
+            cqe: self.max_cqe(),
+            mr: limit(Resource::Mr),
+            mr_bytes: quota.limit(Resource::MrBytes),
+            pd: limit(Resource::Other),
+        };
+        attributes::device(&self.attr, &most)
+    }
+
+    fn port(&self, _: u16) -> PortInfo {
+        // A card that does not answer has no port that could be used: all zero is IBV_PORT_NOP.
+        self.port_attributes().map(|attr| attributes::port(&attr)).unwrap_or_default()
+    }
+
+    fn shown(&self, quota: &Quota, lid: u16, gids: Vec<sysfs::Entry>) -> sysfs::Device {
+        let about = &self.card.about;
+        // Of a card `device` leads to its directory; a software device of the kernel's has none.
+        let device = std::fs::canonicalize(about.sysfs.join("device")).unwrap_or_default();
+        let parent = match device.strip_prefix("/sys/devices") {
+            Ok(directory) => Parent::Card { directory: directory.to_string_lossy().into_owned() },
+            Err(_) => Parent::Software { numa_node: None },
+        };
+        let read = |file: &str| {
+            let text = std::fs::read_to_string(about.sysfs.join(file)).ok()?;
+            Some(text.trim_end().to_owned()).filter(|text| !text.is_empty())
+        };
+        sysfs::Device {
+            info: self.info(),
+            attributes: self.attributes(quota),
+            description: read("node_desc").unwrap_or_else(|| about.name.clone()),
+            hca_type: read("hca_type"),
+            board_id: read("board_id"),
+            verbs: 0,
+            parent,
+            ports: vec![sysfs::Port {
+                info: self.port(lid),
+                pkeys: vec![DEFAULT_PKEY],
+                gids,
+                counters: Vec::new(),
+                hw_counters: Vec::new(),
+            }],
+        }
+    }
+
+    fn max_cqe(&self) -> u32 {
+        // The container's completion queues are the plane's.
+        SoftDevice::MAX_CQE
+    }
+
+    fn qp_number(&mut self, _: u16) -> u32 {
+        // Numbers are the card's: `create_qp` does not ask.
+        0
+    }
+
+    fn key(&mut self) -> u32 {
+        // The container's lkeys are the plane's, which has the card's by them.
+        random()
+    }
+
+    fn knows_key_words(&self) -> bool {
+        false
+    }
+
+    fn alloc_pd(&mut self, pd: PdId) -> Result<(), Errno> {
+        self.pds.insert(pd, Pd::new(&self.card)?);
+        Ok(())
+    }
+
+    fn dealloc_pd(&mut self, pd: PdId) {
+        self.pds.remove(&pd);
+    }
+
+    fn register(&mut self, region: MemoryRegion) -> Result<(MemoryRegion, Option<u32>), Errno> {
+        // What may vanish cannot be pinned.
+        if region.may_fault() {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let mr = Mr::new(self.pds.get(&region.pd()).ok_or(Errno::INVAL)?, &region)?;
+        let (lkey, rkey) = (mr.lkey(), mr.rkey());
+        Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
+    }
+
+    fn create_qp(&mut self, _: u16, new: &NewQp) -> Result<u32, Errno> {
+        let most = |limit: i32| u32::try_from(limit).unwrap_or(0);
+        let (requests, sges) = (most(self.attr.max_qp_wr), most(self.attr.max_sge).min(work::MAX_SGE));
+        let Caps { max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, .. } = new.caps;
+        if max_send_wr.max(max_recv_wr) > requests || max_send_sge.max(max_recv_sge) > sges {
+            return Err(Errno::INVAL);
+        }
+        let caps = Caps { max_send_wr: max_send_wr.min(SENDS), ..new.caps };
+        let pd = Arc::clone(self.pds.get(&new.pd).ok_or(Errno::INVAL)?);
+        let index = self.queue(caps.max_send_wr + caps.max_recv_wr)?;
+        let shared = &mut self.queues[index];
+        let qp = CardQp::new(&pd, &shared.cq, &caps)?;
+        shared.used += room(&qp);
+        let number = qp.number;
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(number, qp);
+        Ok(number)
+    }
+
+    fn set_addresses(&mut self, addresses: &Addresses) {
+        (self.gids, self.indices) = attributes::granted(&self.card.gids(), PORT, addresses).into_iter().unzip();
+    }
+
+    fn gids(&self) -> Option<&[GidInfo]> {
+        Some(&self.gids)
+    }
+
+    fn waker(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.card.events())
+    }
+}

@@ -1,0 +1,167 @@
+//! What the control thread does for a real card with the plane: queue pairs' transitions, on the card and in the plane, and the
+//! card's asynchronous events.
+
+use crate::attributes;
+use crate::card::CardQp;
+use crate::control::{CardControl, PORT};
+use crate::device::{self, Ibverbs, Task};
+use ringfence_protocol::control::{ModifyQp, QpAttr};
+use ringfence_protocol::verbs::{EventType, QpAttrMask as Mask, QpState};
+use ringfence_proxy::control::driver::Driver;
+use ringfence_proxy::control::node::Node;
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+use std::sync::Arc;
+
+/// `RDMA_VERBS_IOCTL` of `rdma/rdma_user_ioctl.h`, by which libibverbs does everything since kernel 4.20: writing commands to the
+/// descriptor, as before, is refused to a process whose credentials are not those with which it was opened.
+const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
+
+/// Asynchronous events that are taken at once.
+const MOST_EVENTS: usize = 64;
+
+/// What a queue pair may be told while it sends, without the card being drained.
+const SENDING: u32 = Mask::STATE.0 | Mask::CUR_STATE.0 | Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0;
+
+fn number(node: &Node<Ibverbs>, queue: u32) -> Result<u32, Errno> {
+    let number = node.worker.call(move |plane| plane.qps.get(queue as usize)?.as_ref().map(|qp| qp.number));
+    number.ok_or(Errno::INVAL)
+}
+
+fn card_qp(node: &Node<Ibverbs>, queue: u32) -> Result<Arc<CardQp>, Errno> {
+    node.device.queue_pair(number(node, queue)?).ok_or(Errno::INVAL)
+}
+
+fn take_to(qp: &CardQp, state: QpState) -> Result<(), Errno> {
+    let mut attr = attributes::queue_pair(&Default::default(), state, PORT, 0);
+    qp.modify(&mut attr, Mask::STATE.0)
+}
+
+/// Takes the card's queue pair to its error state, and lets the plane know.
+fn stop(node: &Node<Ibverbs>, queue: u32, incarnation: u64, qp: &CardQp) {
+    if let Err(error) = take_to(qp, QpState::ERR) {
+        // In RESET it has nothing. A card that does not obey is gone; its completions will not come, and destroying the queue pair
+        // is what remains.
+        node.voice.say(&format!("queue pair {}: the card does not take it to the error state: {error}", qp.number));
+    }
+    node.worker.call(move |plane| device::stopped(plane, queue, incarnation));
+}
+
+impl Driver for Ibverbs {
+    type Control = CardControl;
+
+    const IOCTLS: &'static [u64] = &[RDMA_VERBS_IOCTL];
+
+    fn begun(node: &Node<Self>) {
+        // Beyond it registrations fail, as they would on the host.
+        let wanted = node.limits.max_mr_bytes;
+        if let Some(maximum) = getrlimit(Resource::Memlock).maximum.filter(|maximum| *maximum < wanted) {
+            node.voice.say(&format!(
+                "the proxy may lock {maximum} bytes of memory, and its container may register {wanted} (max-mr-bytes): raise \
+                 LimitMEMLOCK of the engine's service"
+            ));
+        }
+    }
+
+    fn modify_qp(node: &mut Node<Self>, queue: u32, request: &ModifyQp) -> Result<(), Errno> {
+        let request = *request;
+        let (from, to) = node.worker.call(move |plane| plane.check_modify(queue, &request))?;
+        let qp = card_qp(node, queue)?;
+        let mask = request.attr.mask;
+        let commit = move |node: &Node<Self>| node.worker.call(move |plane| plane.modify_qp(queue, &request, Some(())));
+        match to {
+            QpState::RESET => {
+                // The plane first: it posts nothing more. Then the card, which is done with memory when it returns.
+                commit(node)?;
+                take_to(&qp, QpState::RESET)?;
+                let name = qp.cq.name;
+                node.worker.call(move |plane| device::drain(plane, name));
+            }
+            QpState::ERR => {
+                commit(node)?;
+                let incarnation = node.worker.call(move |plane| Some(plane.qps[queue as usize].as_ref()?.incarnation));
+                stop(node, queue, incarnation.ok_or(Errno::INVAL)?, &qp);
+            }
+            // The plane drains by itself; the card need not know. What only a drained card takes is not offered.
+            QpState::SQD => {
+                if mask & !(Mask::STATE.0 | Mask::CUR_STATE.0 | Mask::EN_SQD_ASYNC_NOTIFY.0) != 0 {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                commit(node)?;
+            }
+            QpState::RTS if from == QpState::SQD || from == QpState::RTS => {
+                if mask & !SENDING != 0 {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                let mut attr = attributes::queue_pair(&request.attr, QpState::RTS, PORT, 0);
+                let what = mask & (Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0);
+                if what != 0 {
+                    qp.modify(&mut attr, what)?;
+                }
+                commit(node)?;
+            }
+            to => {
+                // The card first: what the plane posts from then on, it takes.
+                let source = match mask & Mask::AV.0 != 0 && request.attr.av.is_global != 0 {
+                    true => node.device.source(request.attr.av.sgid_index).ok_or(Errno::NODATA)?,
+                    false => 0,
+                };
+                let mut attr = attributes::queue_pair(&request.attr, to, PORT, source);
+                // Path migration is InfiniBand's, and its only state here is that of the card.
+                qp.modify(&mut attr, mask & !(Mask::PATH_MIG_STATE.0 | Mask::CUR_STATE.0))?;
+                commit(node)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn query_qp(node: &mut Node<Self>, queue: u32) -> Result<QpAttr, Errno> {
+        let attr = node.worker.call(move |plane| plane.query_qp(queue))?;
+        if attr.state == QpState::ERR || card_qp(node, queue)?.state()? != QpState::ERR.0 {
+            return Ok(attr);
+        }
+        // A card that refuses a peer's request may say nothing of it here, but for this.
+        node.worker.call(move |plane| {
+            plane.to_error(queue);
+            plane.query_qp(queue)
+        })
+    }
+
+    fn remove_qp(node: &mut Node<Self>, queue: u32) {
+        let Ok(number) = number(node, queue) else { return };
+        drop(node.worker.call(move |plane| plane.remove_qp(queue)));
+        // The last that has it is this thread now: destroying it has the card let go of all memory.
+        if let Some(room) = node.device.destroy(number) {
+            node.worker.call(move |plane| device::drain(plane, room.name));
+            node.device.give_back(room);
+        }
+    }
+
+    fn hear(node: &mut Node<Self>, Task::Stop { queue, incarnation, number }: Task) {
+        // Nobody but this thread resets it: what is to be stopped now is so until it has been.
+        let is_to_stop = node.worker.call(move |plane| device::is_to_stop(plane, queue, incarnation));
+        if let Some(qp) = node.device.queue_pair(number).filter(|_| is_to_stop) {
+            stop(node, queue, incarnation, &qp);
+        }
+    }
+
+    fn hear_device(node: &mut Node<Self>) {
+        for _ in 0..MOST_EVENTS {
+            let Some(event) = node.device.card.event() else { return };
+            let kind = EventType(event.event_type);
+            match (kind, event.number) {
+                // What the plane tells by itself, of what it does.
+                (EventType::SQ_DRAINED, _) => {}
+                (_, Some(number)) => node.worker.call(move |plane| {
+                    let Some(queue) = plane.by_number.get(&number).copied() else { return };
+                    plane.event(queue, kind);
+                    if matches!(kind, EventType::QP_FATAL | EventType::QP_REQ_ERR | EventType::QP_ACCESS_ERR) {
+                        plane.to_error(queue);
+                    }
+                }),
+                // Of the port and of the card: addressed to every context, which later work does.
+                (kind, None) => node.voice.say(&format!("the card says event {}", kind.0)),
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The verbs proxy with a real card: the device behind [`ringfence_proxy`]'s seam that is an RNIC, through libibverbs.
+//!
+//! - [`library`]: libibverbs, loaded when the proxy starts; [`card`]: a card and what is made in it. All of the foreign interface
+//!   is in these two.
+//! - [`device`]: the worker's side, with [`slots`], by which a completion finds what it is of.
+//! - [`control`], [`driver`]: the control thread's side; [`attributes`]: words in between.
+
+pub mod attributes;
+pub mod card;
+pub mod control;
+pub mod device;
+pub mod driver;
+pub mod library;
+pub mod slots;

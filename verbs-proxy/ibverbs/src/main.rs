@@ -1,0 +1,60 @@
+//! `ringfence-proxy-ibverbs`: the proxy with a real card.
+
+use anyhow::{Context, Result};
+use ringfence_proxy::process::{self, Opening, Program};
+use ringfence_proxy::sandbox::View;
+use ringfence_proxy_ibverbs::card::Card;
+use ringfence_proxy_ibverbs::control::CardControl;
+use ringfence_proxy_ibverbs::device::Ibverbs;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+struct CardProxy;
+
+fn main() -> ExitCode {
+    if cfg!(target_feature = "crt-static") {
+        eprintln!(
+            "{}: built as a static program, as `cargo build` does here; libibverbs cannot be loaded into one: build it with \
+             verbs-proxy/ibverbs/link.sh",
+            CardProxy::NAME
+        );
+        return ExitCode::FAILURE;
+    }
+    process::main::<CardProxy>()
+}
+
+impl Program for CardProxy {
+    const NAME: &'static str = "ringfence-proxy-ibverbs";
+    type Device = Ibverbs;
+    type Seed = ();
+
+    fn open(opening: &Opening<'_>) -> Result<((), CardControl)> {
+        raise_locked_limit();
+        let name = &opening.launch.device.name;
+        let card = Arc::new(Card::open(name)?);
+        let control = CardControl::new(card, &opening.launch.limits)
+            .with_context(|| format!("cannot query RDMA device {name}"))?;
+        Ok(((), control))
+    }
+
+    fn view(control: &CardControl) -> View {
+        View::Card { node: control.card.about.node.clone() }
+    }
+
+    fn start((): (), control: &mut CardControl) -> Result<Ibverbs> {
+        let card = Arc::new(control.card.reopen()?);
+        control.use_card(Arc::clone(&card));
+        Ibverbs::new(card, control.made()).context("cannot register memory with the card")
+    }
+}
+
+/// The pages that a card reaches are locked, and count for the proxy: as many as may be.
+fn raise_locked_limit() {
+    let unlimited = Rlimit { current: None, maximum: None };
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        let maximum = getrlimit(Resource::Memlock).maximum;
+        // No more than what was allowed is asked for, which cannot fail.
+        let _ = setrlimit(Resource::Memlock, Rlimit { current: maximum, maximum });
+    }
+}

@@ -1,0 +1,789 @@
+/*
+ * libibverbs with a card that is not there: RC queue pairs of one process, which carry requests out at once, in memory.
+ *
+ * For tests of the proxy on machines whose kernel has no RDMA device. The proxy loads it in place of the distribution's library, and
+ * it is compiled against the distribution's header: what the proxy thinks of the interface must be true of it. It is as strict as a
+ * card: keys, protection domains, bounds and rights are checked, errors take queue pairs to the error state and flush them in order.
+ * What a card never does, because it could not, it ends the process for: a completion queue that is overrun, something destroyed that
+ * is in use, a queue that is longer than was asked for.
+ *
+ * There is no time in it: a peer that does not answer is given up at once, and so is one without a receive request, unless the
+ * sender retries for ever.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ifaddrs.h>
+#include <infiniband/verbs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#undef ibv_query_port
+#undef ibv_reg_mr
+#undef ibv_reg_mr_iova
+
+#define MOST_MRS 4096
+#define MOST_QPS 1024
+#define MOST_GIDS 32
+#define MOST_SGE 16
+#define MOST_INLINE 512
+#define REMOTE (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC)
+
+static void broken(const char *what)
+{
+	fprintf(stderr, "test provider: %s\n", what);
+	abort();
+}
+
+struct mr {
+	struct ibv_mr base;
+	uint64_t iova;
+	unsigned int access;
+};
+
+struct pd {
+	struct ibv_pd base;
+	int users;
+};
+
+struct cq {
+	struct ibv_cq base;
+	struct ibv_wc *ring;
+	unsigned int size, head, count;
+	int armed, users;
+};
+
+struct send {
+	struct ibv_send_wr wr;
+	struct ibv_sge sges[MOST_SGE];
+	uint8_t data[MOST_INLINE];
+};
+
+struct receive {
+	uint64_t wr_id;
+	int count;
+	struct ibv_sge sges[MOST_SGE];
+};
+
+struct qp {
+	struct ibv_qp base;
+	struct ibv_qp_cap cap;
+	struct ibv_qp_attr attr;
+	struct send *sends;
+	struct receive *receives;
+	unsigned int send_head, send_count, receive_head, receive_count;
+};
+
+struct card {
+	struct ibv_context context;
+	int events[2];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct ibv_device device = {
+	.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"};
+static struct ibv_gid_entry gids[MOST_GIDS];
+static int gid_count;
+static struct mr *mrs[MOST_MRS];
+static uint8_t mr_lives[MOST_MRS];
+static struct qp *qps[MOST_QPS];
+static int qp_lives[MOST_QPS];
+
+/* Devices */
+
+struct ibv_device **ibv_get_device_list(int *count)
+{
+	struct ibv_device **list = calloc(2, sizeof(*list));
+
+	list[0] = &device;
+	*count = 1;
+	return list;
+}
+
+void ibv_free_device_list(struct ibv_device **list)
+{
+	free(list);
+}
+
+__be64 ibv_get_device_guid(struct ibv_device *of)
+{
+	(void)of;
+	return htobe64(0x0200000000000042);
+}
+
+static void add_gid(const uint8_t *raw)
+{
+	/* With a gap before each, so that the container's table is dense only if somebody makes it so. */
+	if (gid_count == MOST_GIDS)
+		return;
+	gids[gid_count] = (struct ibv_gid_entry){
+		.gid_index = 2 * gid_count + 1, .port_num = 1, .gid_type = IBV_GID_TYPE_ROCE_V2, .ndev_ifindex = 1};
+	memcpy(gids[gid_count++].gid.raw, raw, 16);
+}
+
+static void list_gids(void)
+{
+	static const uint8_t foreign[16] = {0x20, 0x01, 0x0d, 0xb8, 1};
+	struct ifaddrs *list, *at;
+
+	gid_count = 0;
+	/* Of somebody else on this card. */
+	add_gid(foreign);
+	if (getifaddrs(&list))
+		return;
+	for (at = list; at; at = at->ifa_next) {
+		if (!at->ifa_addr || at->ifa_flags & IFF_LOOPBACK)
+			continue;
+		if (at->ifa_addr->sa_family == AF_INET) {
+			uint8_t raw[16] = {[10] = 0xff, [11] = 0xff};
+
+			memcpy(raw + 12, &((struct sockaddr_in *)at->ifa_addr)->sin_addr, 4);
+			add_gid(raw);
+		} else if (at->ifa_addr->sa_family == AF_INET6) {
+			add_gid(((struct sockaddr_in6 *)at->ifa_addr)->sin6_addr.s6_addr);
+		}
+	}
+	freeifaddrs(list);
+}
+
+static int poll_cq(struct ibv_cq *, int, struct ibv_wc *);
+static int req_notify_cq(struct ibv_cq *, int);
+static int post_send(struct ibv_qp *, struct ibv_send_wr *, struct ibv_send_wr **);
+static int post_recv(struct ibv_qp *, struct ibv_recv_wr *, struct ibv_recv_wr **);
+
+struct ibv_context *ibv_open_device(struct ibv_device *of)
+{
+	struct card *card = calloc(1, sizeof(*card));
+
+	if (pipe2(card->events, O_CLOEXEC))
+		return NULL;
+	list_gids();
+	card->context.device = of;
+	card->context.async_fd = card->events[0];
+	card->context.cmd_fd = -1;
+	card->context.num_comp_vectors = 1;
+	card->context.ops.poll_cq = poll_cq;
+	card->context.ops.req_notify_cq = req_notify_cq;
+	card->context.ops.post_send = post_send;
+	card->context.ops.post_recv = post_recv;
+	return &card->context;
+}
+
+int ibv_close_device(struct ibv_context *context)
+{
+	(void)context;
+	return 0;
+}
+
+int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
+{
+	(void)context;
+	memset(attr, 0, sizeof(*attr));
+	strcpy(attr->fw_ver, "test");
+	attr->node_guid = attr->sys_image_guid = ibv_get_device_guid(&device);
+	attr->max_mr_size = UINT64_MAX;
+	attr->page_size_cap = 0xfffff000;
+	attr->vendor_id = 0xffffff;
+	attr->max_qp = MOST_QPS;
+	attr->max_qp_wr = 16384;
+	attr->device_cap_flags = IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_SYS_IMAGE_GUID | IBV_DEVICE_CURR_QP_STATE_MOD;
+	attr->max_sge = attr->max_sge_rd = MOST_SGE;
+	attr->max_cq = 64;
+	attr->max_cqe = 1 << 16;
+	attr->max_mr = MOST_MRS;
+	attr->max_pd = 4096;
+	attr->max_qp_rd_atom = attr->max_qp_init_rd_atom = 16;
+	attr->max_res_rd_atom = 16 * MOST_QPS;
+	attr->atomic_cap = IBV_ATOMIC_HCA;
+	attr->max_pkeys = 1;
+	attr->phys_port_cnt = 1;
+	return 0;
+}
+
+int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv_port_attr *compat)
+{
+	struct ibv_port_attr *attr = (struct ibv_port_attr *)compat;
+
+	(void)context;
+	if (port != 1)
+		return EINVAL;
+	attr->state = IBV_PORT_ACTIVE;
+	attr->max_mtu = attr->active_mtu = IBV_MTU_4096;
+	attr->gid_tbl_len = 2 * MOST_GIDS;
+	attr->port_cap_flags = IBV_PORT_IP_BASED_GIDS | IBV_PORT_CM_SUP;
+	attr->max_msg_sz = 1 << 31;
+	attr->pkey_tbl_len = 1;
+	attr->active_width = 2;
+	attr->active_speed = 32;
+	attr->phys_state = 5;
+	attr->link_layer = IBV_LINK_LAYER_ETHERNET;
+	return 0;
+}
+
+ssize_t _ibv_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *entries, size_t most, uint32_t flags,
+			     size_t size)
+{
+	size_t count = (size_t)gid_count < most ? (size_t)gid_count : most;
+
+	(void)context;
+	if (flags || size != sizeof(*entries))
+		return -EINVAL;
+	memcpy(entries, gids, count * size);
+	return count;
+}
+
+/* Domains and regions */
+
+struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
+{
+	struct pd *pd = calloc(1, sizeof(*pd));
+
+	pd->base.context = context;
+	return &pd->base;
+}
+
+int ibv_dealloc_pd(struct ibv_pd *base)
+{
+	struct pd *pd = (struct pd *)base;
+
+	if (pd->users)
+		broken("a protection domain goes that is in use");
+	free(pd);
+	return 0;
+}
+
+struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned int access)
+{
+	struct mr *mr;
+
+	if (((uintptr_t)addr ^ iova) & 4095) {
+		errno = EINVAL;
+		return NULL;
+	}
+	pthread_mutex_lock(&lock);
+	for (int i = 0; i < MOST_MRS; i++) {
+		if (mrs[i])
+			continue;
+		mr = calloc(1, sizeof(*mr));
+		mr->base = (struct ibv_mr){.context = pd->context, .pd = pd, .addr = addr, .length = length};
+		mr->iova = iova;
+		mr->access = access;
+		/* As many cards': an index, and a byte that tells lives apart. The rkey is another. */
+		mr->base.lkey = (uint32_t)(i + 1) << 8 | ++mr_lives[i];
+		mr->base.rkey = access & REMOTE ? mr->base.lkey | 1u << 31 : 0;
+		mrs[i] = mr;
+		((struct pd *)pd)->users++;
+		pthread_mutex_unlock(&lock);
+		return &mr->base;
+	}
+	pthread_mutex_unlock(&lock);
+	errno = ENOMEM;
+	return NULL;
+}
+
+int ibv_dereg_mr(struct ibv_mr *base)
+{
+	pthread_mutex_lock(&lock);
+	mrs[(base->lkey >> 8) - 1] = NULL;
+	((struct pd *)base->pd)->users--;
+	pthread_mutex_unlock(&lock);
+	free(base);
+	return 0;
+}
+
+static uint8_t *reach(uint32_t key, struct ibv_pd *pd, uint64_t addr, uint64_t length, unsigned int access, int remote)
+{
+	uint32_t index = (key & ~(1u << 31)) >> 8;
+	struct mr *mr = index && index <= MOST_MRS ? mrs[index - 1] : NULL;
+
+	if (!mr || key != (remote ? mr->base.rkey : mr->base.lkey) || mr->base.pd != pd || (mr->access & access) != access)
+		return NULL;
+	if (addr < mr->iova || length > mr->base.length || addr - mr->iova > mr->base.length - length)
+		return NULL;
+	return (uint8_t *)mr->base.addr + (addr - mr->iova);
+}
+
+/* Completion queues */
+
+struct ibv_comp_channel *ibv_create_comp_channel(struct ibv_context *context)
+{
+	struct {
+		struct ibv_comp_channel base;
+		int write;
+	} *channel = calloc(1, sizeof(*channel));
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC))
+		return NULL;
+	channel->base.context = context;
+	channel->base.fd = ends[0];
+	channel->write = ends[1];
+	return &channel->base;
+}
+
+int ibv_destroy_comp_channel(struct ibv_comp_channel *channel)
+{
+	(void)channel;
+	return 0;
+}
+
+struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_context, struct ibv_comp_channel *channel,
+			     int vector)
+{
+	struct cq *cq = calloc(1, sizeof(*cq));
+
+	if (vector)
+		broken("there is one completion vector");
+	cq->base = (struct ibv_cq){.context = context, .channel = channel, .cq_context = cq_context, .cqe = cqe};
+	cq->size = cqe;
+	cq->ring = calloc(cqe, sizeof(*cq->ring));
+	return &cq->base;
+}
+
+int ibv_destroy_cq(struct ibv_cq *base)
+{
+	if (((struct cq *)base)->users)
+		broken("a completion queue goes that is in use");
+	return 0;
+}
+
+static void complete(struct cq *cq, struct ibv_wc wc)
+{
+	if (cq->count == cq->size)
+		broken("a completion queue is overrun");
+	cq->ring[(cq->head + cq->count++) % cq->size] = wc;
+	if (cq->armed && cq->base.channel) {
+		struct ibv_cq *base = &cq->base;
+
+		cq->armed = 0;
+		if (write(((int *)(cq->base.channel + 1))[0], &base, sizeof(base)) != sizeof(base))
+			broken("the completion channel is full");
+	}
+}
+
+static int poll_cq(struct ibv_cq *base, int most, struct ibv_wc *wc)
+{
+	struct cq *cq = (struct cq *)base;
+	int count = 0;
+
+	pthread_mutex_lock(&lock);
+	for (; count < most && cq->count; count++, cq->count--) {
+		wc[count] = cq->ring[cq->head];
+		cq->head = (cq->head + 1) % cq->size;
+	}
+	pthread_mutex_unlock(&lock);
+	return count;
+}
+
+static int req_notify_cq(struct ibv_cq *base, int solicited)
+{
+	if (solicited)
+		broken("the proxy wants to hear of everything");
+	pthread_mutex_lock(&lock);
+	((struct cq *)base)->armed = 1;
+	pthread_mutex_unlock(&lock);
+	return 0;
+}
+
+int ibv_get_cq_event(struct ibv_comp_channel *channel, struct ibv_cq **cq, void **cq_context)
+{
+	if (read(channel->fd, cq, sizeof(*cq)) != sizeof(*cq))
+		return -1;
+	*cq_context = (*cq)->cq_context;
+	return 0;
+}
+
+void ibv_ack_cq_events(struct ibv_cq *cq, unsigned int count)
+{
+	(void)cq;
+	(void)count;
+}
+
+int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *event)
+{
+	return read(context->async_fd, event, sizeof(*event)) == sizeof(*event) ? 0 : -1;
+}
+
+void ibv_ack_async_event(struct ibv_async_event *event)
+{
+	(void)event;
+}
+
+/* Queue pairs */
+
+struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *init)
+{
+	struct qp *qp;
+
+	if (init->qp_type != IBV_QPT_RC || init->cap.max_send_sge > MOST_SGE || init->cap.max_recv_sge > MOST_SGE ||
+	    init->cap.max_inline_data > MOST_INLINE) {
+		errno = EINVAL;
+		return NULL;
+	}
+	pthread_mutex_lock(&lock);
+	for (int i = 0; i < MOST_QPS; i++) {
+		if (qps[i])
+			continue;
+		qp = calloc(1, sizeof(*qp));
+		qp->base = (struct ibv_qp){.context = pd->context,
+					   .pd = pd,
+					   .send_cq = init->send_cq,
+					   .recv_cq = init->recv_cq,
+					   .qp_type = IBV_QPT_RC,
+					   .qp_num = 0x100 + i + (qp_lives[i]++ % 16) * MOST_QPS};
+		qp->cap = init->cap;
+		qp->sends = calloc(qp->cap.max_send_wr, sizeof(*qp->sends));
+		qp->receives = calloc(qp->cap.max_recv_wr, sizeof(*qp->receives));
+		qps[i] = qp;
+		((struct pd *)pd)->users++;
+		((struct cq *)init->send_cq)->users++;
+		((struct cq *)init->recv_cq)->users++;
+		pthread_mutex_unlock(&lock);
+		return &qp->base;
+	}
+	pthread_mutex_unlock(&lock);
+	errno = ENOMEM;
+	return NULL;
+}
+
+static struct qp *find(uint32_t number)
+{
+	struct qp *qp = qps[(number - 0x100) % MOST_QPS];
+
+	return qp && qp->base.qp_num == number ? qp : NULL;
+}
+
+static void event(struct qp *qp, enum ibv_event_type type)
+{
+	struct ibv_async_event event = {.element.qp = &qp->base, .event_type = type};
+	struct card *card = (struct card *)qp->base.context;
+
+	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
+		broken("too many events");
+}
+
+static void send_completion(struct qp *qp, struct send *send, enum ibv_wc_status status, uint32_t length)
+{
+	static const enum ibv_wc_opcode opcodes[] = {
+		[IBV_WR_RDMA_WRITE] = IBV_WC_RDMA_WRITE, [IBV_WR_RDMA_WRITE_WITH_IMM] = IBV_WC_RDMA_WRITE,
+		[IBV_WR_SEND] = IBV_WC_SEND,		 [IBV_WR_SEND_WITH_IMM] = IBV_WC_SEND,
+		[IBV_WR_RDMA_READ] = IBV_WC_RDMA_READ,	 [IBV_WR_ATOMIC_CMP_AND_SWP] = IBV_WC_COMP_SWAP,
+		[IBV_WR_ATOMIC_FETCH_AND_ADD] = IBV_WC_FETCH_ADD};
+
+	if (status || send->wr.send_flags & IBV_SEND_SIGNALED) {
+		struct ibv_wc wc = {.wr_id = send->wr.wr_id,
+				    .status = status,
+				    .opcode = opcodes[send->wr.opcode],
+				    .byte_len = length,
+				    .vendor_err = status ? 0x77 : 0,
+				    .qp_num = qp->base.qp_num};
+
+		complete((struct cq *)qp->base.send_cq, wc);
+	}
+	qp->send_head = (qp->send_head + 1) % qp->cap.max_send_wr;
+	qp->send_count--;
+}
+
+static void receive_completion(struct qp *qp, struct ibv_wc wc)
+{
+	wc.wr_id = qp->receives[qp->receive_head].wr_id;
+	wc.qp_num = qp->base.qp_num;
+	complete((struct cq *)qp->base.recv_cq, wc);
+	qp->receive_head = (qp->receive_head + 1) % qp->cap.max_recv_wr;
+	qp->receive_count--;
+}
+
+static void fail(struct qp *qp)
+{
+	qp->base.state = IBV_QPS_ERR;
+	while (qp->send_count)
+		send_completion(qp, &qp->sends[qp->send_head], IBV_WC_WR_FLUSH_ERR, 0);
+	while (qp->receive_count)
+		receive_completion(qp, (struct ibv_wc){.status = IBV_WC_WR_FLUSH_ERR, .opcode = IBV_WC_RECV});
+}
+
+static uint32_t length_of(const struct ibv_sge *sges, int count)
+{
+	uint32_t length = 0;
+
+	for (int i = 0; i < count; i++)
+		length += sges[i].length;
+	return length;
+}
+
+/* Copies between a list and memory; 0 if the list is not what it says. */
+static int transfer(struct ibv_pd *pd, const struct ibv_sge *sges, int count, uint8_t *memory, uint32_t length, int scatter)
+{
+	for (int i = 0; i < count && length; i++) {
+		uint32_t step = sges[i].length < length ? sges[i].length : length;
+		uint8_t *at = reach(sges[i].lkey, pd, sges[i].addr, step, scatter ? IBV_ACCESS_LOCAL_WRITE : 0, 0);
+
+		if (!at)
+			return 0;
+		if (scatter)
+			memmove(at, memory, step);
+		else
+			memmove(memory, at, step);
+		memory += step;
+		length -= step;
+	}
+	return 1;
+}
+
+/* One request. 0 if it waits for a receive request; otherwise 1, and it is completed. */
+static int carry_out(struct qp *qp)
+{
+	struct send *send = &qp->sends[qp->send_head];
+	struct ibv_send_wr *wr = &send->wr;
+	struct qp *peer = find(qp->attr.dest_qp_num);
+	int is_inline = wr->send_flags & IBV_SEND_INLINE;
+	uint32_t length = is_inline ? wr->sg_list->length : length_of(send->sges, wr->num_sge);
+	uint8_t *data = is_inline ? send->data : malloc(length + 1), *remote = NULL;
+	int takes = wr->opcode == IBV_WR_SEND || wr->opcode == IBV_WR_SEND_WITH_IMM || wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
+	enum ibv_wc_status status = IBV_WC_SUCCESS, theirs = IBV_WC_SUCCESS;
+	unsigned int right = 0;
+	uint64_t old;
+
+	if (!peer || peer->base.state < IBV_QPS_RTR || peer->base.state > IBV_QPS_SQD ||
+	    peer->attr.dest_qp_num != qp->base.qp_num) {
+		status = IBV_WC_RETRY_EXC_ERR;
+		goto done;
+	}
+	if (wr->opcode == IBV_WR_RDMA_WRITE || wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM)
+		right = IBV_ACCESS_REMOTE_WRITE;
+	else if (wr->opcode == IBV_WR_RDMA_READ)
+		right = IBV_ACCESS_REMOTE_READ;
+	else if (!takes)
+		right = IBV_ACCESS_REMOTE_ATOMIC;
+	if (!is_inline && (right == 0 || right == IBV_ACCESS_REMOTE_WRITE) &&
+	    !transfer(qp->base.pd, send->sges, wr->num_sge, data, length, 0)) {
+		status = IBV_WC_LOC_PROT_ERR;
+		goto done;
+	}
+	if (right && (length || right != IBV_ACCESS_REMOTE_WRITE)) {
+		uint64_t addr = right == IBV_ACCESS_REMOTE_ATOMIC ? wr->wr.atomic.remote_addr : wr->wr.rdma.remote_addr;
+		uint32_t rkey = right == IBV_ACCESS_REMOTE_ATOMIC ? wr->wr.atomic.rkey : wr->wr.rdma.rkey;
+
+		if (right == IBV_ACCESS_REMOTE_ATOMIC && addr & 7) {
+			status = IBV_WC_REM_INV_REQ_ERR;
+			theirs = IBV_WC_REM_INV_REQ_ERR;
+			goto done;
+		}
+		remote = length || right == IBV_ACCESS_REMOTE_ATOMIC ? reach(rkey, peer->base.pd, addr, length, right, 1) : data;
+		if (!remote || !(peer->attr.qp_access_flags & right)) {
+			status = IBV_WC_REM_ACCESS_ERR;
+			theirs = IBV_WC_REM_ACCESS_ERR;
+			goto done;
+		}
+	}
+	if (takes && !peer->receive_count) {
+		if (qp->attr.rnr_retry == 7) {
+			if (!is_inline)
+				free(data);
+			return 0;
+		}
+		status = IBV_WC_RNR_RETRY_EXC_ERR;
+		goto done;
+	}
+	switch (right) {
+	case IBV_ACCESS_REMOTE_WRITE:
+		memmove(remote, data, length);
+		break;
+	case IBV_ACCESS_REMOTE_READ:
+		memmove(data, remote, length);
+		break;
+	case IBV_ACCESS_REMOTE_ATOMIC:
+		old = *(uint64_t *)remote;
+		if (wr->opcode == IBV_WR_ATOMIC_FETCH_AND_ADD)
+			*(uint64_t *)remote = old + wr->wr.atomic.compare_add;
+		else if (old == wr->wr.atomic.compare_add)
+			*(uint64_t *)remote = wr->wr.atomic.swap;
+		memcpy(data, &old, 8);
+		break;
+	}
+	if ((right == IBV_ACCESS_REMOTE_READ || right == IBV_ACCESS_REMOTE_ATOMIC) &&
+	    !transfer(qp->base.pd, send->sges, wr->num_sge, data, length, 1)) {
+		status = IBV_WC_LOC_PROT_ERR;
+		goto done;
+	}
+	if (takes) {
+		struct receive *receive = &peer->receives[peer->receive_head];
+		struct ibv_wc wc = {.opcode = right ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV,
+				    .byte_len = length,
+				    .src_qp = qp->base.qp_num};
+
+		if (wr->opcode != IBV_WR_SEND) {
+			wc.wc_flags = IBV_WC_WITH_IMM;
+			wc.imm_data = wr->imm_data;
+		}
+		if (!right && length > length_of(receive->sges, receive->count)) {
+			wc.status = IBV_WC_LOC_LEN_ERR;
+			status = IBV_WC_REM_INV_REQ_ERR;
+		} else if (!right && !transfer(peer->base.pd, receive->sges, receive->count, data, length, 1)) {
+			wc.status = IBV_WC_LOC_PROT_ERR;
+			status = IBV_WC_REM_OP_ERR;
+		}
+		receive_completion(peer, wc);
+		if (wc.status)
+			fail(peer);
+	}
+done:
+	if (!is_inline)
+		free(data);
+	if (theirs) {
+		event(peer, theirs == IBV_WC_REM_ACCESS_ERR ? IBV_EVENT_QP_ACCESS_ERR : IBV_EVENT_QP_REQ_ERR);
+		fail(peer);
+	}
+	if (qp->base.state == IBV_QPS_RTS) {
+		send_completion(qp, send, status, status ? 0 : length);
+		if (status)
+			fail(qp);
+	}
+	return 1;
+}
+
+static void pump(struct qp *qp)
+{
+	while (qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
+	}
+}
+
+static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
+{
+	struct qp *qp = (struct qp *)base;
+	int error = 0;
+
+	pthread_mutex_lock(&lock);
+	for (; wr && !error; wr = wr->next) {
+		struct send *send;
+
+		*bad = wr;
+		if (qp->base.state < IBV_QPS_RTS || wr->num_sge > (int)qp->cap.max_send_sge) {
+			error = EINVAL;
+			break;
+		}
+		if (qp->send_count == qp->cap.max_send_wr)
+			broken("a send queue is overrun");
+		send = &qp->sends[(qp->send_head + qp->send_count++) % qp->cap.max_send_wr];
+		send->wr = *wr;
+		send->wr.sg_list = send->sges;
+		memcpy(send->sges, wr->sg_list, wr->num_sge * sizeof(*wr->sg_list));
+		if (wr->send_flags & IBV_SEND_INLINE) {
+			if (wr->num_sge != 1 || wr->sg_list->length > qp->cap.max_inline_data)
+				broken("more inline data than was asked for");
+			memcpy(send->data, (void *)(uintptr_t)wr->sg_list->addr, wr->sg_list->length);
+		}
+		if (qp->base.state == IBV_QPS_ERR)
+			fail(qp);
+		else
+			pump(qp);
+	}
+	pthread_mutex_unlock(&lock);
+	return error;
+}
+
+static int post_recv(struct ibv_qp *base, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	struct qp *qp = (struct qp *)base, *peer;
+	int error = 0;
+
+	pthread_mutex_lock(&lock);
+	for (; wr; wr = wr->next) {
+		struct receive *receive;
+
+		*bad = wr;
+		if (qp->base.state == IBV_QPS_RESET || wr->num_sge > (int)qp->cap.max_recv_sge) {
+			error = EINVAL;
+			break;
+		}
+		if (qp->receive_count == qp->cap.max_recv_wr)
+			broken("a receive queue is overrun");
+		receive = &qp->receives[(qp->receive_head + qp->receive_count++) % qp->cap.max_recv_wr];
+		receive->wr_id = wr->wr_id;
+		receive->count = wr->num_sge;
+		memcpy(receive->sges, wr->sg_list, wr->num_sge * sizeof(*wr->sg_list));
+	}
+	if (qp->base.state == IBV_QPS_ERR)
+		fail(qp);
+	else if ((peer = find(qp->attr.dest_qp_num)))
+		pump(peer);
+	pthread_mutex_unlock(&lock);
+	return error;
+}
+
+static int may_go(enum ibv_qp_state from, enum ibv_qp_state to)
+{
+	if (to == IBV_QPS_RESET || to == IBV_QPS_ERR)
+		return 1;
+	return to == from ? from != IBV_QPS_RESET : to == from + 1 && to <= IBV_QPS_RTS;
+}
+
+int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
+{
+	struct qp *qp = (struct qp *)base;
+	enum ibv_qp_state to = mask & IBV_QP_STATE ? attr->qp_state : base->state;
+	int known = 0;
+
+	pthread_mutex_lock(&lock);
+	if (!may_go(base->state, to)) {
+		pthread_mutex_unlock(&lock);
+		return EINVAL;
+	}
+	if (mask & IBV_QP_AV) {
+		for (int i = 0; i < gid_count; i++)
+			known |= gids[i].gid_index == attr->ah_attr.grh.sgid_index;
+		if (!attr->ah_attr.is_global || !known || attr->ah_attr.port_num != 1) {
+			pthread_mutex_unlock(&lock);
+			return EINVAL;
+		}
+	}
+	if (mask & IBV_QP_ACCESS_FLAGS)
+		qp->attr.qp_access_flags = attr->qp_access_flags;
+	if (mask & IBV_QP_DEST_QPN)
+		qp->attr.dest_qp_num = attr->dest_qp_num;
+	if (mask & IBV_QP_RNR_RETRY)
+		qp->attr.rnr_retry = attr->rnr_retry;
+	if (to == IBV_QPS_ERR) {
+		fail(qp);
+	} else {
+		base->state = to;
+		/* As a card: what it had is forgotten, what it completed is still there. */
+		if (to == IBV_QPS_RESET) {
+			qp->send_count = qp->receive_count = 0;
+			memset(&qp->attr, 0, sizeof(qp->attr));
+		}
+	}
+	pthread_mutex_unlock(&lock);
+	return 0;
+}
+
+int ibv_query_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask, struct ibv_qp_init_attr *init)
+{
+	(void)mask;
+	(void)init;
+	pthread_mutex_lock(&lock);
+	attr->qp_state = attr->cur_qp_state = base->state;
+	pthread_mutex_unlock(&lock);
+	return 0;
+}
+
+int ibv_destroy_qp(struct ibv_qp *base)
+{
+	struct qp *qp = (struct qp *)base;
+
+	pthread_mutex_lock(&lock);
+	qps[(base->qp_num - 0x100) % MOST_QPS] = NULL;
+	((struct pd *)base->pd)->users--;
+	((struct cq *)base->send_cq)->users--;
+	((struct cq *)base->recv_cq)->users--;
+	pthread_mutex_unlock(&lock);
+	free(qp->sends);
+	free(qp->receives);
+	free(qp);
+	return 0;
+}
