@@ -1,9 +1,9 @@
 //! What a neighbour gets to see instead of memory: what its READs ask for, and what a work request takes out of memory that is not the
 //! proxy's own.
 //!
-//! The data of a READ are as they were when the responder came to it. A file of the container's own is no neighbour's to map: its proxy could open it again for writing, and neither could rely on
-//! the file. So what such memory contributes to a work request is copied into a file of our own, which the neighbour reads like
-//! any region that is shared with it. Each link has one, made when it is first needed.
+//! The data of a READ are as they were when the responder came to it. And a file of the container's own is no neighbour's to map:
+//! its proxy could open it again for writing, and neither could rely on the file. So both are copied into a file of our own, which
+//! the neighbour reads like any region that is shared with it. Each link has one, made when it is first needed.
 //!
 //! A part of it is in use from the message that names it until the neighbour's word says that it has read past that message,
 //! which it does when it has copied. One that lies about it harms nobody: the bytes were for it.
