@@ -39,7 +39,7 @@ why() {
 tests() {
     step "$*"
     local began=$SECONDS output status=0
-    output=$(mktemp "$work/XXXXXX")
+    output=$(mktemp -p "$work")
     "$@" 2>&1 | tee "$output" || status=$?
     keep "$status" "$output" "$*"
     echo "took $((SECONDS - began)) s"

@@ -3,24 +3,33 @@
 //! The files are an image's. Every offset in them is checked, every list ends, and what is not understood is no library. Only
 //! what the dynamic linker goes by is read (segments and the dynamic section): sections may be stripped, or lie.
 
-use object::LittleEndian as Little;
-use object::elf::{self, Dyn64, FileHeader64, ProgramHeader64, Sym64, Verdaux, Verdef, Versym};
-use object::pod::{from_bytes, slice_from_bytes};
-use object::read::StringTable;
-use object::read::elf::{Dyn, FileHeader, GnuHashTable, HashTable, ProgramHeader, Sym};
 use std::collections::{BTreeSet, HashMap};
 
 /// The most symbols that a library may have; libibverbs has some hundreds.
 const MAX_SYMBOLS: usize = 1 << 14;
 /// The most names that all of them may take together, so that a file cannot have one name counted ever again.
 const MAX_TEXT: usize = 1 << 20;
-/// More entries of the dynamic section, or version nodes, are in no library, and would only be repetitions.
-const MAX_ENTRIES: usize = 512;
-const MAX_NODES: usize = 1 << 12;
-/// No name is longer.
-const MAX_NAME: usize = 255;
-/// `DT_CHECKSUM`, of which the dynamic linkers take no notice.
-const CHECKSUM: u64 = 0x6fff_fdf8;
+
+const HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+const DYNAMIC_ENTRY: usize = 16;
+const SYMBOL: usize = 24;
+
+/// `DT_*` of `<elf.h>`.
+mod tag {
+    pub const NULL: u64 = 0;
+    pub const HASH: u64 = 4;
+    pub const STRTAB: u64 = 5;
+    pub const SYMTAB: u64 = 6;
+    pub const STRSZ: u64 = 10;
+    pub const SONAME: u64 = 14;
+    pub const GNU_HASH: u64 = 0x6fff_fef5;
+    pub const VERSYM: u64 = 0x6fff_fff0;
+    pub const VERDEF: u64 = 0x6fff_fffc;
+    pub const VERDEFNUM: u64 = 0x6fff_fffd;
+    /// `DT_CHECKSUM`, of which the dynamic linkers take no notice.
+    pub const CHECKSUM: u64 = 0x6fff_fdf8;
+}
 
 /// What others can bind to.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,110 +50,103 @@ impl Offers {
 /// Takes its name from the library `bytes`: the dynamic linker then knows it by its path only, and who depends on a library of
 /// that name gets another. `None` if it has none.
 pub fn take_name(bytes: &mut [u8]) -> Option<()> {
-    let library = Library::parse(bytes)?;
-    let index = library.entries().position(|(tag, _)| tag == u64::from(elf::DT_SONAME))?;
-    let at = library.dynamic_at.checked_add(index.checked_mul(size_of::<Dyn64<Little>>())?)?;
-    bytes.get_mut(at..at.checked_add(8)?)?.copy_from_slice(&CHECKSUM.to_le_bytes());
+    let (at, _) = Library::parse(bytes)?.entries().find(|(_, (tag, _))| *tag == tag::SONAME)?;
+    bytes.get_mut(at..at + 8)?.copy_from_slice(&tag::CHECKSUM.to_le_bytes());
     Some(())
 }
 
 /// A file that may be one.
 struct Library<'a> {
     bytes: &'a [u8],
-    segments: &'a [ProgramHeader64<Little>],
-    dynamic: &'a [Dyn64<Little>],
-    /// Where that is in the file.
-    dynamic_at: usize,
+    /// Address, offset in the file and length there of what is loaded.
+    segments: Vec<(u64, u64, u64)>,
+    /// Offset of the dynamic section, and its length.
+    dynamic: (usize, usize),
 }
 
 impl<'a> Library<'a> {
     fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let header = FileHeader64::<Little>::parse(bytes).ok()?;
-        header.endian().ok()?;
-        if (header.e_type(Little), header.e_machine(Little)) != (elf::ET_DYN, elf::EM_X86_64) {
+        // 64 bits, little endian; a shared object; x86-64.
+        let is_ours = bytes.len() >= HEADER
+            && bytes.starts_with(b"\x7fELF\x02\x01")
+            && (u16_at(bytes, 16)?, u16_at(bytes, 18)?) == (3, 62)
+            && usize::from(u16_at(bytes, 54)?) == PROGRAM_HEADER;
+        if !is_ours {
             return None;
         }
-        let segments = header.program_headers(Little, bytes).ok()?;
-        let dynamic = segments.iter().find(|segment| segment.p_type(Little) == elf::PT_DYNAMIC)?;
-        let dynamic_at = usize::try_from(dynamic.p_offset(Little)).ok()?;
-        Some(Self { bytes, segments, dynamic: dynamic.dynamic(Little, bytes).ok()??, dynamic_at })
+        let headers = bytes.get(usize::try_from(u64_at(bytes, 32)?).ok()?..)?;
+        let (mut segments, mut dynamic) = (Vec::new(), None);
+        for header in headers.chunks_exact(PROGRAM_HEADER).take(u16_at(bytes, 56)?.into()) {
+            let (offset, address, length) = (u64_at(header, 8)?, u64_at(header, 16)?, u64_at(header, 32)?);
+            match u32_at(header, 0)? {
+                1 => segments.push((address, offset, length)),
+                2 => dynamic = Some((usize::try_from(offset).ok()?, usize::try_from(length).ok()?)),
+                _ => {}
+            }
+        }
+        Some(Self { bytes, segments, dynamic: dynamic? })
     }
 
-    /// The dynamic section's entries, tag and value.
-    fn entries(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let entries = self.dynamic.iter().map(|entry| (entry.d_tag(Little), entry.d_val(Little)));
-        entries.take_while(|(tag, _)| *tag != u64::from(elf::DT_NULL)).take(MAX_ENTRIES)
+    /// The dynamic section's entries, tag and value, each with its place in the file.
+    fn entries(&self) -> impl Iterator<Item = (usize, (u64, u64))> + '_ {
+        let (start, length) = self.dynamic;
+        let section = self.bytes.get(start..).unwrap_or_default();
+        let entries = section[..length.min(section.len())].chunks_exact(DYNAMIC_ENTRY).enumerate();
+        let entries = entries.map_while(move |(i, entry)| {
+            let entry = (u64_at(entry, 0)?, u64_at(entry, 8)?);
+            (entry.0 != tag::NULL).then_some((start + i * DYNAMIC_ENTRY, entry))
+        });
+        // More are in no library, and would only be repetitions.
+        entries.take(512)
     }
 
     /// What is loaded at `address`, to the end of its segment.
     fn at(&self, address: u64) -> Option<&'a [u8]> {
-        let loaded = self.segments.iter().filter(|segment| segment.p_type(Little) == elf::PT_LOAD);
-        let within = |segment: &&ProgramHeader64<Little>| {
-            address.checked_sub(segment.p_vaddr(Little)).is_some_and(|ahead| ahead < segment.p_filesz(Little))
-        };
-        let segment = loaded.into_iter().find(within)?;
-        let ahead = usize::try_from(address - segment.p_vaddr(Little)).ok()?;
-        // One that ends beyond the file is as long as that.
-        let begin = usize::try_from(segment.p_offset(Little)).ok()?;
-        let end = begin.saturating_add(usize::try_from(segment.p_filesz(Little)).ok()?).min(self.bytes.len());
-        self.bytes.get(begin..end)?.get(ahead..)
+        let (start, offset, length) = *self
+            .segments
+            .iter()
+            .find(|(start, _, length)| address.checked_sub(*start).is_some_and(|o| o < *length))?;
+        let begin = usize::try_from(offset.checked_add(address - start)?).ok()?;
+        let end = usize::try_from(offset.checked_add(length)?).ok()?;
+        self.bytes.get(begin..end.min(self.bytes.len()))
     }
 
     fn offers(&self) -> Option<Offers> {
-        let dynamic: HashMap<u64, u64> = self.entries().collect();
-        let value = |tag: u32| dynamic.get(&tag.into()).copied();
-        let table = |tag: u32| value(tag).and_then(|address| self.at(address));
-        let strings = table(elf::DT_STRTAB)?.get(..usize::try_from(value(elf::DT_STRSZ)?).ok()?)?;
-        let strings = StringTable::new(strings, 0, strings.len() as u64);
-        let text = |at: u32| {
-            let name = std::str::from_utf8(strings.get(at).ok()?).ok()?;
-            (name.len() <= MAX_NAME).then_some(name)
-        };
-        let name = text(u32::try_from(value(elf::DT_SONAME)?).ok()?)?.to_owned();
-        let count = match (table(elf::DT_HASH), table(elf::DT_GNU_HASH)) {
-            (Some(hash), _) => HashTable::<FileHeader64<Little>>::parse(Little, hash).ok()?.symbol_table_length(),
+        let dynamic: HashMap<u64, u64> = self.entries().map(|(_, entry)| entry).collect();
+        let table = |tag: u64| dynamic.get(&tag).and_then(|address| self.at(*address));
+        let strings = table(tag::STRTAB)?;
+        let strings = strings.get(..usize::try_from(*dynamic.get(&tag::STRSZ)?).ok()?)?;
+        let name = text_at(strings, *dynamic.get(&tag::SONAME)?)?.to_owned();
+
+        let count = match (table(tag::HASH), table(tag::GNU_HASH)) {
+            (Some(hash), _) => u32_at(hash, 4)? as usize,
             (None, Some(hash)) => count_by_gnu_hash(hash)?,
             (None, None) => return None,
         };
-        let count = usize::try_from(count).ok().filter(|count| *count <= MAX_SYMBOLS)?;
-        let mut nodes = HashMap::new();
-        if let Some(definitions) = table(elf::DT_VERDEF) {
-            let mut at = 0_usize;
-            for _ in 0..value(elf::DT_VERDEFNUM)?.min(MAX_NODES as u64) {
-                let (definition, _) = from_bytes::<Verdef<Little>>(definitions.get(at..)?).ok()?;
-                // Not the library's own.
-                if definition.vd_flags.get(Little) & elf::VER_FLG_BASE == 0 {
-                    let first = at.checked_add(definition.vd_aux.get(Little) as usize)?;
-                    let (named, _) = from_bytes::<Verdaux<Little>>(definitions.get(first..)?).ok()?;
-                    nodes
-                        .insert(definition.vd_ndx.get(Little) & elf::VERSYM_VERSION, text(named.vda_name.get(Little))?);
-                }
-                match definition.vd_next.get(Little) {
-                    0 => break,
-                    next => at = at.checked_add(next as usize)?,
-                }
-            }
+        if count > MAX_SYMBOLS {
+            return None;
         }
-        let versions = match table(elf::DT_VERSYM) {
-            Some(versions) => slice_from_bytes::<Versym<Little>>(versions, count).ok()?.0,
-            None => &[],
+        let nodes = match table(tag::VERDEF) {
+            Some(definitions) => nodes(definitions, *dynamic.get(&tag::VERDEFNUM)?, strings)?,
+            None => HashMap::new(),
         };
-        let (listed, _) = slice_from_bytes::<Sym64<Little>>(table(elf::DT_SYMTAB)?, count).ok()?;
+        let versions = table(tag::VERSYM);
         let mut symbols: BTreeSet<String> = nodes.values().map(|node| format!("@{node}")).collect();
-        let mut length = 0;
-        for (i, symbol) in listed.iter().enumerate().skip(1) {
+        let (table, mut text) = (table(tag::SYMTAB)?, 0);
+        for i in 1..count {
+            let symbol = table.get(i * SYMBOL..(i + 1) * SYMBOL)?;
+            let (name, binding, section) = (u32_at(symbol, 0)?, symbol[4] >> 4, u16_at(symbol, 6)?);
             // Global, weak and unique ones that are defined here.
-            let bound = matches!(symbol.st_bind(), elf::STB_GLOBAL | elf::STB_WEAK | elf::STB_GNU_UNIQUE);
-            if !bound || symbol.is_undefined(Little) {
+            if !matches!(binding, 1 | 2 | 10) || section == 0 {
                 continue;
             }
-            let name = text(symbol.st_name(Little))?;
-            let version = versions.get(i).map_or(1, |version| version.0.get(Little) & elf::VERSYM_VERSION);
+            let name = text_at(strings, name.into())?;
+            let version = versions.map_or(Some(1), |versions| u16_at(versions, i * 2))? & 0x7fff;
             let node = nodes.get(&version).copied().unwrap_or_default();
             // What linkers put there by themselves, and the nodes again, as absolute symbols.
             if name != node && !matches!(name, "_init" | "_fini" | "_edata" | "_end" | "__bss_start") {
-                length += name.len() + node.len();
-                if length > MAX_TEXT {
+                text += name.len() + node.len();
+                if text > MAX_TEXT {
                     return None;
                 }
                 symbols.insert(format!("{name}@{node}"));
@@ -155,10 +157,55 @@ impl<'a> Library<'a> {
 }
 
 /// The number of symbols: one more than the last one's in any chain.
-fn count_by_gnu_hash(hash: &[u8]) -> Option<u32> {
-    let hash = GnuHashTable::<FileHeader64<Little>>::parse(Little, hash).ok()?;
-    // Where there are none, those before the first that is hashed.
-    Some(hash.symbol_table_length(Little).unwrap_or_else(|| hash.symbol_base()))
+fn count_by_gnu_hash(hash: &[u8]) -> Option<usize> {
+    let word = |at: usize| u32_at(hash, at).map(|word| word as usize);
+    let (buckets, first, blooms) = (word(0)?, word(4)?, word(8)?);
+    let start = blooms.checked_mul(8)?.checked_add(16)?;
+    let chains = buckets.checked_mul(4)?.checked_add(start)?;
+    let last = hash.get(start..chains)?.chunks_exact(4).filter_map(|word| u32_at(word, 0)).max().unwrap_or(0) as usize;
+    if last < first {
+        return Some(first);
+    }
+    let chain = hash.get((last - first).checked_mul(4)?.checked_add(chains)?..)?;
+    let rest = chain.chunks_exact(4).position(|word| word[0] & 1 == 1)?;
+    last.checked_add(rest)?.checked_add(1)
+}
+
+/// The names of version definitions by their numbers, without the library's own.
+fn nodes<'a>(definitions: &[u8], count: u64, strings: &'a [u8]) -> Option<HashMap<u16, &'a str>> {
+    let (mut nodes, mut at) = (HashMap::new(), 0_usize);
+    for _ in 0..count.min(1 << 12) {
+        let definition = definitions.get(at..)?;
+        let (flags, number, name) = (u16_at(definition, 2)?, u16_at(definition, 4)?, u32_at(definition, 12)?);
+        if flags & 1 == 0 {
+            let name = definition.get(usize::try_from(name).ok()?..).and_then(|auxiliary| u32_at(auxiliary, 0))?;
+            nodes.insert(number & 0x7fff, text_at(strings, name.into())?);
+        }
+        match u32_at(definition, 16)? {
+            0 => break,
+            next => at = at.checked_add(next as usize)?,
+        }
+    }
+    Some(nodes)
+}
+
+/// The string that begins at `at`; none has more than 255 bytes.
+fn text_at(strings: &[u8], at: u64) -> Option<&str> {
+    let rest = strings.get(usize::try_from(at).ok()?..)?;
+    let end = rest.iter().take(256).position(|byte| *byte == 0)?;
+    std::str::from_utf8(&rest[..end]).ok()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..at.checked_add(2)?).map(|bytes| u16::from_le_bytes(bytes.try_into().expect("two bytes")))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at.checked_add(4)?).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..at.checked_add(8)?).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
 }
 
 #[cfg(test)]
