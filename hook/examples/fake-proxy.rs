@@ -2,11 +2,11 @@
 //!
 //! It has no environment to be told what to do, so its own file name says it: `mute` never gets ready, `refusing` says why
 //! not, `dying` exits without a word, `hungry` takes memory without end for its first client, `busy` takes all processor time that
-//! two threads can get, `ready` works.
+//! two threads can get, `ready` works, and so does `ringfence-proxy-ibverbs`, for a card.
 #![allow(unsafe_code)]
 // UNSAFETY: takes ownership of the descriptors that the hook promises.
 
-use ringfence_launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
+use ringfence_launch::{DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use std::io::Write;
@@ -100,6 +100,10 @@ fn check(network: &OwnedFd) -> Result<Launch, String> {
     }
     let text = std::fs::read(path).map_err(|error| format!("{path}: {error}"))?;
     let launch: Launch = serde_json::from_slice(&text).map_err(|error| format!("{path}: {error}"))?;
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    if program.ends_with("ringfence-proxy-ibverbs") != (launch.device.kind == DeviceKind::Ibverbs) {
+        return Err(format!("{} is to serve a device of kind {:?}", program.display(), launch.device.kind));
+    }
     // The listing itself has one more descriptor.
     let open = std::fs::read_dir("/proc/self/fd").map_err(|error| error.to_string())?.count();
     let expected = if launch.sysfs { 9 } else { 8 };

@@ -7,6 +7,7 @@ mod load;
 #[cfg(test)]
 mod tests;
 
+use crate::annotations::Mode;
 use crate::policy::Policy;
 use crate::units;
 use ringfence_proxy::device::soft::control::SoftDevice;
@@ -22,6 +23,9 @@ pub const DEFAULT_PATH: &str = "/etc/ringfence/config.toml";
 pub const DEFAULT_RUN_DIR: &str = "/run/ringfence";
 /// Names another configuration file, which must then exist; its drop-ins are in `conf.d` beside it.
 pub const ENVIRONMENT: &str = "RINGFENCE_CONFIG";
+
+/// The name of the proxy's program for cards.
+pub const CARD_PROXY: &str = "ringfence-proxy-ibverbs";
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +100,7 @@ pub struct Shim {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Proxy {
-    /// The program.
+    /// The program. That of a device of [`Kind::Ibverbs`] lies beside it: [`Self::program`].
     pub path: PathBuf,
     /// How long its start may take.
     pub ready_timeout_ms: u64,
@@ -163,7 +167,7 @@ pub enum Uverbs {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Device {
-    /// As containers see it.
+    /// As containers see it; that of a card is the card's own.
     pub name: String,
     /// What it is.
     pub kind: Kind,
@@ -181,8 +185,17 @@ pub struct Device {
 pub enum Kind {
     /// No RNIC: memory copies between the node's containers.
     Soft,
-    /// An RNIC, by its device nodes; only for mode passthrough yet.
+    /// An RNIC, through libibverbs; or, in mode passthrough, its device nodes.
     Ibverbs,
+}
+
+impl From<Kind> for ringfence_launch::DeviceKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Soft => Self::Soft,
+            Kind::Ibverbs => Self::Ibverbs,
+        }
+    }
 }
 
 impl Default for Config {
@@ -247,6 +260,28 @@ impl Default for Inject {
             userfaultfd: true,
             sysfs: true,
             uverbs: Uverbs::default(),
+        }
+    }
+}
+
+impl Proxy {
+    /// The program that serves devices of `kind`. That for cards is a package of its own, which has to be installed beside this
+    /// one, and so is its file.
+    pub fn program(&self, kind: Kind) -> PathBuf {
+        match kind {
+            Kind::Soft => self.path.clone(),
+            Kind::Ibverbs => self.path.with_file_name(CARD_PROXY),
+        }
+    }
+}
+
+impl Device {
+    /// Whether containers can have it in `mode`.
+    pub fn serves(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Proxied => true,
+            Mode::Passthrough => !self.nodes.is_empty(),
+            Mode::Exclusive => false,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! createRuntime and prestart: joins a container that is being made to its proxy.
 
 use crate::annotations::{self, Choice, Request};
+use crate::card::{self, Card};
 use crate::cgroup;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Kind};
 use crate::failure::{Code, During, Failure};
 use crate::identity::Namespace;
 use crate::init::Init;
@@ -21,7 +22,7 @@ use crate::sysfs::Tree;
 use crate::trust::{self, Program};
 use crate::uids;
 use crate::userfaultfd;
-use ringfence_launch::{DeviceKind, Launch, Limits, Worker};
+use ringfence_launch::{Launch, Limits, Worker};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
     let init = Init::open(state.pid()?)?;
     rootless::check(&resolution.grant, init.network_namespace.as_fd())?;
     let root = bundle.root()?;
+    let card = card(&resolution.grant, &init)?;
 
     let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
@@ -75,11 +77,30 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
     let taken = making.save();
     drop(claim);
     let result = taken.and_then(|()| match resolution.grant {
-        Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits),
+        Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits, card),
         Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
     });
     drop(lock);
     result.inspect_err(|_| making.undo())
+}
+
+/// The card that the container's proxy is to open; `None` if it needs none.
+fn card(grant: &Grant<'_>, init: &Init) -> Result<Option<Card>, Failure> {
+    let device = match grant {
+        Grant::Proxied(device, _) if device.kind == Kind::Ibverbs => device,
+        _ => return Ok(None),
+    };
+    let sys = Path::new(card::SYS);
+    let found = Card::find(sys, &device.name).map_err(|missing| Failure::new(Code::Device, missing.to_string()))?;
+    if card::is_of_one_namespace(sys) && !rootless::is_own(init.network_namespace.as_fd()) {
+        let message = format!(
+            "RDMA device {} belongs to the host's network namespace alone, and the container has another: `rdma system set netns \
+             shared` before there are any others (ib_core.netns_mode=1), or give the container the host's network",
+            device.name
+        );
+        return Err(Failure::new(Code::Device, message));
+    }
+    Ok(Some(found))
 }
 
 /// What a container asks for, and who it is.
@@ -217,7 +238,14 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn proxied(&mut self, init: Init, bundle: &Bundle, device: &config::Device, limits: Limits) -> Result<(), Failure> {
+    fn proxied(
+        &mut self,
+        init: Init,
+        bundle: &Bundle,
+        device: &config::Device,
+        limits: Limits,
+        card: Option<Card>,
+    ) -> Result<(), Failure> {
         let session = Session::make(&self.config.run_dir, &self.record.container);
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
         let session = session.during(Code::Internal, what)?;
@@ -229,7 +257,7 @@ impl Making<'_> {
             run_dir: self.config.run_dir.clone(),
             container_dir: session.path().to_owned(),
             uids,
-            device: ringfence_launch::Device { name: device.name.clone(), kind: DeviceKind::Soft, link: device.link },
+            device: ringfence_launch::Device { name: device.name.clone(), kind: device.kind.into(), link: device.link },
             limits,
             worker: Worker { spin_us: self.config.proxy.spin_us },
             sysfs: self.config.inject.sysfs,
@@ -253,10 +281,14 @@ impl Making<'_> {
             cgroups: &cgroups,
             oom_score_adj: bundle.oom_score_adj(),
         };
-        let proxy = self.proxy.insert(proxy::start(&self.config.proxy, &launch, &handles)?).process;
+        let proxy = self.proxy.insert(proxy::start(&self.config.proxy, device, &launch, &handles)?).process;
         placement.ask_systemd(proxy.pid);
         self.record.proxy = Some(proxy);
         let mut others: Vec<String> = uids.is_none().then(|| SHARED_USER.to_owned()).into_iter().collect();
+        let complaints: Vec<String> =
+            card.iter().flat_map(Card::complaints).map(|complaint| complaint.to_string()).collect();
+        complaints.iter().for_each(|warning| journal::warn(&self.record.container, warning));
+        others.extend(complaints);
         self.record.warnings = [placement.warnings(), &others].concat();
         self.save()?;
 

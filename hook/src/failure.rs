@@ -135,7 +135,7 @@ impl From<Refusal> for Failure {
             }
             Refusal::NoPolicyOfEngine { .. } => Code::Config,
             Refusal::NoPolicy { .. } => Code::Annotation,
-            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NotProxied { .. } => Code::Device,
+            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } => Code::Device,
             Refusal::Unenforceable { .. } | Refusal::NoEffect { .. } => Code::Annotation,
         };
         Failure::new(code, refusal.to_string())

@@ -4,6 +4,7 @@
 //! the rest carries them out. [`create`] and [`stop`] are the two things that a runtime asks for.
 
 pub mod annotations;
+pub mod card;
 pub mod config;
 pub mod device_filter;
 pub mod failures;

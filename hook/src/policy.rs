@@ -7,7 +7,7 @@ mod tables;
 mod tests;
 
 use crate::annotations::{Choice, DEFAULT_POLICY, Mode, PREFIX, Request, shorten};
-use crate::config::{Config, Device, Kind};
+use crate::config::{Config, Device};
 use crate::identity::Namespace;
 use ringfence_launch::{Class, Limits};
 use settings::source;
@@ -41,8 +41,6 @@ pub enum Refusal {
     NoDevice { name: String, device: String, known: String },
     #[error("device {device} has no device nodes, so {PREFIX}mode=passthrough is not possible; there is {known}")]
     NoNodes { device: String, known: String },
-    #[error("device {device} serves {PREFIX}mode=passthrough only; mode=proxied needs a device of kind soft: {known}")]
-    NotProxied { device: String, known: String },
     #[error("{name}={value} would do nothing: device {device} has no modelled link that containers share; {instead}")]
     NoEffect { name: String, value: String, device: String, instead: &'static str },
     #[error("{name} cannot be enforced with {PREFIX}mode=passthrough; remove it or use mode=proxied")]
@@ -77,7 +75,7 @@ pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config)
     settings.push(setting);
     let grant = match mode {
         Mode::Proxied => {
-            let device = device(request, config, Kind::Soft)?;
+            let device = device(request, config, mode)?;
             settings.push(device.1);
             let limits = settings::limits(request, effective, &mut settings)?;
             refuse_idle_words(request, device.0, &limits)?;
@@ -87,7 +85,7 @@ pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config)
             if let Some(key) = request.limits_asked().next() {
                 return Err(Refusal::Unenforceable { name: source(request, key) });
             }
-            let device = device(request, config, Kind::Ibverbs)?;
+            let device = device(request, config, mode)?;
             settings.push(device.1);
             Grant::Passthrough(device.0)
         }
@@ -179,23 +177,18 @@ fn mode(request: &Request, effective: Effective<'_>) -> Result<(Mode, Setting), 
     Ok((mode, Setting { key: "mode", value: mode.name().into(), origin, bound }))
 }
 
-/// The device that `request` names, or the first of the kind that its mode needs.
-fn device<'a>(request: &Request, config: &'a Config, kind: Kind) -> Result<(&'a Device, Setting), Refusal> {
-    let known = |kind: Option<Kind>| {
-        let of_kind = config.devices.iter().filter(|device| kind.is_none_or(|kind| kind == device.kind));
-        let names: Vec<_> = of_kind.map(|device| device.name.as_str()).collect();
+/// The device that `request` names, or the first that `mode` can give.
+fn device<'a>(request: &Request, config: &'a Config, mode: Mode) -> Result<(&'a Device, Setting), Refusal> {
+    let known = |mode: Option<Mode>| {
+        let serving = config.devices.iter().filter(|device| mode.is_none_or(|mode| device.serves(mode)));
+        let names: Vec<_> = serving.map(|device| device.name.as_str()).collect();
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
-    let missing = |name: &str| {
-        let (device, known) = (name.to_owned(), known(Some(kind)));
-        match kind {
-            Kind::Soft => Refusal::NotProxied { device, known },
-            Kind::Ibverbs => Refusal::NoNodes { device, known },
-        }
-    };
+    // A proxy there can be for each.
+    let missing = |name: &str| Refusal::NoNodes { device: name.to_owned(), known: known(Some(mode)) };
     let (device, origin) = match &request.device {
         None => {
-            let first = config.devices.iter().find(|device| device.kind == kind);
+            let first = config.devices.iter().find(|device| device.serves(mode));
             (first.ok_or_else(|| missing(&known(None)))?, Origin::Default("device".into()))
         }
         Some(asked) => match config.devices.iter().find(|device| device.name == *asked) {
@@ -203,11 +196,11 @@ fn device<'a>(request: &Request, config: &'a Config, kind: Kind) -> Result<(&'a 
                 let (name, device) = (source(request, "device"), asked.clone());
                 return Err(Refusal::NoDevice { name, device, known: known(None) });
             }
-            Some(device) if device.kind != kind => return Err(missing(asked)),
+            Some(device) if !device.serves(mode) => return Err(missing(asked)),
             Some(device) => (device, Origin::Annotation(source(request, "device"))),
         },
     };
-    let bound = Some(format!("{} (device)", known(Some(kind))));
+    let bound = Some(format!("{} (device)", known(Some(mode))));
     Ok((device, Setting { key: "device", value: device.name.clone(), origin, bound }))
 }
 

@@ -1,6 +1,6 @@
 //! Starting the proxy.
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Kind};
 use crate::failure::{Code, During, Failure};
 use crate::placement::Entrances;
 use crate::process::{self, Process, timespec};
@@ -57,10 +57,24 @@ pub struct Proxy {
 /// its pipes is gone), signals, working directory, OOM score.
 ///
 /// It stays our child until we end, so that its exit status can be told; then it is adopted, as after a second fork.
-pub fn start(config: &config::Proxy, launch: &Path, handles: &Handles<'_>) -> Result<Proxy, Failure> {
-    let program = config.path.display().to_string();
+pub fn start(
+    config: &config::Proxy,
+    device: &config::Device,
+    launch: &Path,
+    handles: &Handles<'_>,
+) -> Result<Proxy, Failure> {
+    let path = config.program(device.kind);
+    let program = path.display().to_string();
     let what = || format!("cannot start proxy {program}");
-    let path = c_string(&config.path)?;
+    if device.kind == Kind::Ibverbs && !path.exists() {
+        let name = &device.name;
+        let message = format!(
+            "device {name} is of kind ibverbs, whose proxy {program} is missing: install the package ringfence-ibverbs \
+             (apt-get install ringfence-ibverbs)"
+        );
+        return Err(Failure::new(Code::ProxyDied, message));
+    }
+    let path = c_string(&path)?;
     let launch = c_string(launch)?;
     let (ready, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(Code::Internal, what)?;
     let forked = match &handles.cgroups.unified {

@@ -1,5 +1,6 @@
 //! Engines that run without root: then the hook is root in their user's own user namespace only.
 
+use crate::config::Kind;
 use crate::config::{DEFAULT_RUN_DIR, Error};
 use crate::failure::{Code, Failure};
 use crate::policy::Grant;
@@ -69,6 +70,10 @@ pub fn check(grant: &Grant<'_>, network: BorrowedFd<'_>) -> Result<(), Failure> 
             "ringfence.dev/mode=passthrough needs root's say over device cgroups, which an engine without root does not have; \
              use mode=proxied"
         }
+        // Its proxy opens the card's node from a root of its own, where it has to make it.
+        Grant::Proxied(device, _) if device.kind == Kind::Ibverbs => {
+            "an RDMA card (kind = \"ibverbs\") needs root, which an engine without root does not have; use a device of kind soft"
+        }
         // The proxy's GIDs are its addresses.
         Grant::Proxied(..) if !is_own(network) && sys::owner_of_namespace(network).is_err() => {
             "the container is in a network namespace that is neither its user's nor the engine's, where a proxy without root \
@@ -80,7 +85,7 @@ pub fn check(grant: &Grant<'_>, network: BorrowedFd<'_>) -> Result<(), Failure> 
 }
 
 /// Whether the network namespace `network` is the one that we are in, as with `--network=host`.
-fn is_own(network: BorrowedFd<'_>) -> bool {
+pub fn is_own(network: BorrowedFd<'_>) -> bool {
     let inode = |found: rustix::fs::Stat| (found.st_dev, found.st_ino);
     let own = rustix::fs::stat("/proc/self/ns/net").map(inode);
     own.is_ok() && own == rustix::fs::fstat(network).map(inode)

@@ -3,7 +3,7 @@
 //! Hooks run as root and end processes, remove directories and files because a record says so. So a record speaks only for
 //! the container whose name it bears, only if nobody but us can have written it, and only of what a hook makes.
 
-use crate::config::Config;
+use crate::config::{CARD_PROXY, Config};
 use crate::process::{self, Process};
 use crate::record::{MountPoint, Record, Records};
 use crate::session;
@@ -214,7 +214,7 @@ pub fn program(config: &Config, container: &str, pid: i32) -> Program {
         return Program::Other(shown.chars().take(80).collect());
     }
     match exe {
-        Ok(exe) if !is_program(&exe, &config.proxy.path, "ringfence-proxy") => {
+        Ok(exe) if !["ringfence-proxy", CARD_PROXY].iter().any(|usual| is_program(&exe, &config.proxy.path, usual)) => {
             Program::Other(exe.display().to_string())
         }
         _ => Program::Proxy,

@@ -198,6 +198,13 @@ impl Policy {
         std::iter::once(DEFAULT_POLICY).chain(self.profiles.keys().map(String::as_str))
     }
 
+    /// Whether some policy allows `mode`.
+    pub fn allows(&self, mode: Mode) -> bool {
+        let allows = |modes: Option<&Vec<Mode>>| modes.map_or(mode == Mode::Proxied, |modes| modes.contains(&mode));
+        let base = self.bounds.modes.as_ref();
+        allows(base) || self.profiles.values().any(|profile| allows(profile.bounds.modes.as_ref().or(base)))
+    }
+
     /// Whether the administrator contradicts himself.
     pub(crate) fn check(&self) -> Result<(), String> {
         Effective { base: self, profile: None }.check()?;

@@ -159,6 +159,8 @@ fn a_tenant_cannot_raise_a_limit_that_the_administrator_left_alone() {
 fn modes_and_devices() {
     const BOTH: &str = "[[device]]\nname = \"soft0\"\nkind = \"soft\"\n[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\n\
          nodes = [\"/dev/infiniband/uverbs0\"]\n[policy.bounds]\nmodes = [\"proxied\", \"passthrough\"]";
+    const CARD: &str = "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\n[policy.bounds]\n\
+         modes = [\"proxied\", \"passthrough\"]";
     for (mode, device, text, expected) in [
         (None, None, "", Ok("soft0")),
         (None, None, BOTH, Ok("soft0")),
@@ -172,13 +174,13 @@ fn modes_and_devices() {
         ),
         (Some(Mode::Exclusive), None, BOTH, Err("ringfence.dev/mode=exclusive is not offered yet; use proxied")),
         (None, Some("mlx9"), BOTH, Err("ringfence.dev/device=mlx9 is not configured; there is soft0, mlx5_0")),
+        (None, Some("mlx5_0"), BOTH, Ok("mlx5_0")),
+        (None, None, CARD, Ok("mlx5_0")),
         (
+            Some(Mode::Passthrough),
             None,
-            Some("mlx5_0"),
-            BOTH,
-            Err(
-                "device mlx5_0 serves ringfence.dev/mode=passthrough only; mode=proxied needs a device of kind soft: soft0",
-            ),
+            CARD,
+            Err("device mlx5_0 has no device nodes, so ringfence.dev/mode=passthrough is not possible; there is none"),
         ),
         (
             Some(Mode::Passthrough),

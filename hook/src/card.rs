@@ -1,0 +1,308 @@
+//! RDMA cards, as the kernel shows them in `/sys/class/infiniband`: whether one is there, and what is wrong with it.
+//!
+//! The proxy opens the card and knows more of it. What is told here can be told without libibverbs, before a proxy is started, and to
+//! an operator whose container did not start.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The kernel's file system, for everybody but tests.
+pub const SYS: &str = "/sys";
+/// Entries of a GID table that are looked at.
+const MAX_GIDS: usize = 256;
+
+/// A card.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Card {
+    /// The kernel's name for it.
+    pub name: String,
+    /// As the kernel writes it.
+    pub node_guid: String,
+    /// Its firmware's version, if it has one.
+    pub firmware: Option<String>,
+    /// The driver's name; `None` for a software device of the kernel's.
+    pub driver: Option<String>,
+    /// Its character device, `uverbs0`; `None` without the kernel's module `ib_uverbs`.
+    pub verbs: Option<String>,
+    /// From port 1 on.
+    pub ports: Vec<Port>,
+}
+
+/// A port of a card.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Port {
+    /// From 1 on.
+    pub number: u32,
+    /// `ACTIVE`, `DOWN`, …
+    pub state: String,
+    /// `100 Gb/sec (4X EDR)`
+    pub rate: String,
+    /// `Ethernet` or `InfiniBand`.
+    pub link_layer: String,
+    /// How many GIDs it has.
+    pub gids: usize,
+    /// The network interfaces that they are of.
+    pub interfaces: Vec<String>,
+}
+
+/// Why a card cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Missing {
+    #[error(
+        "device {name}: this kernel has no RDMA devices ({class} is missing): load the card's driver, such as modprobe mlx5_ib, \
+         irdma or bnxt_re; without a card use a device of kind soft"
+    )]
+    NoClass { name: String, class: PathBuf },
+    #[error(
+        "no RDMA device has the name {name}: there is {others}; correct the name of the [[device]] (`rdma link` lists them), or \
+         load the card's driver"
+    )]
+    NoSuchName { name: String, others: String },
+    #[error("RDMA device {name} has no character device for verbs: modprobe ib_uverbs")]
+    NoVerbs { name: String },
+    #[error("RDMA device {name} cannot be looked at: {error}")]
+    Unreadable { name: String, error: io::Error },
+}
+
+/// Something that is not as programs need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// What.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.remedy)
+    }
+}
+
+impl Missing {
+    /// What to do, as a command.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NoClass { .. } => "modprobe mlx5_ib, or the driver of the card",
+            Self::NoSuchName { .. } => "rdma link, then correct the name of the [[device]]",
+            Self::NoVerbs { .. } => "modprobe ib_uverbs",
+            Self::Unreadable { .. } => "dmesg | grep -i rdma",
+        }
+    }
+}
+
+/// The names of all cards, in order; none where the kernel knows none.
+pub fn names(sys: &Path) -> Vec<String> {
+    children(&sys.join("class/infiniband"))
+}
+
+fn children(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// A file's one line.
+fn line(path: &Path) -> io::Result<String> {
+    std::fs::read_to_string(path).map(|text| text.trim().to_owned())
+}
+
+impl Card {
+    /// The card with this name, which can be used.
+    ///
+    /// # Errors
+    /// With what to do.
+    pub fn find(sys: &Path, name: &str) -> Result<Self, Missing> {
+        let class = sys.join("class/infiniband");
+        let name = name.to_owned();
+        if !class.is_dir() {
+            return Err(Missing::NoClass { name, class });
+        }
+        let others = names(sys);
+        if !others.contains(&name) {
+            let others = if others.is_empty() { "none".into() } else { others.join(", ") };
+            return Err(Missing::NoSuchName { name, others });
+        }
+        let card = Self::read(sys, &name).map_err(|error| Missing::Unreadable { name: name.clone(), error })?;
+        if card.verbs.is_none() { Err(Missing::NoVerbs { name }) } else { Ok(card) }
+    }
+
+    /// What is known of the card with this name.
+    fn read(sys: &Path, name: &str) -> io::Result<Self> {
+        let directory = sys.join("class/infiniband").join(name);
+        let verbs = sys.join("class/infiniband_verbs");
+        let is_its = |node: &String| line(&verbs.join(node).join("ibdev")).is_ok_and(|device| device == name);
+        let driver = std::fs::read_link(directory.join("device/driver")).ok();
+        let mut numbers: Vec<u32> =
+            children(&directory.join("ports")).iter().filter_map(|port| port.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(Self {
+            name: name.to_owned(),
+            node_guid: line(&directory.join("node_guid"))?,
+            firmware: line(&directory.join("fw_ver")).ok().filter(|version| !version.is_empty()),
+            driver: driver.and_then(|path| Some(path.file_name()?.to_str()?.to_owned())),
+            verbs: children(&verbs).into_iter().find(is_its),
+            ports: numbers.into_iter().map(|number| Port::read(&directory, number)).collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// What is not as programs need it, and what to do. A container starts all the same: it may come later.
+    pub fn complaints(&self) -> Vec<Complaint> {
+        // What containers are shown.
+        let Some(port) = self.ports.first() else {
+            let what = format!("RDMA device {} has no port", self.name);
+            return vec![Complaint { what, remedy: "dmesg | grep -i rdma".into() }];
+        };
+        let place = format!("port {} of RDMA device {}", port.number, self.name);
+        let interface = port.interfaces.first().map_or("its network interface", String::as_str);
+        let mut complaints = Vec::new();
+        if port.state != "ACTIVE" {
+            let remedy = match (port.link_layer.as_str(), port.state.as_str()) {
+                ("InfiniBand", "INIT" | "ARMED") => "start a subnet manager (opensm)".to_owned(),
+                ("InfiniBand", _) => "check its cable and switch".to_owned(),
+                _ => format!("ip link set {interface} up, or check its cable"),
+            };
+            complaints.push(Complaint { what: format!("{place} is {}", port.state), remedy });
+        }
+        if port.gids == 0 {
+            let remedy = format!("give {interface} an address and set it up");
+            complaints.push(Complaint { what: format!("{place} has no GID"), remedy });
+        }
+        complaints
+    }
+}
+
+impl Port {
+    fn read(card: &Path, number: u32) -> io::Result<Self> {
+        let directory = card.join("ports").join(number.to_string());
+        // "4: ACTIVE"
+        let state = line(&directory.join("state"))?;
+        let (mut gids, mut interfaces) = (0, Vec::new());
+        for index in 0..MAX_GIDS {
+            let Ok(gid) = line(&directory.join(format!("gids/{index}"))) else { break };
+            if gid.chars().all(|c| matches!(c, '0' | ':')) {
+                continue;
+            }
+            gids += 1;
+            let interface = line(&directory.join(format!("gid_attrs/ndevs/{index}"))).unwrap_or_default();
+            if !interface.is_empty() && !interfaces.contains(&interface) {
+                interfaces.push(interface);
+            }
+        }
+        Ok(Self {
+            number,
+            state: state.split_once(": ").map_or(state.as_str(), |(_, name)| name).to_owned(),
+            rate: line(&directory.join("rate")).unwrap_or_default(),
+            link_layer: line(&directory.join("link_layer")).unwrap_or_default(),
+            gids,
+            interfaces,
+        })
+    }
+}
+
+/// Whether the kernel shows each card in one network namespace only, so that a proxy in its container's finds none of the host's.
+pub fn is_of_one_namespace(sys: &Path) -> bool {
+    line(&sys.join("module/ib_core/parameters/netns_mode")).is_ok_and(|mode| mode == "N")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sys(tempfile::TempDir);
+
+    impl Sys {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            let path = self.0.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+
+        /// As the kernel has it.
+        fn card(name: &str, state: &str, gid: &str) -> Self {
+            let sys = Self::new();
+            let card = format!("class/infiniband/{name}");
+            sys.write(&format!("{card}/node_guid"), "5054:00ff:fe12:3456\n");
+            sys.write(&format!("{card}/fw_ver"), "\n");
+            for (file, text) in [("state", state), ("rate", "100 Gb/sec (4X EDR)"), ("link_layer", "Ethernet")] {
+                sys.write(&format!("{card}/ports/1/{file}"), &format!("{text}\n"));
+            }
+            for (index, gid) in ["0000:0000:0000:0000:0000:0000:0000:0000", gid].into_iter().enumerate() {
+                sys.write(&format!("{card}/ports/1/gids/{index}"), &format!("{gid}\n"));
+            }
+            sys.write(&format!("{card}/ports/1/gid_attrs/ndevs/1"), "eth1\n");
+            sys.write("class/infiniband_verbs/abi_version", "6\n");
+            sys.write("class/infiniband_verbs/uverbs3/ibdev", &format!("{name}\n"));
+            sys
+        }
+
+        fn find(&self, name: &str) -> Result<Card, String> {
+            Card::find(self.0.path(), name).map_err(|missing| missing.to_string())
+        }
+    }
+
+    const GID: &str = "0000:0000:0000:0000:0000:ffff:0a09:0101";
+
+    #[test]
+    fn a_card_is_read() {
+        let card = Sys::card("mlx5_0", "4: ACTIVE", GID).find("mlx5_0").unwrap();
+        assert_eq!((card.node_guid.as_str(), card.verbs.as_deref()), ("5054:00ff:fe12:3456", Some("uverbs3")));
+        assert_eq!((card.firmware.as_deref(), card.driver.as_deref()), (None, None));
+        let port = Port {
+            number: 1,
+            state: "ACTIVE".into(),
+            rate: "100 Gb/sec (4X EDR)".into(),
+            link_layer: "Ethernet".into(),
+            gids: 1,
+            interfaces: vec!["eth1".into()],
+        };
+        assert_eq!((card.ports.as_slice(), card.complaints()), (&[port][..], vec![]));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_what_to_do() {
+        let error = Sys::new().find("mlx5_0").unwrap_err();
+        assert!(error.contains("this kernel has no RDMA devices") && error.contains("modprobe"), "{error}");
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", GID);
+        let error = sys.find("mlx5_9").unwrap_err();
+        assert!(error.starts_with("no RDMA device has the name mlx5_9: there is mlx5_0; correct the name"), "{error}");
+        std::fs::remove_dir_all(sys.0.path().join("class/infiniband_verbs")).unwrap();
+        let error = sys.find("mlx5_0").unwrap_err();
+        assert_eq!(error, "RDMA device mlx5_0 has no character device for verbs: modprobe ib_uverbs");
+        std::fs::remove_dir_all(sys.0.path().join("class/infiniband/mlx5_0")).unwrap();
+        assert!(sys.find("mlx5_0").unwrap_err().contains("there is none"));
+    }
+
+    #[test]
+    fn a_port_that_is_down_and_one_without_addresses_are_told() {
+        let card = Sys::card("mlx5_0", "1: DOWN", GID).find("mlx5_0").unwrap();
+        let down = "port 1 of RDMA device mlx5_0 is DOWN: ip link set eth1 up, or check its cable";
+        assert_eq!(card.complaints().iter().map(ToString::to_string).collect::<Vec<_>>(), [down]);
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", "0000:0000:0000:0000:0000:0000:0000:0000");
+        let complaints = sys.find("mlx5_0").unwrap().complaints();
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert!(complaints[0].to_string().contains("has no GID: give its network interface an"), "{complaints:?}");
+        sys.write("class/infiniband/mlx5_0/ports/1/link_layer", "InfiniBand\n");
+        sys.write("class/infiniband/mlx5_0/ports/1/state", "2: INIT\n");
+        assert!(sys.find("mlx5_0").unwrap().complaints()[0].remedy.contains("subnet manager"));
+    }
+
+    #[test]
+    fn the_kernel_s_mode_is_read() {
+        let sys = Sys::new();
+        for (mode, expected) in [("Y\n", false), ("N\n", true)] {
+            sys.write("module/ib_core/parameters/netns_mode", mode);
+            assert_eq!(is_of_one_namespace(sys.0.path()), expected);
+        }
+        assert!(!is_of_one_namespace(Path::new("/nowhere")));
+    }
+}
