@@ -2,6 +2,7 @@
 
 use crate::attributes::{self, Most};
 use crate::card::{Card, CardQp, Cq, Mr, Pd};
+use crate::description;
 use crate::device::Made;
 use ringfence_abi::{ibv_device_attr, ibv_port_attr};
 use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
@@ -131,6 +132,12 @@ impl CardControl {
         let cq = Cq::new(&self.card, CQE.max(completions).min(most), self.queues.len())?;
         self.queues.push(Shared { cq, used: 0 });
         Ok(self.queues.len() - 1)
+    }
+
+    /// What of the policy's limits the card does not have.
+    #[must_use]
+    pub fn beyond(&self) -> Option<String> {
+        description::beyond(&self.card.about.name, &self.attr, &self.limits)
     }
 
     fn port_attributes(&self) -> Result<ibv_port_attr, Errno> {

@@ -53,6 +53,7 @@ impl Driver for Ibverbs {
     const IOCTLS: &'static [u64] = &[RDMA_VERBS_IOCTL];
 
     fn begun(node: &Node<Self>) {
+        node.device.beyond().iter().for_each(|beyond| node.voice.say(beyond));
         // Beyond it registrations fail, as they would on the host.
         let wanted = node.limits.max_mr_bytes;
         if let Some(maximum) = getrlimit(Resource::Memlock).maximum.filter(|maximum| *maximum < wanted) {

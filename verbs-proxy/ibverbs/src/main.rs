@@ -1,10 +1,12 @@
 //! `ringfence-proxy-ibverbs`: the proxy with a real card.
 
 use anyhow::{Context, Result};
+use ringfence_proxy::launch::card::DESCRIBE;
 use ringfence_proxy::process::{self, Opening, Program};
 use ringfence_proxy::sandbox::View;
 use ringfence_proxy_ibverbs::card::Card;
 use ringfence_proxy_ibverbs::control::CardControl;
+use ringfence_proxy_ibverbs::description;
 use ringfence_proxy_ibverbs::device::Ibverbs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
@@ -21,7 +23,24 @@ fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    process::main::<CardProxy>()
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match arguments.as_slice() {
+        [option, name] if option == DESCRIBE => describe(&name.to_string_lossy()),
+        _ => process::main::<CardProxy>(),
+    }
+}
+
+/// For `ringfence info` and `ringfence doctor`.
+fn describe(name: &str) -> ExitCode {
+    let described = description::describe(name).and_then(|card| Ok(serde_json::to_string(&card)?));
+    match described {
+        Ok(card) => println!("{card}"),
+        Err(error) => {
+            eprintln!("{}: {error:#}", CardProxy::NAME);
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 impl Program for CardProxy {

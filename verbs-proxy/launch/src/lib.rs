@@ -4,6 +4,7 @@
 //! on [`FD_READY`]: `ready`, or the reason why not, after which the proxy has ended. Everything here has already been
 //! checked against the administrator's bounds.
 
+pub mod card;
 pub mod counters;
 
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};
