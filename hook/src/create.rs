@@ -21,6 +21,7 @@ use crate::sysfs::Tree;
 use crate::trust::{self, Program};
 use crate::uids;
 use crate::userfaultfd;
+use ringfence_launch::addresses::Gids;
 use ringfence_launch::{DeviceKind, Launch, Limits, Worker};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -229,7 +230,12 @@ impl Making<'_> {
             run_dir: self.config.run_dir.clone(),
             container_dir: session.path().to_owned(),
             uids,
-            device: ringfence_launch::Device { name: device.name.clone(), kind: DeviceKind::Soft, link: device.link },
+            device: ringfence_launch::Device {
+                name: device.name.clone(),
+                kind: DeviceKind::Soft,
+                link: device.link,
+                gids: Gids::Namespace,
+            },
             limits,
             worker: Worker { spin_us: self.config.proxy.spin_us },
             sysfs: self.config.inject.sysfs,

@@ -91,6 +91,7 @@ pub(super) fn limits(
             built_in.max_qp_depth,
             show_count,
         )?,
+        peers: built_in.peers,
     })
 }
 
