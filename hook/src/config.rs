@@ -10,6 +10,7 @@ mod tests;
 use crate::annotations::Mode;
 use crate::policy::Policy;
 use crate::units;
+use ringfence_launch::addresses::Gids;
 use ringfence_proxy::device::soft::control::SoftDevice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::PathBuf;
@@ -177,6 +178,9 @@ pub struct Device {
     /// Device nodes for containers in mode passthrough, at the same path there.
     #[serde(default)]
     pub nodes: Vec<PathBuf>,
+    /// Which of a card's GIDs containers see, and speak under.
+    #[serde(default)]
+    pub gids: Gids,
 }
 
 /// Kinds of devices.
@@ -207,7 +211,13 @@ impl Default for Config {
             shim: Shim::default(),
             proxy: Proxy::default(),
             inject: Inject::default(),
-            devices: vec![Device { name: "soft0".into(), kind: Kind::Soft, link: None, nodes: Vec::new() }],
+            devices: vec![Device {
+                name: "soft0".into(),
+                kind: Kind::Soft,
+                link: None,
+                nodes: Vec::new(),
+                gids: Gids::Namespace,
+            }],
             policy: Policy::default(),
         }
     }

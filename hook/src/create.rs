@@ -257,7 +257,12 @@ impl Making<'_> {
             run_dir: self.config.run_dir.clone(),
             container_dir: session.path().to_owned(),
             uids,
-            device: ringfence_launch::Device { name: device.name.clone(), kind: device.kind.into(), link: device.link },
+            device: ringfence_launch::Device {
+                name: device.name.clone(),
+                kind: device.kind.into(),
+                link: device.link,
+                gids: device.gids.clone(),
+            },
             limits,
             worker: Worker { spin_us: self.config.proxy.spin_us },
             sysfs: self.config.inject.sysfs,

@@ -6,6 +6,7 @@ use crate::{artifacts, sandbox};
 use anyhow::{Context, Result, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::{
     Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Uids, Worker,
 };
@@ -41,12 +42,12 @@ pub struct DirectProxy {
 impl Node {
     /// A node with a software device, its modelled link at `link` bits per second.
     pub fn new(link: Option<u64>) -> Result<Self> {
-        Self::with(Device { name: "soft0".into(), kind: DeviceKind::Soft, link }, None)
+        Self::with(Device { name: "soft0".into(), kind: DeviceKind::Soft, link, gids: Gids::default() }, None)
     }
 
     /// A node with a card, which is the kernel's, or that of a library that is loaded in place of libibverbs.
     pub fn with_card(name: &str, provider: Option<&Path>) -> Result<Self> {
-        let device = Device { name: name.into(), kind: DeviceKind::Ibverbs, link: None };
+        let device = Device { name: name.into(), kind: DeviceKind::Ibverbs, link: None, gids: Gids::default() };
         Self::with(device, provider.map(Path::to_owned))
     }
 

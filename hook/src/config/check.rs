@@ -3,6 +3,7 @@
 use super::{Config, Device, Inject, Kind, Proxy};
 use crate::annotations::{DEVICE_NAME, is_device_name};
 use crate::units;
+use ringfence_launch::addresses::Gids;
 use std::path::{Component, Path};
 
 /// The longest path of a socket: `sun_path` without the zero at its end.
@@ -104,6 +105,16 @@ impl Device {
         match self.kind {
             Kind::Soft if !self.nodes.is_empty() => {
                 return Err(format!("device {name}: kind = \"soft\" has no device nodes; remove nodes"));
+            }
+            Kind::Soft if self.gids != Gids::Namespace => {
+                return Err(format!(
+                    "device {name}: gids is for kind = \"ibverbs\" only: a soft device has those of its container's addresses"
+                ));
+            }
+            Kind::Ibverbs if self.gids == Gids::List(Vec::new()) => {
+                return Err(format!(
+                    "device {name}: gids = [] names no address; \"namespace\", \"host\" or some of the host's addresses are meant"
+                ));
             }
             Kind::Ibverbs if self.link.is_some() => {
                 return Err(format!("device {name}: link is for kind = \"soft\" only: a card has its own"));

@@ -46,6 +46,7 @@ const ALL: &str = r#"
             name = "mlx5_0"
             kind = "ibverbs"
             nodes = ["/dev/infiniband/uverbs0"]
+            gids = ["10.9.1.1", "fd00::1"]
             [policy.defaults]
             bandwidth = "1Gbit"
             weight = 100
@@ -131,6 +132,13 @@ fn mistakes_are_named() {
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nnodes = [\"/etc/x\"]", "must be a path under /dev"),
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\n[[device]]\nname = \"a\"\nkind = \"soft\"", "given twice"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\n[[device]]\nname = \"a\"\nkind = \"soft\"", "given twice"),
+        ("[[device]]\nname = \"a\"\nkind = \"soft\"\ngids = \"host\"", "gids is for kind = \"ibverbs\" only"),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = []", "gids = [] names no address"),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = [\"eth0\"]", "line 4: gids: "),
+        (
+            "[policy.bounds]\npeers = [\"10.9.0.1/16\"]",
+            "\"10.9.0.1/16\" has bits beyond its prefix: 10.9.0.0/16 has not",
+        ),
         ("device = []", "at least one [[device]] is needed"),
         ("[policy.bounds]\nweight = 1001", "policy.bounds.weight = 1001 must be from 1 to 1000"),
         ("[policy.bounds]\nmodes = [\"exclusive\"]", "exclusive is not offered yet"),

@@ -4,6 +4,7 @@ use super::tables::{Bounds, Defaults, Effective, Given, show_count};
 use super::{Refusal, class_name, names};
 use crate::annotations::{PREFIX, Request};
 use crate::units::{show_ops, show_rate, show_size};
+use ringfence_launch::addresses::Peers;
 use ringfence_launch::{Class, Limits};
 use std::fmt;
 
@@ -91,6 +92,7 @@ pub(super) fn limits(
             built_in.max_qp_depth,
             show_count,
         )?,
+        peers: chooser.peers(),
     })
 }
 
@@ -149,6 +151,13 @@ impl<'a> Chooser<'a, '_> {
         };
         self.note(key, show(value), origin, Some(format!("at most {} ({table})", show(limit))));
         Ok(value)
+    }
+
+    /// The administrator's alone: there is no annotation.
+    fn peers(&mut self) -> Option<Peers> {
+        let Given { value, table } = self.effective.bound(|bounds| bounds.peers.as_ref())?;
+        self.note("peers", value.to_string(), Origin::Bound(table), None);
+        Some(value.clone())
     }
 
     /// With a default and no bound, only that class: none is less than another in all respects.

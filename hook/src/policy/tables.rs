@@ -7,6 +7,7 @@ use crate::config::{
 };
 use crate::units::{show_ops, show_rate, show_size};
 use ringfence_launch::Class;
+use ringfence_launch::addresses::Peers;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -82,6 +83,8 @@ pub struct Bounds {
     pub max_mr_bytes: Option<u64>,
     pub max_cq: Option<u32>,
     pub max_qp_depth: Option<u32>,
+    /// Whom containers may be connected to, where a card is behind the proxy; `None` for everybody.
+    pub peers: Option<Peers>,
 }
 
 /// A value and the table that gives it.

@@ -4,9 +4,11 @@
 //! on [`FD_READY`]: `ready`, or the reason why not, after which the proxy has ended. Everything here has already been
 //! checked against the administrator's bounds.
 
+pub mod addresses;
 pub mod card;
 pub mod counters;
 
+use addresses::{Gids, Peers};
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ pub const FD_LISTENER: i32 = 3;
 pub const FD_INIT: i32 = 4;
 /// The writing end of a pipe for one line, `ready` or an error. The proxy closes it afterwards.
 pub const FD_READY: i32 = 5;
-/// The container's network namespace, whose addresses become GIDs.
+/// The container's network namespace, whose addresses become GIDs unless [`Device::gids`] says otherwise.
 pub const FD_NETNS: i32 = 6;
 /// Only if [`Launch::sysfs`]: the root of an empty file system, for [`crate::sysfs`].
 pub const FD_SYSFS: i32 = 7;
@@ -81,6 +83,9 @@ pub struct Device {
     pub kind: DeviceKind,
     /// Bits per second of the modelled link that all containers of the device share; `None` for as fast as memory.
     pub link: Option<u64>,
+    /// Which of a card's GIDs are the container's. Those of the software device are always of the container's network namespace.
+    #[serde(default)]
+    pub gids: Gids,
 }
 
 /// Backends.
@@ -146,6 +151,9 @@ pub struct Limits {
     pub max_cq: u32,
     /// Work requests outstanding in one queue.
     pub max_qp_depth: u32,
+    /// Whom queue pairs may be connected to; `None` for everybody.
+    #[serde(default)]
+    pub peers: Option<Peers>,
 }
 
 impl Default for Limits {
@@ -161,6 +169,7 @@ impl Default for Limits {
             max_mr_bytes: 16 << 30,
             max_cq: 256,
             max_qp_depth: 16384,
+            peers: None,
         }
     }
 }

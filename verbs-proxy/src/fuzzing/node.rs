@@ -12,6 +12,7 @@ use crate::device::soft::{Plane, Soft};
 use crate::fabric::budget::Budget;
 use crate::fabric::neighbours::Neighbours;
 use crate::fabric::ports::Taken;
+use crate::launch::addresses::Gids;
 use crate::launch::{Device, DeviceKind, Limits};
 use crate::memory::{RegionTable, places};
 use crate::plane::bell::Bell;
@@ -41,6 +42,7 @@ const LIMITS: Limits = Limits {
     max_mr_bytes: 1 << 20,
     max_cq: 6,
     max_qp_depth: 256,
+    peers: None,
 };
 
 /// Of which nothing may be left.
@@ -110,7 +112,7 @@ impl Scene {
             granted: closer("close-granted"),
         };
         let (bell, ringer) = Bell::new(&closers.container).unwrap();
-        let device = Device { name: "soft0".into(), kind: DeviceKind::Soft, link: None };
+        let device = Device { name: "soft0".into(), kind: DeviceKind::Soft, link: None, gids: Gids::default() };
         let lids = [own.port.lid(), other.port.lid()];
         let node = Node {
             worker: Worker::start(plane, bell, 0).unwrap(),
