@@ -1,5 +1,6 @@
 //! `ringfence`: the operator's command.
 
+mod cards;
 mod cdi;
 mod commands;
 mod doctor;

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         a_whole_installation_is_fine,
         what_is_missing_or_unsafe_is_told_with_its_remedy,
         a_broken_configuration_does_not_end_the_examination,
+        what_a_card_s_proxy_lacks_is_told,
         engines_that_are_asked_for_must_be_there,
     ])
 }
@@ -113,6 +114,35 @@ fn a_broken_configuration_does_not_end_the_examination() {
     )
     .unwrap();
     node.expect("devices", "problem", "/dev/infiniband/uverbs9 is no device node", "driver");
+}
+
+fn what_a_card_s_proxy_lacks_is_told() {
+    needs_root(WHY);
+    let node = Node::new();
+    let text = std::fs::read_to_string(node.path("config.toml")).unwrap();
+    let device = "[[device]]\nname = \"rf-none\"\nkind = \"ibverbs\"\n";
+    std::fs::write(node.path("config.toml"), format!("{text}{device}")).unwrap();
+    node.expect("devices", "problem", "rf-none: the proxy for cards", "apt-get install ringfence-ibverbs");
+    node.program("ringfence-proxy-ibverbs");
+    let script = "#!/bin/sh\necho 'libibverbs.so.1: cannot open shared object file' >&2\nexit 1\n";
+    std::fs::write(node.path("ringfence-proxy-ibverbs"), script).unwrap();
+    node.expect(
+        "devices",
+        "problem",
+        "cannot open shared object file",
+        "apt-get install libibverbs1 ibverbs-providers",
+    );
+    // Whether this machine has cards or not.
+    let complaints = node.complaints("devices");
+    let about = |words: &str| complaints.iter().any(|(_, message, _)| message.contains(words));
+    assert!(about("this kernel has no RDMA devices") || about("no RDMA device has the name rf-none"), "{complaints:?}");
+    // Where no policy allows a proxy for it, it needs none.
+    std::fs::write(
+        node.path("config.toml"),
+        format!("{text}{device}nodes = [\"/dev/null\"]\n[policy.bounds]\nmodes = [\"passthrough\"]\n"),
+    )
+    .unwrap();
+    assert_eq!(node.complaints("devices").iter().filter(|(status, ..)| status == "problem").count(), 0);
 }
 
 fn engines_that_are_asked_for_must_be_there() {

@@ -1,5 +1,6 @@
 //! `ringfence info`
 
+use crate::cards::{self, Shown};
 use crate::commands::version::{COMMIT, VERSION};
 use crate::engines::process;
 use crate::output::{self, plain};
@@ -42,6 +43,8 @@ struct Info {
     configuration: Vec<PathBuf>,
     run_dir: PathBuf,
     devices: Vec<String>,
+    /// RDMA cards among them.
+    cards: Vec<Shown>,
     policies: Vec<String>,
     containers: usize,
     cgroups: &'static str,
@@ -75,6 +78,7 @@ impl Info {
             commit: COMMIT,
             configuration: config::paths()?,
             devices: devices.collect(),
+            cards: cards::all(&config),
             policies: config.policy.names().map(str::to_owned).collect(),
             containers: containers(&config)?.len(),
             run_dir: config.run_dir,
@@ -98,6 +102,8 @@ impl Info {
             ["cgroups".into(), self.cgroups.into()],
             ["kernel".into(), self.kernel.clone()],
         ];
+        let at = rows.iter().position(|[name, _]| name == "policies").unwrap_or(rows.len());
+        rows.splice(at..at, self.cards.iter().map(Shown::row));
         rows.extend(self.engines.iter().map(|(name, version)| [(*name).into(), plain(version)]));
         output::table(&rows)
     }

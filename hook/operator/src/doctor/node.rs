@@ -1,6 +1,9 @@
 //! cgroups, limits, devices, and what containers left.
 
 use super::Report;
+use crate::cards;
+use ringfence_hook::annotations::Mode;
+use ringfence_hook::card::{self, Card, Complaint};
 use ringfence_hook::config::{Cgroup, Config, Kind};
 use ringfence_hook::{uids, userfaultfd};
 use ringfence_proxy::sysfs::PLACEHOLDER;
@@ -101,6 +104,7 @@ fn overlaps(line: &str, is_range: bool, first: u32, last: u32) -> bool {
 
 fn devices(report: &mut Report, config: &Config) {
     let mut has_card = false;
+    let proxied = config.policy.allows(Mode::Proxied);
     for device in &config.devices {
         let name = &device.name;
         if device.kind == Kind::Soft {
@@ -108,6 +112,9 @@ fn devices(report: &mut Report, config: &Config) {
             continue;
         }
         has_card = true;
+        if proxied {
+            card(report, config, name);
+        }
         let missing = device
             .nodes
             .iter()
@@ -117,6 +124,7 @@ fn devices(report: &mut Report, config: &Config) {
                 let message = format!("{name}: {} is no device node", node.display());
                 report.fail("devices", message, "load the card's driver, or correct the device's nodes");
             }
+            None if device.nodes.is_empty() => {}
             None => report.ok("devices", format!("{name}: its device nodes are there")),
         }
     }
@@ -134,6 +142,35 @@ fn devices(report: &mut Report, config: &Config) {
             "RDMA devices belong to one network namespace each: the host loses those that a container has",
             "rdma system set netns shared",
         );
+    }
+}
+
+/// Whether the card `name` can be had by proxies.
+fn card(report: &mut Report, config: &Config, name: &str) {
+    const SUBJECT: &str = "devices";
+    let program = config.proxy.program(Kind::Ibverbs);
+    if !program.exists() {
+        let message = format!("{name}: the proxy for cards, {}, is missing", program.display());
+        return report.fail(SUBJECT, message, "apt-get install ringfence-ibverbs");
+    }
+    let found = Card::find(Path::new(card::SYS), name);
+    match &found {
+        Ok(card) => {
+            report.ok(SUBJECT, format!("{name}: an RDMA card with node GUID {}", card.node_guid));
+            for Complaint { what, remedy } in card.complaints() {
+                report.warn(SUBJECT, what, remedy);
+            }
+        }
+        Err(missing) => report.fail(SUBJECT, missing.to_string(), missing.remedy()),
+    }
+    match cards::describe(config, name) {
+        Ok(card) => report.ok(SUBJECT, format!("{name}: opened by libibverbs; {}", cards::show(&card))),
+        Err(error) if format!("{error:#}").contains("libibverbs") => {
+            report.fail(SUBJECT, format!("{name}: {error:#}"), "apt-get install libibverbs1 ibverbs-providers");
+        }
+        // Told above.
+        Err(_) if found.is_err() => {}
+        Err(error) => report.fail(SUBJECT, format!("{name}: {error:#}"), "sudo ringfence doctor"),
     }
 }
 

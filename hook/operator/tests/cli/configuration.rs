@@ -77,6 +77,39 @@ pub fn the_configuration_is_shown_and_checked() {
     assert!(missing.code == 1 && missing.err.contains("/nonexistent"), "{}", missing.err);
 }
 
+/// What stands in for the proxy's program for cards.
+const DESCRIBES: &str = r#"#!/bin/sh
+test "$1" = --describe || exit 1
+cat <<END
+{"name": "$2", "max-qp": 1000, "max-qp-depth": 4096, "max-mr": 2000, "max-mr-bytes": 1073741824, "max-sge": 30, "max-rd-atomic": 16,
+"atomics": true, "gids": [{"index": 3, "gid": "::ffff:10.9.1.1", "kind": "RoCE v2"}]}
+END
+"#;
+
+pub fn info_says_what_a_policy_can_grant_of_a_card() {
+    let node = Node::new("");
+    let proxy = node.path("ringfence-proxy");
+    let device = "[[device]]\nname = \"rf-none\"\nkind = \"ibverbs\"\nnodes = [\"/dev/infiniband/uverbs9\"]\n";
+    node.configure(&format!("[proxy]\npath = {proxy:?}\n{device}"));
+    let card = json(&node.succeed(&["info", "--json"]))["cards"][0].clone();
+    assert_eq!((&card["name"], &card["modes"]), (&json("\"rf-none\""), &json("[\"proxied\"]")));
+    // No machine has a card of that name, and here is no program that could open it.
+    assert!(card["card"].is_null() && card["grants"].is_null());
+    let problems = card["problems"].to_string();
+    assert!(problems.contains("rf-none") && problems.contains("ringfence-proxy-ibverbs"), "{problems}");
+    let program = node.path("ringfence-proxy-ibverbs");
+    std::fs::write(&program, DESCRIBES).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let shown = json(&node.succeed(&["info", "--json"]));
+    assert_eq!(shown["cards"][0]["grants"]["max-qp"], 1000);
+    assert_eq!(shown["cards"][0]["grants"]["gids"][0]["gid"], "::ffff:10.9.1.1");
+    let text = node.succeed(&["info"]);
+    assert!(
+        text.contains("card rf-none") && text.contains("policies can grant 1000 queue pairs of 4096 requests"),
+        "{text}"
+    );
+}
+
 pub fn info_names_devices_and_policies() {
     let node = Node::new("[[device]]\nname = \"soft1\"\nkind = \"soft\"\nlink = \"25Gbit\"\n[policy.profiles.gold]");
     let shown = json(&node.succeed(&["info", "--json"]));

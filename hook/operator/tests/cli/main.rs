@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         configuration::drop_ins_count,
         configuration::the_configuration_is_shown_and_checked,
         configuration::info_names_devices_and_policies,
+        configuration::info_says_what_a_policy_can_grant_of_a_card,
         explain::explain_refuses_as_the_hook_does,
         explain::explain_tells_all_values_as_json,
         explain::explain_goes_by_the_hook_that_the_bundle_names,
