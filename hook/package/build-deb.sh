@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds ringfence_<version>_<architecture>.deb of this repository.
+# Builds ringfence_<version>_<architecture>.deb of this repository, and beside it ringfence-ibverbs_…: the proxy for RDMA cards, apart,
+# because it needs libibverbs and the card's provider, which hosts without a card are not to get.
 #
 #   hook/package/build-deb.sh [--output DIR] [--no-build]
 #
-# Needs a Rust toolchain, gcc and dpkg-deb; the package goes to DIR, by default target/deb. --no-build takes the programs that
+# Needs a Rust toolchain, gcc, objdump and dpkg-deb; the packages go to DIR, by default target/deb. --no-build takes the programs that
 # the last release build left in target/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -18,7 +19,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-for tool in cargo cc strip dpkg-deb gzip; do
+for tool in cargo cc strip objdump dpkg-deb gzip; do
     command -v "$tool" >/dev/null || { echo "${0##*/}: $tool is missing; install it" >&2; exit 1; }
 done
 
@@ -40,6 +41,7 @@ if [ "$build" = yes ]; then
     cargo build --locked --release --package ringfence --package ringfence-hook --package ringfence-proxy \
         --package ringfence-shim-wrapper
     verbs-proxy/preload/link.sh "$target/preload" >/dev/null
+    verbs-proxy/ibverbs/link.sh "$target/ibverbs" >/dev/null
 fi
 
 if grep -q 'THIS TEST BUILD OBEYS ITS CONTAINER' "$release/ringfence-proxy"; then
@@ -101,18 +103,34 @@ for name in Containerfile Containerfile.tools install.sh install.yaml uninstall.
     file "examples/kubernetes/$name" "$doc/examples/kubernetes/$name"
 done
 
-mkdir "$tree/DEBIAN"
-size=$(du -k -s --apparent-size "$tree" | cut -f1)
-sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@SIZE@/$size/" \
-    "$package/debian/control" >"$tree/DEBIAN/control"
+# Makes the package $1 of what is in the tree, with the control file $2.
+pack() {
+    local size deb=$output/$1_${version}_$architecture.deb
+    mkdir -p "$tree/DEBIAN"
+    size=$(du -k -s --apparent-size --exclude DEBIAN "$tree" | cut -f1)
+    sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@SIZE@/$size/" -e "s/@GLIBC@/${glibc-}/" \
+        "$package/debian/$2" >"$tree/DEBIAN/control"
+    (cd "$tree" && find . -path ./DEBIAN -prune -o -path ./etc -prune -o -type f -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) \
+        >"$tree/DEBIAN/md5sums"
+    dpkg-deb --root-owner-group -Zxz --build "$tree" "$deb" >/dev/null
+    echo "$deb"
+}
+
+mkdir -p "$output" "$tree/DEBIAN"
 install -m 644 "$package/debian/conffiles" "$tree/DEBIAN/conffiles"
 for script in postinst prerm postrm; do
     install -m 755 "$package/debian/$script" "$tree/DEBIAN/$script"
 done
-(cd "$tree" && find . -path ./DEBIAN -prune -o -path ./etc -prune -o -type f -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) \
-    >"$tree/DEBIAN/md5sums"
+pack ringfence control
 
-mkdir -p "$output"
-deb=$output/ringfence_${version}_$architecture.deb
-dpkg-deb --root-owner-group -Zxz --build "$tree" "$deb" >/dev/null
-echo "$deb"
+# The second package, for hosts with a card. It runs where there is as new a C library as it was linked with.
+tree=$work/ibverbs
+mkdir "$tree"
+release=$target/ibverbs
+program ringfence-proxy-ibverbs usr/libexec/ringfence/ringfence-proxy-ibverbs
+glibc=$(objdump -T "$tree/usr/libexec/ringfence/ringfence-proxy-ibverbs" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | sed -n '$s/GLIBC_//p')
+doc=usr/share/doc/ringfence-ibverbs
+file "$package/debian/copyright" "$doc/copyright"
+packed "$package/debian/changelog" "$doc/changelog.gz"
+file hook/cards.md "$doc/cards.md"
+pack ringfence-ibverbs control.ibverbs

@@ -3,7 +3,7 @@
 #
 #   hook/package/test-deb.sh PACKAGE.deb [SUITE]
 #
-# Works as root; SUITE is bookworm if not given. Each check is one line, "ok" or "FAILED"; the status is not zero if any failed.
+# The package for hosts with a card, ringfence-ibverbs, is the one that lies beside it. Works as root; SUITE is bookworm if not given. Each check is one line, "ok" or "FAILED"; the status is not zero if any failed.
 # Needs mmdebstrap; the Debian is kept in target/test-deb/ for the next time.
 set -euo pipefail
 deb=$(realpath "${1:?usage: $(sed -n 's/^#   //p' "$0")}")
@@ -38,6 +38,8 @@ if [ ! -f "$cache/$suite.tar" ]; then
 fi
 tar -C "$root" -xf "$cache/$suite.tar" --exclude='./dev/*'
 cp "$deb" "$root/old.deb"
+cards=${deb/ringfence_/ringfence-ibverbs_}
+cp "$cards" "$root/cards.deb"
 # The same, as a later version.
 dpkg-deb -R "$deb" "$work/new"
 sed -i 's/^Version: .*/&+upgraded/' "$work/new/DEBIAN/control"
@@ -129,6 +131,26 @@ check "the second has a proxy" has_proxy two
 check "the first ends" inside runc delete -f one
 sleep 0.2
 check "nothing of the first is left" not inside sh -c 'find /run/ringfence -name "*one*" | grep . || ls /bundles/one/rootfs/etc | grep ld.so'
+
+echo "==> a host with a card"
+check "the package brings no libibverbs" sh -c "! dpkg-deb --field '$deb' Depends Recommends Suggests | grep -i verbs"
+check "nor the proxy that needs it" inside test ! -e /usr/libexec/ringfence/ringfence-proxy-ibverbs
+check "that of cards does" says libibverbs1 dpkg-deb --field "$cards" Depends
+check "and is of the same version only" says "ringfence (= " dpkg-deb --field "$cards" Depends
+printf '[[device]]\nname = "mlx5_9"\nkind = "ibverbs"\n' >"$work/card.toml"
+mkdir -p "$root/etc/ringfence/conf.d"
+cp "$work/card.toml" "$root/etc/ringfence/conf.d/card.toml"
+check "without it the package is named" says "apt-get install ringfence-ibverbs" inside ringfence doctor
+check "it cannot be installed without libibverbs" not inside dpkg -i /cards.deb
+# The Debian has no libibverbs, and the package is of another version than the one that runs.
+inside dpkg -i --force-depends /cards.deb >/dev/null 2>&1 || true
+check "its program starts" says ringfence-proxy-ibverbs inside /usr/libexec/ringfence/ringfence-proxy-ibverbs --version
+check "and says which library it lacks" says "libibverbs1 and ibverbs-providers" \
+    inside /usr/libexec/ringfence/ringfence-proxy-ibverbs --describe mlx5_9
+check "ringfence doctor says so, too" says "libibverbs1 and ibverbs-providers" inside ringfence doctor
+check "it goes" inside dpkg -P ringfence-ibverbs
+check "and leaves nothing" inside test ! -e /usr/libexec/ringfence/ringfence-proxy-ibverbs
+rm "$root/etc/ringfence/conf.d/card.toml"
 
 echo "==> engines"
 inside podman import /image.tar localhost/tiny >/dev/null 2>&1
