@@ -30,3 +30,20 @@ pub fn compile(name: &str, with: &[&str]) -> Result<PathBuf> {
     run(command(&words.iter().map(String::as_str).collect::<Vec<_>>()))?;
     Ok(program)
 }
+
+/// Compiles the library that is loaded in place of libibverbs for a card that is not there.
+pub fn provider() -> Result<PathBuf> {
+    let source = artifacts::repository().join("verbs-proxy/ibverbs/tests/provider.c");
+    provider_of(&source.to_string_lossy(), "provider")
+}
+
+/// The same of other source, in a directory with this name.
+pub fn provider_of(source: &str, name: &str) -> Result<PathBuf> {
+    let library = sandbox::work_dir().join(name).join("libibverbs.so.1");
+    std::fs::create_dir_all(library.parent().context("has a parent")?)?;
+    let target = library.to_string_lossy().into_owned();
+    let flags =
+        ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
+    run(command(&[&["cc"], &flags[..], &["-Wl,-soname,libibverbs.so.1", "-o", &target, source]].concat()))?;
+    Ok(library)
+}

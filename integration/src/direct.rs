@@ -10,6 +10,7 @@ use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::{
     Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Uids, Worker,
 };
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -29,6 +30,8 @@ pub struct Node {
     device: Device,
     /// What is loaded in place of the distribution's libibverbs, for a card that is not there.
     provider: Option<PathBuf>,
+    /// Words before the proxy's program, which run it with less than this process has.
+    before: Vec<String>,
 }
 
 /// A running proxy and the process that stands for its container's init. Both end when this is dropped.
@@ -56,7 +59,14 @@ impl Node {
         for path in [dir.clone(), dir.join("containers"), dir.join("fabric")] {
             std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        Ok(Self { dir, device, provider })
+        Ok(Self { dir, device, provider, before: Vec::new() })
+    }
+
+    /// The same, whose proxies are run by a program that runs another.
+    #[must_use]
+    pub fn run_by(mut self, before: &[&str]) -> Self {
+        self.before = before.iter().map(|word| (*word).to_owned()).collect();
+        self
     }
 
     /// Its run-time directory.
@@ -89,10 +99,13 @@ impl Node {
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         let (mut ready, ready_writer) = std::io::pipe()?;
         let mapping = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
-        let mut command = Command::new(match self.device.kind {
+        let program = match self.device.kind {
             DeviceKind::Soft => artifacts::proxy()?,
             DeviceKind::Ibverbs => artifacts::ibverbs_proxy()?,
-        });
+        };
+        let words: Vec<OsString> = self.before.iter().map(OsString::from).chain([program.into()]).collect();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         if let Some(provider) = &self.provider {
             command.env("LD_LIBRARY_PATH", provider.parent().context("a library lies in a directory")?);
         }

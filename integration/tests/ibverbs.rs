@@ -5,10 +5,10 @@
 //! With RINGFENCE_CARD=NAME in the environment the card is the kernel's of that name, and two proxies use it.
 
 use anyhow::{Context, Error, Result, ensure};
-use ringfence_integration::command::{Ended, Running, command, run};
+use ringfence_integration::command::{Ended, Running};
 use ringfence_integration::direct::Node;
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, perftest, sandbox, suite};
+use ringfence_integration::{artifacts, client, perftest, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::{Skipped, Trial};
 use std::path::{Path, PathBuf};
@@ -64,21 +64,10 @@ impl Card {
     }
 }
 
-fn provider() -> Result<PathBuf> {
-    let library = sandbox::work_dir().join("provider/libibverbs.so.1");
-    std::fs::create_dir_all(library.parent().context("has a parent")?)?;
-    let source = artifacts::repository().join("verbs-proxy/ibverbs/tests/provider.c");
-    let (target, source) = (library.to_string_lossy().into_owned(), source.to_string_lossy().into_owned());
-    let flags =
-        ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
-    run(command(&[&["cc"], &flags[..], &["-Wl,-soname,libibverbs.so.1", "-o", &target, &source]].concat()))?;
-    Ok(library)
-}
-
 fn trials() -> Result<Vec<Trial>> {
     let card = match std::env::var("RINGFENCE_CARD") {
         Ok(name) => Card::Kernel(name),
-        Err(_) => Card::Provider(provider()?),
+        Err(_) => Card::Provider(client::provider()?),
     };
     let semantics = client::compile(
         "semantics",

@@ -4,13 +4,13 @@
 #![allow(unsafe_code)]
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, mkdirat, mknodat, open};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, mkdirat, mknodat, open};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
     open_tree, unmount,
 };
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::process::{chdir, fchdir, pivot_root, umask};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::path::{Path, PathBuf};
 
@@ -44,29 +44,39 @@ pub fn enter_root(view: &View, sockets: &Path, id: Option<u32>) -> Result<(), Er
 
 /// A file system of a few nodes upon `place`, which becomes the root.
 fn enter_card(node: Option<&Path>, place: &Path, id: Option<u32>) -> Result<(), Errno> {
-    let directory = Mode::from_raw_mode(0o755);
     let device = node.map(rustix::fs::stat).transpose()?;
     let sys = open_tree(rustix::fs::CWD, "/sys", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let nothing = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     restrict(sys.as_fd(), nothing | libc::MOUNT_ATTR_NODEV)?;
     mount("tmpfs", place, "tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, c"size=64k,mode=0755")?;
     let root = open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    mkdirat(&root, "sys", directory)?;
-    mkdirat(&root, "dev", directory)?;
-    if let (Some(node), Some(device)) = (node, device) {
-        let path = node.strip_prefix("/").map_err(|_| Errno::INVAL)?;
-        let parents: Vec<&Path> = path.ancestors().skip(1).collect();
-        for parent in parents.iter().rev().filter(|parent| parent.components().count() > 1) {
-            mkdirat(&root, *parent, directory)?;
-        }
-        mknodat(&root, path, FileType::CharacterDevice, Mode::from_raw_mode(0o600), device.st_rdev)?;
-        if let Some(id) = id {
-            chownat(&root, path, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)), AtFlags::empty())?;
-        }
-    }
+    // Hooks start proxies with a mask that leaves others nothing, and another user is to find his way to the device.
+    let mask = umask(Mode::empty());
+    let made = make_device(root.as_fd(), node.zip(device), id);
+    umask(mask);
+    made?;
     move_mount(&sys, "", &root, "sys", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     restrict(root.as_fd(), nothing)?;
     become_root(root.as_fd())
+}
+
+/// Makes the places for `/sys` and the card's device, and that.
+fn make_device(root: BorrowedFd<'_>, device: Option<(&Path, Stat)>, id: Option<u32>) -> Result<(), Errno> {
+    let directory = Mode::from_raw_mode(0o755);
+    mkdirat(root, "sys", directory)?;
+    mkdirat(root, "dev", directory)?;
+    if let Some((node, device)) = device {
+        let path = node.strip_prefix("/").map_err(|_| Errno::INVAL)?;
+        let parents: Vec<&Path> = path.ancestors().skip(1).collect();
+        for parent in parents.iter().rev().filter(|parent| parent.components().count() > 1) {
+            mkdirat(root, *parent, directory)?;
+        }
+        mknodat(root, path, FileType::CharacterDevice, Mode::from_raw_mode(0o600), device.st_rdev)?;
+        if let Some(id) = id {
+            chownat(root, path, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)), AtFlags::empty())?;
+        }
+    }
+    Ok(())
 }
 
 fn enter_sockets(sockets: &Path) -> Result<(), Errno> {

@@ -1,0 +1,254 @@
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
+# Containers with a card behind their proxies: the kernel's own software device, rxe, over a dummy interface. Sourced by tests.sh.
+
+address=10.9.3.1
+gid=ffff:0a09:0301
+# What the kernel has of rxe3 when nobody uses it: the queue pair of its management datagrams.
+idle="qp 1 mr 0 "
+
+card_configuration() { configuration <<<$'[[device]]\nname = "rxe3"\nkind = "ibverbs"\n[inject]\nuverbs = "always"'; }
+
+# Makes the bundle of a container that has the card.
+with_card() { bundle "$1" "${2-test.slice:rf:$1}" '.annotations["ringfence.dev/device"] = "rxe3" | '"${3-.}"; }
+
+in_kernel() { rdma resource show rxe3 | grep -o 'qp [0-9]*\|mr [0-9]*' | tr '\n' ' '; }
+is_idle() { [ "$(in_kernel)" = "$idle" ]; }
+nothing_in_kernel() { eventually is_idle || { echo "rxe3 has $(in_kernel)"; return 1; }; }
+
+# The index that the card's address has in a container, given as a command that runs a program in it.
+index() {
+    local file
+    file=$("$@" grep -l "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids)
+    echo "${file##*/}"
+}
+
+# What one container sees, and by which process.
+shown() {
+    local runtime=$1 proxy node
+    card_configuration
+    with_card c1
+    up "$runtime --systemd-cgroup" c1
+    no_warnings c1
+    proxy=$(proxy c1)
+    same "$(basename "$(readlink "/proc/$proxy/exe")")" ringfence-proxy-ibverbs "the proxy's program"
+    grep -q '^Max locked memory *unlimited' "/proc/$proxy/limits"
+    grep -q '^CapPrm:\s*0*$' "/proc/$proxy/status"
+    if grep -q '^Uid:\s*0\s' "/proc/$proxy/status"; then echo "the proxy is root"; return 1; fi
+    $runtime exec c1 ibv_devices | grep rxe3
+    $runtime exec c1 ibv_devinfo -d rxe3 | grep PORT_ACTIVE
+    same "$($runtime exec c1 ls /sys/class/infiniband)" rxe3 devices
+    same "$($runtime exec c1 ls /sys/class/infiniband_verbs)" $'abi_version\nuverbs0' verbs
+    same "$($runtime exec c1 cat /sys/class/infiniband_verbs/uverbs0/ibdev)" rxe3 uverbs0
+    same "$($runtime exec c1 ls /dev/infiniband)" uverbs0 /dev/infiniband
+    for node in node_guid ports/1/state ports/1/rate ports/1/link_layer; do
+        same "$($runtime exec c1 cat "/sys/class/infiniband/rxe3/$node")" "$(cat "/sys/class/infiniband/rxe3/$node")" "$node"
+    done
+    same "$($runtime exec c1 cat "/sys/class/infiniband/rxe3/ports/1/gid_attrs/ndevs/$(index "$runtime" exec c1)")" rdma3 "the GID's interface"
+    # It opens nothing.
+    if $runtime exec c1 sh -c ': <>/dev/infiniband/uverbs0'; then echo "the placeholder was opened"; return 1; fi
+    down "$runtime" c1
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# A verbs program with its server in one container and its client in another, given as commands that run a program in each.
+between() {
+    local server=$1 client=$2
+    shift 2
+    $server "$@" >/tmp/server 2>&1 &
+    eventually sh -c 'ss -ltnH | grep -q ":18515 "'
+    # shellcheck disable=SC2086 # A command's words.
+    timeout 60 $client "$@" 127.0.0.1
+    wait $! || { cat /tmp/server; return 1; }
+}
+
+both_ways() {
+    local server=$1 client=$2 index
+    # shellcheck disable=SC2086 # A command's words.
+    index=$(index $client)
+    between "$server" "$client" ibv_rc_pingpong -d rxe3 -g "$index" -n 100
+    between "$client" "$server" ib_write_bw -d rxe3 -x "$index" -F -s 65536 -n 100
+}
+
+pair() {
+    local runtime=$1 id
+    card_configuration
+    for id in c1 c2; do
+        with_card $id
+        up "$runtime --systemd-cgroup" $id
+    done
+    both_ways "$runtime exec c1" "$runtime exec c2"
+    for id in c1 c2; do down "$runtime" $id; done
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+pair_of_podman() {
+    local name
+    card_configuration
+    for name in one two; do
+        podman run --detach --name $name --network host --annotation ringfence.dev/enable=true --annotation ringfence.dev/device=rxe3 \
+            --volume /usr/bin/ibv_rc_pingpong:/usr/bin/ibv_rc_pingpong:ro "$image"
+    done
+    both_ways "podman exec one" "podman exec two"
+    podman rm --force --time 0 one two
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# The client's proxy has a queue pair of the card.
+is_busy() { [ "$(rdma resource show qp dev rxe3 | grep -c 'type RC')" -ge "$1" ]; }
+
+# Long traffic between c1, which serves, and c2.
+traffic() {
+    local index
+    index=$(index runc exec c1)
+    timeout 100 runc exec c1 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 >/tmp/server 2>&1 &
+    server=$!
+    eventually sh -c 'ss -ltnH | grep -q ":18515 "'
+    timeout 100 runc exec c2 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 127.0.0.1 >/tmp/client 2>&1 &
+    client=$!
+    eventually is_busy 2
+}
+
+finished() {
+    kill "$server" "$client" 2>/dev/null || true
+    wait "$server" || true
+    wait "$client" || true
+}
+
+killed() {
+    local id
+    card_configuration
+    for id in c1 c2; do
+        with_card $id
+        up "runc --systemd-cgroup" $id
+    done
+    # Programs: the containers go on.
+    traffic
+    pkill -KILL -x ib_write_bw
+    finished
+    eventually sh -c '! rdma resource show qp dev rxe3 | grep "type RC"'
+    both_ways "runc exec c1" "runc exec c2"
+    # A proxy: its container's verbs fail, and the other's go on.
+    traffic
+    kill -KILL "$(proxy c2)"
+    eventually sh -c '! kill -0 '$client
+    finished
+    eventually sh -c '! rdma resource show qp dev rxe3 | grep "type RC"'
+    runc exec c1 ibv_devinfo -d rxe3 | grep PORT_ACTIVE
+    runc state c2 | jq -e '.status == "running"'
+    down runc c2
+    # A container's first process.
+    kill -KILL "$(runc state c1 | jq .pid)"
+    eventually runc delete c1
+    nothing_in_kernel
+    # The runtime, after our hook and before the container starts.
+    with_card c1 test.slice:rf:c1 '.hooks.createRuntime += [{path: "/bin/sleep", args: ["sleep", "30"]}]'
+    (cd /srv/c1 && exec runc --systemd-cgroup run --detach c1 </dev/null >/srv/c1/output 2>&1) &
+    eventually pgrep -x sleep --full "sleep 30"
+    kill -KILL $!
+    wait $! || true
+    pkill -KILL --full '^sleep 30$' || true
+    runc delete --force c1 || true
+    eventually sh -c '! pgrep ringfence-proxy'
+    ringfence gc
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# Root in the container, with all that capabilities give, makes the card's nodes itself.
+no_way_round() {
+    local node name numbers
+    card_configuration
+    with_card c1 test.slice:rf:c1 '.process.capabilities |= map_values(. + ["CAP_MKNOD", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_NET_ADMIN"])'
+    up "runc --systemd-cgroup" c1
+    for node in /dev/infiniband/*; do
+        name=${node##*/}
+        # The host's can be opened: what fails below fails for another reason.
+        (: <>"$node")
+        numbers=$(stat -c '%Hr %Lr' "$node")
+        # shellcheck disable=SC2086 # Two numbers.
+        runc exec c1 busybox mknod "/tmp/$name" c $numbers
+        if runc exec c1 sh -c ": <>/tmp/$name" 2>/tmp/said; then echo "$name was opened"; return 1; fi
+        grep "Operation not permitted" /tmp/said
+        rm "$rootfs/tmp/$name"
+    done
+    down runc c1
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# The start of a container with the card fails, and says $1.
+says_instead() {
+    with_card c1
+    if up "runc --systemd-cgroup" c1 >/tmp/said; then echo "it started"; return 1; fi
+    cat /tmp/said
+    grep -qF -- "$1" /tmp/said
+}
+
+refused() {
+    local library=/usr/lib/x86_64-linux-gnu/libibverbs.so.1 proxy=/usr/libexec/ringfence/ringfence-proxy-ibverbs
+    configuration <<<$'[[device]]\nname = "rxe9"\nkind = "ibverbs"'
+    bundle c1 test.slice:rf:c1 '.annotations["ringfence.dev/device"] = "rxe9"'
+    if up "runc --systemd-cgroup" c1 >/tmp/said; then return 1; fi
+    grep "no RDMA device has the name rxe9: there is rxe3" /tmp/said
+    card_configuration
+    mv $proxy $proxy.away
+    says_instead "install the package ringfence-ibverbs"
+    mv $proxy.away $proxy
+    mv $library $library.away
+    says_instead "a device of kind ibverbs needs rdma-core (Debian: libibverbs1 and ibverbs-providers)"
+    mv $library.away $library
+    # With its port down a container starts, and is told of.
+    ip link set rdma3 down
+    eventually grep -q DOWN /sys/class/infiniband/rxe3/ports/1/state
+    with_card c1
+    up "runc --systemd-cgroup" c1
+    jq -e '.warnings[0] | contains("port 1 of RDMA device rxe3 is DOWN")' /run/ringfence/state/c1.json
+    runc exec c1 ibv_devinfo -d rxe3 | grep PORT_DOWN
+    down runc c1
+    ip link set rdma3 up
+    eventually grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+told() {
+    card_configuration
+    ringfence doctor --engine podman >/tmp/said || true
+    grep "rxe3: an RDMA card with node GUID" /tmp/said
+    grep "rxe3: opened by libibverbs; policies can grant" /tmp/said
+    # It asks each engine's version, which takes its time here.
+    ringfence info --json >/tmp/said
+    jq -e '.cards[0] | .name == "rxe3" and .modes == ["proxied"] and .problems == [] and .grants["max-qp"] > 0 and
+        .card.ports[0].state == "ACTIVE" and .card.ports[0].interfaces == ["rdma3"]' /tmp/said
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+if ! ls /repository/target/deb/ringfence-ibverbs_*.deb >/dev/null 2>&1; then
+    echo "SKIPPED: rxe: no package ringfence-ibverbs in target/deb"
+    echo "test rxe (all) ... ignored"
+else
+    dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
+    cp /usr/bin/ibv_rc_pingpong "$rootfs/usr/bin/"
+    ringfence configure --engine podman >/dev/null
+    podman image exists "$image" || podman load --quiet --input /var/lib/ringfence-verbs.tar >/dev/null
+    modprobe -a dummy rdma_rxe
+    ip link add rdma3 type dummy
+    ip address add $address/24 dev rdma3
+    ip link set rdma3 up
+    rdma link add rxe3 type rxe netdev rdma3
+    eventually grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
+    eventually test -c /dev/infiniband/uverbs0
+    check "rxe: info and doctor" told
+    check "rxe: what a container of runc sees" shown runc
+    for runtime in runc crun; do
+        check "rxe: two containers of $runtime" pair $runtime
+    done
+    check "rxe: two containers of podman" pair_of_podman
+    check "rxe: programs, proxies, containers and runtimes that are killed" killed
+    check "rxe: no way round the proxy for root" no_way_round
+    check "rxe: what is not as it should be is told" refused
+    rdma link delete rxe3
+    ip link delete rdma3
+fi
