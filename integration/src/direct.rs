@@ -1,6 +1,7 @@
 //! A proxy without a container, started as the hook would start it: for tests of what it does, not of how it got there.
 
 use crate::command::Running;
+use crate::netns::Netns;
 use crate::perftest::Peer;
 use crate::{artifacts, sandbox};
 use anyhow::{Context, Result, ensure};
@@ -29,6 +30,8 @@ pub struct Node {
     device: Device,
     /// What is loaded in place of the distribution's libibverbs, for a card that is not there.
     provider: Option<PathBuf>,
+    /// Containers' network namespace; this process's own by default.
+    netns: PathBuf,
 }
 
 /// A running proxy and the process that stands for its container's init. Both end when this is dropped.
@@ -56,7 +59,17 @@ impl Node {
         for path in [dir.clone(), dir.join("containers"), dir.join("fabric")] {
             std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        Ok(Self { dir, device, provider })
+        Ok(Self { dir, device, provider, netns: "/proc/self/ns/net".into() })
+    }
+
+    /// Grants containers these GIDs of the card, from now on.
+    pub fn grant_gids(&mut self, gids: Gids) {
+        self.device.gids = gids;
+    }
+
+    /// Containers have this network namespace, from now on.
+    pub fn in_netns(&mut self, netns: &Netns) {
+        self.netns = netns.path();
     }
 
     /// Its run-time directory.
@@ -100,7 +113,7 @@ impl Node {
             mapping(listener, FD_LISTENER),
             mapping(pidfd, FD_INIT),
             mapping(ready_writer.into(), FD_READY),
-            mapping(File::open("/proc/self/ns/net")?.into(), FD_NETNS),
+            mapping(File::open(&self.netns)?.into(), FD_NETNS),
         ])?;
         let proxy = command.spawn().context("cannot start the proxy")?;
         // The command still holds our copy of the pipe's writing end; without it the read ends with the proxy's.
