@@ -92,10 +92,13 @@ fn card(grant: &Grant<'_>, init: &Init) -> Result<Option<Card>, Failure> {
     };
     let sys = Path::new(card::SYS);
     let found = Card::find(sys, &device.name).map_err(|missing| Failure::new(Code::Device, missing.to_string()))?;
-    if card::is_of_one_namespace(sys) && !rootless::is_own(init.network_namespace.as_fd()) {
+    // With the host's GIDs the proxy stays in the host's.
+    let joins = !device.gids.are_of_host() && !rootless::is_own(init.network_namespace.as_fd());
+    if card::is_of_one_namespace(sys) && joins {
         let message = format!(
             "RDMA device {} belongs to the host's network namespace alone, and the container has another: `rdma system set netns \
-             shared` before there are any others (ib_core.netns_mode=1), or give the container the host's network",
+             shared` before there are any others (ib_core.netns_mode=1), give the container the host's network, or the host's GIDs: \
+             gids = \"host\" of the [[device]]",
             device.name
         );
         return Err(Failure::new(Code::Device, message));

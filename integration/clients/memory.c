@@ -415,6 +415,19 @@ static void fork_keeps_memory_apart(void)
 	loop_check_filled(at, 6 * PAGE, 8);
 	round_trip(at + 100, 4 * PAGE, mr);
 	round_trip(local, sizeof(local), stack_mr);
+	/* And end, with everything as it was, for one more child. */
+	loop_fill(at, 6 * PAGE, 9);
+	loop_dereg(mr);
+	loop_dereg(stack_mr);
+	loop_check_filled(at, 6 * PAGE, 9);
+	for (int page = 0; page < 6; page++)
+		CHECK(!loop_is_shared(at + page * PAGE), "page %d", page);
+	child = fork();
+	if (!child) {
+		loop_check_filled(at, 6 * PAGE, 9);
+		_exit(0);
+	}
+	child_ended_well(child);
 }
 
 static void fork_with_fork_init(void)

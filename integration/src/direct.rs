@@ -1,6 +1,7 @@
 //! A proxy without a container, started as the hook would start it: for tests of what it does, not of how it got there.
 
 use crate::command::Running;
+use crate::netns::Netns;
 use crate::perftest::Peer;
 use crate::{artifacts, sandbox};
 use anyhow::{Context, Result, ensure};
@@ -32,6 +33,8 @@ pub struct Node {
     provider: Option<PathBuf>,
     /// Words before the proxy's program, which run it with less than this process has.
     before: Vec<String>,
+    /// Containers' network namespace; this process's own by default.
+    netns: PathBuf,
 }
 
 /// A running proxy and the process that stands for its container's init. Both end when this is dropped.
@@ -59,7 +62,7 @@ impl Node {
         for path in [dir.clone(), dir.join("containers"), dir.join("fabric")] {
             std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        Ok(Self { dir, device, provider, before: Vec::new() })
+        Ok(Self { dir, device, provider, before: Vec::new(), netns: "/proc/self/ns/net".into() })
     }
 
     /// The same, whose proxies are run by a program that runs another.
@@ -67,6 +70,16 @@ impl Node {
     pub fn run_by(mut self, before: &[&str]) -> Self {
         self.before = before.iter().map(|word| (*word).to_owned()).collect();
         self
+    }
+
+    /// Grants containers these GIDs of the card, from now on.
+    pub fn grant_gids(&mut self, gids: Gids) {
+        self.device.gids = gids;
+    }
+
+    /// Containers have this network namespace, from now on.
+    pub fn in_netns(&mut self, netns: &Netns) {
+        self.netns = netns.path();
     }
 
     /// Its run-time directory.
@@ -113,7 +126,7 @@ impl Node {
             mapping(listener, FD_LISTENER),
             mapping(pidfd, FD_INIT),
             mapping(ready_writer.into(), FD_READY),
-            mapping(File::open("/proc/self/ns/net")?.into(), FD_NETNS),
+            mapping(File::open(&self.netns)?.into(), FD_NETNS),
         ])?;
         let proxy = command.spawn().context("cannot start the proxy")?;
         // The command still holds our copy of the pipe's writing end; without it the read ends with the proxy's.

@@ -100,8 +100,11 @@ fn no_such_gid() -> Result<()> {
     let found = connect(&proxy, "0")?;
     ensure!(found == "ok", "{found}");
     let found = connect(&proxy, "77")?;
+    ensure!(found == "Invalid argument", "{found}");
+    let found = connect(&proxy, "7")?;
     ensure!(found == "No data available", "{found}");
-    await_line(&node, "a queue pair was to send from GID index 77, and the container has ")
+    await_line(&node, "a queue pair was to send from GID index 77, where the container's table has none")?;
+    await_line(&node, "a queue pair was to send from GID index 7, where")
 }
 
 fn described() -> Result<()> {

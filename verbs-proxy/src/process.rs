@@ -18,7 +18,8 @@ use crate::fabric::addresses;
 use crate::fabric::budget::Budget;
 use crate::fabric::neighbours::Neighbours;
 use crate::fabric::ports::{MAX_PORTS, Port, Taken};
-use crate::launch::{FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
+use crate::launch::addresses::Gids;
+use crate::launch::{Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, Launch};
 use crate::memory::{RegionTable, places};
 use crate::plane::Plane;
 use crate::plane::bell::Bell;
@@ -56,7 +57,7 @@ pub trait Program {
     /// What becomes of the device's worker's side in between.
     type Seed;
 
-    /// Opens the device, in the container's network namespace, while the process is root and has the host's file systems.
+    /// Opens the device, in the network namespace that its GIDs are of, while the process is root and has the host's file systems.
     ///
     /// # Errors
     /// With what is wrong, and what to do.
@@ -178,6 +179,11 @@ fn start<P: Program>(
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
     let tree = if launch.sysfs { Some(inherited(FD_SYSFS, "file system for sysfs")?) } else { None };
     let policy = launch.limits.policy().map_err(anyhow::Error::msg)?;
+    let Device { kind, gids, .. } = &launch.device;
+    ensure!(
+        *kind != DeviceKind::Soft || *gids == Gids::Namespace,
+        "device.gids is for a card: the software device's GIDs are the addresses of its container's network namespace"
+    );
     let signals = block_signals()?;
     sandbox::raise_file_limit();
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
@@ -205,7 +211,11 @@ fn start<P: Program>(
     })
     .context("cannot start the warden")?;
     voice.report_panics();
-    addresses::join(&netns).context("cannot join the container's network namespace")?;
+    // A card's GIDs that are the host's are so in the host's namespace: there their addresses are listed, and there a card's
+    // driver looks up how a peer is reached.
+    if !launch.device.gids.are_of_host() {
+        addresses::join(&netns).context("cannot join the container's network namespace")?;
+    }
     drop(netns);
     let limits = &launch.limits;
     let (seed, mut control) = P::open(&Opening { launch: &launch, guid })?;

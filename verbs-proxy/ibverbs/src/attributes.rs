@@ -11,6 +11,7 @@ use ringfence_protocol::verbs::QpState;
 use ringfence_protocol::work;
 use ringfence_proxy::control::node::GID_TABLE;
 use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::plane::intake::MAX_MESSAGE;
 use ringfence_proxy::plane::setup::MAX_RD_ATOMIC;
 use std::ffi::c_int;
@@ -116,17 +117,29 @@ pub fn port(card: &ibv_port_attr) -> PortInfo {
     }
 }
 
-/// The container's GID table: those of the card's entries that are addresses of the container's network namespace, in the card's
-/// order and without gaps. With each its index in the card's table.
+/// `IBV_GID_TYPE_IB`.
+const INFINIBAND: u32 = 0;
+
+/// The container's GID table: those of the card's entries that are addresses of the network namespace that `gids` says, which has these
+/// `addresses`, in the card's order and without gaps. With each its index in the card's table.
+///
+/// InfiniBand's are no addresses, but the port's: where the host's are granted, they are. Interfaces of the host's have numbers that
+/// mean nothing in the container, or another one: none is named.
 #[must_use]
-pub fn granted(card: &[ibv_gid_entry], port: u8, addresses: &Addresses) -> Vec<(GidInfo, u8)> {
+pub fn granted(card: &[ibv_gid_entry], port: u8, addresses: &Addresses, gids: &Gids) -> Vec<(GidInfo, u8)> {
     let of_port = card.iter().filter(|entry| entry.port_num == u32::from(port));
-    let granted = of_port.filter_map(|entry| {
-        let address = addresses.gids.iter().find(|address| address.raw == entry.gid.0)?;
+    let granted = of_port.filter(|entry| gids.contain(&entry.gid.0)).filter_map(|entry| {
+        let address = addresses.gids.iter().find(|address| address.raw == entry.gid.0);
+        let ndev_ifindex = match address {
+            Some(address) if !gids.are_of_host() => address.ifindex,
+            Some(_) => 0,
+            None if gids.are_of_host() && entry.gid_type == INFINIBAND => 0,
+            None => return None,
+        };
         let index = u8::try_from(entry.gid_index).ok()?;
         // `ibv_query_gid_type` does not tell InfiniBand from the first version of RoCE; the table does.
         let gid_type = entry.gid_type.saturating_sub(1);
-        Some((GidInfo { gid: entry.gid.0, gid_type, ndev_ifindex: address.ifindex }, index))
+        Some((GidInfo { gid: entry.gid.0, gid_type, ndev_ifindex }, index))
     });
     granted.take(GID_TABLE).collect()
 }
@@ -191,11 +204,29 @@ mod tests {
         for (last, ifindex) in [(4, 5), (3, 5), (2, 6)] {
             addresses.gids.push(Gid { raw: entry(last, 0, 0).gid.0, ifindex });
         }
-        let granted = granted(&card, 1, &addresses);
+        let granted = granted(&card, 1, &addresses, &Gids::Namespace);
         let seen: Vec<_> = granted.iter().map(|(info, index)| (info.gid[15], info.ndev_ifindex, *index)).collect();
         assert_eq!(seen, [(2, 6, 3), (3, 5, 7)]);
         // IBV_GID_TYPE_SYSFS_ROCE_V2
         assert!(granted.iter().all(|(info, _)| info.gid_type == 1));
+    }
+
+    #[test]
+    fn a_container_with_the_hosts_gids_sees_no_interface_of_the_hosts() {
+        let infiniband = ibv_gid_entry { gid_type: INFINIBAND, ..entry(9, 1, 1) };
+        let card = [entry(1, 0, 1), infiniband, entry(2, 3, 1), entry(3, 7, 1)];
+        let mut addresses = Addresses::default();
+        for last in [2, 3] {
+            addresses.gids.push(Gid { raw: entry(last, 0, 0).gid.0, ifindex: 6 });
+        }
+        let seen = |gids: &Gids| -> Vec<_> {
+            let granted = granted(&card, 1, &addresses, gids);
+            granted.iter().map(|(info, index)| (info.gid[15], info.ndev_ifindex, *index)).collect()
+        };
+        assert_eq!(seen(&Gids::Host), [(9, 0, 1), (2, 0, 3), (3, 0, 7)]);
+        let third = Gids::List(vec![std::net::Ipv6Addr::from(entry(3, 0, 0).gid.0).into()]);
+        assert_eq!(seen(&third), [(3, 0, 7)]);
+        assert_eq!(seen(&Gids::Namespace), [(2, 6, 3), (3, 6, 7)]);
     }
 
     #[test]

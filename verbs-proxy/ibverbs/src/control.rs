@@ -12,7 +12,8 @@ use ringfence_proxy::control::session::random;
 use ringfence_proxy::device::control::Control;
 use ringfence_proxy::device::soft::control::SoftDevice;
 use ringfence_proxy::fabric::addresses::Addresses;
-use ringfence_proxy::launch::Limits;
+use ringfence_proxy::launch::addresses::Gids;
+use ringfence_proxy::launch::{Launch, Limits};
 use ringfence_proxy::memory::{MemoryRegion, PdId};
 use ringfence_proxy::plane::qp::{Caps, NewQp};
 use ringfence_proxy::sysfs::{self, Parent};
@@ -43,6 +44,7 @@ pub struct CardControl {
     /// The card.
     pub card: Arc<Card>,
     limits: Limits,
+    granted: Gids,
     attr: ibv_device_attr,
     gids: Vec<GidInfo>,
     /// The card's index of each.
@@ -69,11 +71,12 @@ impl CardControl {
     ///
     /// # Errors
     /// What the card says.
-    pub fn new(card: Arc<Card>, limits: &Limits) -> Result<Self, Errno> {
+    pub fn new(card: Arc<Card>, launch: &Launch) -> Result<Self, Errno> {
         let attr = card.attributes()?;
         Ok(Self {
             card,
-            limits: limits.clone(),
+            limits: launch.limits.clone(),
+            granted: launch.device.gids.clone(),
             attr,
             gids: Vec::new(),
             indices: Vec::new(),
@@ -98,6 +101,26 @@ impl CardControl {
     #[must_use]
     pub fn source(&self, index: u8) -> Option<u8> {
         self.indices.get(usize::from(index)).copied()
+    }
+
+    /// What is to be done where the container has no GID.
+    #[must_use]
+    pub fn without_gids(&self) -> String {
+        let name = &self.card.about.name;
+        match &self.granted {
+            Gids::Namespace => format!(
+                "{name} has no GID yet that is an address of the container's network namespace: give the container an interface of \
+                 the card's (macvlan, ipvlan, a virtual function), or the host's GIDs (gids = \"host\" of the device)"
+            ),
+            Gids::Host => format!("{name} has no GID that is an address of the host: give its interface one"),
+            Gids::List(list) => {
+                let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+                format!(
+                    "{name} has no GID that is one of {}, the device's gids, and an address of the host",
+                    list.join(", ")
+                )
+            }
+        }
     }
 
     /// The queue pair with this number.
@@ -232,10 +255,8 @@ impl Control for CardControl {
     }
 
     fn register(&mut self, region: MemoryRegion) -> Result<(MemoryRegion, Option<u32>), Errno> {
-        // What may vanish cannot be pinned.
-        if region.may_fault() {
-            return Err(Errno::OPNOTSUPP);
-        }
+        // The container may take pages away from a file of its own at any time. Those that are there are pinned, and stay the card's
+        // until the region ends, as with any driver; where one is missing, the card says `EFAULT`.
         let mr = Mr::new(self.pds.get(&region.pd()).ok_or(Errno::INVAL)?, &region)?;
         let (lkey, rkey) = (mr.lkey(), mr.rkey());
         Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
@@ -260,7 +281,8 @@ impl Control for CardControl {
     }
 
     fn set_addresses(&mut self, addresses: &Addresses) {
-        (self.gids, self.indices) = attributes::granted(&self.card.gids(), PORT, addresses).into_iter().unzip();
+        let granted = attributes::granted(&self.card.gids(), PORT, addresses, &self.granted);
+        (self.gids, self.indices) = granted.into_iter().unzip();
     }
 
     fn gids(&self) -> Option<&[GidInfo]> {

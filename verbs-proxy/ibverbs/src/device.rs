@@ -1,9 +1,12 @@
 //! The worker's side of a real card: pieces become the card's work requests, its completions become answers.
 //!
+//! What a queue pair may send in one turn goes to the card together, and few of its requests are signaled: [`batch`]. What is in
+//! flight is bounded by [`load`]: what waits does so here, where the scheduler decides what comes next, and not in the card.
+//!
 //! Receive requests are given to the card as soon as the container has posted them, because a card has no other way to know of them.
 //! So the container rings for each, and [`Device::rung`] hears it.
 //!
-//! Every piece is signaled. An error takes the card's queue pair to its error state by itself, and what is behind it comes back
+//! An error takes the card's queue pair to its error state by itself, and what is behind it comes back
 //! flushed; the plane flushes the container's requests when the card has given back everything that it had
 //! ([`Device::has_stopped`]). Where the plane is first, for a request that it does not admit, say, the control thread tells the card
 //! ([`Task::Stop`]).
@@ -11,16 +14,21 @@
 // UNSAFETY: posts requests, whose lists lie on the stack meanwhile, and takes completions into memory that the card's library fills.
 #![allow(unsafe_code)]
 
+mod batch;
 mod completions;
+mod load;
 mod receives;
 
 use crate::card::{Card, CardQp, Cq, Mr};
-use crate::slots::{Posted as Given, Slots, Token};
+use crate::control::PORT;
+use crate::names::{Kind, Lives, Name, Number};
+use batch::{Batch, Refused, Request};
 use completions::completed;
-use receives::give_receives;
-use ringfence_abi::{atomic, ibv_send_wr, ibv_sge, ibv_wc, rdma, target};
+use load::Load;
+use receives::{Receives, give_receives};
+use ringfence_abi::{atomic, ibv_sge, ibv_wc, rdma, target};
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
-use ringfence_protocol::work::{MAX_SGE, Sge};
+use ringfence_protocol::work::Sge;
 use ringfence_proxy::device::{Again, Answer, Cut, Device, Posted, WorkPiece};
 use ringfence_proxy::memory::{AccessFault, PdId, RegionTable};
 use ringfence_proxy::plane::intake::vendor;
@@ -30,7 +38,6 @@ use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A data plane on this device.
@@ -65,31 +72,55 @@ pub type Made = Arc<Mutex<HashMap<u32, Arc<CardQp>>>>;
 /// A receive request that the container has posted.
 #[derive(Debug)]
 struct Held {
-    receiving: Receiving,
+    /// None if it has been completed, and one before it has not: no card does that on a connection.
+    receiving: Option<Receiving>,
     /// The card has it.
-    token: Option<Token>,
+    with_card: bool,
+}
+
+/// A piece that the card has.
+#[derive(Debug)]
+struct Sent {
+    piece: WorkPiece,
+    fetches: bool,
 }
 
 /// What is kept of a queue pair.
 #[derive(Debug, Default)]
 pub struct State {
     card: Option<Arc<CardQp>>,
-    /// Pieces that the card has, oldest first.
-    sends: VecDeque<Token>,
-    /// Receive requests, oldest first.
+    /// Pieces that the card has, oldest first, and the number of the first.
+    sends: VecDeque<Sent>,
+    first_send: Number,
+    /// Receive requests, oldest first, and the number of the first. Those that the card has not are behind those that it has, unless it
+    /// has flushed those before.
     receives: VecDeque<Held>,
+    first_receive: Number,
     /// How many of them the card has.
     with_card: usize,
-    /// One that cannot be given to the card. It fails when those before it are used.
-    bad: Option<(Receiving, WcStatus, u16)>,
+    /// What the first of them that cannot be given to the card fails with, when those before it are used.
+    bad: Option<(WcStatus, u16)>,
     /// The card's queue pair is in error.
     stopped: bool,
+    /// It waits for room on the card.
+    waits: bool,
 }
 
 impl State {
     /// The card is done with everything: it gives nothing back any more, and reaches no memory for it.
     fn is_quiet(&self) -> bool {
         self.sends.is_empty() && self.with_card == 0
+    }
+
+    /// Takes out the oldest receive request.
+    fn next_receive(&mut self) -> Option<Receiving> {
+        while let Some(held) = self.receives.pop_front() {
+            self.first_receive = self.first_receive.after(1);
+            if let Some(receiving) = held.receiving {
+                return Some(receiving);
+            }
+        }
+        None
     }
 }
 
@@ -107,16 +138,29 @@ pub struct Ibverbs {
     /// What stands for memory that a request may not reach.
     out_of_reach: Mr,
     queues: Vec<Queue>,
-    given: Slots,
+    lives: Lives,
+    /// Requests of all kinds that the card has.
+    given: usize,
+    load: Load,
+    /// What one queue pair has sent in this turn, and is not posted yet.
+    batch: Batch,
+    /// What the card did not take, by queue pair.
+    refused: Vec<(u32, Refused)>,
+    receives: Receives,
     /// Queues that the container has rung for.
     rung: Vec<u32>,
     /// What [`Device::prepare_sleep`] found.
     found: RefCell<Vec<ibv_wc>>,
-    batch: Vec<ibv_wc>,
+    polled: Box<[ibv_wc]>,
 }
 
-// SAFETY: completions are numbers.
+// SAFETY: completions are numbers; the addresses in batches are of memory that is theirs.
 unsafe impl Send for Ibverbs {}
+
+fn no_completions(count: usize) -> Box<[ibv_wc]> {
+    // SAFETY: plain data.
+    std::iter::repeat_with(|| unsafe { std::mem::zeroed() }).take(count).collect()
+}
 
 impl Ibverbs {
     /// The device on this card, whose queue pairs are found in `made`.
@@ -124,46 +168,96 @@ impl Ibverbs {
     /// # Errors
     /// What the card says.
     pub fn new(card: Arc<Card>, made: Made) -> Result<Self, Errno> {
-        // SAFETY: plain data.
-        let empty: ibv_wc = unsafe { std::mem::zeroed() };
         let out_of_reach = Mr::out_of_reach(&card)?;
+        let load = Load::of(&card.port(PORT)?);
         Ok(Self {
             card,
             made,
             out_of_reach,
             queues: Vec::new(),
-            given: Slots::default(),
+            lives: Lives::default(),
+            given: 0,
+            load,
+            batch: Batch::new(),
+            refused: Vec::new(),
+            receives: Receives::new(),
             rung: Vec::new(),
             found: RefCell::default(),
-            batch: vec![empty; BATCH],
+            polled: no_completions(BATCH),
         })
     }
 
-    fn poll_queue(&mut self, index: usize) -> Vec<ibv_wc> {
-        let mut batch = std::mem::take(&mut self.batch);
-        let count = self.queues[index].cq.poll(&mut batch).len();
-        batch.truncate(count);
-        batch
-    }
-
-    fn put_back(&mut self, mut batch: Vec<ibv_wc>) {
-        // SAFETY: plain data.
-        batch.resize(BATCH, unsafe { std::mem::zeroed() });
-        self.batch = batch;
-    }
-
     /// What the card has of a queue pair is void: nobody waits for it, and its completions will name nothing.
-    fn forget(&mut self, of: &mut State) -> Vec<WorkPiece> {
-        let sends = of.sends.drain(..).filter_map(|token| match self.given.take(token) {
-            Some(Given::Send(piece)) => Some(piece),
-            _ => None,
-        });
-        let pieces = sends.collect();
-        for held in of.receives.drain(..) {
-            held.token.map(|token| self.given.take(token));
-        }
+    fn forget(&mut self, queue: u32, of: &mut State) -> Vec<WorkPiece> {
+        self.lives.end(queue);
+        self.given -= of.sends.len() + of.with_card;
+        let sends = of.sends.drain(..).inspect(|sent| self.load.left(sent));
+        let pieces = sends.map(|sent| sent.piece).collect();
+        of.receives.clear();
         (of.with_card, of.bad) = (0, None);
         pieces
+    }
+
+    /// Posts what there is of this queue pair.
+    fn post_batch(&mut self, qp: &Qp) {
+        if let Some(card) = &qp.device.card
+            && let Err(refused) = self.batch.post(card)
+        {
+            self.refused.push((qp.queue, refused));
+        }
+    }
+}
+
+/// Posts what was not, whosever it is.
+fn post_all(plane: &mut Plane) {
+    let Plane { qps, device, .. } = plane;
+    if !device.batch.is_empty()
+        && let Some(qp) = &qps[device.batch.queue as usize]
+    {
+        device.post_batch(qp);
+    }
+    while let Some((queue, refused)) = plane.device.refused.pop() {
+        take_back(plane, queue, refused);
+    }
+}
+
+/// The card has not taken the last requests of a queue pair.
+fn take_back(plane: &mut Plane, queue: u32, refused: Refused) {
+    let Plane { qps, device, .. } = plane;
+    let Some(qp) = &mut qps[queue as usize] else { return };
+    let sends = &mut qp.device.sends;
+    let taken = sends.split_off(sends.len().saturating_sub(refused.count));
+    device.given -= taken.len();
+    taken.iter().for_each(|sent| device.load.left(sent));
+    taken.iter().for_each(|sent| plane.departed(&sent.piece, plane.now));
+    // What is behind the first is posted again, or fails, with it.
+    if let Some(first) = taken.front() {
+        let answer = match refused.error {
+            // There is room for as many as are posted; the card may have other shortages, which pass.
+            Errno::NOMEM | Errno::AGAIN => Answer::Again(Again::Later { first: 2_000, longest: 1_000_000 }),
+            _ => Answer::Failed { status: WcStatus::LOC_QP_OP_ERR, vendor_err: vendor::OPCODE },
+        };
+        plane.answered(&first.piece, answer);
+    }
+}
+
+/// Polls a queue, no more than [`BATCH`]. How many there were.
+fn poll_queue(plane: &mut Plane, index: usize) -> usize {
+    let mut polled = std::mem::take(&mut plane.device.polled);
+    let completions = plane.device.queues[index].cq.poll(&mut polled);
+    let count = completions.len();
+    completions.iter().for_each(|wc| completed(plane, wc));
+    plane.device.polled = polled;
+    count
+}
+
+/// Lets those go on that waited for room on the card, if there is some.
+fn let_go_on(plane: &mut Plane) {
+    while let Some(queue) = plane.device.load.next_waiting() {
+        if let Some(qp) = &mut plane.qps[queue as usize] {
+            qp.device.waits = false;
+            plane.activate(queue);
+        }
     }
 }
 
@@ -175,7 +269,7 @@ fn list(
     mut offset: u32,
     mut bytes: u32,
     access: Access,
-    list: &mut [ibv_sge; MAX_SGE as usize],
+    list: &mut [ibv_sge],
 ) -> Result<usize, AccessFault> {
     let mut count = 0;
     for sge in data {
@@ -216,13 +310,30 @@ impl Device for Ibverbs {
     }
 
     #[inline]
-    fn holds_back(plane: &mut Plane, queue: u32, _: usize) -> bool {
-        plane.qps[queue as usize]
-            .as_ref()
-            .is_some_and(|qp| qp.device.card.as_ref().is_some_and(|card| qp.device.sends.len() >= card.sends))
+    fn holds_back(plane: &mut Plane, queue: u32, index: usize) -> bool {
+        let Plane { qps, device, shaping, .. } = plane;
+        let Some(qp) = &mut qps[queue as usize] else { return false };
+        let Some(card) = &qp.device.card else { return false };
+        if qp.device.sends.len() >= card.sends {
+            return true;
+        }
+        let wqe = &qp.pending[index];
+        if !device.load.is_full(wqe.fetches(), || shaping.is_urgent(0)) || shaping.is_urgent(wqe.total) {
+            return false;
+        }
+        if !std::mem::replace(&mut qp.device.waits, true) {
+            device.load.wait(queue);
+        }
+        true
     }
 
     fn post(plane: &mut Plane, index: usize, piece: &WorkPiece) -> Posted {
+        if plane.device.batch.is_full() || (!plane.device.batch.is_empty() && plane.device.batch.queue != piece.queue) {
+            post_all(plane);
+            if plane.index_of(piece).is_none() {
+                return Posted::Withdrawn;
+            }
+        }
         let fail = |status, vendor_err| Posted::Answered(Answer::Failed { status, vendor_err });
         let Plane { qps, regions, device, .. } = plane;
         let Some(qp) = &mut qps[piece.queue as usize] else { return Posted::Withdrawn };
@@ -230,22 +341,21 @@ impl Device for Ibverbs {
         let wqe = &qp.pending[index];
         let Some(work) = wqe.work.admitted() else { return fail(WcStatus::LOC_PROT_ERR, AccessFault::Key as u16) };
         let last = piece.offset + piece.bytes == piece.total;
-        let mut flags = SendFlags::SIGNALED;
+        let fetches = work.fetches();
+        let mut flags = SendFlags(0);
         if work.solicited && last {
             flags = flags | SendFlags::SOLICITED;
         }
-        let mut sges = [NO_SGE; MAX_SGE as usize];
-        let count = match &work.data {
+        let sges = match &work.data {
             Data::Inline(bytes) if bytes.is_empty() => 0,
             Data::Inline(bytes) => {
                 flags = flags | SendFlags::INLINE;
-                sges[0] =
-                    ibv_sge { addr: bytes.as_ptr().expose_provenance() as u64, length: bytes.len() as u32, lkey: 0 };
-                1
+                device.batch.list_inline(bytes)
             }
             data => {
-                let access = if work.fetches() { Access::LOCAL_WRITE } else { Access(0) };
-                match list(regions, qp.pd, data.sges(), piece.offset, piece.bytes, access, &mut sges) {
+                let access = if fetches { Access::LOCAL_WRITE } else { Access(0) };
+                let into = device.batch.list();
+                match list(regions, qp.pd, data.sges(), piece.offset, piece.bytes, access, into) {
                     Ok(count) => count,
                     Err(fault) => return fail(WcStatus::LOC_PROT_ERR, fault as u16),
                 }
@@ -253,40 +363,43 @@ impl Device for Ibverbs {
         };
         let remote_addr = work.remote_addr.wrapping_add(u64::from(piece.offset));
         let is_atomic = matches!(work.opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
-        let token = device.given.note(Given::Send(*piece));
-        let mut request = ibv_send_wr {
-            wr_id: token.0,
-            next: null_mut(),
-            sg_list: sges.as_mut_ptr(),
-            num_sge: count as i32,
+        let number = qp.device.first_send.after(qp.device.sends.len());
+        let name = Name { kind: Kind::Send, queue: piece.queue, life: device.lives.now(piece.queue), number };
+        device.batch.queue = piece.queue;
+        device.batch.add(&Request {
+            wr_id: name.wr_id(),
+            sges,
             opcode: u32::from(work.opcode.0),
-            send_flags: u32::from(flags.0),
+            flags,
             imm_data: work.imm,
-            wr: if is_atomic {
+            to: if is_atomic {
                 let (compare_add, swap, rkey) = (work.compare_add, work.swap, work.rkey);
                 target { atomic: atomic { remote_addr, compare_add, swap, rkey } }
             } else {
                 target { rdma: rdma { remote_addr, rkey: work.rkey } }
             },
-            remote_srqn: 0,
-            rest: [0; 6],
-        };
-        // SAFETY: `sges` has `count` entries that are filled; inline data is the request's own, which stays in `pending` meanwhile.
-        match unsafe { card.post_send(&mut request) } {
-            Ok(()) => {
-                qp.device.sends.push_back(token);
-                Posted::InFlight
-            }
-            Err(error) => {
-                device.given.take(token);
-                match error {
-                    // There is room for as many as are posted; the card may have other shortages, which pass.
-                    Errno::NOMEM | Errno::AGAIN => {
-                        Posted::Answered(Answer::Again(Again::Later { first: 2_000, longest: 1_000_000 }))
-                    }
-                    _ => fail(WcStatus::LOC_QP_OP_ERR, vendor::OPCODE),
-                }
-            }
+            bytes: piece.bytes,
+            awaited: work.signaled && last,
+            room: card.sends,
+        });
+        let sent = Sent { piece: *piece, fetches };
+        device.load.joined(&sent);
+        device.given += 1;
+        qp.device.sends.push_back(sent);
+        Posted::InFlight
+    }
+
+    #[inline]
+    fn commit(&mut self, qp: &Qp) {
+        if !self.batch.is_empty() && self.batch.queue == qp.queue {
+            self.post_batch(qp);
+        }
+    }
+
+    #[inline]
+    fn end_turn(plane: &mut Plane) {
+        if !plane.device.batch.is_empty() || !plane.device.refused.is_empty() {
+            post_all(plane);
         }
     }
 
@@ -305,20 +418,19 @@ impl Device for Ibverbs {
         worked |= !found.is_empty();
         found.iter().for_each(|wc| completed(plane, wc));
         for index in 0..plane.device.queues.len() {
-            if plane.device.given.is_empty() {
+            if plane.device.given == 0 {
                 break;
             }
-            let batch = plane.device.poll_queue(index);
-            worked |= !batch.is_empty();
-            batch.iter().for_each(|wc| completed(plane, wc));
-            plane.device.put_back(batch);
+            worked |= poll_queue(plane, index) > 0;
+        }
+        if plane.device.load.has_waiting() {
+            let_go_on(plane);
         }
         worked
     }
 
     fn unused_receive(qp: &mut Qp) -> Option<Receiving> {
-        let held = qp.device.receives.pop_front().map(|held| held.receiving);
-        held.or_else(|| qp.device.bad.take().map(|(receiving, ..)| receiving))
+        qp.device.next_receive()
     }
 
     fn has_stopped(qp: &Qp) -> bool {
@@ -345,10 +457,10 @@ impl Device for Ibverbs {
     fn reset(plane: &mut Plane, queue: u32) {
         let Some(qp) = &mut plane.qps[queue as usize] else { return };
         let mut state = std::mem::take(&mut qp.device);
-        let pieces = plane.device.forget(&mut state);
+        let pieces = plane.device.forget(queue, &mut state);
         pieces.iter().for_each(|piece| plane.departed(piece, plane.now));
         if let Some(qp) = &mut plane.qps[queue as usize] {
-            qp.device.card = state.card;
+            (qp.device.card, qp.device.waits) = (state.card, state.waits);
         }
     }
 
@@ -361,12 +473,12 @@ impl Device for Ibverbs {
     }
 
     fn removed(plane: &mut Plane, qp: &mut Qp) {
-        let pieces = plane.device.forget(&mut qp.device);
+        let pieces = plane.device.forget(qp.queue, &mut qp.device);
         pieces.iter().for_each(|piece| plane.departed(piece, plane.now));
     }
 
     fn prepare_sleep(&self) -> bool {
-        if self.given.is_empty() {
+        if self.given == 0 {
             return true;
         }
         let mut found = self.found.borrow_mut();
@@ -415,13 +527,5 @@ pub fn stopped(plane: &mut Plane, queue: u32, incarnation: u64) {
 /// Takes what is left of former lives out of a completion queue, so that it has room for those to come.
 pub fn drain(plane: &mut Plane, name: usize) {
     let Some(index) = plane.device.queues.iter().position(|queue| queue.cq.name == name) else { return };
-    loop {
-        let batch = plane.device.poll_queue(index);
-        let count = batch.len();
-        batch.iter().for_each(|wc| completed(plane, wc));
-        plane.device.put_back(batch);
-        if count < BATCH {
-            return;
-        }
-    }
+    while poll_queue(plane, index) == BATCH {}
 }

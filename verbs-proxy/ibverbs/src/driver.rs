@@ -9,6 +9,7 @@ use ringfence_protocol::control::{ModifyQp, QpAttr};
 use ringfence_protocol::verbs::{EventType, QpAttrMask as Mask, QpState};
 use ringfence_proxy::control::driver::Driver;
 use ringfence_proxy::control::node::Node;
+use ringfence_proxy::device::control::Control;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use std::sync::Arc;
@@ -54,6 +55,9 @@ impl Driver for Ibverbs {
 
     fn begun(node: &Node<Self>) {
         node.device.beyond().iter().for_each(|beyond| node.voice.say(beyond));
+        if node.device.gids().is_some_and(<[_]>::is_empty) {
+            node.voice.say(&node.device.without_gids());
+        }
         // Beyond it registrations fail, as they would on the host.
         let wanted = node.limits.max_mr_bytes;
         if let Some(maximum) = getrlimit(Resource::Memlock).maximum.filter(|maximum| *maximum < wanted) {

@@ -2,7 +2,7 @@
 //!
 //! - [`library`]: libibverbs, loaded when the proxy starts; [`card`]: a card and what is made in it. All of the foreign interface
 //!   is in these two.
-//! - [`device`]: the worker's side, with [`slots`], by which a completion finds what it is of.
+//! - [`device`]: the worker's side, with [`names`], by which a completion finds what it is of.
 //! - [`control`], [`driver`]: the control thread's side; [`attributes`]: words in between; [`description`]: what operators are told.
 
 pub mod attributes;
@@ -12,4 +12,4 @@ pub mod description;
 pub mod device;
 pub mod driver;
 pub mod library;
-pub mod slots;
+pub mod names;

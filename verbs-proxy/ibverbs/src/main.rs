@@ -1,6 +1,8 @@
 //! `ringfence-proxy-ibverbs`: the proxy with a real card.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use ringfence_proxy::device::control::Control;
+use ringfence_proxy::fabric::addresses;
 use ringfence_proxy::launch::card::DESCRIBE;
 use ringfence_proxy::process::{self, Opening, Program};
 use ringfence_proxy::sandbox::View;
@@ -13,6 +15,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 struct CardProxy;
+
+/// `IBV_TRANSPORT_IWARP`.
+const IWARP: u32 = 1;
 
 fn main() -> ExitCode {
     if cfg!(target_feature = "crt-static") {
@@ -52,8 +57,16 @@ impl Program for CardProxy {
         raise_locked_limit();
         let name = &opening.launch.device.name;
         let card = Arc::new(Card::open(name)?);
-        let control = CardControl::new(card, &opening.launch.limits)
-            .with_context(|| format!("cannot query RDMA device {name}"))?;
+        // Queue pairs are connected by rdma_cm alone there, which would let the container name others' queue pairs; and siw looks
+        // for the pages of a region at the address of the process that registers it.
+        ensure!(
+            card.about.transport != IWARP,
+            "RDMA device {name} is iWARP, which cannot be shared by a proxy yet: its queue pairs are connected by rdma_cm only; \
+             give it to a trusted container with mode=passthrough"
+        );
+        let mut control =
+            CardControl::new(card, opening.launch).with_context(|| format!("cannot query RDMA device {name}"))?;
+        control.set_addresses(&addresses::list());
         Ok(((), control))
     }
 

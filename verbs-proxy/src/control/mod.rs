@@ -13,6 +13,7 @@ pub mod links;
 pub mod node;
 #[cfg(feature = "obedient")]
 pub mod obedient;
+mod peers;
 pub mod quota;
 pub mod session;
 mod soft;

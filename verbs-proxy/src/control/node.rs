@@ -183,6 +183,21 @@ impl<D: Driver> Node<D> {
         }
     }
 
+    /// Whether there is a GID with this index for a queue pair to send from.
+    pub fn check_source(&mut self, index: u32) -> Result<(), Errno> {
+        let error = match self.gid(index) {
+            Ok(found) if found.gid != [0; 16] => return Ok(()),
+            // It would speak under no address.
+            Ok(_) => Errno::NODATA,
+            Err(error) => error,
+        };
+        self.voice.say(&format!(
+            "a queue pair was to send from GID index {index}, where the container's table has none: `ibv_devinfo -v` in the \
+             container lists them (NCCL_IB_GID_INDEX, ib_write_bw -x)"
+        ));
+        Err(error)
+    }
+
     /// `ibv_query_gid`.
     pub fn gid(&mut self, index: u32) -> Result<GidInfo, Errno> {
         if index as usize >= GID_TABLE {

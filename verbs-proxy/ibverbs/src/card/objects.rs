@@ -230,26 +230,26 @@ impl CardQp {
         Ok(attr.qp_state)
     }
 
-    /// Posts one send request.
+    /// Posts a list of send requests. If it is not taken whole: the first that is not, and why.
     ///
     /// # Safety
-    /// Its list is as long as it says; with inline data the list's addresses are of this process, and readable.
-    pub unsafe fn post_send(&self, request: &mut ibv_send_wr) -> Result<(), Errno> {
-        let post = self.pd.card.ops().post_send.ok_or(Errno::OPNOTSUPP)?;
+    /// The list ends, and its requests' lists are as long as they say; with inline data their addresses are of this process, and readable.
+    pub unsafe fn post_send(&self, first: *mut ibv_send_wr) -> Result<(), (*mut ibv_send_wr, Errno)> {
+        let Some(post) = self.pd.card.ops().post_send else { return Err((first, Errno::OPNOTSUPP)) };
         let mut bad = null_mut();
         // SAFETY: the queue pair is there; the rest is promised by the caller. One thread posts.
-        done(unsafe { post(self.raw.as_ptr(), request, &raw mut bad) })
+        done(unsafe { post(self.raw.as_ptr(), first, &raw mut bad) }).map_err(|error| (bad, error))
     }
 
-    /// Posts one receive request.
+    /// Posts a list of receive requests. As for [`Self::post_send`].
     ///
     /// # Safety
-    /// Its list is as long as it says.
-    pub unsafe fn post_receive(&self, request: &mut ibv_recv_wr) -> Result<(), Errno> {
-        let post = self.pd.card.ops().post_recv.ok_or(Errno::OPNOTSUPP)?;
+    /// The list ends, and its requests' lists are as long as they say.
+    pub unsafe fn post_receive(&self, first: *mut ibv_recv_wr) -> Result<(), (*mut ibv_recv_wr, Errno)> {
+        let Some(post) = self.pd.card.ops().post_recv else { return Err((first, Errno::OPNOTSUPP)) };
         let mut bad = null_mut();
         // SAFETY: as above.
-        done(unsafe { post(self.raw.as_ptr(), request, &raw mut bad) })
+        done(unsafe { post(self.raw.as_ptr(), first, &raw mut bad) }).map_err(|error| (bad, error))
     }
 }
 

@@ -2,81 +2,86 @@
 
 use super::Plane;
 use super::receives::give_receives;
-use crate::slots::{Posted, Token};
+use crate::names::{Kind, Name, Number};
 use ringfence_abi::ibv_wc;
 use ringfence_protocol::verbs::{QpState, WcFlags, WcOpcode, WcStatus};
-use ringfence_proxy::device::{Answer, WorkPiece};
+use ringfence_proxy::device::Answer;
 use ringfence_proxy::plane::receive::Received;
 
 /// A completion of the card's.
 pub(super) fn completed(plane: &mut Plane, wc: &ibv_wc) {
+    let Name { kind, queue, life, number } = Name::of(wc.wr_id);
+    // Of a former life.
+    if plane.device.lives.now(queue) != life {
+        return;
+    }
     let status = WcStatus(wc.status.min(0xff) as u8);
-    match plane.device.given.take(Token(wc.wr_id)) {
-        Some(Posted::Send(piece)) => send_completed(plane, wc, status, &piece),
-        Some(Posted::Receive { queue, incarnation }) => receive_completed(plane, wc, status, queue, incarnation),
-        // Of a former life.
-        None => {}
+    match kind {
+        Kind::Send => send_completed(plane, wc, status, queue, number),
+        Kind::Receive => receive_completed(plane, wc, status, queue, number),
     }
 }
 
-fn send_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, piece: &WorkPiece) {
-    if let Some(qp) = &mut plane.qps[piece.queue as usize]
-        && qp.incarnation == piece.incarnation
-    {
-        let sends = &mut qp.device.sends;
-        if let Some(at) = sends.iter().position(|token| token.0 == wc.wr_id) {
-            sends.remove(at);
-        }
+/// All before it that are not signaled have been carried out: a request that fails says so by itself.
+fn send_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, number: Number) {
+    let Some(Some(qp)) = plane.qps.get(queue as usize) else { return };
+    let before = number.since(qp.device.first_send);
+    if before >= qp.device.sends.len() {
+        return;
     }
-    plane.departed(piece, plane.now);
-    let answer = match status {
+    for _ in 0..before {
+        answer(plane, queue, Answer::Done);
+    }
+    let last = match status {
         WcStatus::SUCCESS => Answer::Done,
         status => Answer::Failed { status, vendor_err: wc.vendor_err as u16 },
     };
-    plane.answered(piece, answer);
+    answer(plane, queue, last);
 }
 
-fn receive_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, incarnation: u64) {
-    let Some(qp) = &mut plane.qps[queue as usize] else { return };
-    if qp.incarnation != incarnation {
-        return;
-    }
-    let receives = &mut qp.device.receives;
-    let Some(at) = receives.iter().position(|held| held.token == Some(Token(wc.wr_id))) else { return };
-    qp.device.with_card -= 1;
+/// The oldest piece has its answer.
+fn answer(plane: &mut Plane, queue: u32, answer: Answer) {
+    let Plane { qps, device, .. } = plane;
+    let Some(qp) = &mut qps[queue as usize] else { return };
+    let Some(sent) = qp.device.sends.pop_front() else { return };
+    qp.device.first_send = qp.device.first_send.after(1);
+    device.given -= 1;
+    device.load.left(&sent);
+    plane.departed(&sent.piece, plane.now);
+    plane.answered(&sent.piece, answer);
+}
+
+fn receive_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, number: Number) {
+    let Some(Some(qp)) = plane.qps.get_mut(queue as usize) else { return };
+    let at = number.since(qp.device.first_receive);
+    let Some(held) = qp.device.receives.get_mut(at).filter(|held| held.with_card) else { return };
+    held.with_card = false;
     let in_error = qp.state == QpState::ERR;
-    if status == WcStatus::WR_FLUSH_ERR {
-        // It is flushed with everything else.
-        receives[at].token = None;
-        if in_error {
-            plane.activate(queue)
-        } else {
-            plane.to_error(queue)
+    // Flushed with everything else, it stays where it is until then.
+    let used = if status == WcStatus::WR_FLUSH_ERR { None } else { held.receiving.take() };
+    qp.device.with_card -= 1;
+    plane.device.given -= 1;
+    if let Some(receiving) = used {
+        while qp.device.receives.pop_front_if(|held| held.receiving.is_none()).is_some() {
+            qp.device.first_receive = qp.device.first_receive.after(1);
         }
-        return;
+        let flags = WcFlags(wc.wc_flags as u8);
+        let with_imm = wc.opcode == u32::from(WcOpcode::RECV_RDMA_WITH_IMM.0);
+        let end = Received {
+            status,
+            vendor_err: wc.vendor_err as u16,
+            opcode: if with_imm { WcOpcode::RECV_RDMA_WITH_IMM } else { WcOpcode::RECV },
+            bytes: wc.byte_len,
+            imm: flags.contains(WcFlags::WITH_IMM).then_some(wc.imm_data),
+            // A card does not say whether the sender asked for it.
+            solicited: true,
+        };
+        plane.received(queue, &receiving, &end);
     }
-    let Some(held) = receives.remove(at) else { return };
-    let flags = WcFlags(wc.wc_flags as u8);
-    let with_imm = wc.opcode == u32::from(WcOpcode::RECV_RDMA_WITH_IMM.0);
-    let end = Received {
-        status,
-        vendor_err: wc.vendor_err as u16,
-        opcode: if with_imm { WcOpcode::RECV_RDMA_WITH_IMM } else { WcOpcode::RECV },
-        bytes: wc.byte_len,
-        imm: flags.contains(WcFlags::WITH_IMM).then_some(wc.imm_data),
-        // A card does not say whether the sender asked for it.
-        solicited: true,
-    };
-    plane.received(queue, &held.receiving, &end);
-    if status != WcStatus::SUCCESS {
-        if in_error {
-            plane.activate(queue)
-        } else {
-            plane.to_error(queue)
-        }
-        return;
-    }
-    if !in_error {
-        give_receives(plane, queue);
+    match (status, in_error) {
+        (WcStatus::SUCCESS, false) => give_receives(plane, queue),
+        (WcStatus::SUCCESS, true) => {}
+        (_, true) => plane.activate(queue),
+        (_, false) => plane.to_error(queue),
     }
 }

@@ -1,76 +1,161 @@
-//! Receive requests, on their way to the card.
+//! Receive requests, on their way to the card: all that there are, with one call.
 
-// UNSAFETY: posts requests, whose lists lie on the stack meanwhile.
+// UNSAFETY: fills C structures with addresses of the lists beside them, and posts them.
 #![allow(unsafe_code)]
 
 use super::{Held, NO_SGE, Plane, list};
-use crate::slots::Posted;
+use crate::card::CardQp;
+use crate::names::{Kind, Name};
 use ringfence_abi::{ibv_recv_wr, ibv_sge};
 use ringfence_protocol::verbs::{Access, QpState, WcOpcode, WcStatus};
 use ringfence_protocol::work::MAX_SGE;
 use ringfence_proxy::plane::intake::vendor;
 use ringfence_proxy::plane::receive::Received;
+use std::fmt::{self, Debug, Formatter};
 use std::ptr::null_mut;
+
+/// Requests that go together.
+const MOST: usize = 32;
+
+/// Receive requests of one queue pair that were not posted yet, with room for [`MOST`].
+pub(super) struct Receives {
+    requests: Box<[ibv_recv_wr]>,
+    count: usize,
+    /// Of all requests, one behind the other.
+    sges: Box<[ibv_sge]>,
+    listed: usize,
+}
+
+impl Debug for Receives {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receives").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
+impl Receives {
+    pub(super) fn new() -> Self {
+        let nothing = ibv_recv_wr { wr_id: 0, next: null_mut(), sg_list: null_mut(), num_sge: 0 };
+        Self {
+            requests: std::iter::repeat_n(nothing, MOST).collect(),
+            count: 0,
+            sges: vec![NO_SGE; MOST * MAX_SGE as usize].into(),
+            listed: 0,
+        }
+    }
+
+    fn list(&mut self) -> &mut [ibv_sge] {
+        &mut self.sges[self.listed..][..MAX_SGE as usize]
+    }
+
+    /// Adds a request whose list of so many is in [`Self::list`]. There is room.
+    fn add(&mut self, wr_id: u64, sges: usize) {
+        let place = &mut self.requests[self.count];
+        (place.wr_id, place.num_sge) = (wr_id, sges as i32);
+        self.count += 1;
+        self.listed += sges;
+    }
+
+    /// Posts what there is, and is empty. How many the card has not taken.
+    fn post(&mut self, qp: &CardQp) -> usize {
+        let count = std::mem::take(&mut self.count);
+        self.listed = 0;
+        if count == 0 {
+            return 0;
+        }
+        let (first, mut list) = (self.requests.as_mut_ptr(), self.sges.as_mut_ptr());
+        for index in 0..count {
+            // SAFETY: `index < count`, which is at most the length.
+            let request = unsafe { first.add(index) };
+            // SAFETY: as above; the lists of all requests are no longer than `sges`. Behind the last request nothing is read.
+            unsafe {
+                (*request).sg_list = list;
+                list = list.add((*request).num_sge as usize);
+                (*request).next = if index + 1 < count { request.add(1) } else { null_mut() };
+            }
+        }
+        // SAFETY: the requests are linked to each other as above, and their lists lie in `sges`, which does not move meanwhile.
+        let Err((bad, _)) = (unsafe { qp.post_receive(first) }) else { return 0 };
+        // A card that does not say which has taken none.
+        let taken = bad.addr().checked_sub(first.addr()).map(|bytes| bytes / size_of::<ibv_recv_wr>());
+        count - taken.filter(|taken| *taken < count).unwrap_or(0)
+    }
+}
 
 /// Gives the card the receive requests that the container has posted.
 pub(super) fn give_receives(plane: &mut Plane, queue: u32) {
-    let Some(Some(qp)) = plane.qps.get(queue as usize) else { return };
-    let Some(card) = qp.device.card.clone() else { return };
-    loop {
-        let Some(qp) = &plane.qps[queue as usize] else { return };
+    while give_some(plane, queue) {}
+    fail_bad(plane, queue);
+}
+
+/// No more than [`MOST`] of them. True if there may be more.
+fn give_some(plane: &mut Plane, queue: u32) -> bool {
+    let mut more = false;
+    for count in 0.. {
+        let Some(Some(qp)) = plane.qps.get(queue as usize) else { return false };
+        let Some(card) = &qp.device.card else { return false };
         let takes = matches!(qp.state, QpState::INIT | QpState::RTR | QpState::RTS | QpState::SQD);
         if !takes || qp.device.bad.is_some() || qp.device.with_card >= card.receives {
             break;
         }
+        if count == MOST {
+            more = true;
+            break;
+        }
         let Some(taken) = plane.take_receive(queue) else { break };
         let Plane { qps, regions, device, .. } = plane;
-        let Some(qp) = &mut qps[queue as usize] else { return };
+        let Some(qp) = &mut qps[queue as usize] else { return false };
         let receiving = match taken {
             Ok(receiving) => receiving,
             Err(receiving) => {
-                qp.device.bad = Some((receiving, WcStatus::LOC_QP_OP_ERR, vendor::MALFORMED));
+                qp.device.bad = Some((WcStatus::LOC_QP_OP_ERR, vendor::MALFORMED));
+                qp.device.receives.push_back(Held { receiving: Some(receiving), with_card: false });
                 break;
             }
         };
-        let mut sges = [NO_SGE; MAX_SGE as usize];
         let data = receiving.data.sges();
-        let count = match list(regions, qp.pd, data, 0, u32::MAX, Access::LOCAL_WRITE, &mut sges) {
+        let (addr, lkey) = (device.out_of_reach.address(), device.out_of_reach.lkey());
+        let into = device.receives.list();
+        let sges = match list(regions, qp.pd, data, 0, u32::MAX, Access::LOCAL_WRITE, into) {
             Ok(count) => count,
             // It fails when a message comes for it, which is for the card to find.
             Err(_) => {
-                let (addr, lkey) = (device.out_of_reach.address(), device.out_of_reach.lkey());
-                for (to, sge) in sges.iter_mut().zip(data) {
+                for (to, sge) in into.iter_mut().zip(data) {
                     *to = ibv_sge { addr, length: sge.length, lkey };
                 }
-                data.len().min(sges.len())
+                data.len().min(into.len())
             }
         };
-        let token = device.given.note(Posted::Receive { queue, incarnation: qp.incarnation });
-        let mut request =
-            ibv_recv_wr { wr_id: token.0, next: null_mut(), sg_list: sges.as_mut_ptr(), num_sge: count as i32 };
-        // SAFETY: `sges` has `count` entries that are filled.
-        match unsafe { card.post_receive(&mut request) } {
-            Ok(()) => {
-                qp.device.receives.push_back(Held { receiving, token: Some(token) });
-                qp.device.with_card += 1;
-            }
-            Err(_) => {
-                device.given.take(token);
-                qp.device.bad = Some((receiving, WcStatus::LOC_QP_OP_ERR, vendor::OPCODE));
-                break;
-            }
-        }
+        let number = qp.device.first_receive.after(qp.device.receives.len());
+        let name = Name { kind: Kind::Receive, queue, life: device.lives.now(queue), number };
+        device.receives.add(name.wr_id(), sges);
+        qp.device.receives.push_back(Held { receiving: Some(receiving), with_card: true });
+        qp.device.with_card += 1;
+        device.given += 1;
     }
-    fail_bad(plane, queue);
+    let Plane { qps, device, .. } = plane;
+    let Some(qp) = &mut qps[queue as usize] else { return false };
+    let Some(card) = &qp.device.card else { return false };
+    let refused = device.receives.post(card);
+    if refused > 0 {
+        // Behind them is at most one that is not for the card either, and fails after them.
+        let given = qp.device.receives.iter_mut().rev().filter(|held| held.with_card);
+        given.take(refused).for_each(|held| held.with_card = false);
+        qp.device.with_card -= refused;
+        device.given -= refused;
+        qp.device.bad = Some((WcStatus::LOC_QP_OP_ERR, vendor::OPCODE));
+        return false;
+    }
+    more
 }
 
 /// Fails a receive request that could not be given to the card, if it is the next to be used.
 fn fail_bad(plane: &mut Plane, queue: u32) {
-    let Some(qp) = &mut plane.qps[queue as usize] else { return };
-    if !qp.device.receives.is_empty() || qp.state == QpState::ERR {
+    let Some(Some(qp)) = plane.qps.get_mut(queue as usize) else { return };
+    if qp.device.with_card > 0 || qp.state == QpState::ERR {
         return;
     }
-    let Some((receiving, status, vendor_err)) = qp.device.bad.take() else { return };
+    let Some((status, vendor_err)) = qp.device.bad.take() else { return };
+    let Some(receiving) = qp.device.next_receive() else { return };
     let end = Received { status, vendor_err, opcode: WcOpcode::RECV, bytes: 0, imm: None, solicited: true };
     plane.received(queue, &receiving, &end);
     plane.to_error(queue);

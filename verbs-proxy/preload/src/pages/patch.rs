@@ -72,7 +72,9 @@ impl Patch {
     pub fn privatise(&self, start: usize, end: usize, wiped: bool) {
         let mut at = start;
         while at < end {
-            let length = (end - at).min(COPY);
+            // Because of the mark, the first page of what is kept aside is a mapping of its own in a child, which Linux
+            // before 6.17 does not move together with another.
+            let length = if at == self.start { super::PAGE } else { (end - at).min(COPY) };
             let aside = self.aside_at(at);
             let target = if aside == 0 { sys::anonymous(length).unwrap_or(0) } else { aside };
             let all = libc::PROT_READ | libc::PROT_WRITE;

@@ -263,10 +263,12 @@ impl Session {
     pub(super) fn modify_qp<D: Driver>(&mut self, request: &ModifyQp, node: &mut Node<D>) -> Result<Answer, Errno> {
         let queue = self.qps.get(request.handle)?.queue;
         let av = &request.attr.av;
-        let is_global = request.attr.mask & QpAttrMask::AV.0 != 0 && av.is_global != 0;
-        if is_global && node.gid(u32::from(av.sgid_index))?.gid == [0; 16] {
-            // It would speak under no address.
-            return Err(Errno::NODATA);
+        let has_av = request.attr.mask & QpAttrMask::AV.0 != 0;
+        if has_av {
+            node.check_peer(av)?;
+        }
+        if has_av && av.is_global != 0 {
+            node.check_source(u32::from(av.sgid_index))?;
         }
         D::modify_qp(node, queue, request)?;
         Ok(Answer::default())
