@@ -201,6 +201,29 @@ fn modes_and_devices() {
     assert_eq!(resolve(&request, &Namespace::None, &config(BOTH)), Err(Refusal::Unenforceable { name }));
 }
 
+#[test]
+fn peers_are_the_administrators() {
+    const PEERS: &str =
+        "[policy.bounds]\npeers = [\"10.9.0.0/16\", \"fd00::/8\"]\n[policy.profiles.alone]\nbounds.peers = []\n";
+    let resolve = |policy: Option<&str>, text| {
+        let policy = policy.map(|name| Choice::Engine(name.into()));
+        let config = config(text);
+        let resolution = super::resolve(&Request { policy, ..Request::default() }, &Namespace::None, &config).unwrap();
+        let Grant::Proxied(_, limits) = resolution.grant else { panic!("{:?}", resolution.grant) };
+        let shown = resolution.settings.iter().find(|setting| setting.key == "peers");
+        (
+            limits.peers.map(|peers| peers.to_string()),
+            shown.map(|setting| format!("{}: {}", setting.origin, setting.value)),
+        )
+    };
+    let owned = |text: &str| Some(text.to_owned());
+    assert_eq!(resolve(None, ""), (None, None));
+    let expected = (owned("10.9.0.0/16, fd00::/8"), owned("policy.bounds: 10.9.0.0/16, fd00::/8"));
+    assert_eq!(resolve(None, PEERS), expected);
+    let expected = (owned("nobody"), owned("policy.profiles.alone.bounds: nobody"));
+    assert_eq!(resolve(Some("alone"), PEERS), expected);
+}
+
 const PROFILES: &str = r#"
     [policy.defaults]
     bandwidth = "1Gbit"

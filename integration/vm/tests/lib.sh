@@ -78,6 +78,7 @@ clean() {
     for id in $(ctr --namespace k8s.io task list -q); do ctr --namespace k8s.io task delete --force "$id"; done
     for id in $(docker ps --all --quiet); do docker rm --force "$id"; done
     umount /srv/native
+    ip netns delete rf
     rmdir "$cgroups/test"
     rm -f /etc/ringfence/conf.d/test.toml
     ringfence gc

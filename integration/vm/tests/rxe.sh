@@ -6,7 +6,10 @@ gid=ffff:0a09:0301
 # What the kernel has of rxe3 when nobody uses it: the queue pair of its management datagrams.
 idle="qp 1 mr 0 "
 
-card_configuration() { configuration <<<$'[[device]]\nname = "rxe3"\nkind = "ibverbs"\n[inject]\nuverbs = "always"'; }
+# With further lines of its [[device]].
+card_configuration() {
+    printf '[[device]]\nname = "rxe3"\nkind = "ibverbs"\n%s\n[inject]\nuverbs = "always"\n' "$1" | configuration
+}
 
 # Makes the bundle of a container that has the card.
 with_card() { bundle "$1" "${2-test.slice:rf:$1}" '.annotations["ringfence.dev/device"] = "rxe3" | '"${3-.}"; }
@@ -25,7 +28,7 @@ index() {
 # What one container sees, and by which process.
 shown() {
     local runtime=$1 proxy node
-    card_configuration
+    card_configuration ''
     with_card c1
     up "$runtime --systemd-cgroup" c1
     no_warnings c1
@@ -56,7 +59,8 @@ between() {
     local server=$1 client=$2
     shift 2
     $server "$@" >/tmp/server 2>&1 &
-    eventually sh -c 'ss -ltnH | grep -q ":18515 "'
+    # shellcheck disable=SC2086 # A command's words.
+    eventually ${inside-} sh -c 'ss -ltnH | grep -q ":18515 "'
     # shellcheck disable=SC2086 # A command's words.
     timeout 60 $client "$@" 127.0.0.1
     wait $! || { cat /tmp/server; return 1; }
@@ -72,7 +76,7 @@ both_ways() {
 
 pair() {
     local runtime=$1 id
-    card_configuration
+    card_configuration ''
     for id in c1 c2; do
         with_card $id
         up "$runtime --systemd-cgroup" $id
@@ -83,9 +87,32 @@ pair() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
+# Two containers with a network of their own, which the card knows nothing of: by the host's GIDs.
+own_network() {
+    local id inside="ip netns exec rf"
+    ip netns add rf
+    $inside ip link set lo up
+    card_configuration 'gids = "host"'
+    for id in c1 c2; do
+        with_card $id "test.slice:rf:$id" '.linux.namespaces += [{"type": "network", "path": "/run/netns/rf"}]'
+        up "runc --systemd-cgroup" $id
+    done
+    both_ways "runc exec c1" "runc exec c2"
+    for id in c1 c2; do down runc $id; done
+    nothing_in_kernel
+    # By their own addresses there is none, which the proxy says.
+    card_configuration 'gids = "namespace"'
+    with_card c1 test.slice:rf:c1 '.linux.namespaces += [{"type": "network", "path": "/run/netns/rf"}]'
+    up "runc --systemd-cgroup" c1
+    if runc exec c1 grep "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids; then return 1; fi
+    down runc c1
+    ip netns delete rf
+    rm /etc/ringfence/conf.d/test.toml
+}
+
 pair_of_podman() {
     local name
-    card_configuration
+    card_configuration ''
     for name in one two; do
         podman run --detach --name $name --network host --annotation ringfence.dev/enable=true --annotation ringfence.dev/device=rxe3 \
             --volume /usr/bin/ibv_rc_pingpong:/usr/bin/ibv_rc_pingpong:ro "$image"
@@ -119,7 +146,7 @@ finished() {
 
 killed() {
     local id
-    card_configuration
+    card_configuration ''
     for id in c1 c2; do
         with_card $id
         up "runc --systemd-cgroup" $id
@@ -160,7 +187,7 @@ killed() {
 # Root in the container, with all that capabilities give, makes the card's nodes itself.
 no_way_round() {
     local node name numbers
-    card_configuration
+    card_configuration ''
     with_card c1 test.slice:rf:c1 '.process.capabilities |= map_values(. + ["CAP_MKNOD", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_NET_ADMIN"])'
     up "runc --systemd-cgroup" c1
     for node in /dev/infiniband/*; do
@@ -193,7 +220,7 @@ refused() {
     bundle c1 test.slice:rf:c1 '.annotations["ringfence.dev/device"] = "rxe9"'
     if up "runc --systemd-cgroup" c1 >/tmp/said; then return 1; fi
     grep "no RDMA device has the name rxe9: there is rxe3" /tmp/said
-    card_configuration
+    card_configuration ''
     mv $proxy $proxy.away
     says_instead "install the package ringfence-ibverbs"
     mv $proxy.away $proxy
@@ -214,7 +241,7 @@ refused() {
 }
 
 told() {
-    card_configuration
+    card_configuration ''
     ringfence doctor --engine podman >/tmp/said || true
     grep "rxe3: an RDMA card with node GUID" /tmp/said
     grep "rxe3: opened by libibverbs; policies can grant" /tmp/said
@@ -246,6 +273,7 @@ else
         check "rxe: two containers of $runtime" pair $runtime
     done
     check "rxe: two containers of podman" pair_of_podman
+    check "rxe: two containers with a network of their own" own_network
     check "rxe: programs, proxies, containers and runtimes that are killed" killed
     check "rxe: no way round the proxy for root" no_way_round
     check "rxe: what is not as it should be is told" refused
