@@ -97,6 +97,9 @@ fn trials() -> Result<Vec<Trial>> {
             trials.push(test(format!("orders::{}::{seed}", card.name()), move || run_orders(&card, &program, seed)));
         }
     }
+    if !card.has_a_wire() {
+        trials.extend(absence_trials(&cards)?);
+    }
     let memory = client::compile("memory", &["loop.c", "check.c"])?;
     for case in list(&memory)?.lines() {
         let (card, program, case) = (card.clone(), memory.clone(), case.to_owned());
@@ -132,6 +135,34 @@ fn semantics_trials(card: &Card, program: &Path) -> Result<Vec<Trial>> {
         }
     }
     Ok(trials)
+}
+
+/// Events of port and card, a card that goes and comes, and one that is given up.
+fn absence_trials(cards: &[Card]) -> Result<Vec<Trial>> {
+    let program = client::compile("absence", &["sides.c", "pairs.c", "check.c"])?;
+    let mut trials = Vec::new();
+    for card in cards {
+        for case in ["port", "fatal", "drain"] {
+            let (card, program) = (card.clone(), program.clone());
+            trials.push(test(format!("absence::{case}::{}", card.name()), move || run_absence(&card, &program, case)));
+        }
+    }
+    Ok(trials)
+}
+
+fn run_absence(card: &Card, program: &Path, case: &str) -> Result<()> {
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.arg(case);
+    if case == "drain" {
+        let sockets = node.dir().join("fabric").join(card.name()).join("sockets");
+        let socket = std::fs::read_dir(&sockets)?.next().context("no socket")??.path();
+        command.arg(socket);
+    }
+    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
 }
 
 fn list(program: &Path) -> Result<String> {

@@ -10,10 +10,13 @@
  * There is no time in it: a peer that does not answer is given up at once, and so is one without a receive request, unless the
  * sender retries for ever. There are two of it: test0 carries requests out as they are posted; late0 one of each queue pair whenever
  * a completion queue is polled, so that something is always under way, and all when one is armed.
+ *
+ * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
+ * of a port that no container has. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
+ * cards has been read some times.
  */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <ifaddrs.h>
 #include <infiniband/verbs.h>
 #include <net/if.h>
@@ -22,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #undef ibv_query_port
@@ -83,8 +87,14 @@ struct qp {
 struct card {
 	struct ibv_context context;
 	int events[2];
-	int late;
+	int late, gone;
 };
+
+/* Of the one port. */
+static struct {
+	enum ibv_port_state state;
+	uint16_t lid;
+} port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 enum { DEVICES = 2, LATE = 1 };
@@ -92,6 +102,8 @@ enum { DEVICES = 2, LATE = 1 };
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"}};
+/* How often the list of cards is read without this one. */
+static int away[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
 static int gid_count;
 static struct mr *mrs[MOST_MRS];
@@ -107,8 +119,12 @@ struct ibv_device **ibv_get_device_list(int *count)
 {
 	struct ibv_device **list = calloc(DEVICES + 1, sizeof(*list));
 
-	for (*count = 0; *count < DEVICES; ++*count)
-		list[*count] = &devices[*count];
+	*count = 0;
+	for (int i = 0; i < DEVICES; i++) {
+		if (away[i] && away[i]--)
+			continue;
+		list[(*count)++] = &devices[i];
+	}
 	return list;
 }
 
@@ -163,11 +179,12 @@ static int req_notify_cq(struct ibv_cq *, int);
 static int post_send(struct ibv_qp *, struct ibv_send_wr *, struct ibv_send_wr **);
 static int post_recv(struct ibv_qp *, struct ibv_recv_wr *, struct ibv_recv_wr **);
 
+/* By no system call that the proxy's sandbox forbids, in which the card is opened again. */
 struct ibv_context *ibv_open_device(struct ibv_device *of)
 {
 	struct card *card = calloc(1, sizeof(*card));
 
-	if (pipe2(card->events, O_CLOEXEC))
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, card->events))
 		return NULL;
 	list_gids();
 	card->context.device = of;
@@ -216,10 +233,12 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 {
 	struct ibv_port_attr *attr = (struct ibv_port_attr *)compat;
 
-	(void)context;
+	if (((struct card *)context)->gone)
+		return EIO;
 	if (port != 1)
 		return EINVAL;
-	attr->state = IBV_PORT_ACTIVE;
+	attr->state = port1.state;
+	attr->lid = port1.lid;
 	attr->max_mtu = attr->active_mtu = IBV_MTU_4096;
 	attr->gid_tbl_len = 2 * MOST_GIDS;
 	attr->port_cap_flags = IBV_PORT_IP_BASED_GIDS | IBV_PORT_CM_SUP;
@@ -349,7 +368,7 @@ struct ibv_comp_channel *ibv_create_comp_channel(struct ibv_context *context)
 	} *channel = calloc(1, sizeof(*channel));
 	int ends[2];
 
-	if (pipe2(ends, O_CLOEXEC))
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
 		return NULL;
 	channel->base.context = context;
 	channel->base.fd = ends[0];
@@ -397,17 +416,22 @@ static void complete(struct cq *cq, struct ibv_wc wc)
 	}
 }
 
+static int is_gone(struct qp *qp)
+{
+	return ((struct card *)qp->base.context)->gone;
+}
+
 /* Of each queue pair of a card that is late, one request or all. */
 static void carry_on(struct ibv_context *context, int all)
 {
-	if (!((struct card *)context)->late)
+	if (!((struct card *)context)->late || ((struct card *)context)->gone)
 		return;
 	for (int i = 0; i < qps_used; i++) {
 		struct qp *qp = qps[i];
 
 		if (!qp || qp->base.context != context)
 			continue;
-		while (qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp) && all) {
+		while (!is_gone(qp) && qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp) && all) {
 		}
 	}
 }
@@ -454,7 +478,11 @@ void ibv_ack_cq_events(struct ibv_cq *cq, unsigned int count)
 
 int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *event)
 {
-	return read(context->async_fd, event, sizeof(*event)) == sizeof(*event) ? 0 : -1;
+	if (read(context->async_fd, event, sizeof(*event)) == sizeof(*event))
+		return 0;
+	if (((struct card *)context)->gone)
+		errno = EIO;
+	return -1;
 }
 
 void ibv_ack_async_event(struct ibv_async_event *event)
@@ -513,6 +541,25 @@ static void event(struct qp *qp, enum ibv_event_type type)
 	struct ibv_async_event event = {.element.qp = &qp->base, .event_type = type};
 	struct card *card = (struct card *)qp->base.context;
 
+	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
+		broken("too many events");
+}
+
+static void happen(struct qp *qp, uint32_t what)
+{
+	struct card *card = (struct card *)qp->base.context;
+	struct ibv_async_event event = {.event_type = what & 0xfff, .element.port_num = what & 0x1000 ? 2 : 1};
+
+	if (event.event_type == IBV_EVENT_PORT_ERR)
+		port1.state = IBV_PORT_DOWN;
+	else if (event.event_type == IBV_EVENT_PORT_ACTIVE)
+		port1.state = IBV_PORT_ACTIVE;
+	else if (event.event_type == IBV_EVENT_LID_CHANGE && event.element.port_num == 1)
+		port1.lid++;
+	else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
+		card->gone = 1;
+		away[card->context.device - devices] = 3;
+	}
 	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
 		broken("too many events");
 }
@@ -689,6 +736,8 @@ done:
 		event(peer, theirs == IBV_WC_REM_ACCESS_ERR ? IBV_EVENT_QP_ACCESS_ERR : IBV_EVENT_QP_REQ_ERR);
 		fail(peer);
 	}
+	if (!status && wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM && ntohl(wr->imm_data) >> 16 == 0xeeee)
+		happen(qp, ntohl(wr->imm_data) & 0xffff);
 	if (qp->base.state == IBV_QPS_RTS) {
 		send_completion(qp, send, status, status ? 0 : length);
 		if (status)
@@ -701,7 +750,7 @@ static void pump(struct qp *qp)
 {
 	if (((struct card *)qp->base.context)->late)
 		return;
-	while (qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
+	while (!is_gone(qp) && qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
 	}
 }
 
@@ -710,6 +759,10 @@ static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_sen
 	struct qp *qp = (struct qp *)base;
 	int error = 0;
 
+	if (is_gone(qp)) {
+		*bad = wr;
+		return EIO;
+	}
 	pthread_mutex_lock(&lock);
 	for (; wr && !error; wr = wr->next) {
 		struct send *send;
@@ -781,6 +834,8 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 	enum ibv_qp_state to = mask & IBV_QP_STATE ? attr->qp_state : base->state;
 	int known = 0;
 
+	if (is_gone(qp))
+		return EIO;
 	pthread_mutex_lock(&lock);
 	if (!may_go(base->state, to)) {
 		pthread_mutex_unlock(&lock);

@@ -5,6 +5,7 @@
 //! checked against the administrator's bounds.
 
 pub mod counters;
+pub mod operator;
 
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};
 use serde::{Deserialize, Serialize};
