@@ -5,6 +5,8 @@
  *   absence port             events of the port reach every context once, and its attributes follow
  *   absence fatal            what was under way is flushed in order; new contexts work when the card is back, old objects never
  *   absence drain SOCKET     the same for a card that the operator has given up, by the proxy's socket, until he says so
+ *   absence removed          says "ready", and is busy until somebody takes the card away; the same then. For any card.
+ *   absence works            the device is there, at the latest soon
  */
 #include "sides.h"
 
@@ -108,12 +110,12 @@ static void say(const char *path, const char *word)
 	close(fd);
 }
 
-/* Opens the device when it is there, within ten seconds. */
+/* Opens the device when it is there, within a minute. */
 static struct ibv_context *open_again(void)
 {
 	const struct timespec pause = {.tv_nsec = 20000000};
 
-	for (int tries = 0; tries < 500; tries++) {
+	for (int tries = 0; tries < 3000; tries++) {
 		struct ibv_context *context = open_context();
 
 		if (context)
@@ -203,12 +205,49 @@ static void goes(const char *operated)
 	CHECK_EQ(next(bystander, 200), -1);
 }
 
+static void removed(void)
+{
+	enum { DEEP = 16 };
+	struct ibv_context *bystander = open_context();
+	uint64_t posted = 0, completed = 0, failed = 0;
+	struct pair p = {0};
+	struct ibv_wc wc;
+
+	CHECK(bystander, "errno %d", errno);
+	open_sides(&p, false);
+	connect_pair(&p, link_defaults);
+	struct region a = side_reg(p.a, 0, ARENA_BYTES, link_defaults.access);
+	struct region b = side_reg(p.b, 0, ARENA_BYTES, link_defaults.access);
+	printf("ready\n");
+	fflush(stdout);
+	while (completed < posted || !failed) {
+		for (; !failed && posted - completed < DEEP; posted++)
+			side_post(p.a, p.qa, rdma(IBV_WR_RDMA_WRITE, posted, a, 0, 64 << 10, b, 0));
+		CHECK(side_poll(p.a, SEND_CQ, &wc, 1, 60000) == 1, "no completion of request %lu", (unsigned long)completed);
+		CHECK_EQ(wc.wr_id, completed);
+		CHECK(!failed || wc.status == IBV_WC_WR_FLUSH_ERR, "%s", ibv_wc_status_str(wc.status));
+		failed += wc.status != IBV_WC_SUCCESS;
+		completed++;
+	}
+	CHECK_EQ(next(bystander, 10000), IBV_EVENT_DEVICE_FATAL);
+	CHECK_EQ(side_state(p.a, p.qa), IBV_QPS_ERR);
+	CHECK(open_again(), "errno %d", errno);
+	works();
+	CHECK_EQ(to_state(p.a, p.qa, IBV_QPS_RESET), EIO);
+	CHECK_EQ(side_destroy_qp(p.a, p.qa), 0);
+	works();
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], "port"))
 		port_events();
 	else if (argc == 2 && !strcmp(argv[1], "fatal"))
 		goes(NULL);
+	else if (argc == 2 && !strcmp(argv[1], "removed"))
+		removed();
+	else if (argc == 2 && !strcmp(argv[1], "works"))
+		open_again(), works();
 	else if (argc == 3 && !strcmp(argv[1], "drain"))
 		goes(argv[2]);
 	else

@@ -5,7 +5,7 @@
 //! With RINGFENCE_CARD=NAME in the environment the card is the kernel's of that name, and two proxies use it.
 
 use anyhow::{Context, Error, Result, ensure};
-use ringfence_integration::command::{Ended, Running};
+use ringfence_integration::command::{Ended, Running, run, wait_until};
 use ringfence_integration::direct::Node;
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, perftest, suite};
@@ -97,8 +97,13 @@ fn trials() -> Result<Vec<Trial>> {
             trials.push(test(format!("orders::{}::{seed}", card.name()), move || run_orders(&card, &program, seed)));
         }
     }
-    if !card.has_a_wire() {
-        trials.extend(absence_trials(&cards)?);
+    let absence = client::compile("absence", &["sides.c", "pairs.c", "check.c"])?;
+    match &card {
+        Card::Provider(..) => trials.extend(absence_trials(&cards, &absence)),
+        Card::Kernel(name) => {
+            let (name, program) = (name.clone(), absence.clone());
+            trials.push(test("absence::removed", move || run_removed(&name, &program)));
+        }
     }
     let memory = client::compile("memory", &["loop.c", "check.c"])?;
     for case in list(&memory)?.lines() {
@@ -138,16 +143,38 @@ fn semantics_trials(card: &Card, program: &Path) -> Result<Vec<Trial>> {
 }
 
 /// Events of port and card, a card that goes and comes, and one that is given up.
-fn absence_trials(cards: &[Card]) -> Result<Vec<Trial>> {
-    let program = client::compile("absence", &["sides.c", "pairs.c", "check.c"])?;
+fn absence_trials(cards: &[Card], program: &Path) -> Vec<Trial> {
     let mut trials = Vec::new();
     for card in cards {
         for case in ["port", "fatal", "drain"] {
-            let (card, program) = (card.clone(), program.clone());
+            let (card, program) = (card.clone(), program.to_owned());
             trials.push(test(format!("absence::{case}::{}", card.name()), move || run_absence(&card, &program, case)));
         }
     }
-    Ok(trials)
+    trials
+}
+
+/// The kernel's card is deleted while it is busy, and made again on the same interface, with which it has the same GUID.
+fn run_removed(card: &str, program: &Path) -> Result<()> {
+    let node = Node::with_card(card, None)?;
+    let (mut proxy, mut idle) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
+    let mut command = proxy.command(program)?;
+    command.arg("removed");
+    let running = Running::start(command)?;
+    wait_until("the program is ready", LIMIT, || running.output().contains("ready"))?;
+    std::thread::sleep(Duration::from_millis(200));
+    let parent = std::fs::read_to_string(format!("/sys/class/infiniband/{card}/parent"))?;
+    // With a driver that cannot take its device from those who have it, this waits until the last has closed it.
+    let rdma = |words: &[&str]| run(ringfence_integration::command::command(&[&["rdma", "link"], words].concat()));
+    rdma(&["delete", card])?;
+    rdma(&["add", card, "type", "rxe", "netdev", parent.trim_end()])?;
+    running.wait(LIMIT)?.success().context("the program")?;
+    // Neither does a proxy that has nothing to do with it keep the card, or miss that it is back.
+    let mut command = idle.command(program)?;
+    command.arg("works");
+    Running::start(command)?.wait(LIMIT)?.success().context("the other container's program")?;
+    ensure!(!proxy.has_ended() && !idle.has_ended(), "a proxy has ended");
+    Ok(())
 }
 
 fn run_absence(card: &Card, program: &Path, case: &str) -> Result<()> {
