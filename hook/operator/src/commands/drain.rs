@@ -59,7 +59,9 @@ impl Args {
         let entries = match std::fs::read_dir(&sockets) {
             // No container has had it since the node was started.
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            entries => entries.and_then(Iterator::collect).with_context(|| format!("cannot read {}", sockets.display()))?,
+            entries => {
+                entries.and_then(Iterator::collect).with_context(|| format!("cannot read {}", sockets.display()))?
+            }
         };
         let (mut done, mut failed) = (0, Vec::new());
         for entry in entries {

@@ -7,7 +7,15 @@ use rustix::net::{
 };
 use std::thread::JoinHandle;
 
-const CARD: &str = "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"/dev/infiniband/uverbs0\"]\n";
+const DEVICES: &str = r#"
+[[device]]
+name = "soft0"
+kind = "soft"
+[[device]]
+name = "mlx5_0"
+kind = "ibverbs"
+nodes = ["/dev/infiniband/uverbs0"]
+"#;
 
 /// The proxy of a port, which answers so; what it was told.
 fn proxy(node: &Node, lid: &str, answer: &'static [u8]) -> JoinHandle<Vec<u8>> {
@@ -28,7 +36,7 @@ fn proxy(node: &Node, lid: &str, answer: &'static [u8]) -> JoinHandle<Vec<u8>> {
 }
 
 pub fn every_proxy_of_the_device_is_told() {
-    let node = Node::new(CARD);
+    let node = Node::new(DEVICES);
     assert_eq!(node.succeed(&["drain", "mlx5_0"]), "0 proxies have closed mlx5_0\n");
     let proxies = [proxy(&node, "1", b"done"), proxy(&node, "2", b"done")];
     assert_eq!(node.succeed(&["drain", "mlx5_0"]), "2 proxies have closed mlx5_0\n");
@@ -41,7 +49,7 @@ pub fn every_proxy_of_the_device_is_told() {
 }
 
 pub fn a_proxy_that_does_not_is_named() {
-    let node = Node::new(CARD);
+    let node = Node::new(DEVICES);
     let (deaf, other) = (proxy(&node, "7", b""), proxy(&node, "8", b"done"));
     let outcome = node.run(&["drain", "mlx5_0"]);
     assert_eq!(outcome.code, 1, "{}", outcome.err);
@@ -50,8 +58,10 @@ pub fn a_proxy_that_does_not_is_named() {
 }
 
 pub fn what_keeps_no_driver_is_not_drained() {
-    let node = Node::new(CARD);
-    for (device, why) in [("soft0", "kind soft"), ("mlx5_7", "no device mlx5_7; there are "), ("../x", "no device ../x")] {
+    let node = Node::new(DEVICES);
+    for (device, why) in
+        [("soft0", "kind soft"), ("mlx5_7", "no device mlx5_7; there are "), ("../x", "no device ../x")]
+    {
         let outcome = node.run(&["drain", device]);
         assert!(outcome.code == 1 && outcome.err.contains(why), "{device}: {}", outcome.err);
     }
