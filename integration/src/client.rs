@@ -31,19 +31,21 @@ pub fn compile(name: &str, with: &[&str]) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Compiles the library that is loaded in place of libibverbs for a card that is not there.
+/// Compiles the card that is not there: libibverbs' interface, behind which requests are carried out in memory. The name of a file in
+/// a directory where nothing else is.
 pub fn provider() -> Result<PathBuf> {
-    let source = artifacts::repository().join("verbs-proxy/ibverbs/tests/provider.c");
-    provider_of(&source.to_string_lossy(), "provider")
-}
-
-/// The same of other source, in a directory with this name.
-pub fn provider_of(source: &str, name: &str) -> Result<PathBuf> {
-    let library = sandbox::work_dir().join(name).join("libibverbs.so.1");
+    let library = sandbox::work_dir().join("provider/libibverbs.so.1");
+    if library.exists() {
+        return Ok(library);
+    }
     std::fs::create_dir_all(library.parent().context("has a parent")?)?;
-    let target = library.to_string_lossy().into_owned();
+    let source = |name: &str| artifacts::repository().join("verbs-proxy/ibverbs/tests").join(name);
+    let (target, source, map) = (&library, source("provider.c"), source("provider.map"));
+    let map = format!("-Wl,-soname,libibverbs.so.1,--version-script,{}", map.display());
     let flags =
         ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
-    run(command(&[&["cc"], &flags[..], &["-Wl,-soname,libibverbs.so.1", "-o", &target, source]].concat()))?;
+    let mut compiler = command(&[&["cc"], &flags[..], &[&map]].concat());
+    compiler.arg("-o").arg(target).arg(source);
+    run(compiler)?;
     Ok(library)
 }

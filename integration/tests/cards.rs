@@ -2,7 +2,7 @@
 //! is one that is not there (`verbs-proxy/ibverbs/tests/provider.c`).
 
 use anyhow::{Context, Result, ensure};
-use ringfence_integration::command::{Running, wait_until};
+use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, sandbox, suite};
@@ -56,7 +56,10 @@ fn old_library() -> Result<()> {
         &source,
         "void *ibv_get_device_list(int *count);\nvoid *ibv_get_device_list(int *count) { return *count = 0, (void *)0; }\n",
     )?;
-    let library = client::provider_of(&source.to_string_lossy(), "old")?;
+    let library = sandbox::work_dir().join("old/libibverbs.so.1");
+    std::fs::create_dir_all(library.parent().context("has a parent")?)?;
+    let (target, source) = (library.to_string_lossy(), source.to_string_lossy());
+    run(command(&["cc", "-fPIC", "-shared", "-Wl,-soname,libibverbs.so.1", "-o", &target, &source]))?;
     let said = refusal(&Node::with_card("test0", Some(&library))?)?;
     ensure!(said.contains("the installed rdma-core is too old; version 33 or later is needed"), "{said}");
     Ok(())
@@ -65,7 +68,7 @@ fn old_library() -> Result<()> {
 /// The lines that a node's proxies logged; there is no journal here.
 fn await_line(node: &Node, words: &str) -> Result<()> {
     let log = || std::fs::read_to_string(node.dir().join("proxies.jsonl")).unwrap_or_default();
-    wait_until(words, LIMIT, || log().contains(words)).with_context(|| log())
+    wait_until(words, LIMIT, || log().contains(words)).with_context(log)
 }
 
 fn with_provider() -> Result<Node> {

@@ -34,6 +34,10 @@ if [[ " $* " == *" ibverbs "* ]]; then
     mkdir -p target/vm-clients
     cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/semantics \
         integration/clients/{semantics,sides,pairs,check,cases_data,cases_errors,cases_states,cases_events}.c -libverbs
+    for program in orders absence; do
+        cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o "target/vm-clients/$program" \
+            integration/clients/{"$program",sides,pairs,check}.c -libverbs
+    done
     cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/memory integration/clients/{memory,loop,check}.c -libverbs
 fi
 

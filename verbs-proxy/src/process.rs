@@ -277,10 +277,12 @@ fn start<P: Program>(
         last_pd: 0,
         last_share: 0,
         closers,
+        announced: Vec::new(),
     };
     P::Device::begun(&node);
     node.warden.await_up().context("the warden did not come up")?;
-    sandbox::filter::confine_proxy(P::Device::IOCTLS).context("cannot confine the proxy to its system calls")?;
+    sandbox::filter::confine_proxy(P::Device::IOCTLS, P::Device::OPENS_FILES)
+        .context("cannot confine the proxy to its system calls")?;
     Ok((Server::new(node, listener, taken.listener, init, signals), voice))
 }
 

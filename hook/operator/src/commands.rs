@@ -5,6 +5,7 @@ mod completion;
 mod config;
 mod configure;
 mod doctor;
+mod drain;
 mod explain;
 mod gc;
 mod info;
@@ -35,6 +36,7 @@ enum Command {
     List(list::Args),
     Stats(stats::Args),
     Info(info::Args),
+    Drain(drain::Args),
     Gc(gc::Args),
     Cdi(cdi::Args),
     Config(config::Args),
@@ -55,6 +57,7 @@ impl Cli {
             Command::List(args) => args.run(),
             Command::Stats(args) => args.run(),
             Command::Info(args) => args.run(),
+            Command::Drain(args) => args.run(),
             Command::Gc(args) => args.run(),
             Command::Cdi(args) => args.run(),
             Command::Config(args) => args.run(),

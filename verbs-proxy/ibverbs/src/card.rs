@@ -9,14 +9,18 @@ pub use objects::{CardQp, Cq, Mr, Pd};
 
 use crate::library::Library;
 use anyhow::{Context as _, Result, bail};
+use objects::Made;
 use ringfence_abi::*;
-use rustix::fd::BorrowedFd;
+use ringfence_protocol::verbs::EventType;
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, c_int};
 use std::mem::zeroed;
 use std::path::PathBuf;
 use std::ptr::{NonNull, null_mut};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a call that returns an errno says.
 fn done(errno: c_int) -> Result<(), Errno> {
@@ -47,6 +51,11 @@ pub struct Card {
     channel: NonNull<ibv_comp_channel>,
     /// What is known of it without asking it.
     pub about: About,
+    /// What has been made in it and is not destroyed.
+    made: Mutex<Made>,
+    closed: AtomicBool,
+    /// A file of its kernel device's directory, which can be read as long as that is not being removed.
+    sign: Option<OwnedFd>,
 }
 
 /// What the library's list of cards says of one.
@@ -64,6 +73,8 @@ pub struct About {
     pub sysfs: PathBuf,
     /// Its character device, if there is one.
     pub node: Option<PathBuf>,
+    /// What that is in `/sys`.
+    pub device: PathBuf,
 }
 
 // SAFETY: libibverbs may be called by several threads at once (verbs of one object are locked or ordered by it); what the fields say
@@ -79,17 +90,51 @@ impl Card {
     /// With what to do.
     pub fn open(name: &str) -> Result<Self> {
         let library = Arc::new(Library::load()?);
+        let (context, about) = Self::listed(&library, |devices| Self::open_of(&library, devices, name))?;
+        Self::of(library, context, about)
+    }
+
+    /// Opens the card that has this one's GUID now, whatever its name: this one is gone and may be back. `None` if it is not.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn find_again(&self) -> Result<Option<Self>> {
+        let library = &self.library;
+        let is_it = |device: &*mut ibv_device| {
+            // SAFETY: the devices of a list are there until it is freed.
+            unsafe { (library.get_device_guid)(*device) == self.about.guid }
+        };
+        let opened = Self::listed(library, |devices| {
+            let Some(device) = devices.iter().find(|device| is_it(device)) else { return Ok(None) };
+            // SAFETY: as above, and its name ends with a zero.
+            let name = unsafe { CStr::from_ptr((**device).name.as_ptr()) }.to_string_lossy().into_owned();
+            Self::open_of(library, devices, &name).map(Some)
+        })?;
+        opened.map(|(context, about)| Self::of(Arc::clone(library), context, about)).transpose()
+    }
+
+    /// Whether a card with this one's GUID is there, open or not.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn is_listed(&self) -> Result<bool> {
+        // SAFETY: the devices of a list are there until it is freed.
+        let guid = |device: &*mut ibv_device| unsafe { (self.library.get_device_guid)(*device) };
+        Self::listed(&self.library, |devices| Ok(devices.iter().any(|device| guid(device) == self.about.guid)))
+    }
+
+    /// What `pick` finds in the list of all cards.
+    fn listed<R>(library: &Library, pick: impl FnOnce(&[*mut ibv_device]) -> Result<R>) -> Result<R> {
         let mut count = 0;
         // SAFETY: `count` lives across the call.
         let list = made(unsafe { (library.get_device_list)(&raw mut count) })
             .context("cannot list the RDMA devices; is the kernel's module ib_uverbs loaded?")?;
         // SAFETY: the library returned an array of so many pointers.
         let devices = unsafe { std::slice::from_raw_parts(list.as_ptr(), count.max(0) as usize) };
-        let opened = Self::open_of(&library, devices, name);
+        let picked = pick(devices);
         // SAFETY: the list is of this library, and freed once; an open device stays.
         unsafe { (library.free_device_list)(list.as_ptr()) };
-        let (context, about) = opened?;
-        Self::of(library, context, about)
+        picked
     }
 
     /// Opens it once more.
@@ -121,8 +166,10 @@ impl Card {
                     .with_context(|| format!("cannot make a completion channel of RDMA device {}", about.name));
             }
         };
-        let card = Self { library, context, channel, about };
-        for fd in [card.completions(), card.events()] {
+        let sign = rustix::fs::open(about.device.join("dev"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        let made = Mutex::default();
+        let card = Self { library, context, channel, about, made, closed: AtomicBool::new(false), sign };
+        for fd in [card.completions(), card.events()].into_iter().flatten() {
             let flags = rustix::fs::fcntl_getfl(fd)?;
             rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?;
         }
@@ -154,6 +201,7 @@ impl Card {
                 transport: (*device).transport_type as u32,
                 sysfs: CStr::from_ptr((*device).ibdev_path.as_ptr()).to_string_lossy().into_owned().into(),
                 node: Some(node).filter(|node| node.exists()),
+                device: CStr::from_ptr((*device).dev_path.as_ptr()).to_string_lossy().into_owned().into(),
             }
         };
         // SAFETY: as above.
@@ -167,8 +215,39 @@ impl Card {
         Ok((context, about))
     }
 
+    /// `EIO` if it has been closed.
+    pub fn check(&self) -> Result<(), Errno> {
+        if self.closed.load(Ordering::Relaxed) { Err(Errno::IO) } else { Ok(()) }
+    }
+
+    /// Whether the kernel is removing it. Of a driver that can take its device away from those who have it open an event says so;
+    /// others wait until it has been closed by all.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        let read = self.sign.as_ref().map(|sign| rustix::io::pread(sign, &mut [0; 16], 0));
+        read.is_some_and(|read| read == Err(Errno::NODEV))
+    }
+
+    /// Destroys all that has been made in it, and closes it. Whatever stands for that fails from now on.
+    ///
+    /// # Safety
+    /// Nobody calls anything of it, or of what has been made in it, meanwhile.
+    pub unsafe fn close(&self) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // SAFETY: all of it is there, and in use by nobody, as the caller promises; from now on nobody destroys it again.
+        unsafe {
+            made.destroy(&self.library);
+            (self.library.destroy_comp_channel)(self.channel.as_ptr());
+            (self.library.close_device)(self.context.as_ptr());
+        }
+    }
+
     /// `struct ibv_device_attr`.
     pub fn attributes(&self) -> Result<ibv_device_attr, Errno> {
+        self.check()?;
         // SAFETY: plain data; the call fills it.
         let mut attr = unsafe { zeroed() };
         // SAFETY: the context is open, and `attr` lives across the call.
@@ -178,6 +257,7 @@ impl Card {
 
     /// `struct ibv_port_attr`.
     pub fn port(&self, port: u8) -> Result<ibv_port_attr, Errno> {
+        self.check()?;
         // SAFETY: plain data; the call fills it, or as much of it as it knows.
         let mut attr = unsafe { zeroed() };
         // SAFETY: the context is open, and `attr` lives across the call.
@@ -189,6 +269,9 @@ impl Card {
     #[must_use]
     pub fn gids(&self) -> Vec<ibv_gid_entry> {
         const MOST: usize = 1024;
+        if self.check().is_err() {
+            return Vec::new();
+        }
         // SAFETY: plain data.
         let mut entries = vec![unsafe { zeroed::<ibv_gid_entry>() }; MOST];
         let size = size_of::<ibv_gid_entry>();
@@ -201,21 +284,24 @@ impl Card {
 
     /// Readable when a queue that was armed has a completion.
     #[must_use]
-    pub fn completions(&self) -> BorrowedFd<'_> {
+    pub fn completions(&self) -> Option<BorrowedFd<'_>> {
+        self.check().ok()?;
         // SAFETY: open as long as the channel, which `self` has.
-        unsafe { BorrowedFd::borrow_raw((*self.channel.as_ptr()).fd) }
+        Some(unsafe { BorrowedFd::borrow_raw((*self.channel.as_ptr()).fd) })
     }
 
     /// Readable when there is an asynchronous event.
     #[must_use]
-    pub fn events(&self) -> BorrowedFd<'_> {
+    pub fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.check().ok()?;
         // SAFETY: open as long as the context, which `self` has.
-        unsafe { BorrowedFd::borrow_raw((*self.context.as_ptr()).async_fd) }
+        Some(unsafe { BorrowedFd::borrow_raw((*self.context.as_ptr()).async_fd) })
     }
 
     /// The next of the queues that were armed and have a completion: its context. `None` if there is none now.
     #[must_use]
     pub fn completion_event(&self) -> Option<usize> {
+        self.check().ok()?;
         let (mut cq, mut context) = (null_mut(), null_mut());
         // SAFETY: the channel is there; the descriptor does not block.
         let result = unsafe { (self.library.get_cq_event)(self.channel.as_ptr(), &raw mut cq, &raw mut context) };
@@ -227,49 +313,87 @@ impl Card {
         Some(context.addr())
     }
 
-    /// The next asynchronous event.
-    #[must_use]
-    pub fn event(&self) -> Option<Event> {
+    /// The next asynchronous event, if there is one now.
+    ///
+    /// # Errors
+    /// `EIO` if the card is gone.
+    pub fn event(&self) -> Result<Option<Event>, Errno> {
+        self.check()?;
         let mut event = ibv_async_event { element: null_mut(), event_type: 0 };
         // SAFETY: the context is open, and its descriptor does not block.
         if unsafe { (self.library.get_async_event)(self.context.as_ptr(), &raw mut event) } != 0 {
-            return None;
+            return match last() {
+                Errno::AGAIN | Errno::INTR => Ok(None),
+                // What a descriptor says whose device has been taken away, or nothing.
+                _ => Err(Errno::IO),
+            };
         }
-        let event_type = event.event_type;
-        let number = match event_type {
-            // Those of queue pairs: IBV_EVENT_QP_FATAL to _PATH_MIG_ERR, and _QP_LAST_WQE_REACHED.
-            1..=7 | 16 if !event.element.is_null() => {
+        let kind = EventType(event.event_type);
+        let of = match kind {
+            EventType::QP_FATAL
+            | EventType::QP_REQ_ERR
+            | EventType::QP_ACCESS_ERR
+            | EventType::COMM_EST
+            | EventType::SQ_DRAINED
+            | EventType::PATH_MIG
+            | EventType::PATH_MIG_ERR
+            | EventType::QP_LAST_WQE_REACHED
+                if !event.element.is_null() =>
+            {
                 // SAFETY: a queue pair is not destroyed before its events are acknowledged.
-                Some(unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
+                Of::Qp(unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
             }
-            _ => None,
+            EventType::PORT_ACTIVE
+            | EventType::PORT_ERR
+            | EventType::LID_CHANGE
+            | EventType::PKEY_CHANGE
+            | EventType::SM_CHANGE
+            | EventType::CLIENT_REREGISTER
+            | EventType::GID_CHANGE
+            // `int port_num` in the same place.
+            | SPEED_CHANGE => Of::Port(event.element.addr() as u32),
+            _ => Of::Card,
         };
         // SAFETY: got above, and acknowledged once.
         unsafe { (self.library.ack_async_event)(&raw mut event) };
-        Some(Event { event_type, number })
+        Ok(Some(Event { kind, of }))
     }
 
-    fn ops(&self) -> &ibv_context_ops {
+    /// Its operations; none when it has been closed.
+    #[inline]
+    fn ops(&self) -> Option<&ibv_context_ops> {
+        self.check().ok()?;
         // SAFETY: the context is open, and its operations are set when it is opened.
-        unsafe { &(*self.context.as_ptr()).ops }
+        Some(unsafe { &(*self.context.as_ptr()).ops })
     }
 }
+
+/// `IBV_EVENT_DEVICE_SPEED_CHANGE`, of rdma-core 60.
+pub const SPEED_CHANGE: EventType = EventType(20);
 
 /// An asynchronous event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// `enum ibv_event_type`.
-    pub event_type: u32,
-    /// The queue pair that it is of.
-    pub number: Option<u32>,
+    /// What happened.
+    pub kind: EventType,
+    /// To what.
+    pub of: Of,
+}
+
+/// What an event is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// The queue pair with this number.
+    Qp(u32),
+    /// The port with this number.
+    Port(u32),
+    /// The card, or something that the proxy has none of.
+    Card,
 }
 
 impl Drop for Card {
     fn drop(&mut self) {
         // SAFETY: whatever was made in it had the card, and is gone.
-        unsafe {
-            (self.library.destroy_comp_channel)(self.channel.as_ptr());
-            (self.library.close_device)(self.context.as_ptr());
-        }
+        unsafe { self.close() };
     }
 }

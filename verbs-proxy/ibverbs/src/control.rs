@@ -15,6 +15,7 @@ use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::{Launch, Limits};
 use ringfence_proxy::memory::{MemoryRegion, PdId};
+use ringfence_proxy::pacing::Nanos;
 use ringfence_proxy::plane::qp::{Caps, NewQp};
 use ringfence_proxy::sysfs::{self, Parent};
 use rustix::fd::BorrowedFd;
@@ -52,7 +53,31 @@ pub struct CardControl {
     pds: HashMap<PdId, Arc<Pd>>,
     made: Made,
     queues: Vec<Shared>,
+    /// Names of queues: none is given twice, so that what comes of a card that is gone is nobody's.
+    names: usize,
+    /// Set while there is no card.
+    pub absence: Option<Absence>,
+    /// When it was seen last that the kernel is not removing the card.
+    pub looked: Nanos,
 }
+
+/// That there is no card, and when to look for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Absence {
+    /// The next time.
+    pub next: Nanos,
+    /// Since the last time; longer each time.
+    pub pause: Nanos,
+    /// Given up on purpose: not opened again before it has been away, or somebody says so.
+    pub drained: bool,
+}
+
+/// Between two looks for a card that is gone, at first and at most; and at whether the kernel is removing it.
+pub const FIRST_PAUSE: Nanos = 100_000_000;
+/// See [`FIRST_PAUSE`].
+pub const LONGEST_PAUSE: Nanos = 2_000_000_000;
+/// See [`FIRST_PAUSE`].
+pub const LOOK: Nanos = 1_000_000_000;
 
 /// Room that a queue pair had in a completion queue; to be given back when nothing of it is left there.
 #[derive(Clone, Copy, Debug)]
@@ -83,12 +108,28 @@ impl CardControl {
             pds: HashMap::new(),
             made: Made::default(),
             queues: Vec::new(),
+            names: 0,
+            absence: None,
+            looked: 0,
         })
     }
 
     /// Goes on with this card, which is the same, opened again. Nothing has been made in it.
     pub fn use_card(&mut self, card: Arc<Card>) {
         self.card = card;
+        self.absence = None;
+        if let Ok(attr) = self.card.attributes() {
+            self.attr = attr;
+        }
+    }
+
+    /// The card is closed: lets go of all that was made in it.
+    pub fn forget(&mut self) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.queues.clear();
+        self.pds.clear();
+        self.gids.clear();
+        self.indices.clear();
     }
 
     /// Where the worker finds queue pairs.
@@ -123,6 +164,12 @@ impl CardControl {
         }
     }
 
+    /// The container's GID table.
+    #[must_use]
+    pub fn gid_table(&self) -> Vec<[u8; 16]> {
+        self.gids.iter().map(|info| info.gid).collect()
+    }
+
     /// The queue pair with this number.
     #[must_use]
     pub fn queue_pair(&self, number: u32) -> Option<Arc<CardQp>> {
@@ -152,7 +199,8 @@ impl CardControl {
         if completions > most {
             return Err(Errno::INVAL);
         }
-        let cq = Cq::new(&self.card, CQE.max(completions).min(most), self.queues.len())?;
+        let cq = Cq::new(&self.card, CQE.max(completions).min(most), self.names)?;
+        self.names += 1;
         self.queues.push(Shared { cq, used: 0 });
         Ok(self.queues.len() - 1)
     }
@@ -257,7 +305,8 @@ impl Control for CardControl {
     fn register(&mut self, region: MemoryRegion) -> Result<(MemoryRegion, Option<u32>), Errno> {
         // The container may take pages away from a file of its own at any time. Those that are there are pinned, and stay the card's
         // until the region ends, as with any driver; where one is missing, the card says `EFAULT`.
-        let mr = Mr::new(self.pds.get(&region.pd()).ok_or(Errno::INVAL)?, &region)?;
+        // A domain that is not there is one of a card that is gone.
+        let mr = Mr::new(self.pds.get(&region.pd()).ok_or(Errno::IO)?, &region)?;
         let (lkey, rkey) = (mr.lkey(), mr.rkey());
         Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
     }
@@ -270,7 +319,7 @@ impl Control for CardControl {
             return Err(Errno::INVAL);
         }
         let caps = Caps { max_send_wr: max_send_wr.min(SENDS), ..new.caps };
-        let pd = Arc::clone(self.pds.get(&new.pd).ok_or(Errno::INVAL)?);
+        let pd = Arc::clone(self.pds.get(&new.pd).ok_or(Errno::IO)?);
         let index = self.queue(caps.max_send_wr + caps.max_recv_wr)?;
         let shared = &mut self.queues[index];
         let qp = CardQp::new(&pd, &shared.cq, &caps)?;
@@ -289,7 +338,15 @@ impl Control for CardControl {
         Some(&self.gids)
     }
 
+    fn check(&self) -> Result<(), Errno> {
+        self.card.check()
+    }
+
     fn waker(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.card.events())
+        self.card.events()
+    }
+
+    fn wake_at(&self) -> Option<Nanos> {
+        Some(self.absence.map_or(self.looked + LOOK, |absence| absence.next))
     }
 }

@@ -17,6 +17,7 @@
 mod batch;
 mod completions;
 mod load;
+mod loss;
 mod receives;
 
 use crate::card::{Card, CardQp, Cq, Mr};
@@ -25,6 +26,8 @@ use crate::names::{Kind, Lives, Name, Number};
 use batch::{Batch, Refused, Request};
 use completions::completed;
 use load::Load;
+use loss::Lost;
+pub use loss::{forgotten, is_after, is_lost, lose, renew, resized};
 use receives::{Receives, give_receives};
 use ringfence_abi::{atomic, ibv_sge, ibv_wc, rdma, target};
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
@@ -63,6 +66,11 @@ pub enum Task {
         incarnation: u64,
         /// The card's number.
         number: u32,
+    },
+    /// The card takes nothing any more: it is gone, which it may not have said yet.
+    Gone {
+        /// How many there have been before it.
+        before: u32,
     },
 }
 
@@ -104,6 +112,8 @@ pub struct State {
     stopped: bool,
     /// It waits for room on the card.
     waits: bool,
+    /// The card is gone that it was made on.
+    lost: Option<Lost>,
 }
 
 impl State {
@@ -133,10 +143,11 @@ struct Queue {
 /// The device of one container.
 #[derive(Debug)]
 pub struct Ibverbs {
-    card: Arc<Card>,
+    /// None while it is gone.
+    open: Option<Open>,
+    /// How many cards have gone.
+    before: u32,
     made: Made,
-    /// What stands for memory that a request may not reach.
-    out_of_reach: Mr,
     queues: Vec<Queue>,
     lives: Lives,
     /// Requests of all kinds that the card has.
@@ -154,6 +165,24 @@ pub struct Ibverbs {
     polled: Box<[ibv_wc]>,
 }
 
+/// A card, as the worker has it.
+#[derive(Debug)]
+pub struct Open {
+    card: Arc<Card>,
+    /// What stands for memory that a request may not reach.
+    out_of_reach: Mr,
+}
+
+impl Open {
+    /// The card with what the worker needs.
+    ///
+    /// # Errors
+    /// What the card says.
+    pub fn new(card: Arc<Card>) -> Result<Self, Errno> {
+        Ok(Self { out_of_reach: Mr::out_of_reach(&card)?, card })
+    }
+}
+
 // SAFETY: completions are numbers; the addresses in batches are of memory that is theirs.
 unsafe impl Send for Ibverbs {}
 
@@ -168,12 +197,11 @@ impl Ibverbs {
     /// # Errors
     /// What the card says.
     pub fn new(card: Arc<Card>, made: Made) -> Result<Self, Errno> {
-        let out_of_reach = Mr::out_of_reach(&card)?;
         let load = Load::of(&card.port(PORT)?);
         Ok(Self {
-            card,
+            open: Some(Open::new(card)?),
+            before: 0,
             made,
-            out_of_reach,
             queues: Vec::new(),
             lives: Lives::default(),
             given: 0,
@@ -223,6 +251,11 @@ fn post_all(plane: &mut Plane) {
 
 /// The card has not taken the last requests of a queue pair.
 fn take_back(plane: &mut Plane, queue: u32, refused: Refused) {
+    if matches!(refused.error, Errno::IO | Errno::NODEV) {
+        // They end with everything else that it has.
+        let before = plane.device.before;
+        return plane.notices.push(Notice::Device(Task::Gone { before }));
+    }
     let Plane { qps, device, .. } = plane;
     let Some(qp) = &mut qps[queue as usize] else { return };
     let sends = &mut qp.device.sends;
@@ -434,13 +467,16 @@ impl Device for Ibverbs {
     }
 
     fn has_stopped(qp: &Qp) -> bool {
-        qp.device.card.is_none() || (qp.device.stopped && qp.device.is_quiet())
+        match qp.device.lost {
+            Some(lost) => lost == Lost::Closed,
+            None => qp.device.card.is_none() || (qp.device.stopped && qp.device.is_quiet()),
+        }
     }
 
     fn modified(plane: &mut Plane, queue: u32, _: u32, _: Option<()>) {
         let Plane { qps, device, .. } = plane;
         let Some(qp) = &mut qps[queue as usize] else { return };
-        if qp.device.card.is_none() {
+        if qp.device.card.is_none() && qp.device.lost.is_none() {
             let made = device.made.lock().unwrap_or_else(PoisonError::into_inner);
             qp.device.card = made.get(&qp.number).cloned();
             if let Some(card) = &qp.device.card
@@ -460,7 +496,7 @@ impl Device for Ibverbs {
         let pieces = plane.device.forget(queue, &mut state);
         pieces.iter().for_each(|piece| plane.departed(piece, plane.now));
         if let Some(qp) = &mut plane.qps[queue as usize] {
-            (qp.device.card, qp.device.waits) = (state.card, state.waits);
+            (qp.device.card, qp.device.waits, qp.device.lost) = (state.card, state.waits, state.lost);
         }
     }
 
@@ -496,12 +532,13 @@ impl Device for Ibverbs {
     }
 
     fn wakers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.card.completions())
+        self.open.iter().filter_map(|open| open.card.completions())
     }
 
     fn woken(plane: &mut Plane) {
         let device = &mut plane.device;
-        while let Some(name) = device.card.completion_event() {
+        let Some(open) = &device.open else { return };
+        while let Some(name) = open.card.completion_event() {
             device.queues.iter().filter(|queue| queue.cq.name == name).for_each(|queue| queue.armed.set(false));
         }
     }

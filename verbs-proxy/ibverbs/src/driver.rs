@@ -1,8 +1,9 @@
 //! What the control thread does for a real card with the plane: queue pairs' transitions, on the card and in the plane, and the
 //! card's asynchronous events.
 
+use crate::absence;
 use crate::attributes;
-use crate::card::CardQp;
+use crate::card::{CardQp, Event, Of, SPEED_CHANGE};
 use crate::control::{CardControl, PORT};
 use crate::device::{self, Ibverbs, Task};
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -10,6 +11,7 @@ use ringfence_protocol::verbs::{EventType, QpAttrMask as Mask, QpState};
 use ringfence_proxy::control::driver::Driver;
 use ringfence_proxy::control::node::Node;
 use ringfence_proxy::device::control::Control;
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use std::sync::Arc;
@@ -24,9 +26,12 @@ const MOST_EVENTS: usize = 64;
 /// What a queue pair may be told while it sends, without the card being drained.
 const SENDING: u32 = Mask::STATE.0 | Mask::CUR_STATE.0 | Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0;
 
+/// The card's number of a queue pair. `EIO` if that card is gone: another queue pair may have the number on the next.
 fn number(node: &Node<Ibverbs>, queue: u32) -> Result<u32, Errno> {
-    let number = node.worker.call(move |plane| plane.qps.get(queue as usize)?.as_ref().map(|qp| qp.number));
-    number.ok_or(Errno::INVAL)
+    node.worker.call(move |plane| {
+        let qp = plane.qps.get(queue as usize).and_then(Option::as_ref).ok_or(Errno::INVAL)?;
+        if device::is_lost(plane, queue) { Err(Errno::IO) } else { Ok(qp.number) }
+    })
 }
 
 fn card_qp(node: &Node<Ibverbs>, queue: u32) -> Result<Arc<CardQp>, Errno> {
@@ -52,6 +57,9 @@ impl Driver for Ibverbs {
     type Control = CardControl;
 
     const IOCTLS: &'static [u64] = &[RDMA_VERBS_IOCTL];
+
+    /// A card that comes back is opened again.
+    const OPENS_FILES: bool = true;
 
     fn begun(node: &Node<Self>) {
         node.device.beyond().iter().for_each(|beyond| node.voice.say(beyond));
@@ -133,8 +141,9 @@ impl Driver for Ibverbs {
     }
 
     fn remove_qp(node: &mut Node<Self>, queue: u32) {
-        let Ok(number) = number(node, queue) else { return };
+        let number = number(node, queue);
         drop(node.worker.call(move |plane| plane.remove_qp(queue)));
+        let Ok(number) = number else { return };
         // The last that has it is this thread now: destroying it has the card let go of all memory.
         if let Some(room) = node.device.destroy(number) {
             node.worker.call(move |plane| device::drain(plane, room.name));
@@ -142,31 +151,75 @@ impl Driver for Ibverbs {
         }
     }
 
-    fn hear(node: &mut Node<Self>, Task::Stop { queue, incarnation, number }: Task) {
-        // Nobody but this thread resets it: what is to be stopped now is so until it has been.
-        let is_to_stop = node.worker.call(move |plane| device::is_to_stop(plane, queue, incarnation));
-        if let Some(qp) = node.device.queue_pair(number).filter(|_| is_to_stop) {
-            stop(node, queue, incarnation, &qp);
+    fn hear(node: &mut Node<Self>, task: Task) {
+        match task {
+            Task::Stop { queue, incarnation, number } => {
+                // Nobody but this thread resets it: what is to be stopped now is so until it has been.
+                let is_to_stop = node.worker.call(move |plane| device::is_to_stop(plane, queue, incarnation));
+                if let Some(qp) = node.device.queue_pair(number).filter(|_| is_to_stop) {
+                    stop(node, queue, incarnation, &qp);
+                }
+            }
+            Task::Gone { before } if node.worker.call(move |plane| device::is_after(plane, before)) => {
+                // It may say so by itself.
+                Self::hear_device(node);
+                absence::begin(node, "it takes no requests any more");
+            }
+            // That one has gone.
+            Task::Gone { .. } => {}
         }
     }
 
     fn hear_device(node: &mut Node<Self>) {
+        if node.device.absence.is_some() {
+            return absence::look_for_it(node);
+        }
         for _ in 0..MOST_EVENTS {
-            let Some(event) = node.device.card.event() else { return };
-            let kind = EventType(event.event_type);
-            match (kind, event.number) {
-                // What the plane tells by itself, of what it does.
-                (EventType::SQ_DRAINED, _) => {}
-                (_, Some(number)) => node.worker.call(move |plane| {
-                    let Some(queue) = plane.by_number.get(&number).copied() else { return };
-                    plane.event(queue, kind);
-                    if matches!(kind, EventType::QP_FATAL | EventType::QP_REQ_ERR | EventType::QP_ACCESS_ERR) {
-                        plane.to_error(queue);
-                    }
-                }),
-                // Of the port and of the card: addressed to every context, which later work does.
-                (kind, None) => node.voice.say(&format!("the card says event {}", kind.0)),
+            match node.device.card.event() {
+                Ok(Some(event)) if event.kind == EventType::DEVICE_FATAL => {
+                    return absence::begin(node, "it has failed");
+                }
+                Ok(Some(event)) => heard(node, event),
+                Ok(None) => break,
+                Err(_) => return absence::begin(node, "it has been taken away"),
             }
         }
+        absence::see_whether_it_leaves(node);
+    }
+
+    fn admit_neighbour(node: &mut Node<Self>, socket: OwnedFd) {
+        absence::serve_operator(node, socket);
+    }
+}
+
+/// What happens to the port that the container is shown concerns all of its contexts.
+fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
+    match of {
+        // What the plane tells by itself, of what it does.
+        Of::Qp(_) if kind == EventType::SQ_DRAINED => {}
+        Of::Qp(number) => node.worker.call(move |plane| {
+            let Some(queue) = plane.by_number.get(&number).copied() else { return };
+            plane.event(queue, kind);
+            if matches!(kind, EventType::QP_FATAL | EventType::QP_REQ_ERR | EventType::QP_ACCESS_ERR) {
+                plane.to_error(queue);
+            }
+        }),
+        Of::Port(port) if port != u32::from(PORT) => {}
+        Of::Port(_) => {
+            let had = node.device.gid_table();
+            // What is shown is read again.
+            node.gids_fresh_until = 0;
+            let _ = node.gid(0);
+            if matches!(kind, EventType::PORT_ACTIVE | SPEED_CHANGE)
+                && let Ok(port) = node.device.card.port(PORT)
+            {
+                node.worker.call(move |plane| device::resized(plane, &port));
+            }
+            // The card's table has entries of other containers as well.
+            if kind != EventType::GID_CHANGE || had != node.device.gid_table() {
+                node.announced.push(kind);
+            }
+        }
+        Of::Card => node.voice.say(&format!("the card says event {}", kind.0)),
     }
 }

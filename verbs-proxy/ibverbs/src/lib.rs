@@ -3,8 +3,10 @@
 //! - [`library`]: libibverbs, loaded when the proxy starts; [`card`]: a card and what is made in it. All of the foreign interface
 //!   is in these two.
 //! - [`device`]: the worker's side, with [`names`], by which a completion finds what it is of.
-//! - [`control`], [`driver`]: the control thread's side; [`attributes`]: words in between; [`description`]: what operators are told.
+//! - [`control`], [`driver`]: the control thread's side, with [`absence`], a card that goes and comes; [`attributes`]: words in
+//!   between; [`description`]: what operators are told.
 
+pub mod absence;
 pub mod attributes;
 pub mod card;
 pub mod control;

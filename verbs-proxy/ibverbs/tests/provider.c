@@ -8,11 +8,15 @@
  * is in use, a queue that is longer than was asked for.
  *
  * There is no time in it: a peer that does not answer is given up at once, and so is one without a receive request, unless the
- * sender retries for ever.
+ * sender retries for ever. There are two of it: test0 carries requests out as they are posted; late0 one of each queue pair whenever
+ * a completion queue is polled, so that something is always under way, and all when one is armed.
+ *
+ * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
+ * of a port that no container has. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
+ * cards has been read some times.
  */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <ifaddrs.h>
 #include <infiniband/verbs.h>
 #include <net/if.h>
@@ -21,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #undef ibv_query_port
@@ -82,26 +87,44 @@ struct qp {
 struct card {
 	struct ibv_context context;
 	int events[2];
+	int late, gone;
 };
 
+/* Of the one port. */
+static struct {
+	enum ibv_port_state state;
+	uint16_t lid;
+} port1 = {IBV_PORT_ACTIVE, 0};
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct ibv_device device = {
-	.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"};
+enum { DEVICES = 2, LATE = 1 };
+
+static struct ibv_device devices[DEVICES] = {
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"}};
+/* How often the list of cards is read without this one. */
+static int away[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
 static int gid_count;
 static struct mr *mrs[MOST_MRS];
 static uint8_t mr_lives[MOST_MRS];
 static struct qp *qps[MOST_QPS];
 static int qp_lives[MOST_QPS];
+/* Behind these there never was one. */
+static int qps_used;
 
 /* Devices */
 
 struct ibv_device **ibv_get_device_list(int *count)
 {
-	struct ibv_device **list = calloc(2, sizeof(*list));
+	struct ibv_device **list = calloc(DEVICES + 1, sizeof(*list));
 
-	list[0] = &device;
-	*count = 1;
+	*count = 0;
+	for (int i = 0; i < DEVICES; i++) {
+		if (away[i] && away[i]--)
+			continue;
+		list[(*count)++] = &devices[i];
+	}
 	return list;
 }
 
@@ -112,8 +135,7 @@ void ibv_free_device_list(struct ibv_device **list)
 
 __be64 ibv_get_device_guid(struct ibv_device *of)
 {
-	(void)of;
-	return htobe64(0x0200000000000042);
+	return htobe64(0x0200000000000042 + (uint64_t)(of - devices));
 }
 
 static void add_gid(const uint8_t *raw)
@@ -151,19 +173,22 @@ static void list_gids(void)
 	freeifaddrs(list);
 }
 
+static int carry_out(struct qp *);
 static int poll_cq(struct ibv_cq *, int, struct ibv_wc *);
 static int req_notify_cq(struct ibv_cq *, int);
 static int post_send(struct ibv_qp *, struct ibv_send_wr *, struct ibv_send_wr **);
 static int post_recv(struct ibv_qp *, struct ibv_recv_wr *, struct ibv_recv_wr **);
 
+/* By no system call that the proxy's sandbox forbids, in which the card is opened again. */
 struct ibv_context *ibv_open_device(struct ibv_device *of)
 {
 	struct card *card = calloc(1, sizeof(*card));
 
-	if (pipe2(card->events, O_CLOEXEC))
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, card->events))
 		return NULL;
 	list_gids();
 	card->context.device = of;
+	card->late = of == &devices[LATE];
 	card->context.async_fd = card->events[0];
 	card->context.cmd_fd = -1;
 	card->context.num_comp_vectors = 1;
@@ -182,10 +207,9 @@ int ibv_close_device(struct ibv_context *context)
 
 int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 {
-	(void)context;
 	memset(attr, 0, sizeof(*attr));
 	strcpy(attr->fw_ver, "test");
-	attr->node_guid = attr->sys_image_guid = ibv_get_device_guid(&device);
+	attr->node_guid = attr->sys_image_guid = ibv_get_device_guid(context->device);
 	attr->max_mr_size = UINT64_MAX;
 	attr->page_size_cap = 0xfffff000;
 	attr->vendor_id = 0xffffff;
@@ -209,10 +233,12 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 {
 	struct ibv_port_attr *attr = (struct ibv_port_attr *)compat;
 
-	(void)context;
+	if (((struct card *)context)->gone)
+		return EIO;
 	if (port != 1)
 		return EINVAL;
-	attr->state = IBV_PORT_ACTIVE;
+	attr->state = port1.state;
+	attr->lid = port1.lid;
 	attr->max_mtu = attr->active_mtu = IBV_MTU_4096;
 	attr->gid_tbl_len = 2 * MOST_GIDS;
 	attr->port_cap_flags = IBV_PORT_IP_BASED_GIDS | IBV_PORT_CM_SUP;
@@ -308,6 +334,30 @@ static uint8_t *reach(uint32_t key, struct ibv_pd *pd, uint64_t addr, uint64_t l
 	return (uint8_t *)mr->base.addr + (addr - mr->iova);
 }
 
+/* For programs that use it themselves. */
+struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
+{
+	return ibv_reg_mr_iova2(pd, addr, length, (uintptr_t)addr, access);
+}
+
+int ibv_query_gid(struct ibv_context *context, uint8_t port, int index, union ibv_gid *gid)
+{
+	(void)context;
+	memset(gid, 0, sizeof(*gid));
+	for (int i = 0; i < gid_count; i++)
+		if (gids[i].gid_index == (uint32_t)index)
+			*gid = gids[i].gid;
+	return port == 1 ? 0 : EINVAL;
+}
+
+const char *ibv_wc_status_str(enum ibv_wc_status status)
+{
+	static _Thread_local char text[16];
+
+	snprintf(text, sizeof(text), "status %d", status);
+	return text;
+}
+
 /* Completion queues */
 
 struct ibv_comp_channel *ibv_create_comp_channel(struct ibv_context *context)
@@ -318,7 +368,7 @@ struct ibv_comp_channel *ibv_create_comp_channel(struct ibv_context *context)
 	} *channel = calloc(1, sizeof(*channel));
 	int ends[2];
 
-	if (pipe2(ends, O_CLOEXEC))
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
 		return NULL;
 	channel->base.context = context;
 	channel->base.fd = ends[0];
@@ -366,12 +416,33 @@ static void complete(struct cq *cq, struct ibv_wc wc)
 	}
 }
 
+static int is_gone(struct qp *qp)
+{
+	return ((struct card *)qp->base.context)->gone;
+}
+
+/* Of each queue pair of a card that is late, one request or all. */
+static void carry_on(struct ibv_context *context, int all)
+{
+	if (!((struct card *)context)->late || ((struct card *)context)->gone)
+		return;
+	for (int i = 0; i < qps_used; i++) {
+		struct qp *qp = qps[i];
+
+		if (!qp || qp->base.context != context)
+			continue;
+		while (!is_gone(qp) && qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp) && all) {
+		}
+	}
+}
+
 static int poll_cq(struct ibv_cq *base, int most, struct ibv_wc *wc)
 {
 	struct cq *cq = (struct cq *)base;
 	int count = 0;
 
 	pthread_mutex_lock(&lock);
+	carry_on(base->context, 0);
 	for (; count < most && cq->count; count++, cq->count--) {
 		wc[count] = cq->ring[cq->head];
 		cq->head = (cq->head + 1) % cq->size;
@@ -386,6 +457,7 @@ static int req_notify_cq(struct ibv_cq *base, int solicited)
 		broken("the proxy wants to hear of everything");
 	pthread_mutex_lock(&lock);
 	((struct cq *)base)->armed = 1;
+	carry_on(base->context, 1);
 	pthread_mutex_unlock(&lock);
 	return 0;
 }
@@ -406,7 +478,11 @@ void ibv_ack_cq_events(struct ibv_cq *cq, unsigned int count)
 
 int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *event)
 {
-	return read(context->async_fd, event, sizeof(*event)) == sizeof(*event) ? 0 : -1;
+	if (read(context->async_fd, event, sizeof(*event)) == sizeof(*event))
+		return 0;
+	if (((struct card *)context)->gone)
+		errno = EIO;
+	return -1;
 }
 
 void ibv_ack_async_event(struct ibv_async_event *event)
@@ -440,6 +516,8 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *init)
 		qp->sends = calloc(qp->cap.max_send_wr, sizeof(*qp->sends));
 		qp->receives = calloc(qp->cap.max_recv_wr, sizeof(*qp->receives));
 		qps[i] = qp;
+		if (qps_used <= i)
+			qps_used = i + 1;
 		((struct pd *)pd)->users++;
 		((struct cq *)init->send_cq)->users++;
 		((struct cq *)init->recv_cq)->users++;
@@ -463,6 +541,25 @@ static void event(struct qp *qp, enum ibv_event_type type)
 	struct ibv_async_event event = {.element.qp = &qp->base, .event_type = type};
 	struct card *card = (struct card *)qp->base.context;
 
+	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
+		broken("too many events");
+}
+
+static void happen(struct qp *qp, uint32_t what)
+{
+	struct card *card = (struct card *)qp->base.context;
+	struct ibv_async_event event = {.event_type = what & 0xfff, .element.port_num = what & 0x1000 ? 2 : 1};
+
+	if (event.event_type == IBV_EVENT_PORT_ERR)
+		port1.state = IBV_PORT_DOWN;
+	else if (event.event_type == IBV_EVENT_PORT_ACTIVE)
+		port1.state = IBV_PORT_ACTIVE;
+	else if (event.event_type == IBV_EVENT_LID_CHANGE && event.element.port_num == 1)
+		port1.lid++;
+	else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
+		card->gone = 1;
+		away[card->context.device - devices] = 3;
+	}
 	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
 		broken("too many events");
 }
@@ -535,8 +632,8 @@ static int transfer(struct ibv_pd *pd, const struct ibv_sge *sges, int count, ui
 	return 1;
 }
 
-/* One request. 0 if it waits for a receive request; otherwise 1, and it is completed. */
-static int carry_out(struct qp *qp)
+/* As below, whatever it is. */
+static int carry_out_any(struct qp *qp)
 {
 	struct send *send = &qp->sends[qp->send_head];
 	struct ibv_send_wr *wr = &send->wr;
@@ -639,6 +736,8 @@ done:
 		event(peer, theirs == IBV_WC_REM_ACCESS_ERR ? IBV_EVENT_QP_ACCESS_ERR : IBV_EVENT_QP_REQ_ERR);
 		fail(peer);
 	}
+	if (!status && wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM && ntohl(wr->imm_data) >> 16 == 0xeeee)
+		happen(qp, ntohl(wr->imm_data) & 0xffff);
 	if (qp->base.state == IBV_QPS_RTS) {
 		send_completion(qp, send, status, status ? 0 : length);
 		if (status)
@@ -647,9 +746,41 @@ done:
 	return 1;
 }
 
+/* A WRITE from one place that is as it should be, which is what is measured; else 0. */
+static int write_at_once(struct qp *qp, struct send *send)
+{
+	struct ibv_send_wr *wr = &send->wr;
+	struct qp *peer = find(qp->attr.dest_qp_num);
+	int is_inline = wr->send_flags & IBV_SEND_INLINE;
+	uint32_t length = wr->sg_list->length;
+	uint8_t *from, *to;
+
+	if (wr->opcode != IBV_WR_RDMA_WRITE || wr->num_sge != 1 || !length || !peer || peer->base.state < IBV_QPS_RTR ||
+	    peer->base.state > IBV_QPS_SQD || peer->attr.dest_qp_num != qp->base.qp_num ||
+	    !(peer->attr.qp_access_flags & IBV_ACCESS_REMOTE_WRITE))
+		return 0;
+	from = is_inline ? send->data : reach(wr->sg_list->lkey, qp->base.pd, wr->sg_list->addr, length, 0, 0);
+	to = reach(wr->wr.rdma.rkey, peer->base.pd, wr->wr.rdma.remote_addr, length, IBV_ACCESS_REMOTE_WRITE, 1);
+	if (!from || !to)
+		return 0;
+	memmove(to, from, length);
+	send_completion(qp, send, IBV_WC_SUCCESS, length);
+	return 1;
+}
+
+/* One request. 0 if it waits for a receive request; otherwise 1, and it is completed. */
+static int carry_out(struct qp *qp)
+{
+	if (qp->send_count && write_at_once(qp, &qp->sends[qp->send_head]))
+		return 1;
+	return carry_out_any(qp);
+}
+
 static void pump(struct qp *qp)
 {
-	while (qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
+	if (((struct card *)qp->base.context)->late)
+		return;
+	while (!is_gone(qp) && qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
 	}
 }
 
@@ -658,6 +789,10 @@ static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_sen
 	struct qp *qp = (struct qp *)base;
 	int error = 0;
 
+	if (is_gone(qp)) {
+		*bad = wr;
+		return EIO;
+	}
 	pthread_mutex_lock(&lock);
 	for (; wr && !error; wr = wr->next) {
 		struct send *send;
@@ -729,6 +864,8 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 	enum ibv_qp_state to = mask & IBV_QP_STATE ? attr->qp_state : base->state;
 	int known = 0;
 
+	if (is_gone(qp))
+		return EIO;
 	pthread_mutex_lock(&lock);
 	if (!may_go(base->state, to)) {
 		pthread_mutex_unlock(&lock);

@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod card;
 pub mod counters;
+pub mod operator;
 
 use addresses::{Gids, Peers};
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};

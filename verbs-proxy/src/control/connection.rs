@@ -49,6 +49,11 @@ impl Connection {
         self.session.events(context)
     }
 
+    /// The same of all contexts.
+    pub(super) fn all_events(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.session.all_events()
+    }
+
     /// What must happen before it is to be served.
     pub(super) fn awaits(&self) -> PollFlags {
         if self.stalled { PollFlags::OUT } else { PollFlags::IN }

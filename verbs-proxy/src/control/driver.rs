@@ -16,6 +16,9 @@ pub trait Driver: Device + Send {
     /// `ioctl(2)` requests, beyond those of every proxy, that it makes once the container can say something.
     const IOCTLS: &'static [u64] = &[];
 
+    /// Whether it looks for its device in files, of those that [`crate::sandbox::View`] leaves it, when the container can say something.
+    const OPENS_FILES: bool = false;
+
     /// The worker has been started.
     fn begun(node: &Node<Self>) {
         let _ = node;
@@ -55,7 +58,7 @@ pub trait Driver: Device + Send {
         let _ = node;
     }
 
-    /// [`Control::waker`] was readable.
+    /// [`Control::waker`] was readable, or it is the time of [`Control::wake_at`].
     fn hear_device(node: &mut Node<Self>) {
         let _ = node;
     }

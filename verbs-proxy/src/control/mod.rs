@@ -125,7 +125,9 @@ impl<D: Driver> Server<D> {
             let pause = (!accepting || full || others_full).then_some(PAUSE);
             let due = self.node.neighbours.wake_at().map(until);
             let look = (looks > 0).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
-            let timeouts = pause.into_iter().chain(due).chain(look).chain(quiet_until.map(until));
+            let tend = self.node.device.wake_at();
+            let timeouts =
+                pause.into_iter().chain(due).chain(look).chain(quiet_until.map(until)).chain(tend.map(until));
             match poll(&mut fds, timeouts.min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
                 Ok(0) if looks > 0 => {
                     looks -= 1;
@@ -166,8 +168,9 @@ impl<D: Driver> Server<D> {
             if has_shown && ready[shown_at] {
                 self.node.hear_addresses();
             }
-            if ready.get(waker_at) == Some(&true) {
+            if ready.get(waker_at) == Some(&true) || tend.is_some_and(|at| at <= now()) {
                 D::hear_device(&mut self.node);
+                self.announce();
             }
             if ready[3] {
                 self.hear_worker();
@@ -208,6 +211,7 @@ impl<D: Driver> Server<D> {
         match accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => {
                 D::admit_neighbour(&mut self.node, socket);
+                self.announce();
                 true
             }
             Err(error) => may_accept_after(error),
@@ -230,6 +234,17 @@ impl<D: Driver> Server<D> {
         }
     }
 
+    /// Tells every context what the device has to say to all.
+    fn announce(&mut self) {
+        for event in std::mem::take(&mut self.node.announced) {
+            let event = AsyncEvent { event, port: 1, cookie: 0 };
+            for events in self.connections.iter().flat_map(Connection::all_events) {
+                // As below.
+                let _ = datagram::send(events, event.as_bytes(), &[]);
+            }
+        }
+    }
+
     fn hear_worker(&mut self) {
         lower(self.node.worker.notices_fd());
         while let Ok(notice) = self.node.worker.notices.try_recv() {
@@ -245,6 +260,7 @@ impl<D: Driver> Server<D> {
                 Notice::Device(notice) => D::hear(&mut self.node, notice),
             }
         }
+        self.announce();
     }
 }
 

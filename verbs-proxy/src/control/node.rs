@@ -20,7 +20,7 @@ use crate::warden::Warden;
 use crate::worker::{Worker, now};
 use ringfence_protocol::control::GidInfo;
 use ringfence_protocol::doorbell::MAX_QUEUES;
-use ringfence_protocol::verbs::GidType;
+use ringfence_protocol::verbs::{EventType, GidType};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -106,6 +106,8 @@ pub struct Node<D: Driver = Soft> {
     pub last_share: u32,
     /// Where descriptors that others made are closed.
     pub closers: Closers,
+    /// Events of the port or the device that every context is to hear of, and has not.
+    pub announced: Vec<EventType>,
 }
 
 /// Where descriptors that others made are closed: one party's do not hold up the other's.

@@ -3,6 +3,7 @@
 use crate::control::quota::Quota;
 use crate::fabric::addresses::Addresses;
 use crate::memory::{MemoryRegion, PdId};
+use crate::pacing::Nanos;
 use crate::plane::qp::NewQp;
 use crate::sysfs;
 use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
@@ -81,6 +82,19 @@ pub trait Control: Debug + Send {
 
     /// The GID table of the container, if it is not that of its port on the fabric.
     fn gids(&self) -> Option<&[GidInfo]> {
+        None
+    }
+
+    /// Whether the device is there to be opened.
+    ///
+    /// # Errors
+    /// `EIO` while it is gone.
+    fn check(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// When the control thread is to look after the device, though [`Self::waker`] says nothing.
+    fn wake_at(&self) -> Option<Nanos> {
         None
     }
 

@@ -138,6 +138,7 @@ impl Scene {
             last_pd: 0,
             last_share: 0,
             closers,
+            announced: Vec::new(),
         };
         let own = Place { lid: lids[0], listener: own.listener };
         // The other port lives for ever.

@@ -118,7 +118,7 @@ impl<D: Device> Plane<D> {
     }
 
     /// The device says that everything is done up to byte `end` of the request at this index. It knows that so much was posted,
-    /// and that nothing of it fetches data.
+    /// and what is fetched is there.
     pub fn done_up_to(&mut self, queue: u32, index: usize, end: u32) {
         let Some(qp) = &mut self.qps[queue as usize] else { return };
         for (at, wqe) in qp.pending.range_mut(..=index).enumerate() {
@@ -128,7 +128,7 @@ impl<D: Device> Plane<D> {
             if !done_before {
                 wqe.count(&self.tally);
             }
-            if wqe.done_all && wqe.fetches() {
+            if !done_before && wqe.done_all && wqe.fetches() && wqe.sent_all {
                 qp.fetching = qp.fetching.saturating_sub(1);
             }
         }

@@ -26,7 +26,10 @@ impl<D: Device> Plane<D> {
     /// Takes a queue pair out; nothing of it is completed any more.
     pub fn remove_qp(&mut self, queue: u32) -> Option<Box<Qp<D>>> {
         let mut qp = self.qps.get_mut(queue as usize)?.take()?;
-        self.by_number.remove(&qp.number);
+        // Of a device that was lost another one may have given the number away again.
+        if self.by_number.get(&qp.number) == Some(&queue) {
+            self.by_number.remove(&qp.number);
+        }
         D::removed(self, &mut qp);
         self.timers.remove(&(qp.alarm, queue));
         self.shaping.forget(queue);

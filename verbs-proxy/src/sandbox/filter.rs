@@ -67,11 +67,19 @@ const NETLINK: &[&[Argument]] = &[&[
     (2, &[libc::NETLINK_ROUTE as u64]),
 ]];
 
-/// Confines all threads of the proxy. `ioctls`: requests that its device makes beyond those of every proxy.
+/// To find a device and to open it, in what the root and Landlock leave of files.
+#[rustfmt::skip]
+const OPENING: &[i64] = &[
+    libc::SYS_open, libc::SYS_openat, libc::SYS_getdents64, libc::SYS_stat, libc::SYS_lstat, libc::SYS_newfstatat, libc::SYS_statx,
+    libc::SYS_access, libc::SYS_faccessat, libc::SYS_faccessat2, libc::SYS_readlink, libc::SYS_readlinkat,
+];
+
+/// Confines all threads of the proxy. `ioctls`: requests that its device makes beyond those of every proxy. `opens`: whether it opens
+/// files, of which the root and Landlock have left it some.
 ///
 /// # Errors
 /// If the kernel has no seccomp filters.
-pub fn confine_proxy(ioctls: &'static [u64]) -> Result<()> {
+pub fn confine_proxy(ioctls: &'static [u64], opens: bool) -> Result<()> {
     let mut rules = free(PROXY);
     let pid = u64::from(std::process::id());
     allow(&mut rules, libc::SYS_fcntl, &[&[(1, FCNTL)]])?;
@@ -90,8 +98,12 @@ pub fn confine_proxy(ioctls: &'static [u64]) -> Result<()> {
     // No more than to wait: of all processors, for nobody in particular.
     allow(&mut rules, libc::SYS_membarrier, &[&[(0, &[MEMBARRIER_CMD_GLOBAL]), (1, &[0])]])?;
     // Of a descriptor, not of a path.
-    let empty = &[libc::AT_EMPTY_PATH as u64];
-    allow(&mut rules, libc::SYS_newfstatat, &[&[(3, empty)]])?;
+    if opens {
+        rules.extend(free(OPENING));
+    } else {
+        let empty = &[libc::AT_EMPTY_PATH as u64];
+        allow(&mut rules, libc::SYS_newfstatat, &[&[(3, empty)]])?;
+    }
     // Of the calling thread.
     allow(&mut rules, libc::SYS_sched_getaffinity, &[&[(0, &[0])]])?;
     allow(&mut rules, libc::SYS_sched_setaffinity, &[&[(0, &[0])]])?;

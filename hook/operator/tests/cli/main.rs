@@ -1,6 +1,7 @@
 //! The command as its users see it.
 
 mod configuration;
+mod drain;
 mod explain;
 mod node;
 mod state;
@@ -30,6 +31,9 @@ fn main() -> ExitCode {
         state::what_is_left_behind_is_listed_and_removed,
         state::failures_of_the_hook_are_listed,
         state::a_user_is_shown_his_own,
+        drain::every_proxy_of_the_device_is_told,
+        drain::a_proxy_that_does_not_is_named,
+        drain::what_keeps_no_driver_is_not_drained,
         stats::forged_and_short_counters_are_a_line_each,
         stats::counters_of_one_container_are_chosen_by_its_id,
         stats::who_watches_may_stop,
@@ -45,6 +49,7 @@ fn help_of_every_subcommand_shows_examples() {
         ("list", "ringfence list --failures"),
         ("stats", "ringfence stats --json"),
         ("info", "ringfence info --json"),
+        ("drain", "ringfence drain --resume mlx5_0"),
         ("gc", "ringfence gc --dry-run"),
         ("config", "ringfence config validate"),
         ("completion", "ringfence completion bash"),
@@ -75,6 +80,7 @@ fn completions_and_pages_know_every_subcommand() {
         "list",
         "stats",
         "info",
+        "drain",
         "gc",
         "cdi",
         "config",

@@ -4,17 +4,73 @@
 #![allow(unsafe_code)]
 
 use super::{Card, done, made};
+use crate::library::Library;
 use ringfence_abi::*;
 use ringfence_proxy::memory::MemoryRegion;
 use ringfence_proxy::plane::qp::Caps;
 use rustix::io::Errno;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::mem::zeroed;
 use std::ptr::{NonNull, null_mut};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// `IBV_QPT_RC`.
 const RC: u32 = 2;
+
+/// What has been made in a card, so that it can be destroyed though it is named somewhere.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    qps: Vec<NonNull<ibv_qp>>,
+    mrs: Vec<NonNull<ibv_mr>>,
+    cqs: Vec<NonNull<ibv_cq>>,
+    pds: Vec<NonNull<ibv_pd>>,
+}
+
+impl Made {
+    /// Destroys it, users before what they use.
+    ///
+    /// # Safety
+    /// All of it is there, and in use by nobody.
+    pub(super) unsafe fn destroy(&mut self, library: &Library) {
+        // SAFETY: as the caller promises. What a card that is gone says of it does not matter.
+        unsafe {
+            self.qps.drain(..).for_each(|qp| _ = (library.destroy_qp)(qp.as_ptr()));
+            self.mrs.drain(..).for_each(|mr| _ = (library.dereg_mr)(mr.as_ptr()));
+            self.cqs.drain(..).for_each(|cq| _ = (library.destroy_cq)(cq.as_ptr()));
+            self.pds.drain(..).for_each(|pd| _ = (library.dealloc_pd)(pd.as_ptr()));
+        }
+    }
+}
+
+impl Card {
+    /// Makes something, unless the card is closed, and notes it.
+    fn make<T>(
+        &self,
+        list: fn(&mut Made) -> &mut Vec<NonNull<T>>,
+        make: impl FnOnce() -> *mut T,
+    ) -> Result<NonNull<T>, Errno> {
+        let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        let raw = made(make())?;
+        list(&mut all).push(raw);
+        Ok(raw)
+    }
+
+    /// Destroys something that was made, unless that was done when the card was closed.
+    fn unmake<T>(
+        &self,
+        list: fn(&mut Made) -> &mut Vec<NonNull<T>>,
+        raw: NonNull<T>,
+        destroy: impl FnOnce(*mut T) -> c_int,
+    ) {
+        let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.closed.load(Ordering::Relaxed) {
+            list(&mut all).retain(|other| *other != raw);
+            destroy(raw.as_ptr());
+        }
+    }
+}
 
 /// A protection domain.
 #[derive(Debug)]
@@ -32,7 +88,7 @@ impl Pd {
     /// A new one.
     pub fn new(card: &Arc<Card>) -> Result<Arc<Self>, Errno> {
         // SAFETY: the context is open.
-        let raw = made(unsafe { (card.library.alloc_pd)(card.context.as_ptr()) })?;
+        let raw = card.make(|made| &mut made.pds, || unsafe { (card.library.alloc_pd)(card.context.as_ptr()) })?;
         Ok(Arc::new(Self { card: Arc::clone(card), raw }))
     }
 }
@@ -40,7 +96,7 @@ impl Pd {
 impl Drop for Pd {
     fn drop(&mut self) {
         // SAFETY: made by the library, and whatever was made in it is gone.
-        unsafe { (self.card.library.dealloc_pd)(self.raw.as_ptr()) };
+        self.card.unmake(|made| &mut made.pds, self.raw, |raw| unsafe { (self.card.library.dealloc_pd)(raw) });
     }
 }
 
@@ -49,6 +105,9 @@ impl Drop for Pd {
 pub struct Mr {
     pd: Arc<Pd>,
     raw: NonNull<ibv_mr>,
+    address: u64,
+    lkey: u32,
+    rkey: u32,
 }
 
 // SAFETY: as for `Card`.
@@ -59,10 +118,10 @@ impl Mr {
     pub fn new(pd: &Arc<Pd>, region: &MemoryRegion) -> Result<Self, Errno> {
         let (access, iova) = (region.access(), region.iova());
         let length = usize::try_from(region.length()).map_err(|_| Errno::NOMEM)?;
+        let register = pd.card.library.reg_mr_iova;
         // SAFETY: the domain is there; the bytes are mapped as long as the region is, which the caller promises to keep.
-        let raw =
-            unsafe { (pd.card.library.reg_mr_iova)(pd.raw.as_ptr(), region.first().cast(), length, iova, access.0) };
-        Ok(Self { pd: Arc::clone(pd), raw: made(raw)? })
+        let make = || unsafe { register(pd.raw.as_ptr(), region.first().cast(), length, iova, access.0) };
+        Self::made(pd, make)
     }
 
     /// A page that no request reaches, in a domain that has no queue pair: what names its key fails on the card as what names a
@@ -70,32 +129,38 @@ impl Mr {
     pub fn out_of_reach(card: &Arc<Card>) -> Result<Self, Errno> {
         static PAGE: Page = Page([0; 4096]);
         let pd = Pd::new(card)?;
-        let page = (&raw const PAGE).cast_mut().cast();
+        let page: *mut c_void = (&raw const PAGE).cast_mut().cast();
+        let (register, address) = (card.library.reg_mr_iova, page.addr() as u64);
         // SAFETY: the domain is there, and the page is for good. The card gets no right to write to it.
-        let raw =
-            unsafe { (card.library.reg_mr_iova)(pd.raw.as_ptr(), page, size_of::<Page>(), page.addr() as u64, 0) };
-        Ok(Self { pd, raw: made(raw)? })
+        Self::made(&pd, || unsafe { register(pd.raw.as_ptr(), page, size_of::<Page>(), address, 0) })
+    }
+
+    fn made(pd: &Arc<Pd>, make: impl FnOnce() -> *mut ibv_mr) -> Result<Self, Errno> {
+        let raw = pd.card.make(|made| &mut made.mrs, make)?;
+        // SAFETY: just made.
+        let (address, lkey, rkey) = unsafe {
+            let mr = raw.as_ptr();
+            ((*mr).addr.addr() as u64, (*mr).lkey, (*mr).rkey)
+        };
+        Ok(Self { pd: Arc::clone(pd), raw, address, lkey, rkey })
     }
 
     /// Its first address.
     #[must_use]
     pub fn address(&self) -> u64 {
-        // SAFETY: as below.
-        unsafe { (*self.raw.as_ptr()).addr }.addr() as u64
+        self.address
     }
 
     /// By which the card's own work requests name it.
     #[must_use]
     pub fn lkey(&self) -> u32 {
-        // SAFETY: the library keeps it until it is deregistered.
-        unsafe { (*self.raw.as_ptr()).lkey }
+        self.lkey
     }
 
     /// By which peers name it. Those cannot reach a region without remote rights, whose key is no secret.
     #[must_use]
     pub fn rkey(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.raw.as_ptr()).rkey }
+        self.rkey
     }
 }
 
@@ -105,7 +170,7 @@ struct Page([u8; 4096]);
 impl Drop for Mr {
     fn drop(&mut self) {
         // SAFETY: registered above, once.
-        unsafe { (self.pd.card.library.dereg_mr)(self.raw.as_ptr()) };
+        self.pd.card.unmake(|made| &mut made.mrs, self.raw, |raw| unsafe { (self.pd.card.library.dereg_mr)(raw) });
     }
 }
 
@@ -130,9 +195,10 @@ impl Cq {
     pub fn new(card: &Arc<Card>, cqe: u32, name: usize) -> Result<Arc<Self>, Errno> {
         let cqe = c_int::try_from(cqe).map_err(|_| Errno::INVAL)?;
         let context = std::ptr::without_provenance_mut(name);
+        let (create, channel) = (card.library.create_cq, card.channel.as_ptr());
         // SAFETY: context and channel are there; the queue's own context is no pointer, and nobody follows it.
-        let raw =
-            made(unsafe { (card.library.create_cq)(card.context.as_ptr(), cqe, context, card.channel.as_ptr(), 0) })?;
+        let make = || unsafe { create(card.context.as_ptr(), cqe, context, channel, 0) };
+        let raw = card.make(|made| &mut made.cqs, make)?;
         // SAFETY: just made.
         let capacity = unsafe { (*raw.as_ptr()).cqe }.max(cqe) as u32;
         Ok(Arc::new(Self { card: Arc::clone(card), raw, capacity, name }))
@@ -140,7 +206,7 @@ impl Cq {
 
     /// Takes completions, as many as there are and fit.
     pub fn poll<'a>(&self, into: &'a mut [ibv_wc]) -> &'a [ibv_wc] {
-        let Some(poll) = self.card.ops().poll_cq else { return &[] };
+        let Some(poll) = self.card.ops().and_then(|ops| ops.poll_cq) else { return &[] };
         let most = c_int::try_from(into.len()).unwrap_or(c_int::MAX);
         // SAFETY: there is room for as many; one thread polls.
         let count = unsafe { poll(self.raw.as_ptr(), most, into.as_mut_ptr()) };
@@ -150,7 +216,7 @@ impl Cq {
 
     /// Has the next completion make the channel readable.
     pub fn arm(&self) {
-        if let Some(arm) = self.card.ops().req_notify_cq {
+        if let Some(arm) = self.card.ops().and_then(|ops| ops.req_notify_cq) {
             // SAFETY: the queue is there.
             unsafe { arm(self.raw.as_ptr(), 0) };
         }
@@ -160,7 +226,7 @@ impl Cq {
 impl Drop for Cq {
     fn drop(&mut self) {
         // SAFETY: made above, once; queue pairs have their queue, so none is left; its events have been acknowledged.
-        unsafe { (self.card.library.destroy_cq)(self.raw.as_ptr()) };
+        self.card.unmake(|made| &mut made.cqs, self.raw, |raw| unsafe { (self.card.library.destroy_cq)(raw) });
     }
 }
 
@@ -203,8 +269,9 @@ impl CardQp {
             qp_type: RC,
             sq_sig_all: 0,
         };
+        let create = pd.card.library.create_qp;
         // SAFETY: domain and queue are there; `init` lives across the call.
-        let raw = made(unsafe { (pd.card.library.create_qp)(pd.raw.as_ptr(), &raw mut init) })?;
+        let raw = pd.card.make(|made| &mut made.qps, || unsafe { create(pd.raw.as_ptr(), &raw mut init) })?;
         // SAFETY: just made.
         let number = unsafe { (*raw.as_ptr()).qp_num };
         // No more than was asked for is used, whatever the card has: so much room is kept in the completion queue.
@@ -214,6 +281,7 @@ impl CardQp {
 
     /// `ibv_modify_qp`.
     pub fn modify(&self, attr: &mut ibv_qp_attr, mask: u32) -> Result<(), Errno> {
+        self.pd.card.check()?;
         // SAFETY: the queue pair is there; `attr` lives across the call.
         done(unsafe { (self.pd.card.library.modify_qp)(self.raw.as_ptr(), attr, mask.cast_signed()) })
     }
@@ -222,6 +290,7 @@ impl CardQp {
     pub fn state(&self) -> Result<u32, Errno> {
         /// `IBV_QP_STATE`.
         const STATE: c_int = 1;
+        self.pd.card.check()?;
         // SAFETY: plain data; the call fills it.
         let (mut attr, mut init): (ibv_qp_attr, ibv_qp_init_attr) = unsafe { (zeroed(), zeroed()) };
         let query = self.pd.card.library.query_qp;
@@ -235,7 +304,7 @@ impl CardQp {
     /// # Safety
     /// The list ends, and its requests' lists are as long as they say; with inline data their addresses are of this process, and readable.
     pub unsafe fn post_send(&self, first: *mut ibv_send_wr) -> Result<(), (*mut ibv_send_wr, Errno)> {
-        let Some(post) = self.pd.card.ops().post_send else { return Err((first, Errno::OPNOTSUPP)) };
+        let Some(post) = self.pd.card.ops().and_then(|ops| ops.post_send) else { return Err((first, Errno::IO)) };
         let mut bad = null_mut();
         // SAFETY: the queue pair is there; the rest is promised by the caller. One thread posts.
         done(unsafe { post(self.raw.as_ptr(), first, &raw mut bad) }).map_err(|error| (bad, error))
@@ -246,7 +315,7 @@ impl CardQp {
     /// # Safety
     /// The list ends, and its requests' lists are as long as they say.
     pub unsafe fn post_receive(&self, first: *mut ibv_recv_wr) -> Result<(), (*mut ibv_recv_wr, Errno)> {
-        let Some(post) = self.pd.card.ops().post_recv else { return Err((first, Errno::OPNOTSUPP)) };
+        let Some(post) = self.pd.card.ops().and_then(|ops| ops.post_recv) else { return Err((first, Errno::IO)) };
         let mut bad = null_mut();
         // SAFETY: as above.
         done(unsafe { post(self.raw.as_ptr(), first, &raw mut bad) }).map_err(|error| (bad, error))
@@ -256,6 +325,6 @@ impl CardQp {
 impl Drop for CardQp {
     fn drop(&mut self) {
         // SAFETY: made above, once. Nobody posts to it: whoever does has it.
-        unsafe { (self.pd.card.library.destroy_qp)(self.raw.as_ptr()) };
+        self.pd.card.unmake(|made| &mut made.qps, self.raw, |raw| unsafe { (self.pd.card.library.destroy_qp)(raw) });
     }
 }

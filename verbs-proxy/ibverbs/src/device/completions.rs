@@ -5,7 +5,7 @@ use super::receives::give_receives;
 use crate::names::{Kind, Name, Number};
 use ringfence_abi::ibv_wc;
 use ringfence_protocol::verbs::{QpState, WcFlags, WcOpcode, WcStatus};
-use ringfence_proxy::device::Answer;
+use ringfence_proxy::device::{Answer, WorkPiece};
 use ringfence_proxy::plane::receive::Received;
 
 /// A completion of the card's.
@@ -29,26 +29,34 @@ fn send_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, 
     if before >= qp.device.sends.len() {
         return;
     }
-    for _ in 0..before {
-        answer(plane, queue, Answer::Done);
+    let done = if status == WcStatus::SUCCESS { before + 1 } else { before };
+    let mut last = None;
+    for _ in 0..done {
+        last = leave(plane, queue);
     }
-    let last = match status {
-        WcStatus::SUCCESS => Answer::Done,
-        status => Answer::Failed { status, vendor_err: wc.vendor_err as u16 },
-    };
-    answer(plane, queue, last);
+    // With it all before it are.
+    if let Some(piece) = last
+        && let Some(index) = plane.index_of(&piece)
+    {
+        plane.done_up_to(queue, index, piece.offset + piece.bytes);
+    }
+    if status != WcStatus::SUCCESS
+        && let Some(piece) = leave(plane, queue)
+    {
+        plane.answered(&piece, Answer::Failed { status, vendor_err: wc.vendor_err as u16 });
+    }
 }
 
-/// The oldest piece has its answer.
-fn answer(plane: &mut Plane, queue: u32, answer: Answer) {
+/// The card has the oldest piece no more.
+fn leave(plane: &mut Plane, queue: u32) -> Option<WorkPiece> {
     let Plane { qps, device, .. } = plane;
-    let Some(qp) = &mut qps[queue as usize] else { return };
-    let Some(sent) = qp.device.sends.pop_front() else { return };
-    qp.device.first_send = qp.device.first_send.after(1);
+    let state = &mut qps[queue as usize].as_mut()?.device;
+    let sent = state.sends.pop_front()?;
+    state.first_send = state.first_send.after(1);
     device.given -= 1;
     device.load.left(&sent);
     plane.departed(&sent.piece, plane.now);
-    plane.answered(&sent.piece, answer);
+    Some(sent.piece)
 }
 
 fn receive_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, number: Number) {

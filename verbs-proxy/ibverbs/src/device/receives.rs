@@ -113,7 +113,8 @@ fn give_some(plane: &mut Plane, queue: u32) -> bool {
             }
         };
         let data = receiving.data.sges();
-        let (addr, lkey) = (device.out_of_reach.address(), device.out_of_reach.lkey());
+        let Some(open) = &device.open else { return false };
+        let (addr, lkey) = (open.out_of_reach.address(), open.out_of_reach.lkey());
         let into = device.receives.list();
         let sges = match list(regions, qp.pd, data, 0, u32::MAX, Access::LOCAL_WRITE, into) {
             Ok(count) => count,

@@ -211,6 +211,7 @@ impl Session {
         if index.index != 0 {
             return Err(Errno::NODEV);
         }
+        node.device.check()?;
         let taken = node.take(Resource::Other, 1)?;
         let (ours, theirs) = event_sockets()?;
         let context = self.contexts.insert(Context { events: node.quota.admit(ours)?, _taken: taken });
@@ -250,6 +251,11 @@ impl Session {
     /// Where asynchronous events of a context go.
     pub fn events(&mut self, context: u32) -> Option<&OwnedFd> {
         self.contexts.get(context).ok().map(|context| &context.events)
+    }
+
+    /// The same of all contexts.
+    pub fn all_events(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.contexts.iter().map(|(_, context)| &context.events)
     }
 
     /// Destroys everything: the connection is gone.

@@ -1,0 +1,113 @@
+//! A card that goes, by itself or because the operator wants its driver for himself, and that comes back.
+//!
+//! Everything that was under way is flushed to the applications, their queue pairs are in error, and each of their contexts hears
+//! of `DEVICE_FATAL`, as of a card of their own. The card is closed, so that nothing of this proxy keeps its driver. When a card with
+//! the same GUID is there it is opened, and is what new contexts are of; what was made on the former one stays dead.
+
+// UNSAFETY: closes a card, of which nothing is used any more.
+#![allow(unsafe_code)]
+
+use crate::card::Card;
+use crate::control::{Absence, FIRST_PAUSE, LONGEST_PAUSE, PORT};
+use crate::device::{self, Ibverbs, Open};
+use ringfence_protocol::verbs::EventType;
+use ringfence_proxy::control::node::Node;
+use ringfence_proxy::datagram;
+use ringfence_proxy::launch::operator::{DONE, DRAIN, RESUME};
+use ringfence_proxy::worker::now;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::net::sockopt::socket_peercred;
+use std::sync::Arc;
+
+/// Lets go of the card. `why`: what its container's log says.
+pub fn begin(node: &mut Node<Ibverbs>, why: &str) {
+    if node.device.absence.is_some() {
+        return;
+    }
+    let name = node.device.card.about.name.clone();
+    node.voice.say(&format!("RDMA device {name}: {why}; its objects are dead, and it is opened again when it is back"));
+    node.worker.call(device::lose);
+    node.device.forget();
+    // SAFETY: the worker has let go of the card and of all that was made in it; what is left is regions, domains and this thread's.
+    unsafe { node.device.card.close() };
+    node.worker.call(device::forgotten);
+    node.announced.push(EventType::DEVICE_FATAL);
+    node.gids_fresh_until = 0;
+    let _ = node.gid(0);
+    node.device.absence = Some(Absence { next: now() + FIRST_PAUSE, pause: FIRST_PAUSE, drained: false });
+}
+
+/// Opens the card again, if it is there and it is the time.
+pub fn look_for_it(node: &mut Node<Ibverbs>) {
+    let Some(mut absence) = node.device.absence.filter(|absence| absence.next <= now()) else { return };
+    if absence.drained {
+        // One that is there has not been away since it was drained.
+        absence.drained = node.device.card.is_listed().unwrap_or(true);
+    }
+    let found = if absence.drained { Ok(None) } else { node.device.card.find_again() };
+    match found.map(|card| card.map(|card| use_card(node, card))) {
+        Ok(Some(Ok(()))) => return,
+        Ok(None) => {}
+        Ok(Some(Err(error))) | Err(error) => {
+            // Of the first attempts only: it may be there for a while before it can be used.
+            if absence.pause < LONGEST_PAUSE {
+                node.voice.say(&format!("the card is back and cannot be opened: {error:#}"));
+            }
+        }
+    }
+    absence.pause = (2 * absence.pause).min(LONGEST_PAUSE);
+    absence.next = now() + absence.pause;
+    node.device.absence = Some(absence);
+}
+
+fn use_card(node: &mut Node<Ibverbs>, card: Card) -> anyhow::Result<()> {
+    let card = Arc::new(card);
+    let port = card.port(PORT)?;
+    let open = Open::new(Arc::clone(&card))?;
+    node.worker.call(move |plane| device::renew(plane, open, &port));
+    node.voice.say(&format!("RDMA device {} is back", card.about.name));
+    node.device.use_card(card);
+    node.gids_fresh_until = 0;
+    let _ = node.gid(0);
+    Ok(())
+}
+
+/// Whether the kernel is removing the card, and waits for us.
+pub fn see_whether_it_leaves(node: &mut Node<Ibverbs>) {
+    node.device.looked = now();
+    if node.device.card.is_leaving() {
+        begin(node, "the kernel is removing it");
+    }
+}
+
+/// How long a connection may say nothing: whoever has made it has something to say.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// There are no links between proxies of cards, so who connects is root with `ringfence drain`, or is hung up on.
+pub fn serve_operator(node: &mut Node<Ibverbs>, socket: OwnedFd) {
+    let is_root = socket_peercred(&socket).is_ok_and(|peer| peer.uid.is_root());
+    let mut word = [0; 16];
+    if is_root && poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&PATIENCE)) == Ok(1) {
+        let said = datagram::receive(&socket, &mut word)
+            .map_or(0, |received| if received.fds.is_empty() { received.bytes } else { 0 });
+        match &word[..said] {
+            DRAIN => {
+                begin(node, "it is given up, as the operator wants");
+                if let Some(absence) = &mut node.device.absence {
+                    absence.drained = true;
+                }
+                let _ = datagram::send(&socket, DONE, &[]);
+            }
+            RESUME => {
+                if let Some(absence) = &mut node.device.absence {
+                    (absence.drained, absence.next, absence.pause) = (false, now(), FIRST_PAUSE);
+                }
+                look_for_it(node);
+                let _ = datagram::send(&socket, DONE, &[]);
+            }
+            _ => {}
+        }
+    }
+    node.closers.neighbours.close(socket);
+}
