@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 . integration/packages.sh
 install_packages "${test_packages[@]}" >&2
 build_release >&2
+build_ibverbs >&2
 build_package >&2
 exec target/x86_64-unknown-linux-gnu/release/ringfence-bench "$@"

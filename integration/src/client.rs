@@ -30,3 +30,21 @@ pub fn compile(name: &str, with: &[&str]) -> Result<PathBuf> {
     run(command(&words.iter().map(String::as_str).collect::<Vec<_>>()))?;
     Ok(program)
 }
+
+/// Compiles the card that is not there: libibverbs' interface, behind which requests are carried out in memory. The name of a file in
+/// a directory where nothing else is.
+pub fn provider() -> Result<PathBuf> {
+    let library = sandbox::work_dir().join("provider/libibverbs.so.1");
+    if library.exists() {
+        return Ok(library);
+    }
+    std::fs::create_dir_all(library.parent().context("has a parent")?)?;
+    let source = |name: &str| artifacts::repository().join("verbs-proxy/ibverbs/tests").join(name);
+    let (target, source, map) = (&library, source("provider.c"), source("provider.map"));
+    let map = format!("-Wl,-soname,libibverbs.so.1,--version-script,{}", map.display());
+    let flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
+    let mut compiler = command(&[&["cc"], &flags[..], &[&map]].concat());
+    compiler.arg("-o").arg(target).arg(source);
+    run(compiler)?;
+    Ok(library)
+}

@@ -18,8 +18,8 @@ const LIMIT: Duration = Duration::from_secs(180);
 const BY_HAND: &str = "startup";
 
 fn main() -> ExitCode {
-    let needs =
-        Needs { programs: &["cc", "runc", "sleep"], built: &[artifacts::proxy, artifacts::library, artifacts::hook] };
+    let built = &[artifacts::proxy, artifacts::library, artifacts::hook, artifacts::ibverbs_proxy];
+    let needs = Needs { programs: &["cc", "runc", "sleep"], built };
     suite::main("ringfence-bench-test", &needs, trials)
 }
 

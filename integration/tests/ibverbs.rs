@@ -5,10 +5,10 @@
 //! With RINGFENCE_CARD=NAME in the environment the card is the kernel's of that name, and two proxies use it.
 
 use anyhow::{Context, Error, Result, ensure};
-use ringfence_integration::command::{Ended, Running, command, run};
+use ringfence_integration::command::{Ended, Running};
 use ringfence_integration::direct::Node;
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, perftest, sandbox, suite};
+use ringfence_integration::{artifacts, client, perftest, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_trials::{Skipped, Trial};
 use std::path::{Path, PathBuf};
@@ -46,15 +46,32 @@ fn main() -> ExitCode {
 /// Which card.
 #[derive(Clone, Debug)]
 enum Card {
-    Provider(PathBuf),
+    /// The library, and the name of one of its cards.
+    Provider(PathBuf, &'static str),
     Kernel(String),
 }
 
 impl Card {
     fn node(&self) -> Result<Node> {
         match self {
-            Self::Provider(library) => Node::with_card("test0", Some(library)),
+            Self::Provider(library, name) => Node::with_card(name, Some(library)),
             Self::Kernel(name) => Node::with_card(name, None),
+        }
+    }
+
+    /// The cards, of which all that is tested on one may be tested on each.
+    fn all() -> Result<Vec<Self>> {
+        if let Ok(name) = std::env::var("RINGFENCE_CARD") {
+            return Ok(vec![Self::Kernel(name)]);
+        }
+        let library = client::provider()?;
+        Ok(["test0", "late0"].map(|name| Self::Provider(library.clone(), name)).into())
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Provider(_, name) => name,
+            Self::Kernel(name) => name,
         }
     }
 
@@ -64,43 +81,20 @@ impl Card {
     }
 }
 
-fn provider() -> Result<PathBuf> {
-    let library = sandbox::work_dir().join("provider/libibverbs.so.1");
-    std::fs::create_dir_all(library.parent().context("has a parent")?)?;
-    let source = artifacts::repository().join("verbs-proxy/ibverbs/tests/provider.c");
-    let (target, source) = (library.to_string_lossy().into_owned(), source.to_string_lossy().into_owned());
-    let flags =
-        ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
-    run(command(&[&["cc"], &flags[..], &["-Wl,-soname,libibverbs.so.1", "-o", &target, &source]].concat()))?;
-    Ok(library)
-}
-
 fn trials() -> Result<Vec<Trial>> {
-    let card = match std::env::var("RINGFENCE_CARD") {
-        Ok(name) => Card::Kernel(name),
-        Err(_) => Card::Provider(provider()?),
-    };
+    let cards = Card::all()?;
+    let card = cards[0].clone();
     let semantics = client::compile(
         "semantics",
         &["sides.c", "pairs.c", "check.c", "cases_data.c", "cases_errors.c", "cases_states.c", "cases_events.c"],
     )?;
     let mut trials = Vec::new();
-    for line in list(&semantics)?.lines() {
-        let mut words = line.split(' ');
-        let case = words.next().context("an empty line among the cases")?.to_owned();
-        for sides in words {
-            let two = sides == "two";
-            if two && !card.has_a_wire() {
-                continue;
-            }
-            let name = format!("semantics::{case}::{sides}");
-            let reason = NOT_YET.iter().find(|(not_yet, _)| *not_yet == case).map(|(_, reason)| *reason);
-            if let Some(reason) = reason.filter(|_| !card.has_a_wire() || case != "receiver_not_ready") {
-                trials.push(ringfence_trials::test(name, move || ringfence_trials::skip(reason)));
-                continue;
-            }
-            let (card, program, case) = (card.clone(), semantics.clone(), case.clone());
-            trials.push(test(name, move || run_semantics(&card, &program, &case, two)));
+    for card in &cards {
+        trials.extend(semantics_trials(card, &semantics)?);
+        let orders = client::compile("orders", &["sides.c", "pairs.c", "check.c"])?;
+        for seed in 1..=4 {
+            let (card, program) = (card.clone(), orders.clone());
+            trials.push(test(format!("orders::{}::{seed}", card.name()), move || run_orders(&card, &program, seed)));
         }
     }
     let memory = client::compile("memory", &["loop.c", "check.c"])?;
@@ -117,6 +111,29 @@ fn trials() -> Result<Vec<Trial>> {
     Ok(trials)
 }
 
+fn semantics_trials(card: &Card, program: &Path) -> Result<Vec<Trial>> {
+    let mut trials = Vec::new();
+    for line in list(program)?.lines() {
+        let mut words = line.split(' ');
+        let case = words.next().context("an empty line among the cases")?.to_owned();
+        for sides in words {
+            let two = sides == "two";
+            if two && !card.has_a_wire() {
+                continue;
+            }
+            let name = format!("semantics::{case}::{}::{sides}", card.name());
+            let reason = NOT_YET.iter().find(|(not_yet, _)| *not_yet == case).map(|(_, reason)| *reason);
+            if let Some(reason) = reason.filter(|_| !card.has_a_wire() || case != "receiver_not_ready") {
+                trials.push(ringfence_trials::test(name, move || ringfence_trials::skip(reason)));
+                continue;
+            }
+            let (card, program, case) = (card.clone(), program.to_owned(), case.clone());
+            trials.push(test(name, move || run_semantics(&card, &program, &case, two)));
+        }
+    }
+    Ok(trials)
+}
+
 fn list(program: &Path) -> Result<String> {
     let mut list = Command::new(program);
     list.arg("list");
@@ -128,6 +145,17 @@ fn run_memory(card: &Card, program: &Path, case: &str) -> Result<()> {
     let mut proxy = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
     command.arg(case);
+    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
+}
+
+/// What happens to a queue pair while it is busy; on rxe, whose errors take their time, not as often.
+fn run_orders(card: &Card, program: &Path, seed: u32) -> Result<()> {
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.args([seed.to_string().as_str(), if card.has_a_wire() { "10" } else { "60" }]);
     Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
     ensure!(!proxy.has_ended(), "the proxy has ended");
     Ok(())
@@ -173,7 +201,7 @@ fn run_program(card: &Card, words: &[&str]) -> Result<()> {
 
 fn no_such_card(card: &Card) -> Result<()> {
     let node = match card {
-        Card::Provider(library) => Node::with_card("mlx5_9", Some(library))?,
+        Card::Provider(library, _) => Node::with_card("mlx5_9", Some(library))?,
         Card::Kernel(_) => Node::with_card("mlx5_9", None)?,
     };
     let error = format!("{:#}", node.proxy(Limits::default()).err().context("it started")?);

@@ -1,6 +1,7 @@
 //! `ringfence-bench`: what Ringfence costs, each figure beside its floor and measured in the same run.
 
 mod caps;
+mod card;
 mod chart;
 mod crowded;
 mod figure;
@@ -58,7 +59,7 @@ type Measure = fn(Effort) -> Result<Vec<Figure>>;
 /// A group: its name, its title, how it is measured, and whether that is repeated.
 type Entry = (&'static str, &'static str, Measure, bool);
 
-const GROUPS: [Entry; 18] = [
+const GROUPS: [Entry; 19] = [
     ("across-latency", "Between two containers: time", |effort| moving::latency(Place::Across, effort), true),
     ("across-rate", "Between two containers: operations", |effort| moving::rate(Place::Across, effort), true),
     ("across-send", "Between two containers: messages", |effort| moving::sends(Place::Across, effort), true),
@@ -78,6 +79,7 @@ const GROUPS: [Entry; 18] = [
     ("rate", "Inside one container: operations", |effort| moving::rate(Place::Inside, effort), true),
     ("bandwidth", "Inside one container: data", |effort| moving::bandwidth(Place::Inside, effort), true),
     ("cap", "Inside one container: caps, over 100 ms", |effort| caps::figures(Place::Inside, effort), true),
+    ("ibverbs", "The proxy with a card, which is one that is not there", card::figures, true),
     ("register", "Registering memory", register::figures, true),
     ("idle", "A proxy whose container does nothing", idle::figures, true),
     ("hook", "runc run", hook::figures, false),

@@ -8,7 +8,8 @@
  * is in use, a queue that is longer than was asked for.
  *
  * There is no time in it: a peer that does not answer is given up at once, and so is one without a receive request, unless the
- * sender retries for ever.
+ * sender retries for ever. There are two of it: test0 carries requests out as they are posted; late0 one of each queue pair whenever
+ * a completion queue is polled, so that something is always under way, and all when one is armed.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -82,26 +83,32 @@ struct qp {
 struct card {
 	struct ibv_context context;
 	int events[2];
+	int late;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct ibv_device device = {
-	.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"};
+enum { DEVICES = 2, LATE = 1 };
+
+static struct ibv_device devices[DEVICES] = {
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"}};
 static struct ibv_gid_entry gids[MOST_GIDS];
 static int gid_count;
 static struct mr *mrs[MOST_MRS];
 static uint8_t mr_lives[MOST_MRS];
 static struct qp *qps[MOST_QPS];
 static int qp_lives[MOST_QPS];
+/* Behind these there never was one. */
+static int qps_used;
 
 /* Devices */
 
 struct ibv_device **ibv_get_device_list(int *count)
 {
-	struct ibv_device **list = calloc(2, sizeof(*list));
+	struct ibv_device **list = calloc(DEVICES + 1, sizeof(*list));
 
-	list[0] = &device;
-	*count = 1;
+	for (*count = 0; *count < DEVICES; ++*count)
+		list[*count] = &devices[*count];
 	return list;
 }
 
@@ -112,8 +119,7 @@ void ibv_free_device_list(struct ibv_device **list)
 
 __be64 ibv_get_device_guid(struct ibv_device *of)
 {
-	(void)of;
-	return htobe64(0x0200000000000042);
+	return htobe64(0x0200000000000042 + (uint64_t)(of - devices));
 }
 
 static void add_gid(const uint8_t *raw)
@@ -151,6 +157,7 @@ static void list_gids(void)
 	freeifaddrs(list);
 }
 
+static int carry_out(struct qp *);
 static int poll_cq(struct ibv_cq *, int, struct ibv_wc *);
 static int req_notify_cq(struct ibv_cq *, int);
 static int post_send(struct ibv_qp *, struct ibv_send_wr *, struct ibv_send_wr **);
@@ -164,6 +171,7 @@ struct ibv_context *ibv_open_device(struct ibv_device *of)
 		return NULL;
 	list_gids();
 	card->context.device = of;
+	card->late = of == &devices[LATE];
 	card->context.async_fd = card->events[0];
 	card->context.cmd_fd = -1;
 	card->context.num_comp_vectors = 1;
@@ -182,10 +190,9 @@ int ibv_close_device(struct ibv_context *context)
 
 int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 {
-	(void)context;
 	memset(attr, 0, sizeof(*attr));
 	strcpy(attr->fw_ver, "test");
-	attr->node_guid = attr->sys_image_guid = ibv_get_device_guid(&device);
+	attr->node_guid = attr->sys_image_guid = ibv_get_device_guid(context->device);
 	attr->max_mr_size = UINT64_MAX;
 	attr->page_size_cap = 0xfffff000;
 	attr->vendor_id = 0xffffff;
@@ -308,6 +315,30 @@ static uint8_t *reach(uint32_t key, struct ibv_pd *pd, uint64_t addr, uint64_t l
 	return (uint8_t *)mr->base.addr + (addr - mr->iova);
 }
 
+/* For programs that use it themselves. */
+struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
+{
+	return ibv_reg_mr_iova2(pd, addr, length, (uintptr_t)addr, access);
+}
+
+int ibv_query_gid(struct ibv_context *context, uint8_t port, int index, union ibv_gid *gid)
+{
+	(void)context;
+	memset(gid, 0, sizeof(*gid));
+	for (int i = 0; i < gid_count; i++)
+		if (gids[i].gid_index == (uint32_t)index)
+			*gid = gids[i].gid;
+	return port == 1 ? 0 : EINVAL;
+}
+
+const char *ibv_wc_status_str(enum ibv_wc_status status)
+{
+	static _Thread_local char text[16];
+
+	snprintf(text, sizeof(text), "status %d", status);
+	return text;
+}
+
 /* Completion queues */
 
 struct ibv_comp_channel *ibv_create_comp_channel(struct ibv_context *context)
@@ -366,12 +397,28 @@ static void complete(struct cq *cq, struct ibv_wc wc)
 	}
 }
 
+/* Of each queue pair of a card that is late, one request or all. */
+static void carry_on(struct ibv_context *context, int all)
+{
+	if (!((struct card *)context)->late)
+		return;
+	for (int i = 0; i < qps_used; i++) {
+		struct qp *qp = qps[i];
+
+		if (!qp || qp->base.context != context)
+			continue;
+		while (qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp) && all) {
+		}
+	}
+}
+
 static int poll_cq(struct ibv_cq *base, int most, struct ibv_wc *wc)
 {
 	struct cq *cq = (struct cq *)base;
 	int count = 0;
 
 	pthread_mutex_lock(&lock);
+	carry_on(base->context, 0);
 	for (; count < most && cq->count; count++, cq->count--) {
 		wc[count] = cq->ring[cq->head];
 		cq->head = (cq->head + 1) % cq->size;
@@ -386,6 +433,7 @@ static int req_notify_cq(struct ibv_cq *base, int solicited)
 		broken("the proxy wants to hear of everything");
 	pthread_mutex_lock(&lock);
 	((struct cq *)base)->armed = 1;
+	carry_on(base->context, 1);
 	pthread_mutex_unlock(&lock);
 	return 0;
 }
@@ -440,6 +488,8 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *init)
 		qp->sends = calloc(qp->cap.max_send_wr, sizeof(*qp->sends));
 		qp->receives = calloc(qp->cap.max_recv_wr, sizeof(*qp->receives));
 		qps[i] = qp;
+		if (qps_used <= i)
+			qps_used = i + 1;
 		((struct pd *)pd)->users++;
 		((struct cq *)init->send_cq)->users++;
 		((struct cq *)init->recv_cq)->users++;
@@ -649,6 +699,8 @@ done:
 
 static void pump(struct qp *qp)
 {
+	if (((struct card *)qp->base.context)->late)
+		return;
 	while (qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
 	}
 }

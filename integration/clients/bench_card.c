@@ -1,0 +1,120 @@
+/*
+ * Measures requests of one process to itself on whatever device it has: a proxy's, whose card is one that is not there, or that card
+ * itself. Prints lines "name value". BENCH_QUICK in the environment makes it short, and of no use but to see that it works.
+ *
+ *   bench_card latency [inline]     8-byte WRITE, post to polled completion, ns
+ *   bench_card rate                 8-byte WRITEs in batches of 32, one of which is signaled, per second
+ *   bench_card bandwidth BYTES      WRITEs of so many bytes, bytes per second
+ */
+#include "bench_time.h"
+#include "loop.h"
+
+#include <string.h>
+#include <x86intrin.h>
+
+enum { SAMPLES = 200000, BATCH = 32, UNDER_WAY = 3 };
+
+static struct ibv_send_wr write_of(struct ibv_mr *to, struct ibv_sge *sge)
+{
+	return (struct ibv_send_wr){.sg_list = sge,
+				    .num_sge = 1,
+				    .opcode = IBV_WR_RDMA_WRITE,
+				    .send_flags = IBV_SEND_SIGNALED,
+				    .wr.rdma = {(uintptr_t)to->addr, to->rkey}};
+}
+
+static void take(struct loop *loop)
+{
+	struct ibv_wc wc;
+
+	while (ibv_poll_cq(loop->cq, 1, &wc) == 0)
+		;
+	CHECK(wc.status == IBV_WC_SUCCESS, "%s", ibv_wc_status_str(wc.status));
+}
+
+static void latency(struct loop *loop, struct ibv_mr *from, struct ibv_mr *to, bool is_inline)
+{
+	size_t samples = amount(SAMPLES), warm_up = samples / 10;
+	uint64_t *ticks = calloc(samples, sizeof *ticks);
+	struct ibv_sge sge = {(uintptr_t)from->addr, 8, from->lkey};
+	struct ibv_send_wr wr = write_of(to, &sge), *bad;
+
+	if (is_inline)
+		wr.send_flags |= IBV_SEND_INLINE;
+	for (size_t i = 0; i < samples + warm_up; i++) {
+		uint64_t start = __rdtsc();
+
+		CHECK(ibv_post_send(loop->from, &wr, &bad) == 0, "ibv_post_send");
+		take(loop);
+		if (i >= warm_up)
+			ticks[i - warm_up] = __rdtsc() - start;
+	}
+	print_percentiles(ticks, samples);
+	free(ticks);
+}
+
+/* So many completions of what `wr` is, a list whose last is signaled. */
+static double per_second(struct loop *loop, struct ibv_send_wr *wr, uint64_t ns)
+{
+	struct ibv_send_wr *bad;
+	uint64_t completed = 0, start = now_ns(), end = start + ns;
+	int outstanding = 0;
+
+	while (now_ns() < end) {
+		for (; outstanding < UNDER_WAY; outstanding++)
+			CHECK(ibv_post_send(loop->from, wr, &bad) == 0, "ibv_post_send");
+		take(loop);
+		completed++;
+		outstanding--;
+	}
+	double rate = (double)completed * 1e9 / (double)(now_ns() - start);
+	while (outstanding--)
+		take(loop);
+	return rate;
+}
+
+static double measured(struct loop *loop, struct ibv_send_wr *wr)
+{
+	per_second(loop, wr, amount(500000000));
+	return per_second(loop, wr, amount(1500000000));
+}
+
+static void rate(struct loop *loop, struct ibv_mr *from, struct ibv_mr *to)
+{
+	struct ibv_sge sge = {(uintptr_t)from->addr, 8, from->lkey};
+	struct ibv_send_wr wr[BATCH];
+
+	for (int i = 0; i < BATCH; i++) {
+		wr[i] = write_of(to, &sge);
+		wr[i].send_flags = i == BATCH - 1 ? IBV_SEND_SIGNALED : 0;
+		wr[i].next = i == BATCH - 1 ? NULL : &wr[i + 1];
+	}
+	printf("rate %.0f\n", BATCH * measured(loop, wr));
+}
+
+static void bandwidth(struct loop *loop, struct ibv_mr *from, struct ibv_mr *to, uint32_t bytes)
+{
+	struct ibv_sge sge = {(uintptr_t)from->addr, bytes, from->lkey};
+	struct ibv_send_wr wr = write_of(to, &sge);
+
+	printf("moved %.0f\n", bytes * measured(loop, &wr));
+}
+
+int main(int argc, char **argv)
+{
+	enum { BYTES = 1 << 20 };
+	const char *what = argc > 1 ? argv[1] : "";
+	struct loop loop = loop_open();
+	struct ibv_mr *from = loop_reg(&loop, memory(BYTES), BYTES), *to = loop_reg(&loop, memory(BYTES), BYTES);
+
+	pin(0);
+	if (!strcmp(what, "latency"))
+		latency(&loop, from, to, argc > 2);
+	else if (!strcmp(what, "rate"))
+		rate(&loop, from, to);
+	else if (!strcmp(what, "bandwidth") && argc > 2 && strtoul(argv[2], NULL, 0) <= BYTES)
+		bandwidth(&loop, from, to, (uint32_t)strtoul(argv[2], NULL, 0));
+	else
+		return fprintf(stderr, "usage: see the head of bench_card.c\n"), 2;
+	return 0;
+}
