@@ -87,11 +87,12 @@ struct card {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { DEVICES = 2, LATE = 1 };
+enum { DEVICES = 3, LATE = 1 };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
-	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"}};
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"},
+	{.node_type = IBV_NODE_RNIC, .transport_type = IBV_TRANSPORT_IWARP, .name = "iwarp0", .dev_name = "uverbs2"}};
 static struct ibv_gid_entry gids[MOST_GIDS];
 static int gid_count;
 static struct mr *mrs[MOST_MRS];
