@@ -42,7 +42,8 @@ pub fn provider() -> Result<PathBuf> {
     let source = |name: &str| artifacts::repository().join("verbs-proxy/ibverbs/tests").join(name);
     let (target, source, map) = (&library, source("provider.c"), source("provider.map"));
     let map = format!("-Wl,-soname,libibverbs.so.1,--version-script,{}", map.display());
-    let flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
+    let flags =
+        ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"];
     let mut compiler = command(&[&["cc"], &flags[..], &[&map]].concat());
     compiler.arg("-o").arg(target).arg(source);
     run(compiler)?;

@@ -110,6 +110,9 @@ fn trials() -> Result<Vec<Trial>> {
         let (card, program, case) = (card.clone(), shared.clone(), case.to_owned());
         trials.push(test(format!("shared::{case}"), move || run_shared(&card, &program, &case)));
     }
+    let dmabuf = client::compile("dmabuf", &["loop.c", "check.c"])?;
+    let of_dmabuf = card.clone();
+    trials.push(test("dmabuf", move || run_dmabuf(&of_dmabuf, &dmabuf)));
     trials.extend(grants::trials(&card, client::compile("peers", &["check.c"])?));
     for words in PROGRAMS {
         let card = card.clone();
@@ -157,6 +160,17 @@ fn run_memory(card: &Card, program: &Path, case: &str) -> Result<()> {
     let mut proxy = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
     command.arg(case);
+    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
+}
+
+/// To rxe no descriptor of these is a dma-buf; the card that is not there takes memory files for such.
+fn run_dmabuf(card: &Card, program: &Path) -> Result<()> {
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.args(card.has_a_wire().then_some("refused"));
     Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
     ensure!(!proxy.has_ended(), "the proxy has ended");
     Ok(())

@@ -34,7 +34,7 @@ if [[ " $* " == *" ibverbs "* ]]; then
     mkdir -p target/vm-clients
     cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/semantics \
         integration/clients/{semantics,sides,pairs,check,cases_data,cases_errors,cases_states,cases_events}.c -libverbs
-    for client in memory shared; do
+    for client in memory shared dmabuf; do
         cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/$client integration/clients/{$client,loop,check}.c -libverbs
     done
     cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-clients/peers integration/clients/{peers,check}.c -libverbs

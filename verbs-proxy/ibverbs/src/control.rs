@@ -114,7 +114,10 @@ impl CardControl {
             Gids::Host => format!("{name} has no GID that is an address of the host: give its interface one"),
             Gids::List(list) => {
                 let list: Vec<_> = list.iter().map(ToString::to_string).collect();
-                format!("{name} has no GID that is one of {}, the device's gids, and an address of the host", list.join(", "))
+                format!(
+                    "{name} has no GID that is one of {}, the device's gids, and an address of the host",
+                    list.join(", ")
+                )
             }
         }
     }
@@ -248,6 +251,17 @@ impl Control for CardControl {
         // The container may take pages away from a file of its own at any time. Those that are there are pinned, and stay the card's
         // until the region ends, as with any driver; where one is missing, the card says `EFAULT`.
         let mr = Mr::new(self.pds.get(&region.pd()).ok_or(Errno::INVAL)?, &region)?;
+        let (lkey, rkey) = (mr.lkey(), mr.rkey());
+        Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
+    }
+
+    fn register_dmabuf(
+        &mut self,
+        region: MemoryRegion,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<(MemoryRegion, Option<u32>), Errno> {
+        let mr = Mr::of_dmabuf(self.pds.get(&region.pd()).ok_or(Errno::INVAL)?, &region, fd, offset)?;
         let (lkey, rkey) = (mr.lkey(), mr.rkey());
         Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
     }

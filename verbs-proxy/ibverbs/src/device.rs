@@ -20,6 +20,7 @@ mod load;
 mod receives;
 
 use crate::card::{Card, CardQp, Cq, Mr};
+use crate::control::PORT;
 use crate::names::{Kind, Lives, Name, Number};
 use batch::{Batch, Refused, Request};
 use completions::completed;
@@ -33,7 +34,6 @@ use ringfence_proxy::memory::{AccessFault, PdId, RegionTable};
 use ringfence_proxy::plane::intake::vendor;
 use ringfence_proxy::plane::qp::{Data, Receiving};
 use ringfence_proxy::plane::{self, Notice};
-use crate::control::PORT;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};

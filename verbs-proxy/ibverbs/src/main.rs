@@ -45,8 +45,8 @@ impl Program for CardProxy {
             "RDMA device {name} is iWARP, which cannot be shared by a proxy yet: its queue pairs are connected by rdma_cm only; \
              give it to a trusted container with mode=passthrough"
         );
-        let mut control = CardControl::new(card, opening.launch)
-            .with_context(|| format!("cannot query RDMA device {name}"))?;
+        let mut control =
+            CardControl::new(card, opening.launch).with_context(|| format!("cannot query RDMA device {name}"))?;
         control.set_addresses(&addresses::list());
         Ok(((), control))
     }

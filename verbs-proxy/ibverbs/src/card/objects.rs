@@ -7,6 +7,7 @@ use super::{Card, done, made};
 use ringfence_abi::*;
 use ringfence_proxy::memory::MemoryRegion;
 use ringfence_proxy::plane::qp::Caps;
+use rustix::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use std::ffi::c_int;
 use std::mem::zeroed;
@@ -62,6 +63,17 @@ impl Mr {
         // SAFETY: the domain is there; the bytes are mapped as long as the region is, which the caller promises to keep.
         let raw =
             unsafe { (pd.card.library.reg_mr_iova)(pd.raw.as_ptr(), region.first().cast(), length, iova, access.0) };
+        Ok(Self { pd: Arc::clone(pd), raw: made(raw)? })
+    }
+
+    /// Registers a dma-buf from `offset` on, whatever is behind it, at the application's address: `EOPNOTSUPP` from a libibverbs
+    /// before version 34, and from cards that cannot.
+    pub fn of_dmabuf(pd: &Arc<Pd>, region: &MemoryRegion, fd: BorrowedFd<'_>, offset: u64) -> Result<Self, Errno> {
+        let register = pd.card.library.reg_dmabuf_mr.ok_or(Errno::OPNOTSUPP)?;
+        let (access, iova) = (region.access().0.cast_signed(), region.iova());
+        let length = usize::try_from(region.length()).map_err(|_| Errno::NOMEM)?;
+        // SAFETY: the domain is there; what the descriptor is the kernel finds out, which has the buffer for itself from then on.
+        let raw = unsafe { register(pd.raw.as_ptr(), offset, length, iova, fd.as_raw_fd(), access) };
         Ok(Self { pd: Arc::clone(pd), raw: made(raw)? })
     }
 
