@@ -72,6 +72,11 @@ impl Node {
         self
     }
 
+    /// Containers have the device with this name, from now on.
+    pub fn rename_device(&mut self, name: &str) {
+        self.device.name = name.into();
+    }
+
     /// Grants containers these GIDs of the card, from now on.
     pub fn grant_gids(&mut self, gids: Gids) {
         self.device.gids = gids;

@@ -6,6 +6,7 @@ use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, machine, perftest, suite};
+use ringfence_proxy::launch::addresses::{Gids, Peers};
 use ringfence_proxy::launch::{Class, Limits};
 use ringfence_trials::{Trial, huge_pages};
 use std::path::{Path, PathBuf};
@@ -98,6 +99,11 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(test(format!("descriptors::{case}"), move || run_alone(&program, &[&case], limits.clone())));
     }
     trials.push(test("descriptors::processes_begun_by_python", python));
+    let program = client::compile("peers", &["check.c"])?;
+    trials.push(test("policy::peers", move || only_to_peers(&program)));
+    trials.push(test("policy::gids_are_granted_of_cards", gids_of_no_card));
+    let program = client::compile("dmabuf", &["loop.c", "check.c"])?;
+    trials.push(test("dmabuf::none_without_a_card", move || run_alone(&program, &["refused"], Limits::default())));
     let program = client::compile("legal", &["legal_objects.c", "legal_states.c", "legal_posting.c", "check.c"])?;
     trials.push(test("legal::answers_are_those_of_the_kernels_driver", move || legal(&program)));
     let keep = client::compile("keep", &["keep_memory.c", "keep_limits.c", "loop.c", "check.c"])?;
@@ -222,6 +228,26 @@ fn run_shared(program: &Path, case: &str) -> Result<()> {
     if let Some(reason) = output.lines().find_map(|line| line.strip_prefix("SKIPPED: ")) {
         ringfence_trials::skip(reason);
     }
+    Ok(())
+}
+
+/// A container's own port is a peer by its first GID, which is link-local.
+fn only_to_peers(program: &Path) -> Result<()> {
+    let peers = Peers(vec!["fe80::/10".parse().map_err(anyhow::Error::msg)?]);
+    let node = Node::new(None)?;
+    let proxy = node.proxy(Limits { peers: Some(peers), ..Limits::default() })?;
+    let mut command = proxy.command(program)?;
+    command.args(["own", "2001:db8::1", "lid"]);
+    let said = Running::start(command)?.wait(LIMIT)?.success()?;
+    ensure!(said == "own 0\n2001:db8::1 13\nlid 13\n", "{said}");
+    Ok(())
+}
+
+fn gids_of_no_card() -> Result<()> {
+    let mut node = Node::new(None)?;
+    node.grant_gids(Gids::Host);
+    let error = format!("{:#}", node.proxy(Limits::default()).err().context("it started")?);
+    ensure!(error.contains("device.gids is for a card"), "{error}");
     Ok(())
 }
 

@@ -4,19 +4,22 @@
 //!
 //! With RINGFENCE_CARD=NAME in the environment the card is the kernel's of that name, and two proxies use it.
 
+#[path = "ibverbs/grants.rs"]
+mod grants;
+
 use anyhow::{Context, Error, Result, ensure};
 use ringfence_integration::command::{Ended, Running, run, wait_until};
-use ringfence_integration::direct::Node;
+use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, perftest, suite};
 use ringfence_proxy::launch::Limits;
-use ringfence_trials::{Skipped, Trial};
+use ringfence_trials::{Skipped, Trial, huge_pages};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 /// More than the slowest case takes by far.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// What is not as it should be yet, or cannot be shown here.
 const NOT_YET: &[(&str, &str)] = &[
@@ -110,12 +113,24 @@ fn trials() -> Result<Vec<Trial>> {
         let (card, program, case) = (card.clone(), memory.clone(), case.to_owned());
         trials.push(test(format!("memory::{case}"), move || run_memory(&card, &program, &case)));
     }
+    let shared = client::compile("shared", &["loop.c", "check.c"])?;
+    for case in list(&shared)?.lines() {
+        let (card, program, case) = (card.clone(), shared.clone(), case.to_owned());
+        trials.push(test(format!("shared::{case}"), move || run_shared(&card, &program, &case)));
+    }
+    let dmabuf = client::compile("dmabuf", &["loop.c", "check.c"])?;
+    let of_dmabuf = card.clone();
+    trials.push(test("dmabuf", move || run_dmabuf(&of_dmabuf, &dmabuf)));
+    trials.extend(grants::trials(&card, client::compile("peers", &["check.c"])?));
     for words in PROGRAMS {
         let card = card.clone();
         trials.push(test(format!("programs::{}", words.join("_")), move || run_program(&card, words)));
     }
     let named = card.clone();
     trials.push(test("a_card_that_is_not_there_is_named", move || no_such_card(&named)));
+    if !card.has_a_wire() {
+        trials.push(test("an_iwarp_card_is_refused", move || iwarp(&card)));
+    }
     Ok(trials)
 }
 
@@ -208,6 +223,37 @@ fn run_memory(card: &Card, program: &Path, case: &str) -> Result<()> {
     Ok(())
 }
 
+/// To rxe no descriptor of these is a dma-buf; the card that is not there takes memory files for such.
+fn run_dmabuf(card: &Card, program: &Path) -> Result<()> {
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.args(card.has_a_wire().then_some("refused"));
+    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    Ok(())
+}
+
+/// Shared memory whose pages are taken away: those that were registered are pinned, and the card goes on with them.
+const TAKEN_AWAY: &[&str] = &["shrunk", "punched", "taken_away_all_the_time", "huge_pages"];
+
+fn run_shared(card: &Card, program: &Path, case: &str) -> Result<()> {
+    if !card.has_a_wire() && TAKEN_AWAY.contains(&case) {
+        ringfence_trials::skip("the card that is not there pins no pages");
+    }
+    let _pages = (case == "huge_pages").then(|| huge_pages::reserve(4));
+    let node = card.node()?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(program)?;
+    command.arg(case).env("PAGES_ARE_PINNED", "1");
+    let output = Running::start(command)?.wait(LIMIT)?.success()?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    if let Some(reason) = output.lines().find_map(|line| line.strip_prefix("SKIPPED: ")) {
+        ringfence_trials::skip(reason);
+    }
+    Ok(())
+}
+
 /// What happens to a queue pair while it is busy; on rxe, whose errors take their time, not as often.
 fn run_orders(card: &Card, program: &Path, seed: u32) -> Result<()> {
     let node = card.node()?;
@@ -253,8 +299,19 @@ fn run_program(card: &Card, words: &[&str]) -> Result<()> {
     let node = card.node()?;
     let server = node.proxy(Limits::default())?;
     let other = if card.has_a_wire() { Some(node.proxy(Limits::default())?) } else { None };
-    let client = other.as_ref().unwrap_or(&server);
-    perftest::run(&server, client, words[0], &words[1..]).map(drop)
+    run_pair(&server, other.as_ref().unwrap_or(&server), words)
+}
+
+fn run_pair(server: &DirectProxy, client: &DirectProxy, words: &[&str]) -> Result<()> {
+    perftest::run(server, client, words[0], &words[1..]).map(drop)
+}
+
+fn iwarp(card: &Card) -> Result<()> {
+    let mut node = card.node()?;
+    node.rename_device("iwarp0");
+    let error = format!("{:#}", node.proxy(Limits::default()).err().context("it started")?);
+    ensure!(error.contains("RDMA device iwarp0 is iWARP") && error.contains("mode=passthrough"), "{error}");
+    Ok(())
 }
 
 fn no_such_card(card: &Card) -> Result<()> {

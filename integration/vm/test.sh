@@ -34,11 +34,15 @@ if [[ " $* " == *" ibverbs "* ]]; then
     mkdir -p target/vm-clients
     cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/semantics \
         integration/clients/{semantics,sides,pairs,check,cases_data,cases_errors,cases_states,cases_events}.c -libverbs
-    for program in orders absence; do
-        cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o "target/vm-clients/$program" \
-            integration/clients/{"$program",sides,pairs,check}.c -libverbs
+    for client in orders absence; do
+        cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o "target/vm-clients/$client" \
+            integration/clients/{"$client",sides,pairs,check}.c -libverbs
     done
-    cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o target/vm-clients/memory integration/clients/{memory,loop,check}.c -libverbs
+    for client in memory shared dmabuf; do
+        cc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -o "target/vm-clients/$client" \
+            integration/clients/{"$client",loop,check}.c -libverbs
+    done
+    cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-clients/peers integration/clients/{peers,check}.c -libverbs
 fi
 
 # What suite.sh and ibverbs.sh run: a line for each test program, of its package's directory, its name, and its path.

@@ -169,6 +169,14 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Addresses at which there is nothing, for memory that a card alone reaches: whoever else does ends with the process.
+    ///
+    /// # Errors
+    /// `EINVAL` for none; what the kernel says.
+    pub fn of_nothing(bytes: usize) -> Result<Self, Errno> {
+        Self::reserve(bytes)
+    }
+
     /// Addresses without memory.
     fn reserve(bytes: usize) -> Result<Self, Errno> {
         if bytes == 0 {

@@ -85,7 +85,8 @@ fn only_to_peers(card: &Card, program: &Path) -> Result<()> {
         (None, "own 0\n"),
     ] {
         let limited = peers.is_some();
-        let peers = peers.map(|peers| anyhow::Ok(Peers(vec![peers.parse().map_err(anyhow::Error::msg)?]))).transpose()?;
+        let peers =
+            peers.map(|peers| anyhow::Ok(Peers(vec![peers.parse().map_err(anyhow::Error::msg)?]))).transpose()?;
         let proxy = node.proxy(Limits { peers, ..Limits::default() })?;
         let mut command = proxy.command(program)?;
         command.arg("own");

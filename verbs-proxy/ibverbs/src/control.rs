@@ -311,6 +311,17 @@ impl Control for CardControl {
         Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
     }
 
+    fn register_dmabuf(
+        &mut self,
+        region: MemoryRegion,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<(MemoryRegion, Option<u32>), Errno> {
+        let mr = Mr::of_dmabuf(self.pds.get(&region.pd()).ok_or(Errno::INVAL)?, &region, fd, offset)?;
+        let (lkey, rkey) = (mr.lkey(), mr.rkey());
+        Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
+    }
+
     fn create_qp(&mut self, _: u16, new: &NewQp) -> Result<u32, Errno> {
         let most = |limit: i32| u32::try_from(limit).unwrap_or(0);
         let (requests, sges) = (most(self.attr.max_qp_wr), most(self.attr.max_sge).min(work::MAX_SGE));

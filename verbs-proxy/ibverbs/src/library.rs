@@ -15,11 +15,15 @@ use ringfence_abi::{
 use std::ffi::{CStr, c_int, c_uint, c_void};
 
 macro_rules! library {
-    ($($(#[$meta:meta])* $name:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
+    ($($name:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*
+     [newer] $($newer:ident = $newer_symbol:literal: fn($($newer_argument:ty),*) $(-> $newer_result:ty)?;)*) => {
         /// The functions of libibverbs that the proxy calls, by their names without the prefix. Everybody who calls one keeps to its
         /// manual page.
         #[derive(Debug)]
-        pub struct Library { $(#[allow(missing_docs)] $(#[$meta])* pub $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
+        pub struct Library {
+            $(#[allow(missing_docs)] pub $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+            $(#[allow(missing_docs)] pub $newer: Option<unsafe extern "C" fn($($newer_argument),*) $(-> $newer_result)?>,)*
+        }
 
         impl Library {
             /// Loads the library, for good.
@@ -28,11 +32,21 @@ macro_rules! library {
             /// That it is not there, or too old.
             pub fn load() -> Result<Self> {
                 let handle = open()?;
-                Ok(Self { $($name: {
-                    let address = symbol(handle, $symbol)?;
-                    // SAFETY: the function with this name has had this type since its version came (rdma-core's libibverbs.map).
-                    unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
-                },)* })
+                Ok(Self {
+                    $($name: {
+                        let address = symbol(handle, $symbol)?;
+                        // SAFETY: the function with this name has had this type since its version came (rdma-core's libibverbs.map).
+                        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
+                    },)*
+                    $($newer: {
+                        // SAFETY: as above; null is none.
+                        unsafe {
+                            std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn($($newer_argument),*) $(-> $newer_result)?>>(
+                                look_up(handle, $newer_symbol)
+                            )
+                        }
+                    },)*
+                })
             }
         }
     };
@@ -63,6 +77,8 @@ library! {
     destroy_qp = c"ibv_destroy_qp": fn(*mut ibv_qp) -> c_int;
     get_async_event = c"ibv_get_async_event": fn(*mut ibv_context, *mut ibv_async_event) -> c_int;
     ack_async_event = c"ibv_ack_async_event": fn(*mut ibv_async_event);
+    [newer]
+    reg_dmabuf_mr = c"ibv_reg_dmabuf_mr": fn(*mut ibv_pd, u64, usize, u64, c_int, c_int) -> *mut ibv_mr;
 }
 
 /// The library's file, as programs that are linked against it name it.
@@ -77,9 +93,14 @@ fn open() -> Result<*mut c_void> {
     Ok(handle)
 }
 
-fn symbol(handle: *mut c_void, name: &CStr) -> Result<*mut c_void> {
+/// Null for what the library has not.
+fn look_up(handle: *mut c_void, name: &CStr) -> *mut c_void {
     // SAFETY: the handle is open, and the name ends with a zero.
-    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    unsafe { libc::dlsym(handle, name.as_ptr()) }
+}
+
+fn symbol(handle: *mut c_void, name: &CStr) -> Result<*mut c_void> {
+    let address = look_up(handle, name);
     if address.is_null() {
         bail!("{}: the installed rdma-core is too old; version 33 or later is needed", complaint());
     }

@@ -25,7 +25,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #undef ibv_query_port
@@ -49,6 +51,9 @@ struct mr {
 	struct ibv_mr base;
 	uint64_t iova;
 	unsigned int access;
+	/* What is to be unmapped with it. */
+	void *mapped;
+	size_t mapped_bytes;
 };
 
 struct pd {
@@ -97,11 +102,12 @@ static struct {
 } port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { DEVICES = 2, LATE = 1 };
+enum { DEVICES = 3, LATE = 1 };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
-	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"}};
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"},
+	{.node_type = IBV_NODE_RNIC, .transport_type = IBV_TRANSPORT_IWARP, .name = "iwarp0", .dev_name = "uverbs2"}};
 /* How often the list of cards is read without this one. */
 static int away[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
@@ -312,11 +318,41 @@ struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, ui
 	return NULL;
 }
 
+/* A memory file stands for a dma-buf: it can be mapped, as can those of some devices. */
+struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access)
+{
+	uint64_t start = offset & ~4095ull, bytes = offset - start + length;
+	struct stat status;
+	struct ibv_mr *mr;
+	uint8_t *at;
+
+	if (((offset ^ iova) & 4095) || fstat(fd, &status) || !S_ISREG(status.st_mode) ||
+	    (uint64_t)status.st_size < offset + length) {
+		errno = EINVAL;
+		return NULL;
+	}
+	at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, start);
+	if (at == MAP_FAILED)
+		return NULL;
+	mr = ibv_reg_mr_iova2(pd, at + (offset - start), length, iova, access);
+	if (!mr) {
+		munmap(at, bytes);
+		return NULL;
+	}
+	((struct mr *)mr)->mapped = at;
+	((struct mr *)mr)->mapped_bytes = bytes;
+	return mr;
+}
+
 int ibv_dereg_mr(struct ibv_mr *base)
 {
+	struct mr *mr = (struct mr *)base;
+
 	pthread_mutex_lock(&lock);
 	mrs[(base->lkey >> 8) - 1] = NULL;
 	((struct pd *)base->pd)->users--;
+	if (mr->mapped)
+		munmap(mr->mapped, mr->mapped_bytes);
 	pthread_mutex_unlock(&lock);
 	free(base);
 	return 0;

@@ -3,6 +3,7 @@
 // UNSAFETY: entry points of a C interface.
 #![allow(unsafe_code)]
 
+mod dmabuf;
 pub mod kept;
 
 use crate::abi::{ibv_mr, ibv_pd};
@@ -103,6 +104,10 @@ impl Mr {
         // SAFETY: by the caller's promise.
         let mut files = Files::new(self.generation, unsafe { self.context() }.handle);
         files.end(self.base.handle)?;
+        // A dma-buf has no pages here.
+        if self.acquired.segments.is_empty() {
+            return Ok(());
+        }
         adopt::release(self.base.addr as usize, self.base.length, &self.adopted, &mut files);
         Ok(())
     }

@@ -63,8 +63,6 @@ default_names! {
         ringfence_errno = [ibv_query_ece ibv_set_ece]
         ringfence_null = [ibv_import_device ibv_import_mr ibv_import_pd]
         ringfence_zero = [ibv_unimport_mr ibv_unimport_pd];
-    "IBVERBS_1.12":
-        ringfence_null = [ibv_reg_dmabuf_mr];
     "IBVERBS_1.13":
         ringfence_null = [ibv_import_dm]
         ringfence_zero = [ibv_unimport_dm];

@@ -2,7 +2,7 @@
 //!
 //! The client sends a [`RequestHeader`] followed by the body that belongs to its [`Op`]; the proxy answers each request,
 //! in order, with a [`ReplyHeader`] and, on success, the reply body. File descriptors travel beside the reply, and beside
-//! [`Op::ADOPT_REGION`]. Bodies are plain little bytes with fixed sizes; a datagram of another size than its op demands is a
+//! some requests ([`Op::takes_descriptor`]). Bodies are plain little bytes with fixed sizes; a datagram of another size than its op demands is a
 //! protocol error and ends the connection, as does a file descriptor sent where none is expected, or none where one is.
 //!
 //! Handles belong to one connection. A handle is an index and a generation; a stale one gets `EINVAL`.
@@ -79,6 +79,9 @@ impl Op {
     /// [`RegFresh`] → [`FreshReply`]; a memory file. [`Op::ALLOC_REGION`] and [`Op::REG_MR`] of its first pages in one, for a
     /// file that the client fills afterwards.
     pub const REG_FRESH: Self = Self(17);
+    /// [`RegDmabuf`], and one descriptor from the client → [`MrReply`]: a dma-buf, which the card reaches and nobody else.
+    /// `EOPNOTSUPP` without a card, or where it has no way to.
+    pub const REG_DMABUF: Self = Self(18);
     /// [`Handle`] (context) → [`Handle`]; the socket that carries the event's queue cookies, a message of 8 bytes each.
     pub const CREATE_COMP_CHANNEL: Self = Self(20);
     /// [`Handle`] → nothing; `EBUSY` while a CQ uses it.
@@ -98,6 +101,12 @@ impl Op {
     pub const QUERY_QP: Self = Self(32);
     /// [`Handle`] → nothing. No completion of it is written after the reply; unpolled ones stay in the rings.
     pub const DESTROY_QP: Self = Self(33);
+
+    /// Whether one descriptor comes with the request; none does with any other.
+    #[must_use]
+    pub fn takes_descriptor(self) -> bool {
+        matches!(self, Self::ADOPT_REGION | Self::REG_DMABUF)
+    }
 }
 
 wire! {
@@ -309,7 +318,21 @@ wire! {
         length: u64,
     }
 
-    /// Reply to [`Op::REG_MR`].
+    /// Body of [`Op::REG_DMABUF`].
+    struct RegDmabuf(32) {
+        /// As [`RegMr::pd`].
+        pd: u32,
+        /// As [`RegMr::access`].
+        access: Access,
+        /// As [`RegMr::iova`].
+        iova: u64,
+        /// As [`RegMr::length`].
+        length: u64,
+        /// Of the first byte in the buffer.
+        offset: u64,
+    }
+
+    /// Reply to [`Op::REG_MR`] and [`Op::REG_DMABUF`].
     struct MrReply(16) {
         /// For [`Op::DEREG_MR`].
         handle: u32,

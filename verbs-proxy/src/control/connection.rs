@@ -7,7 +7,7 @@ use super::driver::Driver;
 use super::node::Node;
 use super::session::{PeerFault, Session};
 use crate::datagram;
-use ringfence_protocol::control::{MAGIC, MAX_DATAGRAM, Op, ReplyHeader, RequestHeader};
+use ringfence_protocol::control::{MAGIC, MAX_DATAGRAM, ReplyHeader, RequestHeader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -106,7 +106,7 @@ impl Connection {
         if header.magic != MAGIC {
             return Err(PeerFault::Magic);
         }
-        if fd.is_some() != (header.op == Op::ADOPT_REGION) {
+        if fd.is_some() != header.op.takes_descriptor() {
             return Err(PeerFault::Surplus);
         }
         let answer = self.session.serve(header.op, body, fd, node)?;

@@ -66,6 +66,20 @@ pub trait Control: Debug + Send {
         Ok((region, None))
     }
 
+    /// Has the device register a dma-buf from `offset` on as a region that has addresses, and nothing there. As [`Self::register`].
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for a device to which it means nothing.
+    fn register_dmabuf(
+        &mut self,
+        region: MemoryRegion,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<(MemoryRegion, Option<u32>), Errno> {
+        let _ = (region, fd, offset);
+        Err(Errno::OPNOTSUPP)
+    }
+
     /// Makes a queue pair and gives it its number: asked again if that is taken. `lid`: as for [`Self::qp_number`].
     ///
     /// # Errors

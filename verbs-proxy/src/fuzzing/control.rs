@@ -27,7 +27,7 @@ enum Descriptor {
 /// A word of this upper half names a handle that an answer gave: the lower half says which. So the fuzzer need not guess them.
 const KNOWN: u32 = 0xfeed;
 
-const OPS: [(Op, usize); 24] = [
+const OPS: [(Op, usize); 25] = [
     (Op::HELLO, size_of::<Hello>()),
     (Op::DEVICE, size_of::<Index>()),
     (Op::OPEN, size_of::<Index>()),
@@ -42,6 +42,7 @@ const OPS: [(Op, usize); 24] = [
     (Op::DEREG_MR, size_of::<Handle>()),
     (Op::ADOPT_REGION, size_of::<Handle>()),
     (Op::REG_FRESH, size_of::<RegFresh>()),
+    (Op::REG_DMABUF, size_of::<RegDmabuf>()),
     (Op::CREATE_COMP_CHANNEL, size_of::<Handle>()),
     (Op::DESTROY_COMP_CHANNEL, size_of::<Handle>()),
     (Op::CREATE_CQ, size_of::<CreateCq>()),
@@ -73,7 +74,7 @@ pub fn run(data: &[u8]) {
         let mut body = body.to_vec();
         body.resize(bytes + segments, 0);
         name_handles(&mut body, &known);
-        let fd = if op == Op::ADOPT_REGION { asked.fd.map(make) } else { None };
+        let fd = if op.takes_descriptor() { asked.fd.map(make) } else { None };
         let session = &mut sessions[usize::from(asked.second)];
         match scene.ask(session, op, &body, fd) {
             Ok(Ok(answer)) => remember(op, &answer, &mut known),
@@ -109,7 +110,7 @@ fn remember(op: Op, answer: &[u8], known: &mut Vec<u32>) {
         Op::ALLOC_PD | Op::ALLOC_REGION | Op::ADOPT_REGION | Op::CREATE_COMP_CHANNEL => {
             Handle::read_from_bytes(answer).map(|reply| reply.handle).ok()
         }
-        Op::REG_MR => MrReply::read_from_bytes(answer).map(|reply| reply.handle).ok(),
+        Op::REG_MR | Op::REG_DMABUF => MrReply::read_from_bytes(answer).map(|reply| reply.handle).ok(),
         Op::CREATE_CQ => CqReply::read_from_bytes(answer).map(|reply| reply.handle).ok(),
         Op::CREATE_QP => QpReply::read_from_bytes(answer).map(|reply| reply.handle).ok(),
         _ => return,

@@ -8,6 +8,7 @@ use crate::library::Library;
 use ringfence_abi::*;
 use ringfence_proxy::memory::MemoryRegion;
 use ringfence_proxy::plane::qp::Caps;
+use rustix::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use std::ffi::{c_int, c_void};
 use std::mem::zeroed;
@@ -122,6 +123,17 @@ impl Mr {
         // SAFETY: the domain is there; the bytes are mapped as long as the region is, which the caller promises to keep.
         let make = || unsafe { register(pd.raw.as_ptr(), region.first().cast(), length, iova, access.0) };
         Self::made(pd, make)
+    }
+
+    /// Registers a dma-buf from `offset` on, whatever is behind it, at the application's address: `EOPNOTSUPP` from a libibverbs
+    /// before version 34, and from cards that cannot.
+    pub fn of_dmabuf(pd: &Arc<Pd>, region: &MemoryRegion, fd: BorrowedFd<'_>, offset: u64) -> Result<Self, Errno> {
+        let register = pd.card.library.reg_dmabuf_mr.ok_or(Errno::OPNOTSUPP)?;
+        let (access, iova) = (region.access().0.cast_signed(), region.iova());
+        let length = usize::try_from(region.length()).map_err(|_| Errno::NOMEM)?;
+        // SAFETY: the domain is there; what the descriptor is the kernel finds out, which has the buffer for itself from then on.
+        let raw = unsafe { register(pd.raw.as_ptr(), offset, length, iova, fd.as_raw_fd(), access) };
+        Ok(Self { pd: Arc::clone(pd), raw: made(raw)? })
     }
 
     /// A page that no request reaches, in a domain that has no queue pair: what names its key fails on the card as what names a

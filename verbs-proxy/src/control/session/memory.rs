@@ -10,9 +10,9 @@ use crate::device::control::Control;
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::memory::{Granted, MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, Run, RunFile};
-use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, RegFresh, RegMr, Segment};
+use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, RegDmabuf, RegFresh, RegMr, Segment};
 use ringfence_protocol::verbs::Access;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 use std::sync::Arc;
@@ -92,17 +92,7 @@ impl Session {
         segments: &[Segment],
         node: &mut Node<D>,
     ) -> Result<Answer, Errno> {
-        let known = Access::LOCAL_WRITE
-            | Access::REMOTE_WRITE
-            | Access::REMOTE_READ
-            | Access::REMOTE_ATOMIC
-            | Access::RELAXED_ORDERING;
-        let access = request.access;
-        // Remote rights to write need the local right (InfiniBand Architecture Specification, 11.2.8.2).
-        let writes = access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0 != 0;
-        if access.0 & !known.0 != 0 || (writes && !access.contains(Access::LOCAL_WRITE)) {
-            return Err(if access.0 & !known.0 & 0x0fff != 0 { Errno::OPNOTSUPP } else { Errno::INVAL });
-        }
+        check_access(request.access)?;
         if request.length == 0 || request.first_offset >= PAGE as u64 || segments.is_empty() {
             return Err(Errno::INVAL);
         }
@@ -133,10 +123,44 @@ impl Session {
         }
         let taken = node.take(Resource::MrHandle, 1)?;
         let (granted, rkey, share) = node.pressing(|node| register(request, pd_id, &runs, node))?;
-        self.pds.get(request.pd)?.users += 1;
-        let handle = self.mrs.insert(Mr { share, pd: request.pd, _taken: taken });
+        self.name_region(request.pd, share, taken, granted, rkey)
+    }
+
+    /// What is registered in a domain gets a handle.
+    fn name_region(&mut self, pd: u32, share: u32, taken: Taken, granted: Granted, rkey: u32) -> Result<Answer, Errno> {
+        self.pds.get(pd)?.users += 1;
+        let handle = self.mrs.insert(Mr { share, pd, _taken: taken });
         let incarnation = granted.incarnation.number();
         Ok(Answer::of(MrReply { handle, lkey: granted.key, rkey, incarnation }))
+    }
+
+    /// A buffer of another device's, which a card reaches, and nobody here.
+    pub(super) fn reg_dmabuf<D: Driver>(
+        &mut self,
+        request: &RegDmabuf,
+        fd: OwnedFd,
+        node: &mut Node<D>,
+    ) -> Result<Answer, Errno> {
+        let registered = self.reg_dmabuf_of(request, fd.as_fd(), node);
+        // The kernel has the buffer, if it is registered.
+        node.closers.container.close(fd);
+        registered
+    }
+
+    fn reg_dmabuf_of<D: Driver>(
+        &mut self,
+        request: &RegDmabuf,
+        fd: BorrowedFd<'_>,
+        node: &mut Node<D>,
+    ) -> Result<Answer, Errno> {
+        check_access(request.access)?;
+        if request.length == 0 || request.offset.checked_add(request.length).is_none() {
+            return Err(Errno::INVAL);
+        }
+        let pd = self.pds.get(request.pd)?.id;
+        let taken = node.take(Resource::MrHandle, 1)?;
+        let (granted, rkey, share) = node.pressing(|node| register_dmabuf(request, pd, fd, node))?;
+        self.name_region(request.pd, share, taken, granted, rkey)
     }
 
     /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
@@ -181,6 +205,42 @@ impl Session {
         }
         Ok(Answer::default())
     }
+}
+
+/// Whether a region may have these rights.
+fn check_access(access: Access) -> Result<(), Errno> {
+    let known = Access::LOCAL_WRITE
+        | Access::REMOTE_WRITE
+        | Access::REMOTE_READ
+        | Access::REMOTE_ATOMIC
+        | Access::RELAXED_ORDERING;
+    // Remote rights to write need the local right (InfiniBand Architecture Specification, 11.2.8.2).
+    let writes = access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0 != 0;
+    if access.0 & !known.0 != 0 || (writes && !access.contains(Access::LOCAL_WRITE)) {
+        return Err(if access.0 & !known.0 & 0x0fff != 0 { Errno::OPNOTSUPP } else { Errno::INVAL });
+    }
+    Ok(())
+}
+
+/// As [`register`], of a buffer that is nobody's memory here.
+fn register_dmabuf<D: Driver>(
+    request: &RegDmabuf,
+    pd: PdId,
+    fd: BorrowedFd<'_>,
+    node: &mut Node<D>,
+) -> Result<(Granted, u32, u32), Errno> {
+    let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
+    let lease = node.neighbours.budget.take_own(amount(std::iter::once(request.length)))?;
+    let mapping = Mapping::of_nothing(usize::try_from(request.length).map_err(|_| Errno::NOMEM)?)?;
+    let share = node.next_share();
+    let (length, iova) = (request.length, request.iova);
+    let region =
+        MemoryRegion::new(Arc::new(mapping), 0, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
+    let Node { entrance, device, .. } = node;
+    let (region, rkey) = device.register_dmabuf(region, fd, request.offset)?;
+    let granted = entrance.insert(region, || device.key()).ok_or(Errno::NOMEM)?;
+    node.shares.insert(share, Backing { granted, runs: Vec::new(), lease, taken });
+    Ok((granted, rkey.unwrap_or(granted.key), share))
 }
 
 /// Maps the runs side by side and hands the region to the data plane: what reaches it, what peers reach it by, and its name for

@@ -173,6 +173,10 @@ impl Session {
                 self.reg_mr(&request, &segments, node)
             }
             Op::REG_FRESH => self.reg_fresh(&parse(op, body)?, node),
+            Op::REG_DMABUF => {
+                let request = parse(op, body)?;
+                self.reg_dmabuf(&request, fd.take().ok_or(PeerFault::Surplus)?, node)
+            }
             Op::DEREG_MR => self.dereg_mr(handle(body)?, node),
             Op::CREATE_COMP_CHANNEL => self.create_channel(handle(body)?, node),
             Op::DESTROY_COMP_CHANNEL => self.destroy_channel(handle(body)?),
