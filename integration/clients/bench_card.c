@@ -4,7 +4,6 @@
  *
  *   bench_card latency [inline]     8-byte WRITE, post to polled completion, ns
  *   bench_card rate                 8-byte WRITEs in batches of 32, one of which is signaled, per second
- *   bench_card bandwidth BYTES      WRITEs of so many bytes, bytes per second
  */
 #include "bench_time.h"
 #include "loop.h"
@@ -73,12 +72,6 @@ static double per_second(struct loop *loop, struct ibv_send_wr *wr, uint64_t ns)
 	return rate;
 }
 
-static double measured(struct loop *loop, struct ibv_send_wr *wr)
-{
-	per_second(loop, wr, amount(500000000));
-	return per_second(loop, wr, amount(1500000000));
-}
-
 static void rate(struct loop *loop, struct ibv_mr *from, struct ibv_mr *to)
 {
 	struct ibv_sge sge = {(uintptr_t)from->addr, 8, from->lkey};
@@ -89,20 +82,13 @@ static void rate(struct loop *loop, struct ibv_mr *from, struct ibv_mr *to)
 		wr[i].send_flags = i == BATCH - 1 ? IBV_SEND_SIGNALED : 0;
 		wr[i].next = i == BATCH - 1 ? NULL : &wr[i + 1];
 	}
-	printf("rate %.0f\n", BATCH * measured(loop, wr));
-}
-
-static void bandwidth(struct loop *loop, struct ibv_mr *from, struct ibv_mr *to, uint32_t bytes)
-{
-	struct ibv_sge sge = {(uintptr_t)from->addr, bytes, from->lkey};
-	struct ibv_send_wr wr = write_of(to, &sge);
-
-	printf("moved %.0f\n", bytes * measured(loop, &wr));
+	per_second(loop, wr, amount(500000000));
+	printf("rate %.0f\n", BATCH * per_second(loop, wr, amount(1500000000)));
 }
 
 int main(int argc, char **argv)
 {
-	enum { BYTES = 1 << 20 };
+	enum { BYTES = 4096 };
 	const char *what = argc > 1 ? argv[1] : "";
 	struct loop loop = loop_open();
 	struct ibv_mr *from = loop_reg(&loop, memory(BYTES), BYTES), *to = loop_reg(&loop, memory(BYTES), BYTES);
@@ -112,8 +98,6 @@ int main(int argc, char **argv)
 		latency(&loop, from, to, argc > 2);
 	else if (!strcmp(what, "rate"))
 		rate(&loop, from, to);
-	else if (!strcmp(what, "bandwidth") && argc > 2 && strtoul(argv[2], NULL, 0) <= BYTES)
-		bandwidth(&loop, from, to, (uint32_t)strtoul(argv[2], NULL, 0));
 	else
 		return fprintf(stderr, "usage: see the head of bench_card.c\n"), 2;
 	return 0;

@@ -34,7 +34,7 @@ fn bare(provider: &Path, program: &Path, words: &[&str], effort: Effort) -> Resu
     programs::finish(Running::start(command)?)
 }
 
-/// Time, rate and bandwidth.
+/// Time and rate.
 pub fn figures(effort: Effort) -> Result<Vec<Figure>> {
     let provider = client::provider()?;
     let program = client::compile("bench_card", &["bench_time.c", "loop.c", "check.c"])?;
@@ -59,13 +59,6 @@ pub fn figures(effort: Effort) -> Result<Vec<Figure>> {
         let name = format!("WRITE 8 B, batches of 32{policy}");
         let rate = Figure::new(&name, said.one("rate")? / 1e6, "M/s");
         figures.push(rate.beside(card).goal(Goal::AtLeast(10.0)));
-    }
-    for (bytes, size, least) in [("4096", "4 KiB", 0.9), ("65536", "64 KiB", 0.98)] {
-        let words = ["bandwidth", bytes];
-        let card = bare(&words)?.one("moved")? / 1e9;
-        let moved = shaped(&words)?.one("moved")? / 1e9;
-        let figure = Figure::new(&format!("WRITE {size}, under policy"), moved, "GB/s");
-        figures.push(figure.beside(card).goal(Goal::RatioAtLeast(least)));
     }
     Ok(figures)
 }
