@@ -83,6 +83,11 @@ impl Plane {
     fn receive(&mut self, at: LinkId) -> Result<Option<u32>, LinkFault> {
         let Some(link) = self.device.links.get_mut(at) else { return Ok(None) };
         let Some(words) = link.peek() else { return Ok(None) };
+        if wire::kind(&words) == Kind::MORE {
+            link.advance(1);
+            self.renew_reads(at);
+            return Ok(Some(MESSAGE));
+        }
         if wire::kind(&words) != Kind::REQUEST {
             link.advance(1);
             let response = Response::unpack(&words);
