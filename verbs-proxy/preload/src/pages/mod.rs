@@ -111,7 +111,10 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     let _blocked = Blocked::new();
     let _gate = fork::gate();
     let mut offer: Option<Offer> = None;
-    let mut segments = Array::new();
+    let mut segments = {
+        let mut state = STATE.lock();
+        core::mem::replace(&mut state.segments, Array::new())
+    };
     let (mut result, mut taken) = (Err(libc::EAGAIN), false);
     for _ in 0..TURNS {
         result = {
@@ -149,7 +152,10 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     free_unused(regions);
     // What the kernel says where it may lock no more memory; of verbs it is this.
     let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });
-    result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
+    let acquired = result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() });
+    segments.clear();
+    STATE.lock().segments = segments;
+    acquired
 }
 
 /// Opens what registrations need, as long as the program has the paths: it may confine itself to a directory before it registers
