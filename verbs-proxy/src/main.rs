@@ -11,6 +11,7 @@ use ringfence_proxy::control::grants::Granted;
 use ringfence_proxy::control::node::{self, Closers, Node, Queues};
 use ringfence_proxy::control::quota::Quota;
 use ringfence_proxy::control::session::random;
+use ringfence_proxy::control::spares::Spares;
 use ringfence_proxy::control::{End, MAX_CLOSING, Server};
 use ringfence_proxy::device::control::Control;
 use ringfence_proxy::device::soft::control::SoftDevice;
@@ -226,6 +227,7 @@ fn start(path: &Path, listener: OwnedFd, init: OwnedFd, netns: OwnedFd) -> Resul
                 voice.say(&format!("no userfaultfd ({error}): memory that is shared already cannot be registered"));
             })
             .ok(),
+        spares: Spares::default(),
         last_pd: 0,
         last_share: 0,
         closers,

@@ -62,8 +62,13 @@ impl Lent {
     ) -> Result<(Self, OwnedFd), Errno> {
         let file = SealedFile::create_longer(name, bytes, spare)?;
         let theirs = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
+        Ok((Self::of(file, taken, closer, emptier), theirs))
+    }
+
+    /// A file that is there already, and that the container is about to be given.
+    pub fn of(file: SealedFile, taken: Vec<Taken>, closer: &Closer, emptier: Option<Emptier>) -> Self {
         let contents = Contents { file, emptier, _taken: taken };
-        Ok((Self { contents: Some(contents), closer: closer.clone(), granted: OnceLock::new() }, theirs))
+        Self { contents: Some(contents), closer: closer.clone(), granted: OnceLock::new() }
     }
 
     /// A neighbour is about to be able to write to it, and to hold its lock for as long as it likes. The file is immutable.

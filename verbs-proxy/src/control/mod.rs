@@ -14,6 +14,7 @@ pub mod node;
 pub mod obedient;
 pub mod quota;
 pub mod session;
+pub mod spares;
 
 use crate::datagram;
 use crate::device::soft::{Notice, Task};

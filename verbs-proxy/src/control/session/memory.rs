@@ -5,6 +5,7 @@ use crate::control::adopted::RegionFile;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
+use crate::control::spares::Fresh;
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::memory::{Granted, MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, Run, RunFile};
@@ -13,14 +14,12 @@ use ringfence_protocol::verbs::Access;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
+use std::cell::Cell;
 use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Mappings up to this size have their page tables filled when they are made; larger ones as they are used.
 const POPULATE: u64 = 256 << 20;
-
-/// `realloc` of the C library enlarges the application's mapping of a region's file, as far as there are addresses.
-const GROWTH: u64 = 1 << 47;
 
 #[derive(Debug)]
 pub(super) struct Region {
@@ -38,6 +37,11 @@ pub(super) struct Mr {
 
 impl Session {
     pub(super) fn alloc_region(&mut self, request: &AllocRegion, node: &mut Node) -> Result<Answer, Errno> {
+        self.lend(request, None, node)
+    }
+
+    /// Gives a file to the container: `spare`, if there is one.
+    fn lend(&mut self, request: &AllocRegion, spare: Option<Fresh>, node: &mut Node) -> Result<Answer, Errno> {
         self.contexts.get(request.context)?;
         if request.bytes == 0 || !request.bytes.is_multiple_of(PAGE as u64) {
             return Err(Errno::INVAL);
@@ -47,7 +51,8 @@ impl Session {
             Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?])
         })?;
         let emptier = Some(node.warden.emptier());
-        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier, GROWTH)?;
+        let Fresh { file, theirs } = spare.map_or_else(|| Fresh::create(bytes), Ok)?;
+        let file = Lent::of(file, taken, &node.closers.container, emptier);
         let file = Arc::new(RegionFile::Lent(node.quota.admit(file)?));
         let handle = self.regions.insert(Region { file, _taken: None });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
@@ -76,6 +81,17 @@ impl Session {
     }
 
     pub(super) fn reg_mr(&mut self, request: &RegMr, segments: &[Segment], node: &mut Node) -> Result<Answer, Errno> {
+        self.register(request, segments, None, node)
+    }
+
+    /// `mapping`: of the segments, if they are mapped already.
+    fn register(
+        &mut self,
+        request: &RegMr,
+        segments: &[Segment],
+        mapping: Option<Mapping>,
+        node: &mut Node,
+    ) -> Result<Answer, Errno> {
         let known = Access::LOCAL_WRITE
             | Access::REMOTE_WRITE
             | Access::REMOTE_READ
@@ -116,7 +132,8 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let taken = node.take(Resource::MrHandle, 1)?;
-        let (granted, share) = node.pressing(|node| register(request, pd_id, &runs, node))?;
+        let mapping = Cell::new(mapping);
+        let (granted, share) = node.pressing(|node| register(request, pd_id, &runs, &mapping, node))?;
         self.pds.get(request.pd)?.users += 1;
         let handle = self.mrs.insert(Mr { share, pd: request.pd, _taken: taken });
         let incarnation = granted.incarnation.number();
@@ -126,7 +143,8 @@ impl Session {
     /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
     pub(super) fn reg_fresh(&mut self, request: &RegFresh, node: &mut Node) -> Result<Answer, Errno> {
         let alloc = AllocRegion { context: request.context, reserved: 0, bytes: request.bytes };
-        let mut answer = self.alloc_region(&alloc, node)?;
+        let (spare, mapping) = node.spares.take(request).unzip();
+        let mut answer = self.lend(&alloc, spare, node)?;
         let Handle { handle: region, .. } = Handle::read_from_bytes(&answer.body).map_err(|_| Errno::INVAL)?;
         let end = request.first_offset.checked_add(request.length);
         let pages = end.and_then(|end| end.checked_next_multiple_of(PAGE as u64)).unwrap_or(0);
@@ -140,8 +158,9 @@ impl Session {
             reserved: 0,
         };
         let segment = Segment { region, reserved: 0, offset: 0, length: pages };
+        let mapping = mapping.filter(|mapping| mapping.bytes() as u64 == pages);
         let registered = self
-            .reg_mr(&of_file, &[segment], node)
+            .register(&of_file, &[segment], mapping, node)
             .and_then(|registered| MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL));
         match registered {
             Ok(MrReply { handle, lkey: key, incarnation, .. }) => {
@@ -167,8 +186,14 @@ impl Session {
     }
 }
 
-/// Maps the runs side by side and hands the region to the data plane: what reaches it, and its name for neighbours.
-fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> Result<(Granted, u32), Errno> {
+/// Maps the runs side by side, unless they are, and hands the region to the data plane: what reaches it, and its name for neighbours.
+fn register(
+    request: &RegMr,
+    pd: PdId,
+    runs: &[SharedRun],
+    mapping: &Cell<Option<Mapping>>,
+    node: &mut Node,
+) -> Result<(Granted, u32), Errno> {
     let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
     let total: u64 = runs.iter().map(|run| run.bytes).sum();
     let holes = node.holes.as_ref();
@@ -186,7 +211,11 @@ fn register(request: &RegMr, pd: PdId, runs: &[SharedRun], node: &mut Node) -> R
     // Every right to write needs the local one.
     let writable = request.access.contains(Access::LOCAL_WRITE);
     let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-    let mapping = Arc::new(Mapping::of_runs(&mapped, protection, total <= POPULATE)?);
+    let mapping = match mapping.take() {
+        Some(mapping) => mapping,
+        None => Mapping::of_runs(&mapped, protection, total <= POPULATE)?,
+    };
+    let mapping = Arc::new(mapping);
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
