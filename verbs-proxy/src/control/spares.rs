@@ -1,9 +1,11 @@
 //! The next memory file, made and mapped while nobody waits for it.
 //!
 //! A program that registers one small buffer waits for the proxy's answer more than for anything else, and most of that is making a
-//! file and mapping it. After each such registration the file for another one like it is made, when the answer is under way.
+//! file and mapping it. After each such registration the file for another one like it is made, when the answer is under way. The one
+//! before that goes out with the answer, so that the program can fill it while its registration is under way
+//! ([`ringfence_protocol::control::FreshReply::ahead`]).
 
-use crate::shared::{Mapping, Run, RunFile, SealedFile};
+use crate::shared::{Mapping, PAGE, Run, RunFile, SealedFile};
 use ringfence_protocol::control::RegFresh;
 use ringfence_protocol::verbs::Access;
 use rustix::fd::OwnedFd;
@@ -16,11 +18,20 @@ const MOST: u64 = 64 << 10;
 /// `realloc` of the C library enlarges the application's mapping of a region's file, as far as there are addresses.
 const GROWTH: u64 = 1 << 47;
 
-/// What a spare file is fit for.
+/// What a file is fit for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kind {
+pub struct Kind {
     bytes: u64,
     writable: bool,
+}
+
+impl Kind {
+    /// What this asks for; `None` for what no files are made in advance for.
+    #[must_use]
+    pub fn of(request: &RegFresh) -> Option<Self> {
+        let fit = (1..=MOST).contains(&request.bytes) && request.bytes.is_multiple_of(PAGE as u64);
+        fit.then(|| Self { bytes: request.bytes, writable: request.access.contains(Access::LOCAL_WRITE) })
+    }
 }
 
 /// A file for a region, which nobody has seen.
@@ -44,36 +55,51 @@ impl Fresh {
     }
 }
 
-/// At most one spare file: a descriptor or two, a mapping, and no pages.
+/// At most one file: two descriptors, a mapping, and no pages.
 #[derive(Debug, Default)]
 pub struct Spares {
-    next: Option<(Kind, Fresh, Mapping)>,
+    next: Option<(Kind, Spare)>,
     wanted: Option<Kind>,
 }
 
+/// A file that is made and mapped.
+#[derive(Debug)]
+pub struct Spare {
+    /// The file.
+    pub fresh: Fresh,
+    /// All of it, mapped.
+    pub mapping: Mapping,
+}
+
+impl Spare {
+    fn make(kind: Kind) -> Result<Self, Errno> {
+        let fresh = Fresh::create(kind.bytes as usize)?;
+        let run = Run { file: RunFile::Sealed(&fresh.file), offset: 0, bytes: kind.bytes as usize };
+        let protection = if kind.writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let mapping = Mapping::of_runs(&[run], protection, false)?;
+        Ok(Self { fresh, mapping })
+    }
+}
+
 impl Spares {
-    /// The spare file and its mapping, if it is fit for this. One like it is made by [`Self::prepare`].
-    pub fn take(&mut self, request: &RegFresh) -> Option<(Fresh, Mapping)> {
-        let kind = Kind { bytes: request.bytes, writable: request.access.contains(Access::LOCAL_WRITE) };
-        self.wanted = Some(kind).filter(|kind| (1..=MOST).contains(&kind.bytes));
+    /// One of this kind: the one that lies ready, or a new one. Another is made by [`Self::prepare`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn take(&mut self, kind: Kind) -> Result<Spare, Errno> {
+        self.wanted = Some(kind);
         // Of another kind: it goes, so that there is one at most.
-        let (_, fresh, mapping) = self.next.take().filter(|(spare, ..)| *spare == kind)?;
-        Some((fresh, mapping))
+        match self.next.take().filter(|(ready, _)| *ready == kind) {
+            Some((_, spare)) => Ok(spare),
+            None => Spare::make(kind),
+        }
     }
 
     /// Makes what was wanted last. Where that fails, so will what asks for it, or not.
     pub fn prepare(&mut self) {
         if let Some(kind) = self.wanted.take() {
-            self.next = Self::make(kind).ok();
+            self.next = Spare::make(kind).ok().map(|spare| (kind, spare));
         }
-    }
-
-    fn make(kind: Kind) -> Result<(Kind, Fresh, Mapping), Errno> {
-        let fresh = Fresh::create(kind.bytes as usize)?;
-        let run = Run { file: RunFile::Sealed(&fresh.file), offset: 0, bytes: kind.bytes as usize };
-        let protection = if kind.writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-        let mapping = Mapping::of_runs(&[run], protection, false)?;
-        Ok((kind, fresh, mapping))
     }
 }
 
@@ -82,22 +108,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spare_is_what_was_asked_for_last_and_is_given_once() {
-        let mut spares = Spares::default();
+    fn what_lies_ready_is_what_was_asked_for_last() {
         let small = RegFresh { bytes: 4096, access: Access::LOCAL_WRITE, ..RegFresh::default() };
-        let to_read = RegFresh { access: Access(0), ..small };
-        let large = RegFresh { bytes: MOST + 4096, ..small };
-        assert!(spares.take(&small).is_none());
-        spares.prepare();
-        let (fresh, mapping) = spares.take(&small).unwrap();
+        let kind = |request: RegFresh| Kind::of(&request);
+        let (writable, readable) = (kind(small).unwrap(), kind(RegFresh { access: Access(0), ..small }).unwrap());
+        for bytes in [0, 4095, MOST + 4096] {
+            assert_eq!(kind(RegFresh { bytes, ..small }), None);
+        }
+        let mut spares = Spares::default();
+        let Spare { fresh, mapping } = spares.take(writable).unwrap();
         assert_eq!((fresh.file.bytes(), mapping.bytes()), (4096, 4096));
-        assert!(spares.take(&small).is_none(), "it was given");
+        assert!(spares.next.is_none());
         spares.prepare();
-        assert!(spares.take(&to_read).is_none(), "it is mapped for writing");
+        assert!(spares.next.as_ref().is_some_and(|(ready, _)| *ready == writable));
+        spares.take(readable).unwrap();
+        assert!(spares.next.is_none(), "there is one at most");
         spares.prepare();
-        assert!(spares.take(&to_read).is_some());
-        assert!(spares.take(&large).is_none());
+        assert!(spares.next.as_ref().is_some_and(|(ready, _)| *ready == readable));
         spares.prepare();
-        assert!(spares.next.is_none(), "there are none of that size");
+        assert!(spares.next.is_some(), "it is made once");
     }
 }

@@ -91,6 +91,8 @@ pub trait Regions {
     /// A region of so many bytes and the file behind it, sealed against resizing, which the caller will own; or `errno`. The file
     /// is longer than the region: where the C library enlarges a mapping of it (`realloc`) there must be pages.
     fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), i32>;
+    /// Waits for what [`Self::allocate`] may have begun and not waited for: the pages have been moved, or not.
+    fn settle(&mut self) {}
     /// Nothing refers to the region any more; what it contains is lost.
     fn free(&mut self, region: u32);
     /// Whether the mapping at this address is the source's own, which the application knows nothing of.
@@ -149,6 +151,7 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
             regions.free(offer.region);
         }
     }
+    regions.settle();
     free_unused(regions);
     // What the kernel says where it may lock no more memory; of verbs it is this.
     let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });

@@ -5,18 +5,18 @@ use crate::control::adopted::RegionFile;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
-use crate::control::spares::Fresh;
+use crate::control::spares::{Fresh, Kind, Spare};
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::memory::{Granted, MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, Run, RunFile};
-use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, RegFresh, RegMr, Segment};
+use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, NO_HANDLE, RegFresh, RegMr, Segment};
 use ringfence_protocol::verbs::Access;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 use std::cell::Cell;
 use std::sync::Arc;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Mappings up to this size have their page tables filled when they are made; larger ones as they are used.
 const POPULATE: u64 = 256 << 20;
@@ -26,6 +26,8 @@ pub(super) struct Region {
     file: Arc<RegionFile>,
     /// For a file of the container's, which counts for itself: its name here.
     _taken: Option<Taken>,
+    /// It was given out for a registration to come, and takes nothing of the quota before.
+    ahead: Option<(Kind, Mapping)>,
 }
 
 #[derive(Debug)]
@@ -37,25 +39,25 @@ pub(super) struct Mr {
 
 impl Session {
     pub(super) fn alloc_region(&mut self, request: &AllocRegion, node: &mut Node) -> Result<Answer, Errno> {
-        self.lend(request, None, node)
-    }
-
-    /// Gives a file to the container: `spare`, if there is one.
-    fn lend(&mut self, request: &AllocRegion, spare: Option<Fresh>, node: &mut Node) -> Result<Answer, Errno> {
-        self.contexts.get(request.context)?;
         if request.bytes == 0 || !request.bytes.is_multiple_of(PAGE as u64) {
             return Err(Errno::INVAL);
         }
         let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
-        let taken = node.pressing(|node| {
-            Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?])
-        })?;
-        let emptier = Some(node.warden.emptier());
-        let Fresh { file, theirs } = spare.map_or_else(|| Fresh::create(bytes), Ok)?;
-        let file = Lent::of(file, taken, &node.closers.container, emptier);
-        let file = Arc::new(RegionFile::Lent(node.quota.admit(file)?));
-        let handle = self.regions.insert(Region { file, _taken: None });
+        let taken = self.taken(request.context, request.bytes, node)?;
+        let (file, theirs) = lent(Fresh::create(bytes)?, node)?;
+        file.charge(taken);
+        let handle = self.add_region(file, None);
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
+    }
+
+    /// What a file of so many bytes takes of the quota.
+    fn taken(&mut self, context: u32, bytes: u64, node: &mut Node) -> Result<Vec<Taken>, Errno> {
+        self.contexts.get(context)?;
+        node.pressing(|node| Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, bytes)?]))
+    }
+
+    fn add_region(&mut self, file: Lent, ahead: Option<(Kind, Mapping)>) -> u32 {
+        self.regions.insert(Region { file: Arc::new(RegionFile::Lent(file)), _taken: None, ahead })
     }
 
     /// Takes in a memory file of the container's own.
@@ -71,13 +73,15 @@ impl Session {
             }
         };
         let file = node.adopted.adopt(fd, &node.quota, closer)?;
-        let handle = self.regions.insert(Region { file, _taken: Some(taken) });
+        let handle = self.regions.insert(Region { file, _taken: Some(taken), ahead: None });
         Ok(Answer::of(Handle { handle, reserved: 0 }))
     }
 
     /// Memory regions made from it keep its pages.
     pub(super) fn free_region(&mut self, handle: u32) -> Result<Answer, Errno> {
-        self.regions.remove(handle).map(|_| Answer::default())
+        self.regions.remove(handle)?;
+        self.ahead = self.ahead.filter(|ahead| *ahead != handle);
+        Ok(Answer::default())
     }
 
     pub(super) fn reg_mr(&mut self, request: &RegMr, segments: &[Segment], node: &mut Node) -> Result<Answer, Errno> {
@@ -110,7 +114,11 @@ impl Session {
         let pd_id = pd.id;
         let mut runs = Vec::with_capacity(segments.len());
         for segment in segments {
-            let file = Arc::clone(&self.regions.get(segment.region)?.file);
+            let region = self.regions.get(segment.region)?;
+            if region.ahead.is_some() {
+                return Err(Errno::INVAL);
+            }
+            let file = Arc::clone(&region.file);
             let end = segment.offset.checked_add(segment.length).ok_or(Errno::INVAL)?;
             if !(segment.offset | segment.length).is_multiple_of(PAGE as u64) || segment.length == 0 {
                 return Err(Errno::INVAL);
@@ -142,10 +150,16 @@ impl Session {
 
     /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
     pub(super) fn reg_fresh(&mut self, request: &RegFresh, node: &mut Node) -> Result<Answer, Errno> {
-        let alloc = AllocRegion { context: request.context, reserved: 0, bytes: request.bytes };
-        let (spare, mapping) = node.spares.take(request).unzip();
-        let mut answer = self.lend(&alloc, spare, node)?;
-        let Handle { handle: region, .. } = Handle::read_from_bytes(&answer.body).map_err(|_| Errno::INVAL)?;
+        let kind = Kind::of(request).ok_or(Errno::INVAL)?;
+        let taken = self.taken(request.context, request.bytes, node)?;
+        let (region, mapping, theirs) = if request.file == NO_HANDLE {
+            let Spare { fresh, mapping } = node.spares.take(kind)?;
+            let (file, theirs) = lent(fresh, node)?;
+            file.charge(taken);
+            (self.add_region(file, None), mapping, Some(theirs))
+        } else {
+            (request.file, self.take_ahead(request.file, kind, taken)?, None)
+        };
         let end = request.first_offset.checked_add(request.length);
         let pages = end.and_then(|end| end.checked_next_multiple_of(PAGE as u64)).unwrap_or(0);
         let of_file = RegMr {
@@ -158,17 +172,43 @@ impl Session {
             reserved: 0,
         };
         let segment = Segment { region, reserved: 0, offset: 0, length: pages };
-        let mapping = mapping.filter(|mapping| mapping.bytes() as u64 == pages);
+        let mapping = Some(mapping).filter(|mapping| mapping.bytes() as u64 == pages);
         let registered = self
             .register(&of_file, &[segment], mapping, node)
             .and_then(|registered| MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL));
-        match registered {
-            Ok(MrReply { handle, lkey: key, incarnation, .. }) => {
-                answer.body = FreshReply { region, handle, key, incarnation }.as_bytes().to_vec();
-                Ok(answer)
-            }
-            Err(error) => self.free_region(region).and(Err(error)),
+        let MrReply { handle, lkey: key, incarnation, .. } = match registered {
+            Ok(registered) => registered,
+            // The process has its pages in the file that was given out before, and gives it back when it has none there.
+            Err(error) if theirs.is_none() => return Err(error),
+            Err(error) => return self.free_region(region).and(Err(error)),
+        };
+        let next = self.give_ahead(kind, node);
+        let ahead = next.as_ref().map_or(NO_HANDLE, |(handle, _)| *handle);
+        let answer = Answer::of(FreshReply { region, handle, key, incarnation, ahead, reserved: 0 });
+        Ok([theirs, next.map(|(_, fd)| fd)].into_iter().flatten().fold(answer, Answer::with))
+    }
+
+    /// The mapping of a file that was given out in advance, which takes `taken` of the quota from now on.
+    fn take_ahead(&mut self, handle: u32, kind: Kind, taken: Vec<Taken>) -> Result<Mapping, Errno> {
+        let region = self.regions.get(handle)?;
+        let RegionFile::Lent(file) = &*region.file else { return Err(Errno::INVAL) };
+        let (_, mapping) = region.ahead.take_if(|(ahead, _)| *ahead == kind).ok_or(Errno::INVAL)?;
+        file.charge(taken);
+        self.ahead = None;
+        Ok(mapping)
+    }
+
+    /// Gives a file out for another registration of this kind. There is one at most, however often the process says that it has
+    /// none: it may have pages there.
+    fn give_ahead(&mut self, kind: Kind, node: &mut Node) -> Option<(u32, OwnedFd)> {
+        if self.ahead.is_some() {
+            return None;
         }
+        let Spare { fresh, mapping } = node.spares.take(kind).ok()?;
+        let (file, theirs) = lent(fresh, node).ok()?;
+        let handle = self.add_region(file, Some((kind, mapping)));
+        self.ahead = Some(handle);
+        Some((handle, theirs))
     }
 
     pub(super) fn dereg_mr(&mut self, handle: u32, node: &mut Node) -> Result<Answer, Errno> {
@@ -184,6 +224,13 @@ impl Session {
         }
         Ok(Answer::default())
     }
+}
+
+/// A file that the container is given, and its descriptor.
+fn lent(fresh: Fresh, node: &Node) -> Result<(Lent, OwnedFd), Errno> {
+    let Fresh { file, theirs } = fresh;
+    let file = Lent::of(file, &node.closers.container, Some(node.warden.emptier()));
+    Ok((node.quota.admit(file)?, theirs))
 }
 
 /// Maps the runs side by side, unless they are, and hands the region to the data plane: what reaches it, and its name for neighbours.
