@@ -160,6 +160,10 @@ impl Regions for Files {
         Ok((reply.handle, file.into_raw()))
     }
 
+    fn is_ready(&self, bytes: u64) -> bool {
+        self.fresh.as_ref().is_some_and(|fresh| fresh.bytes == bytes) && ahead::is_there()
+    }
+
     fn settle(&mut self) {
         if let Some((fresh, pending)) = self.pending.take() {
             self.registered = Some(ahead::finish(pending, &fresh));

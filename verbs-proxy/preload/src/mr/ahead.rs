@@ -9,6 +9,7 @@ use crate::connection::{Asking, Fds, Pending};
 use crate::descriptor::{Fd, Inherited, Known};
 use crate::sys::Errno;
 use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_protocol::control::{FreshReply, NO_HANDLE, Op, RegFresh};
 use ringfence_protocol::verbs::Access;
 use zerocopy::IntoBytes;
@@ -44,6 +45,14 @@ unsafe impl Sync for Global {}
 
 static STATE: Global = Global(UnsafeCell::new(None));
 
+/// Whether there is one, for whoever does not hold the lock.
+static THERE: AtomicBool = AtomicBool::new(false);
+
+/// Whether there probably is one.
+pub fn is_there() -> bool {
+    THERE.load(Ordering::Relaxed)
+}
+
 /// What a forked child has of it.
 static INHERITED: Inherited = Inherited::none();
 
@@ -59,6 +68,7 @@ pub fn begin(asking: Asking, request: &RegFresh) -> Result<Begun, Errno> {
             Ok(number) if fits => {
                 let region = ahead.region;
                 *state = None;
+                THERE.store(false, Ordering::Relaxed);
                 let request = RegFresh { file: region, ..*request };
                 let pending = asking.send(Op::REG_FRESH, &[request.as_bytes(), &[]], None)?;
                 return Ok(Begun::Ahead { region, file: number, pending });
@@ -68,6 +78,7 @@ pub fn begin(asking: Asking, request: &RegFresh) -> Result<Begun, Errno> {
             _ => {
                 ahead.file.close();
                 unfit = state.take().map(|ahead| ahead.region);
+                THERE.store(false, Ordering::Relaxed);
             }
         }
     }
@@ -105,12 +116,14 @@ fn keep(request: &RegFresh, reply: &FreshReply, next: Option<Fd>) {
     INHERITED.set(file);
     // SAFETY: the control lock is held.
     unsafe { *STATE.0.get() = Some(Ahead { kind: Kind::of(request), region: reply.ahead, file, misses: 0 }) };
+    THERE.store(true, Ordering::Relaxed);
 }
 
 /// The connection is gone, and what came by it. The control lock is held.
 pub fn forget() {
     // SAFETY: by the caller's promise.
     if let Some(ahead) = unsafe { (*STATE.0.get()).take() } {
+        THERE.store(false, Ordering::Relaxed);
         ahead.file.close();
     }
 }
