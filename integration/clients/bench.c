@@ -59,11 +59,11 @@ static void cache_line(void)
 
 static void reg(size_t bytes)
 {
-	enum { MANY = 101 };
+	enum { MANY = 2001, SOME = 101 };
 	struct loop loop = loop_open();
 	double regs[MANY], pwrites[MANY];
 	/* What takes microseconds must be warm to say anything. */
-	int rounds = bytes <= 1 << 20 ? MANY : (int)amount(ROUNDS);
+	int rounds = bytes <= 1 << 16 ? MANY : bytes <= 1 << 20 ? SOME : (int)amount(ROUNDS);
 
 	for (int round = 0; round < rounds; round++) {
 		char *at = memory(bytes);

@@ -2,6 +2,7 @@
  * One-sided operations that need no responder, and what is left of them when the responder takes its leave back.
  *
  *   grants alone              they complete while the responder's proxy is stopped, and keep their meaning
+ *   grants reads              READs that come before the requester has mapped the region do not keep those behind them from a grant
  *   grants edges              what shares a page with other bytes goes by the responder
  *   grants stop VERB ROUNDS   the requester's proxy is stopped while it copies; when the responder's VERB has returned nothing lands
  *   grants step VERB ROUNDS   as above, by a debugger that lets it go on instruction by instruction
@@ -197,6 +198,20 @@ static void afresh(const char *gone)
 	CHECK(warm(IBV_WR_RDMA_WRITE, 8, 500), "no grant");
 }
 
+static void reads(void)
+{
+	begin(0, SIZE);
+	for (int round = 0; round < 5; round++) {
+		for (int i = 0; i < FLOOD; i++)
+			side_post(pair.a, pair.qa,
+				  rdma(IBV_WR_RDMA_READ, i, local, i % 16 * PIECE, PIECE, remote, i % 16 * PIECE));
+		for (int i = 0; i < FLOOD; i++)
+			side_wc(pair.a, SEND_CQ, i, IBV_WC_SUCCESS);
+		CHECK(warm(IBV_WR_RDMA_READ, PIECE, 100), "no grant to read in round %d", round);
+		renew("");
+	}
+}
+
 /* Takes the leave back, and sees that nothing lands any more whatever the requester does then. */
 static int64_t take_back(const char *name)
 {
@@ -388,6 +403,8 @@ int main(int argc, char **argv)
 	open_sides(&pair, true);
 	if (!strcmp(argv[1], "alone"))
 		alone();
+	else if (!strcmp(argv[1], "reads"))
+		reads();
 	else if (!strcmp(argv[1], "edges"))
 		edges();
 	else if (!strcmp(argv[1], "stop") && argc == 4)

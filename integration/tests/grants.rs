@@ -42,6 +42,7 @@ fn trials() -> Result<Vec<Trial>> {
     }
     let mut add = |name: String, words: &[&str]| add_to(&grants, name, words);
     add("they_need_no_responder".into(), &["alone"]);
+    add("reads_are_granted_whenever_they_come".into(), &["reads"]);
     add("edges_go_by_the_responder".into(), &["edges"]);
     for verb in VERBS {
         add(format!("a_requester_that_is_stopped::{verb}"), &["stop", verb, "8"]);

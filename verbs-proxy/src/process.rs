@@ -12,6 +12,7 @@ use crate::control::grants::Granted;
 use crate::control::node::{self, Closers, Node, Queues};
 use crate::control::quota::Quota;
 use crate::control::session::random;
+use crate::control::spares::Spares;
 use crate::control::{End, MAX_CLOSING, Server};
 use crate::device::control::Control;
 use crate::fabric::addresses;
@@ -274,6 +275,7 @@ fn start<P: Program>(
                 voice.say(&format!("no userfaultfd ({error}): memory that is shared already cannot be registered"));
             })
             .ok(),
+        spares: Spares::default(),
         last_pd: 0,
         last_share: 0,
         closers,

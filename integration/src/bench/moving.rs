@@ -1,7 +1,7 @@
 //! What moving data costs: time, rate and bandwidth, with a policy that never binds and without.
 
 use crate::figure::{Figure, Goal};
-use crate::programs::{Effort, Ends, Place};
+use crate::programs::{Effort, Ends, Place, Said};
 use anyhow::Result;
 use ringfence_proxy::launch::{Class, Limits};
 
@@ -22,11 +22,31 @@ impl Both {
         Ok(Self { plain: ends(&Limits::default())?, shaped: ends(&unbinding())? })
     }
 
-    /// The value without and with; one after the other, so that a change of the machine's mood meets both.
-    fn value(&self, words: &[&str], name: &str) -> Result<(f64, f64)> {
-        Ok((self.plain.measure(words)?.one(name)?, self.shaped.measure(words)?.one(name)?))
+    /// What programs say without and with.
+    fn measure(&self, words: &[&str], effort: Effort) -> Result<(Said, Said)> {
+        in_turns(effort, || self.plain.measure(words), || self.shaped.measure(words))
+    }
+
+    /// One value of that.
+    fn value(&self, words: &[&str], name: &str, effort: Effort) -> Result<(f64, f64)> {
+        let (plain, shaped) = self.measure(words, effort)?;
+        Ok((plain.one(name)?, shaped.one(name)?))
     }
 }
+
+/// Measures two things that are to be compared, the medians of several turns: where the kernel finds a program's pages makes a fifth of
+/// the difference that one turn of each shows, and a change of the machine's mood meets both.
+fn in_turns(effort: Effort, one: impl Fn() -> Result<Said>, other: impl Fn() -> Result<Said>) -> Result<(Said, Said)> {
+    let turns = if effort.quick { 1 } else { TURNS };
+    let (mut ones, mut others) = (Vec::new(), Vec::new());
+    for _ in 0..turns {
+        ones.push(one()?);
+        others.push(other()?);
+    }
+    Ok((Said::median(&ones), Said::median(&others)))
+}
+
+const TURNS: usize = 3;
 
 fn under_policy(name: &str) -> String {
     format!("{name}, under policy")
@@ -38,7 +58,7 @@ pub fn latency(place: Place, effort: Effort) -> Result<Vec<Figure>> {
     let line = both.plain.floor(&["cache-line"])?.one("p50")?;
     let mut figures = vec![Figure::new("cache line, round trip between two cores, median", line, "ns")];
     for (kind, words) in [("WRITE 8 B", &["latency"][..]), ("WRITE 8 B inline", &["latency", "inline"])] {
-        let (plain, shaped) = (both.plain.measure(words)?, both.shaped.measure(words)?);
+        let (plain, shaped) = both.measure(words, effort)?;
         for (which, name, most) in [("median", "p50", 2.5), ("p99", "p99", 4.0)] {
             let (plain, shaped) = (plain.one(name)?, shaped.one(name)?);
             let name = format!("{kind}, post to polled completion, {which}");
@@ -54,7 +74,7 @@ fn rates(place: Place, effort: Effort, kinds: &[(&str, &str, f64)]) -> Result<Ve
     let both = Both::new(place, effort)?;
     let mut figures = Vec::new();
     for (name, opcode, least) in kinds {
-        let (plain, shaped) = both.value(&["rate", opcode], "rate")?;
+        let (plain, shaped) = both.value(&["rate", opcode], "rate", effort)?;
         let (plain, shaped) = (plain / 1e6, shaped / 1e6);
         figures.push(Figure::new(name, plain, "M/s").goal(Goal::AtLeast(*least)));
         let shaped = Figure::new(&under_policy(name), shaped, "M/s").beside(plain);
@@ -84,7 +104,7 @@ fn sizes(place: Place, effort: Effort, kinds: &[(&str, &str)], sizes: &[(&str, &
     for (kind, opcode) in kinds {
         for (bytes, size, least) in sizes {
             let words = ["bandwidth", opcode, bytes];
-            let (plain, shaped) = (both.plain.measure(&words)?, both.shaped.measure(&words)?);
+            let (plain, shaped) = both.measure(&words, effort)?;
             let (memcpy, moved) = (plain.one("memcpy")? / 1e9, plain.one("moved")? / 1e9);
             let name = format!("{kind} {size} over 64 MiB");
             figures.push(Figure::new(&name, moved, "GB/s").beside(memcpy).goal(Goal::RatioAtLeast(*least)));
@@ -120,7 +140,7 @@ pub fn weighted(effort: Effort) -> Result<Vec<Figure>> {
         ("WRITE 64 KiB over 64 MiB", &["bandwidth", "write", "65536"], "moved", 1e9, "GB/s"),
         ("READ 64 KiB over 64 MiB", &["bandwidth", "read", "65536"], "moved", 1e9, "GB/s"),
     ] {
-        let (plain, shaped) = both.value(words, said)?;
+        let (plain, shaped) = both.value(words, said, effort)?;
         let goal = if unit == "ns" { Goal::RatioAtMost(1.15) } else { Goal::RatioAtLeast(0.9) };
         figures.push(Figure::new(&under_policy(name), shaped / scale, unit).beside(plain / scale).goal(goal));
     }
@@ -132,11 +152,15 @@ pub fn idle_queues(effort: Effort) -> Result<Vec<Figure>> {
     let limits = Limits { max_qp: 2048, ..Limits::default() };
     let ends = Ends::new(Place::Across, &limits, effort)?;
     let idle = if effort.quick { "100" } else { "1000" };
-    let alone = ends.measure(&["latency"])?.one("p50")?;
-    let crowd = ends.measure(&["latency", "idle", idle])?.one("p50")?;
+    let beside = |words: &[&str]| {
+        let crowd = [words, &["idle", idle]].concat();
+        in_turns(effort, || ends.measure(words), || ends.measure(&crowd))
+    };
+    let (alone, crowd) = beside(&["latency"])?;
+    let (alone, crowd) = (alone.one("p50")?, crowd.one("p50")?);
     let latency = Figure::new("WRITE 8 B, median, beside 1,000 idle queue pairs", crowd, "ns");
-    let alone_rate = ends.measure(&["rate", "write"])?.one("rate")? / 1e6;
-    let crowd_rate = ends.measure(&["rate", "write", "idle", idle])?.one("rate")? / 1e6;
+    let (alone_rate, crowd_rate) = beside(&["rate", "write"])?;
+    let (alone_rate, crowd_rate) = (alone_rate.one("rate")? / 1e6, crowd_rate.one("rate")? / 1e6);
     let rate = Figure::new("WRITE 8 B, batches of 32, beside 1,000 idle queue pairs", crowd_rate, "M/s");
     Ok(vec![
         latency.beside(alone).goal(Goal::RatioAtMost(1.1)),

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 23] = [
+    let tests: [(&str, Attack); 24] = [
         ("random_datagrams", random_datagrams),
         ("random_bodies", random_bodies),
         ("too_many_descriptors", too_many_descriptors),
@@ -57,6 +57,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("a_storm_of_doorbells", doorbell_storm),
         ("regions_larger_than_what_they_register", memory::oversized_regions),
         ("more_region_files_than_regions", memory::many_regions),
+        ("files_given_out_in_advance", memory::files_ahead),
         ("regions_kept_after_they_were_freed", memory::kept_regions),
         ("queues_kept_after_they_were_destroyed", memory::kept_queues),
         ("a_region_whose_lock_somebody_holds", memory::locked_region),

@@ -6,7 +6,7 @@ use ringfence_integration::command::wait_until;
 use ringfence_integration::raw::Raw;
 use ringfence_integration::stalled::StalledPage;
 use ringfence_protocol::control::{
-    AllocRegion, CqReply, CreateCq, Handle, MrReply, NO_HANDLE, Op, RegMr, ResizeCq, Segment,
+    AllocRegion, CqReply, CreateCq, FreshReply, Handle, MrReply, NO_HANDLE, Op, RegFresh, RegMr, ResizeCq, Segment,
 };
 use ringfence_protocol::verbs::Access;
 use std::fs::File;
@@ -50,6 +50,49 @@ pub fn many_regions(scene: &mut Scene) -> Result<()> {
     ensure!(now <= before + files + 8, "{files} files, but {before} descriptors before and {now} now");
     ensure!(Raw::greet(&scene.socket()).is_ok(), "no room for another process beside {files} files");
     Ok(())
+}
+
+/// Files that are given out in advance: one at most, for nothing but what they are for, and charged when they are used.
+pub fn files_ahead(scene: &mut Scene) -> Result<()> {
+    let (mut raw, context, pd) = domain(scene)?;
+    let (access, bytes) = (Access::LOCAL_WRITE, 4096);
+    let new = RegFresh { context, pd, bytes, length: bytes, access, file: NO_HANDLE, ..RegFresh::default() };
+    let ask = |raw: &mut Raw, request: RegFresh| raw.call::<FreshReply>(Op::REG_FRESH, request.as_bytes());
+    let (first, fds) = ask(&mut raw, new)?;
+    ensure!(first.ahead != NO_HANDLE && fds.len() == 2, "{first:?} with {} descriptors", fds.len());
+    for round in 0..100 {
+        let (reply, fds) = ask(&mut raw, new)?;
+        ensure!(reply.ahead == NO_HANDLE && fds.len() == 1, "round {round}: {reply:?}, {} descriptors", fds.len());
+    }
+    let ahead = RegFresh { file: first.ahead, ..new };
+    let register = RegMr { pd, access, length: bytes, segments: 1, ..RegMr::default() };
+    let segment = Segment { region: first.ahead, reserved: 0, offset: 0, length: bytes };
+    let registered = raw.call::<MrReply>(Op::REG_MR, &[register.as_bytes(), segment.as_bytes()].concat());
+    ensure!(registered.is_err(), "a file that was given in advance was registered without being charged");
+    for wrong in [
+        RegFresh { bytes: 8192, length: 8192, ..ahead },
+        RegFresh { access: Access(0), ..ahead },
+        RegFresh { file: first.region, ..ahead },
+        RegFresh { file: first.ahead ^ 1 << 20, ..ahead },
+        RegFresh { context: context ^ 1 << 20, ..ahead },
+    ] {
+        ensure!(ask(&mut raw, wrong).is_err(), "{wrong:?} was registered");
+    }
+    let (second, fds) = ask(&mut raw, ahead)?;
+    ensure!(second.region == first.ahead && fds.len() == 1, "{second:?} with {} descriptors", fds.len());
+    ensure!(ask(&mut raw, ahead).is_err(), "it was used twice");
+    let free = |raw: &mut Raw, handle| raw.call::<[u8; 0]>(Op::FREE_REGION, Handle { handle, reserved: 0 }.as_bytes());
+    free(&mut raw, second.ahead)?;
+    let (third, _) = ask(&mut raw, new)?;
+    let (mut file, mut files) = (third.ahead, 0);
+    while let Ok((reply, _)) = ask(&mut raw, RegFresh { file, ..new }) {
+        ensure!(reply.ahead != NO_HANDLE, "none after {files}");
+        (file, files) = (reply.ahead, files + 1);
+        ensure!(files <= 1 << 16, "{files} files are no limit");
+    }
+    // What is refused can be given back, and the others, too.
+    free(&mut raw, file)?;
+    free(&mut raw, third.region).map(drop)
 }
 
 fn region(raw: &mut Raw, context: u32, bytes: u64) -> Result<(Handle, File)> {

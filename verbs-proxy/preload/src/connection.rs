@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use crate::descriptor::{Fd, Inherited, Known};
+use crate::lock::SleepingGuard;
 use crate::pages::signals::Blocked;
 use crate::process::{self, Generation};
 use crate::shared::Shared;
@@ -88,6 +89,7 @@ static INHERITED: [Inherited; 2] = [Inherited::none(), Inherited::none()];
 /// In a child of `fork(3)`: lets go of the parent's connection, so that the proxy sees the parent's end when it comes.
 extern "C" fn forked() {
     pages::close_files();
+    mr::ahead::close();
     INHERITED.iter().for_each(Inherited::close);
 }
 
@@ -114,6 +116,7 @@ pub fn connect() -> Result<Connection, Errno> {
         old.wake.close();
         registry::forget();
         mr::kept::forget();
+        mr::ahead::forget();
         state.connection = None;
     }
     static WATCHED: AtomicBool = AtomicBool::new(false);
@@ -186,36 +189,86 @@ pub fn call_passing<R: FromBytes + IntoBytes + Immutable>(
     pass: Option<c_int>,
     fds: &mut [Option<Fd>],
 ) -> Result<R, Errno> {
-    // Before the lock: in a forked child the lock of the parent's page may not be ours.
-    if !generation.is_current() {
-        return Err(libc::EIO);
-    }
-    let blocked = Blocked::new();
-    let _held = generation.process().control.lock();
-    // SAFETY: the control lock is held.
-    let state = unsafe { &mut *STATE.0.get() };
-    let Some(connection) = state.connection.filter(|connection| connection.generation == generation) else {
-        return Err(libc::EIO);
-    };
-    if generation.is_dead() {
-        return Err(libc::EIO);
-    }
-    state.sequence = state.sequence.wrapping_add(1);
-    let mut received = Fds::default();
-    let number = state.sequence;
-    let mut result = exchange_passing(&blocked, connection.socket, number, op, request, pass, &mut received);
-    if result.is_ok() && received.iter().flatten().count() < fds.len() {
-        result = Err(undo(&blocked, connection.socket, state, op, &result));
-    }
-    let reply = result.inspect_err(|errno| {
-        // Refusals leave the connection in step; anything else does not.
-        if *errno < 0 {
-            generation.set_dead();
+    let needed = fds.len();
+    Asking::new(generation)?.send(op, request, pass)?.finish(needed, |reply, mut received| {
+        fds.iter_mut().zip(&mut received).for_each(|(wanted, got)| *wanted = got.take());
+        reply
+    })
+}
+
+/// The connection for one request, which nobody else uses meanwhile.
+pub struct Asking {
+    // Before the signals.
+    _held: SleepingGuard<'static>,
+    blocked: Blocked,
+    generation: Generation,
+    socket: Known,
+}
+
+impl Asking {
+    /// Waits for the others.
+    pub fn new(generation: Generation) -> Result<Self, Errno> {
+        // Before the lock: in a forked child the lock of the parent's page may not be ours.
+        if !generation.is_current() {
+            return Err(libc::EIO);
         }
-    });
-    let reply = reply.map_err(|errno| if errno < 0 { libc::EIO } else { errno })?;
-    fds.iter_mut().zip(&mut received).for_each(|(wanted, got)| *wanted = got.take());
-    Ok(reply)
+        let blocked = Blocked::new();
+        let held = generation.process().control.lock();
+        // SAFETY: the control lock is held.
+        let state = unsafe { &mut *STATE.0.get() };
+        let connection = state.connection.filter(|connection| connection.generation == generation);
+        match connection {
+            Some(Connection { socket, .. }) if !generation.is_dead() => {
+                Ok(Self { _held: held, blocked, generation, socket })
+            }
+            _ => Err(libc::EIO),
+        }
+    }
+
+    /// Refusals leave the connection in step; anything else, a negative number, does not.
+    fn outcome(&self, errno: Errno) -> Errno {
+        if errno < 0 {
+            self.generation.set_dead();
+        }
+        if errno < 0 { libc::EIO } else { errno }
+    }
+
+    /// Sends the request. Its answer must be waited for.
+    pub fn send(self, op: Op, request: &[&[u8]; 2], pass: Option<c_int>) -> Result<Pending, Errno> {
+        // SAFETY: the control lock is held.
+        let state = unsafe { &mut *STATE.0.get() };
+        state.sequence = state.sequence.wrapping_add(1);
+        let number = state.sequence;
+        send(self.socket, number, op, request, pass).map_err(|errno| self.outcome(errno))?;
+        Ok(Pending { asking: self, number, op })
+    }
+}
+
+/// A request that is under way.
+#[must_use]
+pub struct Pending {
+    asking: Asking,
+    number: u32,
+    op: Op,
+}
+
+impl Pending {
+    /// Waits for the answer, with which so many descriptors must come at least; what `then` makes of it, while nobody asks anything
+    /// else.
+    pub fn finish<R, T>(self, needed: usize, then: impl FnOnce(R, Fds) -> T) -> Result<T, Errno>
+    where
+        R: FromBytes + IntoBytes + Immutable,
+    {
+        let Self { asking, number, op } = self;
+        let mut received = Fds::default();
+        let mut result = receive(&asking.blocked, asking.socket, number, &mut received);
+        if result.is_ok() && received.iter().flatten().count() < needed {
+            // SAFETY: the control lock is held.
+            let state = unsafe { &mut *STATE.0.get() };
+            result = Err(undo(&asking.blocked, asking.socket, state, op, &result));
+        }
+        result.map(|reply| then(reply, received)).map_err(|errno| asking.outcome(errno))
+    }
 }
 
 /// The process had no room for a reply's descriptors: destroys what the proxy made, so that the call fails alone. Returns
@@ -276,26 +329,27 @@ fn exchange<R: FromBytes>(
     tail: &[u8],
     fds: &mut Fds,
 ) -> Result<R, Errno> {
-    exchange_passing(blocked, socket, sequence, op, &[request, tail], None, fds)
+    send(socket, sequence, op, &[request, tail], None)?;
+    receive(blocked, socket, sequence, fds)
 }
 
-fn exchange_passing<R: FromBytes>(
-    blocked: &Blocked,
-    socket: Known,
-    sequence: u32,
-    op: Op,
-    request: &[&[u8]; 2],
-    pass: Option<c_int>,
-    fds: &mut Fds,
-) -> Result<R, Errno> {
-    let broken = |errno: Errno| -errno;
+/// Errors as of [`exchange`].
+fn send(socket: Known, sequence: u32, op: Op, request: &[&[u8]; 2], pass: Option<c_int>) -> Result<(), Errno> {
     let header = RequestHeader { magic: MAGIC, op, sequence, reserved: 0 };
     let parts = [header.as_bytes(), request[0], request[1]];
     sys::sendmsg(socket.number().map_err(broken)?, &parts, pass).map_err(|errno| match errno {
         // The kernel does not pass the descriptor on, and has sent nothing.
         libc::ETOOMANYREFS | libc::EPERM | libc::EINVAL | libc::EBADF if pass.is_some() => errno,
         errno => -errno,
-    })?;
+    })
+}
+
+fn broken(errno: Errno) -> Errno {
+    -errno
+}
+
+/// Waits for the answer to a request. Errors as of [`exchange`].
+fn receive<R: FromBytes>(blocked: &Blocked, socket: Known, sequence: u32, fds: &mut Fds) -> Result<R, Errno> {
     sys::await_soon(socket.number().map_err(broken)?);
     let mut datagram = [0; MAX_DATAGRAM];
     loop {

@@ -3,22 +3,24 @@
 // UNSAFETY: entry points of a C interface.
 #![allow(unsafe_code)]
 
+pub mod ahead;
 mod dmabuf;
 pub mod kept;
 
 use crate::abi::{ibv_mr, ibv_pd};
 use crate::adopt::{self, Adopted};
-use crate::connection;
+use crate::connection::{self, Asking, Pending};
 use crate::context::Context;
 use crate::pages::{self, Acquired, Regions};
 use crate::pd::Pd;
 use crate::process::Generation;
 use crate::sys::{self, Errno, Fd};
+use ahead::Begun;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_uint, c_void};
 use ringfence_protocol::control::{
-    AllocRegion, FreshReply, Handle, MAX_SEGMENTS, MrReply, Op, RegFresh, RegMr, Segment,
+    AllocRegion, FreshReply, Handle, MAX_SEGMENTS, MrReply, NO_HANDLE, Op, RegFresh, RegMr, Segment,
 };
 use ringfence_protocol::keys::Incarnation;
 use ringfence_protocol::verbs::Access;
@@ -119,13 +121,15 @@ struct Files {
     context: u32,
     /// What is to be registered together with the first file, if that has just as many bytes as it needs.
     fresh: Option<RegFresh>,
-    /// What came of that.
-    registered: Option<FreshReply>,
+    /// The request that is under way.
+    pending: Option<(RegFresh, Pending)>,
+    /// What came of it.
+    registered: Option<Result<FreshReply, Errno>>,
 }
 
 impl Files {
     fn new(generation: Generation, context: u32) -> Self {
-        Self { generation, context, fresh: None, registered: None }
+        Self { generation, context, fresh: None, pending: None, registered: None }
     }
 
     fn end(&self, handle: u32) -> Result<(), Errno> {
@@ -137,14 +141,21 @@ impl Regions for Files {
     fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), Errno> {
         let mut fds: [Option<Fd>; 1] = [None];
         if let Some(fresh) = self.fresh.take_if(|fresh| fresh.bytes == bytes) {
-            let reply: FreshReply =
-                connection::call_with(self.generation, Op::REG_FRESH, fresh.as_bytes(), &[], &mut fds)?;
-            let [Some(file)] = fds else {
-                return Err(libc::EPROTO);
+            return match ahead::begin(Asking::new(self.generation)?, &fresh)? {
+                Begun::Ahead { region, file, pending } => {
+                    self.pending = Some((fresh, pending));
+                    Ok((region, file))
+                }
+                Begun::New { reply, file, unfit } => {
+                    if let Some(region) = unfit {
+                        self.free(region);
+                    }
+                    self.registered = Some(Ok(reply));
+                    Ok((reply.region, file.into_raw()))
+                }
             };
-            self.registered = Some(reply);
-            return Ok((reply.region, file.into_raw()));
         }
+        self.settle();
         let request = AllocRegion { context: self.context, reserved: 0, bytes };
         let reply: Handle =
             connection::call_with(self.generation, Op::ALLOC_REGION, request.as_bytes(), &[], &mut fds)?;
@@ -154,7 +165,18 @@ impl Regions for Files {
         Ok((reply.handle, file.into_raw()))
     }
 
+    fn is_ready(&self, bytes: u64) -> bool {
+        self.fresh.as_ref().is_some_and(|fresh| fresh.bytes == bytes) && ahead::is_there()
+    }
+
+    fn settle(&mut self) {
+        if let Some((fresh, pending)) = self.pending.take() {
+            self.registered = Some(ahead::finish(pending, &fresh));
+        }
+    }
+
     fn free(&mut self, region: u32) {
+        self.settle();
         let request = Handle { handle: region, reserved: 0 };
         // The proxy's end frees it too.
         let _: Result<(), Errno> = connection::call(self.generation, Op::FREE_REGION, &request);
@@ -210,10 +232,16 @@ fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired, Adopted), Er
         length: length as u64,
         first_offset,
         access,
-        reserved: 0,
+        file: NO_HANDLE,
     });
     let acquired = adopt::acquire(addr, length, wanted.is_written(), &mut files);
-    if let Some(FreshReply { region, handle, lkey, rkey, incarnation, .. }) = files.registered.take() {
+    let registered = files.registered.take().transpose();
+    if let (Err(errno), Ok((_, adopted))) = (&registered, &acquired) {
+        // The pages were moved meanwhile.
+        adopt::release(addr, length, adopted, &mut files);
+        return Err(*errno);
+    }
+    if let Ok(Some(FreshReply { region, handle, lkey, rkey, incarnation, .. })) = registered {
         let whole = pages::Segment { region, offset: 0, length: length_of_pages };
         match acquired {
             Ok((acquired, adopted)) if acquired.segments == [whole] && acquired.first_offset == first_offset => {

@@ -76,8 +76,10 @@ impl Op {
     /// reading and writing, whose pages [`Op::REG_MR`] may name. The connection owns the handle until [`Op::FREE_REGION`]. `EINVAL`
     /// for what is no memory file, `EOPNOTSUPP` where the proxy's kernel cannot map one safely.
     pub const ADOPT_REGION: Self = Self(16);
-    /// [`RegFresh`] → [`FreshReply`]; a memory file. [`Op::ALLOC_REGION`] and [`Op::REG_MR`] of its first pages in one, for a
-    /// file that the client fills afterwards.
+    /// [`RegFresh`] → [`FreshReply`]; a memory file, unless the request names one, and one for another request of the kind, if the
+    /// reply names one. [`Op::ALLOC_REGION`] and [`Op::REG_MR`] of its first pages in one, for a file that the client fills
+    /// afterwards, or meanwhile. If it is refused, a file that the request names is to be freed by [`Op::FREE_REGION`], when nothing
+    /// that is needed is in it any more.
     pub const REG_FRESH: Self = Self(17);
     /// [`RegDmabuf`], and one descriptor from the client → [`MrReply`]: a dma-buf, which the card reaches and nobody else.
     /// `EOPNOTSUPP` without a card, or where it has no way to.
@@ -360,8 +362,8 @@ wire! {
         first_offset: u64,
         /// As [`RegMr::access`].
         access: Access,
-        /// Zero.
-        reserved: u32,
+        /// The [`FreshReply::ahead`] of an earlier reply, of as many bytes and as writable, or [`NO_HANDLE`].
+        file: u32,
     }
 
     /// Reply to [`Op::REG_FRESH`].
@@ -376,8 +378,9 @@ wire! {
         rkey: u32,
         /// As [`MrReply::incarnation`].
         incarnation: u32,
-        /// Zero.
-        reserved: u32,
+        /// The file for another such request, which is good for nothing else but [`Op::FREE_REGION`] before; or [`NO_HANDLE`]. A
+        /// connection has one at most.
+        ahead: u32,
     }
 
     /// Body of [`Op::CREATE_CQ`].

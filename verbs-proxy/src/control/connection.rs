@@ -119,7 +119,9 @@ impl Connection {
             }
             Err(error) => datagram::send(&self.socket, reply(error.raw_os_error() as u32).as_bytes(), &[]),
         };
-        sent.map_err(|_| PeerFault::Deaf)
+        sent.map_err(|_| PeerFault::Deaf)?;
+        node.spares.prepare();
+        Ok(())
     }
 
     /// Destroys its objects. What is left is the socket.

@@ -139,8 +139,7 @@ impl Node {
             let Some(extent) = extent else { continue };
             let shown = match wish.writes {
                 true => self.show_writable(position, link, &wish, extent),
-                // It has been READ, so it is mapped as it is here.
-                false => Shown::Yes(View { share: wish.share, start: extent.first, bytes: extent.length }),
+                false => self.show_readable(position, link, &wish, extent),
             };
             let view = match shown {
                 Shown::Yes(view) => view,
@@ -188,6 +187,36 @@ impl Node {
             crate::rseq::Thread::current().is_some()
         });
         Ok((theirs, copies))
+    }
+
+    /// A region as it is mapped here: the neighbour may have been shown it for what was written from it.
+    fn show_readable(&mut self, position: usize, link: LinkId, wish: &Wish, extent: Extent) -> Shown {
+        let share = wish.share;
+        let granting = &mut self.neighbours.list[position].granting;
+        let offer = !granting.offered.contains(&share);
+        let state = self.worker.call(move |plane| {
+            let shared = &mut plane.device.links.get_mut(link)?.shared;
+            let state = shared.get(&share).map(|shared| shared.confirmed);
+            if state.is_none() && offer {
+                shared.insert(share, Shared::ASKED);
+            }
+            Some(state)
+        });
+        match state {
+            Some(Some(true)) => Shown::Yes(View { share, start: extent.first, bytes: extent.length }),
+            Some(Some(false)) => Shown::Later,
+            Some(None) if offer => {
+                granting.offered.insert(share);
+                self.neighbours.list[position].owe(Owed::Region(share));
+                Shown::Later
+            }
+            // It did not want it, or it could not be shared just now.
+            Some(None) => {
+                granting.offered.remove(&share);
+                Shown::Again
+            }
+            None => Shown::Never,
+        }
     }
 
     fn show_writable(&mut self, position: usize, link: LinkId, wish: &Wish, extent: Extent) -> Shown {

@@ -33,7 +33,7 @@ struct Contents {
     file: SealedFile,
     emptier: Option<Emptier>,
     // After the file is emptied, which is when fields are dropped.
-    _taken: Vec<Taken>,
+    taken: OnceLock<Vec<Taken>>,
 }
 
 impl Drop for Contents {
@@ -62,8 +62,22 @@ impl Lent {
     ) -> Result<(Self, OwnedFd), Errno> {
         let file = SealedFile::create_longer(name, bytes, spare)?;
         let theirs = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
-        let contents = Contents { file, emptier, _taken: taken };
-        Ok((Self { contents: Some(contents), closer: closer.clone(), granted: OnceLock::new() }, theirs))
+        let lent = Self::of(file, closer, emptier);
+        lent.charge(taken);
+        Ok((lent, theirs))
+    }
+
+    /// A file that is there already, and that the container is about to be given.
+    pub fn of(file: SealedFile, closer: &Closer, emptier: Option<Emptier>) -> Self {
+        let contents = Contents { file, emptier, taken: OnceLock::new() };
+        Self { contents: Some(contents), closer: closer.clone(), granted: OnceLock::new() }
+    }
+
+    /// What it takes of the quota until it is emptied; once.
+    pub fn charge(&self, taken: Vec<Taken>) {
+        if let Some(contents) = &self.contents {
+            let _ = contents.taken.set(taken);
+        }
     }
 
     /// A neighbour is about to be able to write to it, and to hold its lock for as long as it likes. The file is immutable.

@@ -249,13 +249,9 @@ impl Node {
             let neighbour = &mut self.neighbours.list[position];
             let Some(link) = neighbour.link() else { continue };
             neighbour.granting.wishes.retain(|wish| wish.share != share);
-            let names = had.iter().filter(|(id, _)| *id == link);
-            let unshared = names.map(|(_, name)| {
-                neighbour.granting.offered.remove(name);
-                *name
-            });
-            let unshared: Vec<u32> = unshared.collect();
-            if let Err(fault) = unshared.into_iter().try_for_each(|name| neighbour.unshare(name)) {
+            names.iter().flatten().for_each(|name| _ = neighbour.granting.offered.remove(name));
+            let mut unshared = had.iter().filter(|(id, _)| *id == link).map(|(_, name)| *name);
+            if let Err(fault) = unshared.try_for_each(|name| neighbour.unshare(name)) {
                 self.end_neighbour(position, &fault);
             }
         }

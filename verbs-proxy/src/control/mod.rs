@@ -17,6 +17,7 @@ mod peers;
 pub mod quota;
 pub mod session;
 mod soft;
+pub mod spares;
 
 use crate::datagram;
 use crate::device::control::Control;

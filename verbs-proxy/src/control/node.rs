@@ -4,6 +4,7 @@ use super::adopted::AdoptedFiles;
 use super::driver::Driver;
 use super::grants::Granted;
 use super::quota::{Quota, Resource, Taken};
+use super::spares::Spares;
 use crate::closer::Closer;
 use crate::device::control::Control;
 use crate::device::soft::Soft;
@@ -100,6 +101,8 @@ pub struct Node<D: Driver = Soft> {
     pub adopted: AdoptedFiles,
     /// What mapping those takes. None where the kernel has no userfaultfd.
     pub holes: Option<Holes>,
+    /// The next file that a small buffer is registered with.
+    pub spares: Spares,
     /// The last protection domain.
     pub last_pd: u32,
     /// The last name of a region.

@@ -104,7 +104,7 @@ fn remember(op: Op, answer: &[u8], known: &mut Vec<u32>) {
     let handle = match op {
         Op::OPEN => OpenReply::read_from_bytes(answer).map(|reply| reply.context).ok(),
         Op::REG_FRESH => FreshReply::read_from_bytes(answer).ok().map(|reply| {
-            known.push(reply.region);
+            known.extend([reply.region, reply.ahead]);
             reply.handle
         }),
         Op::ALLOC_PD | Op::ALLOC_REGION | Op::ADOPT_REGION | Op::CREATE_COMP_CHANNEL => {

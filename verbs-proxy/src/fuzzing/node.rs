@@ -6,6 +6,7 @@ use crate::control::grants::Granted;
 use crate::control::node::{Closers, Node, Queues};
 use crate::control::quota::{Quota, Resource};
 use crate::control::session::{PeerFault, Session};
+use crate::control::spares::Spares;
 use crate::device::soft::Worker;
 use crate::device::soft::control::SoftDevice;
 use crate::device::soft::{Plane, Soft};
@@ -135,6 +136,7 @@ impl Scene {
             granted: Granted::default(),
             adopted: AdoptedFiles::default(),
             holes: Holes::new().ok(),
+            spares: Spares::default(),
             last_pd: 0,
             last_share: 0,
             closers,

@@ -91,6 +91,12 @@ pub trait Regions {
     /// A region of so many bytes and the file behind it, sealed against resizing, which the caller will own; or `errno`. The file
     /// is longer than the region: where the C library enlarges a mapping of it (`realloc`) there must be pages.
     fn allocate(&mut self, bytes: u64) -> Result<(u32, i32), i32>;
+    /// Whether one of so many bytes is at hand, so that little is lost if it is not needed.
+    fn is_ready(&self, _bytes: u64) -> bool {
+        false
+    }
+    /// Waits for what [`Self::allocate`] may have begun and not waited for: the pages have been moved, or not.
+    fn settle(&mut self) {}
     /// Nothing refers to the region any more; what it contains is lost.
     fn free(&mut self, region: u32);
     /// Whether the mapping at this address is the source's own, which the application knows nothing of.
@@ -111,30 +117,37 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     let _blocked = Blocked::new();
     let _gate = fork::gate();
     let mut offer: Option<Offer> = None;
-    let mut segments = Array::new();
+    let mut segments = {
+        let mut state = STATE.lock();
+        core::mem::replace(&mut state.segments, Array::new())
+    };
     let (mut result, mut taken) = (Err(libc::EAGAIN), false);
+    // Memory of which nothing is registered yet needs as many pages as it has: then one look at it is enough.
+    let whole = (pages.len() * PAGE) as u64;
+    let is_new = regions.is_ready(whole) && !STATE.lock().has_any_of(&(pages.start * PAGE..pages.end * PAGE));
+    let mut needs = is_new.then_some(whole);
     for _ in 0..TURNS {
-        result = {
-            let mut state = STATE.lock();
-            let result = state.acquire(&pages, writable, offer, regions);
-            if result == Ok(Outcome::Done) {
-                state.segments(pages.clone(), &mut segments);
+        if let Some(bytes) = needs.take() {
+            if let Some(unfit) = offer.take() {
+                sys::close(unfit.file);
+                regions.free(unfit.region);
             }
-            result
-        };
-        let Ok(Outcome::Needs(bytes)) = result else {
-            taken = true;
-            break;
-        };
-        result = Err(libc::EAGAIN);
-        if let Some(unfit) = offer.take() {
-            sys::close(unfit.file);
-            regions.free(unfit.region);
+            match regions.allocate(bytes) {
+                Ok((region, file)) => offer = Some(Offer { region, file, bytes }),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
         }
-        match regions.allocate(bytes) {
-            Ok((region, file)) => offer = Some(Offer { region, file, bytes }),
-            Err(error) => {
-                result = Err(error);
+        let mut state = STATE.lock();
+        match state.acquire(&pages, writable, offer, regions) {
+            Ok(Outcome::Needs(bytes)) => needs = Some(bytes),
+            done => {
+                if done == Ok(Outcome::Done) {
+                    state.segments(pages.clone(), &mut segments);
+                }
+                (result, taken) = (done, true);
                 break;
             }
         }
@@ -146,10 +159,14 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
             regions.free(offer.region);
         }
     }
+    regions.settle();
     free_unused(regions);
     // What the kernel says where it may lock no more memory; of verbs it is this.
     let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });
-    result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() })
+    let acquired = result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() });
+    segments.clear();
+    STATE.lock().segments = segments;
+    acquired
 }
 
 /// Opens what registrations need, as long as the program has the paths: it may confine itself to a directory before it registers

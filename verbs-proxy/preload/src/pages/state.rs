@@ -54,6 +54,8 @@ pub struct State {
     areas: Array<Area>,
     outdated: Array<Run>,
     runs: Array<Run>,
+    /// For whoever holds the gate.
+    pub segments: Array<Segment>,
 }
 
 impl State {
@@ -66,6 +68,7 @@ impl State {
             areas: Array::new(),
             outdated: Array::new(),
             runs: Array::new(),
+            segments: Array::new(),
         }
     }
 

@@ -223,8 +223,12 @@ fn share_by_moving(
             // SAFETY: everybody is kept from these pages until they are replaced by what has the same contents, or back.
             unsafe {
                 let aside = sys::empty_into(chunk.start, length, target)?;
-                let view = fill(file, aside, length, offset + done as u64, protection, dump);
-                if let Err(error) = view.and_then(|view| sys::move_pages(view, length, chunk.start)) {
+                // With nobody beside us who could take the address or fork, the file can be mapped where it belongs at once.
+                let at = if method == Method::Alone { chunk.start } else { 0 };
+                let view = fill(file, aside, length, offset + done as u64, protection, dump, at);
+                let shown =
+                    view.and_then(|view| if at == 0 { sys::move_pages(view, length, chunk.start) } else { Ok(()) });
+                if let Err(error) = shown {
                     let _ = sys::move_pages(aside, length, chunk.start);
                     return Err(error);
                 }
@@ -243,17 +247,26 @@ fn share_by_copying(area: &Area, method: Method, chunk: &Range<usize>, file: i32
     hold::perform(method, Who::Writers, chunk, protection, move || {
         // SAFETY: the file has the same bytes as the pages that it replaces, and nobody can have changed them since.
         unsafe {
-            let view = fill(file, start, length, offset, protection, dump)?;
+            let view = fill(file, start, length, offset, protection, dump, 0)?;
             sys::move_pages(view, length, start)
         }
     })
 }
 
-/// Writes memory to the file and maps that somewhere: where it is.
+/// Writes memory to the file and maps that: where it is, which is `at`, or somewhere if that is zero. After an error nothing of ours is
+/// there.
 ///
 /// # Safety
-/// Nobody writes to the memory.
-unsafe fn fill(file: i32, from: usize, length: usize, offset: u64, protection: i32, dump: bool) -> Result<usize, i32> {
+/// Nobody writes to the memory; what is at `at` is not needed.
+unsafe fn fill(
+    file: i32,
+    from: usize,
+    length: usize,
+    offset: u64,
+    protection: i32,
+    dump: bool,
+    at: usize,
+) -> Result<usize, i32> {
     // A limit on files would be a signal, and valgrind reports what is written if nobody has ever set it.
     let by_writing = sys::longest_file() >= offset + length as u64 && !sys::is_emulated();
     if by_writing {
@@ -261,9 +274,9 @@ unsafe fn fill(file: i32, from: usize, length: usize, offset: u64, protection: i
     }
     let at_first = if by_writing { protection } else { libc::PROT_READ | libc::PROT_WRITE };
     // Populated: else each page costs a fault later, which takes longer altogether.
-    let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
-    // SAFETY: replaces nothing.
-    let view = unsafe { sys::mmap(0, length, at_first, flags, file, offset)? };
+    let flags = libc::MAP_SHARED | libc::MAP_POPULATE | if at == 0 { 0 } else { libc::MAP_FIXED };
+    // SAFETY: replaces nothing, or by the caller's promise what is not needed.
+    let view = unsafe { sys::mmap(at, length, at_first, flags, file, offset)? };
     // SAFETY: `view` is ours, and as long as the memory; the advice changes no contents.
     let result = unsafe {
         if !by_writing {

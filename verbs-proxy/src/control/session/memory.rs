@@ -6,29 +6,32 @@ use crate::control::driver::Driver;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
+use crate::control::spares::{Fresh, Kind, Spare};
 use crate::device::control::Control;
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
 use crate::memory::{Granted, MemoryRegion, PdId};
 use crate::shared::{Mapping, PAGE, Run, RunFile};
-use ringfence_protocol::control::{AllocRegion, FreshReply, Handle, MrReply, RegDmabuf, RegFresh, RegMr, Segment};
+use ringfence_protocol::control::{
+    AllocRegion, FreshReply, Handle, MrReply, NO_HANDLE, RegDmabuf, RegFresh, RegMr, Segment,
+};
 use ringfence_protocol::verbs::Access;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
+use std::cell::Cell;
 use std::sync::Arc;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Mappings up to this size have their page tables filled when they are made; larger ones as they are used.
 const POPULATE: u64 = 256 << 20;
-
-/// `realloc` of the C library enlarges the application's mapping of a region's file, as far as there are addresses.
-const GROWTH: u64 = 1 << 47;
 
 #[derive(Debug)]
 pub(super) struct Region {
     file: Arc<RegionFile>,
     /// For a file of the container's, which counts for itself: its name here.
     _taken: Option<Taken>,
+    /// It was given out for a registration to come, and takes nothing of the quota before.
+    ahead: Option<(Kind, Mapping)>,
 }
 
 #[derive(Debug)]
@@ -44,19 +47,25 @@ impl Session {
         request: &AllocRegion,
         node: &mut Node<D>,
     ) -> Result<Answer, Errno> {
-        self.contexts.get(request.context)?;
         if request.bytes == 0 || !request.bytes.is_multiple_of(PAGE as u64) {
             return Err(Errno::INVAL);
         }
         let bytes = usize::try_from(request.bytes).map_err(|_| Errno::NOMEM)?;
-        let taken = node.pressing(|node| {
-            Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, request.bytes)?])
-        })?;
-        let emptier = Some(node.warden.emptier());
-        let (file, theirs) = Lent::create("ringfence-mr", bytes, taken, &node.closers.container, emptier, GROWTH)?;
-        let file = Arc::new(RegionFile::Lent(node.quota.admit(file)?));
-        let handle = self.regions.insert(Region { file, _taken: None });
+        let taken = self.taken(request.context, request.bytes, node)?;
+        let (file, theirs) = lent(Fresh::create(bytes)?, node)?;
+        file.charge(taken);
+        let handle = self.add_region(file, None);
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
+    }
+
+    /// What a file of so many bytes takes of the quota.
+    fn taken<D: Driver>(&mut self, context: u32, bytes: u64, node: &mut Node<D>) -> Result<Vec<Taken>, Errno> {
+        self.contexts.get(context)?;
+        node.pressing(|node| Ok(vec![node.take(Resource::Region, 1)?, node.take(Resource::RegionBytes, bytes)?]))
+    }
+
+    fn add_region(&mut self, file: Lent, ahead: Option<(Kind, Mapping)>) -> u32 {
+        self.regions.insert(Region { file: Arc::new(RegionFile::Lent(file)), _taken: None, ahead })
     }
 
     /// Takes in a memory file of the container's own.
@@ -77,19 +86,32 @@ impl Session {
             }
         };
         let file = node.adopted.adopt(fd, &node.quota, closer)?;
-        let handle = self.regions.insert(Region { file, _taken: Some(taken) });
+        let handle = self.regions.insert(Region { file, _taken: Some(taken), ahead: None });
         Ok(Answer::of(Handle { handle, reserved: 0 }))
     }
 
     /// Memory regions made from it keep its pages.
     pub(super) fn free_region(&mut self, handle: u32) -> Result<Answer, Errno> {
-        self.regions.remove(handle).map(|_| Answer::default())
+        self.regions.remove(handle)?;
+        self.ahead = self.ahead.filter(|ahead| *ahead != handle);
+        Ok(Answer::default())
     }
 
     pub(super) fn reg_mr<D: Driver>(
         &mut self,
         request: &RegMr,
         segments: &[Segment],
+        node: &mut Node<D>,
+    ) -> Result<Answer, Errno> {
+        self.register(request, segments, None, node)
+    }
+
+    /// `mapping`: of the segments, if they are mapped already.
+    fn register<D: Driver>(
+        &mut self,
+        request: &RegMr,
+        segments: &[Segment],
+        mapping: Option<Mapping>,
         node: &mut Node<D>,
     ) -> Result<Answer, Errno> {
         check_access(request.access)?;
@@ -100,7 +122,11 @@ impl Session {
         let pd_id = pd.id;
         let mut runs = Vec::with_capacity(segments.len());
         for segment in segments {
-            let file = Arc::clone(&self.regions.get(segment.region)?.file);
+            let region = self.regions.get(segment.region)?;
+            if region.ahead.is_some() {
+                return Err(Errno::INVAL);
+            }
+            let file = Arc::clone(&region.file);
             let end = segment.offset.checked_add(segment.length).ok_or(Errno::INVAL)?;
             if !(segment.offset | segment.length).is_multiple_of(PAGE as u64) || segment.length == 0 {
                 return Err(Errno::INVAL);
@@ -122,7 +148,8 @@ impl Session {
             return Err(Errno::INVAL);
         }
         let taken = node.take(Resource::MrHandle, 1)?;
-        let (granted, rkey, share) = node.pressing(|node| register(request, pd_id, &runs, node))?;
+        let mapping = Cell::new(mapping);
+        let (granted, rkey, share) = node.pressing(|node| register(request, pd_id, &runs, &mapping, node))?;
         self.name_region(request.pd, share, taken, granted, rkey)
     }
 
@@ -165,9 +192,16 @@ impl Session {
 
     /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
     pub(super) fn reg_fresh<D: Driver>(&mut self, request: &RegFresh, node: &mut Node<D>) -> Result<Answer, Errno> {
-        let alloc = AllocRegion { context: request.context, reserved: 0, bytes: request.bytes };
-        let mut answer = self.alloc_region(&alloc, node)?;
-        let Handle { handle: region, .. } = Handle::read_from_bytes(&answer.body).map_err(|_| Errno::INVAL)?;
+        let kind = Kind::of(request).ok_or(Errno::INVAL)?;
+        let taken = self.taken(request.context, request.bytes, node)?;
+        let (region, mapping, theirs) = if request.file == NO_HANDLE {
+            let Spare { fresh, mapping } = node.spares.take(kind)?;
+            let (file, theirs) = lent(fresh, node)?;
+            file.charge(taken);
+            (self.add_region(file, None), mapping, Some(theirs))
+        } else {
+            (request.file, self.take_ahead(request.file, kind, taken)?, None)
+        };
         let end = request.first_offset.checked_add(request.length);
         let pages = end.and_then(|end| end.checked_next_multiple_of(PAGE as u64)).unwrap_or(0);
         let of_file = RegMr {
@@ -180,16 +214,43 @@ impl Session {
             reserved: 0,
         };
         let segment = Segment { region, reserved: 0, offset: 0, length: pages };
+        let mapping = Some(mapping).filter(|mapping| mapping.bytes() as u64 == pages);
         let registered = self
-            .reg_mr(&of_file, &[segment], node)
+            .register(&of_file, &[segment], mapping, node)
             .and_then(|registered| MrReply::read_from_bytes(&registered.body).map_err(|_| Errno::INVAL));
-        match registered {
-            Ok(MrReply { handle, lkey, rkey, incarnation }) => {
-                answer.body = FreshReply { region, handle, lkey, rkey, incarnation, reserved: 0 }.as_bytes().to_vec();
-                Ok(answer)
-            }
-            Err(error) => self.free_region(region).and(Err(error)),
+        let MrReply { handle, lkey, rkey, incarnation } = match registered {
+            Ok(registered) => registered,
+            // The process has its pages in the file that was given out before, and gives it back when it has none there.
+            Err(error) if theirs.is_none() => return Err(error),
+            Err(error) => return self.free_region(region).and(Err(error)),
+        };
+        let next = self.give_ahead(kind, node);
+        let ahead = next.as_ref().map_or(NO_HANDLE, |(handle, _)| *handle);
+        let answer = Answer::of(FreshReply { region, handle, lkey, rkey, incarnation, ahead });
+        Ok([theirs, next.map(|(_, fd)| fd)].into_iter().flatten().fold(answer, Answer::with))
+    }
+
+    /// The mapping of a file that was given out in advance, which takes `taken` of the quota from now on.
+    fn take_ahead(&mut self, handle: u32, kind: Kind, taken: Vec<Taken>) -> Result<Mapping, Errno> {
+        let region = self.regions.get(handle)?;
+        let RegionFile::Lent(file) = &*region.file else { return Err(Errno::INVAL) };
+        let (_, mapping) = region.ahead.take_if(|(ahead, _)| *ahead == kind).ok_or(Errno::INVAL)?;
+        file.charge(taken);
+        self.ahead = None;
+        Ok(mapping)
+    }
+
+    /// Gives a file out for another registration of this kind. There is one at most, however often the process says that it has
+    /// none: it may have pages there.
+    fn give_ahead<D: Driver>(&mut self, kind: Kind, node: &mut Node<D>) -> Option<(u32, OwnedFd)> {
+        if self.ahead.is_some() {
+            return None;
         }
+        let Spare { fresh, mapping } = node.spares.take(kind).ok()?;
+        let (file, theirs) = lent(fresh, node).ok()?;
+        let handle = self.add_region(file, Some((kind, mapping)));
+        self.ahead = Some(handle);
+        Some((handle, theirs))
     }
 
     pub(super) fn dereg_mr<D: Driver>(&mut self, handle: u32, node: &mut Node<D>) -> Result<Answer, Errno> {
@@ -243,12 +304,20 @@ fn register_dmabuf<D: Driver>(
     Ok((granted, rkey.unwrap_or(granted.key), share))
 }
 
-/// Maps the runs side by side and hands the region to the data plane: what reaches it, what peers reach it by, and its name for
-/// neighbours.
+/// A file that the container is given, and its descriptor.
+fn lent<D: Driver>(fresh: Fresh, node: &Node<D>) -> Result<(Lent, OwnedFd), Errno> {
+    let Fresh { file, theirs } = fresh;
+    let file = Lent::of(file, &node.closers.container, Some(node.warden.emptier()));
+    Ok((node.quota.admit(file)?, theirs))
+}
+
+/// Maps the runs side by side, unless they are, and hands the region to the data plane: what reaches it, what peers reach it by, and its
+/// name for neighbours.
 fn register<D: Driver>(
     request: &RegMr,
     pd: PdId,
     runs: &[SharedRun],
+    mapping: &Cell<Option<Mapping>>,
     node: &mut Node<D>,
 ) -> Result<(Granted, u32, u32), Errno> {
     let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
@@ -268,7 +337,11 @@ fn register<D: Driver>(
     // Every right to write needs the local one.
     let writable = request.access.contains(Access::LOCAL_WRITE);
     let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-    let mapping = Arc::new(Mapping::of_runs(&mapped, protection, total <= POPULATE)?);
+    let mapping = match mapping.take() {
+        Some(mapping) => mapping,
+        None => Mapping::of_runs(&mapped, protection, total <= POPULATE)?,
+    };
+    let mapping = Arc::new(mapping);
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;

@@ -8,6 +8,7 @@ use super::handles::Handles;
 use super::kept::Allowance;
 use super::node::Node;
 use super::quota::{Resource, Taken};
+use super::spares::Spares;
 use crate::device::control::Control;
 use crate::memory::PdId;
 use crate::plane::channel::event_sockets;
@@ -94,6 +95,8 @@ pub struct Session {
     /// They belong to the connection, not to the context that they were made in: the process has them in place of its own
     /// pages, and must not lose those with the context.
     regions: Handles<Region>,
+    /// Of them, the one that was given out for a registration to come.
+    ahead: Option<u32>,
     mrs: Handles<Mr>,
     channels: Handles<Channel>,
     cqs: Handles<CqObject>,
@@ -115,6 +118,7 @@ impl Session {
             contexts: Handles::default(),
             pds: Handles::default(),
             regions: Handles::default(),
+            ahead: None,
             mrs: Handles::default(),
             channels: Handles::default(),
             cqs: Handles::default(),
@@ -270,6 +274,7 @@ impl Session {
         }
         self.destroy_where(|_| true, node);
         self.regions = Handles::default();
+        node.spares = Spares::default();
     }
 
     /// Destroys the objects of some contexts, users before what they use.

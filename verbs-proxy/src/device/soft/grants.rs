@@ -27,7 +27,7 @@ use counting::Counted;
 use giving::Giving;
 use ringfence_protocol::grants::Page;
 use serde::{Deserialize, Serialize};
-use using::Using;
+use using::{Ahead, Using};
 
 // SAFETY: atomics only.
 unsafe impl Header for Page {}
@@ -72,6 +72,8 @@ pub struct Grants {
     pub giving: Giving,
     /// What we are granted.
     pub using: Using,
+    /// What of that we may READ before we ask.
+    ahead: Ahead,
     /// What the other end has said of its use of our grants, as far as it has been counted.
     counted: Counted,
     /// The other end is not woken before, to count what we do.

@@ -6,7 +6,7 @@
 use super::bounce::{Bounce, Place};
 use super::grants::Grants;
 use super::names::{GROUPS, Lasting, Names, Words as NameWords, is_unread};
-use super::wire::{Request, Response};
+use super::wire::{self, Kind, Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
 use crate::pacing::Nanos;
@@ -35,7 +35,7 @@ const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
 pub(crate) const SLOTS_AT: [usize; 2] = [HEADER, RING_BYTES + HEADER];
 /// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
 /// node after an upgrade turn each other away.
-const VERSION: usize = 4;
+const VERSION: usize = 5;
 /// Bytes of a link's memory file.
 pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 
@@ -411,13 +411,27 @@ impl Link {
         }
     }
 
-    /// Something was done by grants of the other end's, which is woken to count it unless it looks anyway.
+    /// Something was done by grants of the other end's, which is woken to count it unless it looks anyway. `fetched`: by READs and
+    /// the like, so that more of them may have to be allowed.
     #[inline(always)]
-    pub fn tell_of_use(&mut self, now: Nanos) {
+    pub fn tell_of_use(&mut self, now: Nanos, fetched: bool) {
+        if fetched && self.grants.must_ask() {
+            self.ask_for_more();
+        }
         if self.grants.must_tell(now)
             && let Some(wake) = &self.wake
         {
             wake.ring();
+        }
+    }
+
+    /// If there is no room for that, the next READ asks.
+    #[cold]
+    pub(crate) fn ask_for_more(&mut self) {
+        if self.has_room(0) == Ok(true) {
+            self.send.push(&wire::bare(Kind::MORE));
+            self.asks = true;
+            self.flush();
         }
     }
 

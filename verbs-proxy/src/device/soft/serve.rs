@@ -1,6 +1,6 @@
 //! Requests of other proxies: what comes over a [`super::link`], in turns, and how it is answered.
 
-use super::link::{LinkFault, Room, Shared};
+use super::link::{LinkFault, Room};
 use super::links::LinkId;
 use super::qp::Acknowledge;
 use super::respond::{Named, Verdict};
@@ -83,6 +83,11 @@ impl Plane {
     fn receive(&mut self, at: LinkId) -> Result<Option<u32>, LinkFault> {
         let Some(link) = self.device.links.get_mut(at) else { return Ok(None) };
         let Some(words) = link.peek() else { return Ok(None) };
+        if wire::kind(&words) == Kind::MORE {
+            link.advance(1);
+            self.renew_reads(at);
+            return Ok(Some(MESSAGE));
+        }
         if wire::kind(&words) != Kind::REQUEST {
             link.advance(1);
             let response = Response::unpack(&words);
@@ -224,13 +229,6 @@ impl Plane {
         let total = u64::from(request.total);
         if regions.admit(request.rkey, pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
             return Ok(false);
-        }
-        let Some(region) = regions.get(request.rkey) else { return Ok(false) };
-        // Those that come may be granted.
-        if !region.is_copied() && !link.shared.contains_key(&region.share) {
-            link.shared.insert(region.share, Shared::ASKED);
-            regions.lend(request.rkey);
-            notices.push(Notice::Device(Task::Share { link: at, share: region.share }));
         }
         let room = link.bounce_room(request.bytes)?;
         if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {

@@ -36,6 +36,8 @@ impl Kind {
     /// Ask again: if `value` is zero the memory is not shared with the requester yet, else in so many nanoseconds, when the
     /// responder's rate lets it out.
     pub const LATER: Self = Self(8);
+    /// Of what may be READ by grants little is left, and more would be of use. There is no answer but that more may be READ.
+    pub const MORE: Self = Self(9);
 }
 
 /// A piece of a work request. The source of a WRITE or SEND follows in extension slots.
@@ -135,6 +137,14 @@ pub const fn extensions_of_data(bytes: u32) -> u32 {
 #[must_use]
 pub fn kind(w: &Words) -> Kind {
     Kind((w[1] >> 16) as u8)
+}
+
+/// A message that is nothing but its kind.
+#[must_use]
+pub fn bare(kind: Kind) -> Words {
+    let mut words = Words::default();
+    words[1] = u64::from(kind.0) << 16;
+    words
 }
 
 /// The answer to a request.

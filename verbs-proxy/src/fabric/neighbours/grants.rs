@@ -25,7 +25,7 @@ pub struct Granting {
     pub copies: Option<bool>,
     /// What waits for either, or for memory to be mapped. The worker sees that there are not too many.
     pub wishes: Vec<Wish>,
-    /// Memory that was shown to it writable, or that it did not want, by name.
+    /// Memory that it was offered for grants, whether it wanted it or not, by name.
     pub offered: HashSet<u32>,
 }
 

@@ -63,9 +63,7 @@ impl Scene {
     pub(super) fn grant(&mut self, wish: Wish) -> Option<Grant> {
         let [zero, one] = self.two.links;
         let share = if wish.writes { WRITABLE } else { 1 };
-        if wish.writes {
-            self.show(share, true);
-        }
+        self.show(share, wish.writes);
         let extent = self.two.rigs[1].plane.wished_for(one, &wish)?;
         let view = View { share, start: extent.first, bytes: extent.length };
         let grant = self.two.rigs[1].plane.give(one, &wish, &view)?;
@@ -410,6 +408,32 @@ fn reads_beyond_what_the_other_end_lets_out_ask() {
     scene.post(Opcode::RDMA_READ, 0, 0, 4096);
     scene.turns();
     assert!(scene.page(1).allowance.0.load(Ordering::Relaxed) < 1 << 22);
+}
+
+#[test]
+fn more_may_be_read_before_nothing_is_left() {
+    let policy = Policy { bandwidth: BitRate::new(1_000_000_000), ..Policy::default() };
+    let mut scene = Scene::with(Rig::new(), Rig::shaped(&policy, None));
+    scene.warm();
+    let allowed = |scene: &Scene| scene.page(1).allowance.0.load(Ordering::Relaxed);
+    let portion = allowed(&scene);
+    let mut read = 0;
+    while read < portion / 2 + 8192 {
+        assert_eq!(allowed(&scene), portion, "not asked for before half of it is read");
+        scene.post(Opcode::RDMA_READ, 0, 0, 4096);
+        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
+        read += 4096 + 64;
+    }
+    scene.turns();
+    let more = allowed(&scene);
+    assert!(more > portion, "{more}");
+    // Who asks again and again gets no more than who does not.
+    let zero = scene.two.links[0];
+    for _ in 0..1000 {
+        scene.two.rigs[0].plane.device.links.get_mut(zero).unwrap().ask_for_more();
+        scene.two.some_turns();
+    }
+    assert_eq!(allowed(&scene), more);
 }
 
 #[test]

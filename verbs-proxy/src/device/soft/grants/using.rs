@@ -182,11 +182,47 @@ impl Wanted {
     }
 }
 
+/// What the other end lets this one READ by grants.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// In all, as of the last look.
+    allowed: u64,
+    /// What came last.
+    portion: u64,
+    /// More was asked for since.
+    asked: bool,
+}
+
+impl Ahead {
+    /// Whether to ask for more: half of what came last is used. So there is more before nothing is left.
+    #[inline(always)]
+    fn must_ask(&mut self, allowed: u64, used: u64) -> bool {
+        if allowed != self.allowed {
+            self.portion = allowed.saturating_sub(std::mem::replace(&mut self.allowed, allowed));
+            self.asked = false;
+        }
+        let little = allowed != u64::MAX && allowed.saturating_sub(used) < self.portion / 2;
+        little && !std::mem::replace(&mut self.asked, true)
+    }
+}
+
 /// Why a piece did not go by a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct NoGrant;
+enum NoGrant {
+    /// There is none for it, or none that holds.
+    None,
+    /// What may be READ without asking has been: whoever asks gets more.
+    UsedUp,
+}
 
 impl Grants {
+    /// Whether the other end had better be asked now for more of what may be READ.
+    #[inline(always)]
+    pub fn must_ask(&mut self) -> bool {
+        let (Some(ours), Some((theirs, _))) = (&self.ours, &self.theirs) else { return false };
+        self.ahead.must_ask(theirs.allowance.0.load(Ordering::Relaxed), ours.used.0.read.load(Ordering::Relaxed))
+    }
+
     /// Whether a grant covers this; nothing is said of whether it still holds.
     fn covers(&mut self, wanted: &Wanted) -> bool {
         let Some((theirs, _)) = &self.theirs else { return false };
@@ -201,20 +237,20 @@ impl Grants {
         piece: &WorkPiece,
         local: &[Piece<'_>],
     ) -> Result<Verdict, NoGrant> {
-        let thread = Thread::current().ok_or(NoGrant)?;
+        let thread = Thread::current().ok_or(NoGrant::None)?;
         let ((ours, theirs), using) = match (&self.ours, &self.theirs) {
             (Some(ours), Some((theirs, _))) => ((ours, theirs), &mut self.using),
-            _ => return Err(NoGrant),
+            _ => return Err(NoGrant::None),
         };
-        let (memory, condition, slot) = wanted.find(using, theirs).ok_or(NoGrant)?;
+        let (memory, condition, slot) = wanted.find(using, theirs).ok_or(NoGrant::None)?;
         if local.iter().any(Piece::may_fault) {
-            return Err(NoGrant);
+            return Err(NoGrant::None);
         }
         let memory = memory.slice(piece.offset as usize, piece.bytes as usize);
         // All that leaves their container is counted with its first piece.
         let leaves = if asked.fetches() && piece.offset == 0 { charged(Bytes(asked.total.into())).0 } else { 0 };
         if leaves > 0 && !ours.used.0.may_read(leaves, theirs.allowance.0.load(Ordering::Relaxed)) {
-            return Err(NoGrant);
+            return Err(NoGrant::UsedUp);
         }
         ours.used.0.busy.enter();
         let done = match asked.opcode {
@@ -230,7 +266,7 @@ impl Grants {
         if matches!(done, Err(Undone::Gone)) {
             using.remove(slot);
         }
-        let verdict = done.map_err(|_| NoGrant)?;
+        let verdict = done.map_err(|_| NoGrant::None)?;
         ours.used.0.has_read(leaves);
         if piece.offset + piece.bytes == asked.total {
             ours.used.0.count(asked.opcode, 1, asked.total.into());
@@ -292,7 +328,7 @@ impl Plane {
             return None;
         }
         let wanted = Wanted::of_wqe(qp, wqe);
-        let mut done = Err(NoGrant);
+        let mut done = Err(NoGrant::None);
         if let (Some(wanted), Some(link), 0) = (&wanted, links.get_mut(at), index)
             && !link.grants.using.is_empty()
             && wqe.done == piece.offset
@@ -300,18 +336,18 @@ impl Plane {
             let asked = wqe.work.admitted()?;
             done = if asked.fetches() {
                 to.with(|to| {
-                    scatter(qp, asked, regions, to).map_err(|_| NoGrant)?;
+                    scatter(qp, asked, regions, to).map_err(|_| NoGrant::None)?;
                     trim(to, piece.offset as usize, piece.bytes as usize);
                     link.grants.execute(asked, wanted, piece, to)
                 })
             } else {
                 from.with(|from| {
-                    gather(qp, asked, regions, piece, from).map_err(|_| NoGrant)?;
+                    gather(qp, asked, regions, piece, from).map_err(|_| NoGrant::None)?;
                     link.grants.execute(asked, wanted, piece, from)
                 })
             };
             if done.is_ok() {
-                link.tell_of_use(*now);
+                link.tell_of_use(*now, asked.fetches());
             }
         }
         let wqe = &mut qp.pending[index];
@@ -329,9 +365,14 @@ impl Plane {
                     answer => Some(answer),
                 }
             }
-            Err(NoGrant) => {
+            Err(why) => {
                 let begun = std::mem::replace(&mut wqe.device, Road::Long) == Road::Granted;
-                qp.device.streak = if wanted.is_some() && index > 0 { qp.device.streak.saturating_add(1) } else { 0 };
+                qp.device.streak = match why {
+                    // Its answer brings more, for those behind it too.
+                    NoGrant::UsedUp => STREAK,
+                    NoGrant::None if wanted.is_some() && index > 0 => qp.device.streak.saturating_add(1),
+                    NoGrant::None => 0,
+                };
                 // The responder knows nothing of what has been done: all of it is done again.
                 begun.then_some(Answer::Again(Again::Anew))
             }
