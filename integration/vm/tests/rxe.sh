@@ -150,7 +150,7 @@ finished() {
 }
 
 killed() {
-    local id runtime
+    local id
     card_configuration ''
     for id in c1 c2; do
         with_card $id
@@ -175,11 +175,17 @@ killed() {
     kill -KILL "$(runc state c1 | jq .pid)"
     eventually runc delete c1
     nothing_in_kernel
-    # The runtime, after our hook and before the container starts.
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# The runtime is killed after our hook and before the container starts.
+runtime_killed() {
+    local runtime
+    card_configuration ''
     with_card c3 test.slice:rf:c3 '.hooks.createRuntime += [{path: "/bin/sleep", args: ["sleep", "30"]}]'
     (cd /srv/c3 && exec runc --systemd-cgroup run --detach c3 </dev/null >/srv/c3/output 2>&1) &
     runtime=$!
-    eventually pgrep --exact --full "sleep 30" || { cat /srv/c3/output; ps axww; return 1; }
+    eventually pgrep --exact --full "sleep 30" || { cat /srv/c3/output; return 1; }
     kill -KILL $runtime
     wait $runtime || true
     pkill -KILL --exact --full "sleep 30" || true
@@ -261,6 +267,7 @@ told() {
 if ! ls /repository/target/deb/ringfence-ibverbs_*.deb >/dev/null 2>&1; then
     echo "SKIPPED: rxe: no package ringfence-ibverbs in target/deb"
     echo "test rxe (all) ... ignored"
+    echo "test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s"
 else
     dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
     cp /usr/bin/ibv_rc_pingpong "$rootfs/usr/bin/"
@@ -273,16 +280,19 @@ else
     rdma link add rxe3 type rxe netdev rdma3
     eventually grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
     eventually test -c /dev/infiniband/uverbs0
-    check "rxe: info and doctor" told
-    check "rxe: what a container of runc sees" shown runc
-    for runtime in runc crun; do
-        check "rxe: two containers of $runtime" pair $runtime
-    done
-    check "rxe: two containers of podman" pair_of_podman
-    check "rxe: two containers with a network of their own" own_network
-    check "rxe: programs, proxies, containers and runtimes that are killed" killed
-    check "rxe: no way round the proxy for root" no_way_round
-    check "rxe: what is not as it should be is told" refused
+    if [ -n "${rxe_more-}" ]; then
+        check "rxe: what a container sees" shown runc
+        check "rxe: two containers of runc" pair runc
+        check "rxe: a runtime that is killed" runtime_killed
+        check "rxe: no way round the proxy for root" no_way_round
+    else
+        check "rxe: info and doctor" told
+        check "rxe: two containers of crun" pair crun
+        check "rxe: two containers of podman" pair_of_podman
+        check "rxe: two containers with a network of their own" own_network
+        check "rxe: programs, proxies and containers that are killed" killed
+        check "rxe: what is not as it should be is told" refused
+    fi
     rdma link delete rxe3
     ip link delete rdma3
 fi
