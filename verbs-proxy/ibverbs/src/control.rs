@@ -317,7 +317,7 @@ impl Control for CardControl {
         fd: BorrowedFd<'_>,
         offset: u64,
     ) -> Result<(MemoryRegion, Option<u32>), Errno> {
-        let mr = Mr::of_dmabuf(self.pds.get(&region.pd()).ok_or(Errno::INVAL)?, &region, fd, offset)?;
+        let mr = Mr::of_dmabuf(self.pds.get(&region.pd()).ok_or(Errno::IO)?, &region, fd, offset)?;
         let (lkey, rkey) = (mr.lkey(), mr.rkey());
         Ok((region.registered(lkey, Box::new(mr)), Some(rkey)))
     }

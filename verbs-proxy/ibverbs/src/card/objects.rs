@@ -132,8 +132,7 @@ impl Mr {
         let (access, iova) = (region.access().0.cast_signed(), region.iova());
         let length = usize::try_from(region.length()).map_err(|_| Errno::NOMEM)?;
         // SAFETY: the domain is there; what the descriptor is the kernel finds out, which has the buffer for itself from then on.
-        let raw = unsafe { register(pd.raw.as_ptr(), offset, length, iova, fd.as_raw_fd(), access) };
-        Ok(Self { pd: Arc::clone(pd), raw: made(raw)? })
+        Self::made(pd, || unsafe { register(pd.raw.as_ptr(), offset, length, iova, fd.as_raw_fd(), access) })
     }
 
     /// A page that no request reaches, in a domain that has no queue pair: what names its key fails on the card as what names a
