@@ -24,7 +24,7 @@ check() {
         eventually nothing_left || { echo "left behind:"; leftovers; false; }
     ) >"$log" 2>&1 </dev/null &
     test=$!
-    (sleep 120; echo "not within 120 s" >>"$log"; kill -KILL -- -$test) &
+    (sleep 300; echo "not within 300 s" >>"$log"; kill -KILL -- -$test) &
     watchdog=$!
     set +m
     wait $test || status=$?
@@ -43,9 +43,9 @@ check() {
 
 # Waits until a command succeeds, 20 seconds at most: the processor may be an emulated one.
 eventually() {
-    local deadline=$((SECONDS + 20))
+    local deadline=$((SECONDS + 60))
     until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$deadline" ] || { echo "not within 20 s: $*"; return 1; }
+        [ "$SECONDS" -lt "$deadline" ] || { echo "not within 60 s: $*"; return 1; }
         sleep 0.1
     done
 }

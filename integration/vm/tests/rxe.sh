@@ -67,7 +67,7 @@ between() {
     # shellcheck disable=SC2086 # A command's words.
     eventually ${inside-} sh -c 'ss -ltnH | grep -q ":18515 "'
     # shellcheck disable=SC2086 # A command's words.
-    timeout 60 $client "$@" 127.0.0.1
+    timeout 120 $client "$@" 127.0.0.1
     wait $! || { cat /tmp/server; return 1; }
 }
 
@@ -283,6 +283,7 @@ else
     if [ -n "${rxe_more-}" ]; then
         check "rxe: what a container sees" shown runc
         check "rxe: two containers of runc" pair runc
+        check "rxe: programs, proxies and containers that are killed" killed
         check "rxe: a runtime that is killed" runtime_killed
         check "rxe: no way round the proxy for root" no_way_round
     else
@@ -290,7 +291,6 @@ else
         check "rxe: two containers of crun" pair crun
         check "rxe: two containers of podman" pair_of_podman
         check "rxe: two containers with a network of their own" own_network
-        check "rxe: programs, proxies and containers that are killed" killed
         check "rxe: what is not as it should be is told" refused
     fi
     rdma link delete rxe3
