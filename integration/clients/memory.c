@@ -436,6 +436,38 @@ static void fork_with_fork_init(void)
 	fork_keeps_memory_apart();
 }
 
+static atomic_bool stop_registering;
+
+static void *register_small_ones(void *unused)
+{
+	(void)unused;
+	unsigned char *at = map(16 * PAGE);
+
+	loop_fill(at, 16 * PAGE, 3);
+	for (int i = 0; !atomic_load(&stop_registering); i++)
+		loop_dereg(loop_reg(&loop, at, (size_t)(1 + i % 16) * PAGE));
+	loop_check_filled(at, 16 * PAGE, 3);
+	return NULL;
+}
+
+/* A fork has the allocator's locks, and waits for whoever registers. */
+static void forks_beside_registrations(void)
+{
+	pthread_t thread;
+
+	CHECK_EQ(pthread_create(&thread, NULL, register_small_ones, NULL), 0);
+	for (int i = 0; i < 200; i++) {
+		pid_t child = fork();
+
+		CHECK(child >= 0, "errno %d", errno);
+		if (!child)
+			_exit(0);
+		child_ended_well(child);
+	}
+	atomic_store(&stop_registering, true);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+}
+
 static void realloc_keeps_contents(void)
 {
 	size_t length = 300000;
@@ -536,6 +568,7 @@ static const struct {
 	{"system_calls_write_meanwhile", system_calls_write_meanwhile},
 	{"fork_keeps_memory_apart", fork_keeps_memory_apart},
 	{"fork_with_fork_init", fork_with_fork_init},
+	{"forks_beside_registrations", forks_beside_registrations},
 	{"realloc_keeps_contents", realloc_keeps_contents},
 	{"unmapped_while_registered", unmapped_while_registered},
 	{"beyond_the_memlock_limit", beyond_the_memlock_limit},

@@ -56,7 +56,8 @@ use state::{Offer, Outcome, State};
 pub const PAGE: usize = 4096;
 
 /// Held from the beginning of a registration, or of its end, to the end of it, and while a child of `fork` is made: see
-/// [`fork::gate`]. Who holds it may ask the proxy.
+/// [`fork::gate`]. Who holds it may ask the proxy, and allocates nothing, nor does whoever holds the lock of the proxy's connection: a
+/// thread that forks has the C library's allocator when it waits for the gate.
 static GATE: Lock<()> = Lock::new(());
 
 /// Held for no longer than pages are replaced. Who holds it calls nothing of the C library, because an allocator that calls
@@ -115,7 +116,7 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     // With no lock held, and no signal held back: who brings it in may be a thread of this process, which does what it likes.
     sys::bring_in(pages.start * PAGE, pages.len() * PAGE)?;
     let _blocked = Blocked::new();
-    let _gate = fork::gate();
+    let gate = fork::gate();
     let mut offer: Option<Offer> = None;
     let mut segments = {
         let mut state = STATE.lock();
@@ -163,6 +164,8 @@ pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Reg
     free_unused(regions);
     // What the kernel says where it may lock no more memory; of verbs it is this.
     let result = result.map_err(|error| if error == libc::EAGAIN { libc::ENOMEM } else { error });
+    drop(gate);
+    // Not before: a fork has the locks of the C library's allocator while it waits for the gate.
     let acquired = result.map(|_| Acquired { first_offset: (addr % PAGE) as u64, segments: segments.to_vec() });
     segments.clear();
     STATE.lock().segments = segments;

@@ -54,7 +54,6 @@ pub struct State {
     areas: Array<Area>,
     outdated: Array<Run>,
     runs: Array<Run>,
-    /// For whoever holds the gate.
     pub segments: Array<Segment>,
 }
 
