@@ -171,7 +171,11 @@ impl Regions for Files {
 
     fn settle(&mut self) {
         if let Some((fresh, pending)) = self.pending.take() {
-            self.registered = Some(ahead::finish(pending, &fresh));
+            let finished = ahead::finish(pending, &fresh);
+            if let Ok((_, Some(unfit))) = finished {
+                self.free(unfit);
+            }
+            self.registered = Some(finished.map(|(reply, _)| reply));
         }
     }
 
@@ -234,11 +238,12 @@ fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired, Adopted), Er
         access,
         file: NO_HANDLE,
     });
-    let acquired = adopt::acquire(addr, length, wanted.is_written(), &mut files);
+    let mut acquired = adopt::acquire(addr, length, wanted.is_written(), &mut files);
     let registered = files.registered.take().transpose();
-    if let (Err(errno), Ok((_, adopted))) = (&registered, &acquired) {
+    if let (Err(errno), Ok((_, adopted))) = (&registered, &mut acquired) {
         // The pages were moved meanwhile.
         adopt::release(addr, length, adopted, &mut files);
+        adopted.settle(&mut files);
         return Err(*errno);
     }
     if let Ok(Some(FreshReply { region, handle, lkey, rkey, incarnation, .. })) = registered {

@@ -66,11 +66,12 @@ pub fn begin(asking: Asking, request: &RegFresh) -> Result<Begun, Errno> {
         let fits = ahead.kind == Kind::of(request);
         match ahead.file.number() {
             Ok(number) if fits => {
-                let region = ahead.region;
+                let Ahead { region, file, .. } = *ahead;
                 *state = None;
                 THERE.store(false, Ordering::Relaxed);
                 let request = RegFresh { file: region, ..*request };
-                let pending = asking.send(Op::REG_FRESH, &[request.as_bytes(), &[]], None)?;
+                let sent = asking.send(Op::REG_FRESH, &[request.as_bytes(), &[]], None);
+                let pending = sent.inspect_err(|_| file.close())?;
                 return Ok(Begun::Ahead { region, file: number, pending });
             }
             Ok(_) if ahead.misses < MOST_MISSES => ahead.misses += 1,
@@ -84,11 +85,12 @@ pub fn begin(asking: Asking, request: &RegFresh) -> Result<Begun, Errno> {
     }
     let request = RegFresh { file: NO_HANDLE, ..*request };
     let sent = asking.send(Op::REG_FRESH, &[request.as_bytes(), &[]], None)?;
-    let (reply, file) = sent.finish(1, |reply: FreshReply, [file, next]: Fds| {
-        keep(&request, &reply, next);
-        (reply, file)
+    let (reply, file, lost) = sent.finish(1, |reply: FreshReply, [file, next]: Fds| {
+        let lost = keep(&request, &reply, next);
+        (reply, file, lost)
     })?;
     let file = file.ok_or(libc::EPROTO)?;
+    let unfit = unfit.or(lost);
     Ok(Begun::New { reply, file, unfit })
 }
 
@@ -100,23 +102,27 @@ pub enum Begun {
     New { reply: FreshReply, file: Fd, unfit: Option<u32> },
 }
 
-/// The answer to what was begun with a file that was kept.
-pub fn finish(pending: Pending, request: &RegFresh) -> Result<FreshReply, Errno> {
+/// The answer to what was begun with a file that was kept, and a region for the caller to free.
+pub fn finish(pending: Pending, request: &RegFresh) -> Result<(FreshReply, Option<u32>), Errno> {
     pending.finish(0, |reply: FreshReply, [next, _]: Fds| {
-        keep(request, &reply, next);
-        reply
+        let lost = keep(request, &reply, next);
+        (reply, lost)
     })
 }
 
-/// The control lock is held.
-fn keep(request: &RegFresh, reply: &FreshReply, next: Option<Fd>) {
-    // Where there is no room for the descriptor, registrations go on without.
-    let Some(next) = next.filter(|_| reply.ahead != NO_HANDLE) else { return };
+/// Keeps what came with an answer. The region of what did not, for want of room for its descriptor: it must be freed, or no other will
+/// come. The control lock is held.
+fn keep(request: &RegFresh, reply: &FreshReply, next: Option<Fd>) -> Option<u32> {
+    if reply.ahead == NO_HANDLE {
+        return None;
+    }
+    let Some(next) = next else { return Some(reply.ahead) };
     let file = next.hidden().into_known();
     INHERITED.set(file);
     // SAFETY: the control lock is held.
     unsafe { *STATE.0.get() = Some(Ahead { kind: Kind::of(request), region: reply.ahead, file, misses: 0 }) };
     THERE.store(true, Ordering::Relaxed);
+    None
 }
 
 /// The connection is gone, and what came by it. The control lock is held.
