@@ -19,7 +19,8 @@ use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_protocol::VERSION;
 use ringfence_protocol::control::{
-    Handle, Hello, HelloReply, MAGIC, MAX_DATAGRAM, MAX_FDS, Op, ReplyHeader, RequestHeader, SOCKET_PATH,
+    FreshReply, Handle, Hello, HelloReply, MAGIC, MAX_DATAGRAM, MAX_FDS, NO_HANDLE, Op, ReplyHeader, RequestHeader,
+    SOCKET_PATH,
 };
 use ringfence_protocol::doorbell::Doorbells;
 use ringfence_protocol::keys::{KeyWord, Keys};
@@ -291,16 +292,19 @@ fn undo<R: IntoBytes + Immutable>(
         _ => return -libc::EMFILE,
     };
     // Each of these replies begins with what it made.
-    let mut rest = reply.as_ref().map_or(&[][..], IntoBytes::as_bytes);
-    for undo in undo {
-        let Ok((made, more)) = u32::read_from_prefix(rest) else {
-            return -libc::EPROTO;
-        };
-        rest = more;
+    let reply = reply.as_ref().map_or(&[][..], IntoBytes::as_bytes);
+    let ahead = FreshReply::read_from_bytes(reply).ok().filter(|reply| op == Op::REG_FRESH && reply.ahead != NO_HANDLE);
+    let ahead = ahead.map(|reply| (Op::FREE_REGION, reply.ahead));
+    let (made, _) = reply.as_chunks::<4>();
+    if made.len() < undo.len() {
+        return -libc::EPROTO;
+    }
+    let made = undo.iter().copied().zip(made.iter().map(|made| u32::from_ne_bytes(*made)));
+    for (undo, handle) in made.chain(ahead) {
         state.sequence = state.sequence.wrapping_add(1);
-        let request = Handle { handle: made, reserved: 0 };
+        let request = Handle { handle, reserved: 0 };
         let number = state.sequence;
-        let undone = exchange::<()>(blocked, socket, number, *undo, request.as_bytes(), &[], &mut Fds::default());
+        let undone = exchange::<()>(blocked, socket, number, undo, request.as_bytes(), &[], &mut Fds::default());
         if let Err(errno) = undone {
             return -errno.abs();
         }
