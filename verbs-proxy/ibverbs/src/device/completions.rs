@@ -45,6 +45,9 @@ fn send_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, 
     {
         plane.answered(&piece, Answer::Failed { status, vendor_err: wc.vendor_err as u16 });
     }
+    // What waited for that goes on: behind a fence, for room among READs or on the card, or to be flushed when the card has nothing
+    // of its queue pair any more.
+    plane.activate(queue);
 }
 
 /// The card has the oldest piece no more.
@@ -88,7 +91,6 @@ fn receive_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u3
     }
     match (status, in_error) {
         (WcStatus::SUCCESS, false) => give_receives(plane, queue),
-        (WcStatus::SUCCESS, true) => {}
         (_, true) => plane.activate(queue),
         (_, false) => plane.to_error(queue),
     }
