@@ -295,4 +295,6 @@ else
     fi
     rdma link delete rxe3
     ip link delete rdma3
+    # It needs the other package, which could not be removed.
+    check "rxe: the package is purged" dpkg --purge ringfence-ibverbs
 fi
