@@ -228,10 +228,11 @@ impl Asking {
 
     /// Refusals leave the connection in step; anything else, a negative number, does not.
     fn outcome(&self, errno: Errno) -> Errno {
-        if errno < 0 {
-            self.generation.set_dead();
+        if errno >= 0 {
+            return errno;
         }
-        if errno < 0 { libc::EIO } else { errno }
+        self.generation.set_dead();
+        libc::EIO
     }
 
     /// Sends the request. Its answer must be waited for.
