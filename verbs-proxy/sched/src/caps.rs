@@ -107,6 +107,13 @@ impl Caps {
         }
     }
 
+    /// Whoever READs what leaves asks for it, and waits elsewhere: see [`Bucket::expect`].
+    pub fn expect_reads(&mut self) {
+        if let Some(bucket) = &mut self.out {
+            bucket.expect();
+        }
+    }
+
     /// What may leave without a clock.
     #[inline]
     #[must_use]
@@ -134,6 +141,12 @@ impl Caps {
         self.out.as_ref().is_some_and(Bucket::wants_clock)
             || self.fetched.as_ref().is_some_and(Bucket::wants_clock)
             || self.ops.as_ref().is_some_and(Bucket::wants_clock)
+    }
+
+    /// What may leave at once, if a rate limits what leaves.
+    #[must_use]
+    pub fn burst_out(&self) -> Option<Bytes> {
+        self.out.as_ref().map(|bucket| Bytes(bucket.burst() / 8))
     }
 
     /// Bytes of a piece that one burst pays for.

@@ -177,10 +177,14 @@ impl Scheduler {
         Some(allowance)
     }
 
-    /// Bytes that may leave because another container READs them, without its asking for each; `None` if no rate limits that.
+    /// How many bytes another container may READ at a time without asking for each, if [`Self::may_be_read`] lets them go; none while
+    /// requests of the container's own wait, as they would wait for all of these. `None` if no rate limits that.
+    ///
+    /// It is as much as goes without a look at the clock: whoever READs at the rate asks, and wakes this end, four times in a burst.
     #[must_use]
     pub fn read_ahead(&self) -> Option<Bytes> {
-        self.capped.then(|| self.caps.in_hand().out).filter(|out| *out < Bytes(u64::MAX))
+        let burst = self.caps.burst_out().filter(|_| self.capped)?;
+        Some(if self.any_waits() { Bytes(0) } else { Bytes(burst.0 / 4) })
     }
 
     /// Charges what went by the short way.
@@ -349,13 +353,24 @@ impl Scheduler {
             return Ok(());
         }
         let cost = Cost { out: charged(bytes), ..Cost::default() };
-        if self.caps.covers(cost) { Ok(()) } else { self.caps.open(cost, now) }
+        if self.caps.covers(cost) {
+            return Ok(());
+        }
+        self.caps.open(cost, now).inspect_err(|_| self.expect_reads())
+    }
+
+    fn expect_reads(&mut self) {
+        // Requests that wait here were told a time, which holds.
+        if !self.any_waits() {
+            self.caps.expect_reads();
+        }
     }
 
     /// Another container READ this.
     pub fn was_read(&mut self, bytes: Bytes) {
         if self.capped {
             self.caps.charge(Cost { out: charged(bytes), ..Cost::default() });
+            self.expect_reads();
         }
     }
 

@@ -137,7 +137,7 @@ impl Shaping {
         self.scheduler.may_be_read(Bytes(bytes.into()), Time(now)).map_err(|at| at.since(Time(now)).0)
     }
 
-    /// How many bytes another container may READ before it asks again; `None` if it need not ask.
+    /// How many bytes another container may READ at a time before it asks again, if [`Self::may_be_read`]; `None` if it need not ask.
     #[must_use]
     pub fn read_ahead(&self) -> Option<u64> {
         self.scheduler.read_ahead().map(|bytes| bytes.0)

@@ -135,8 +135,9 @@ impl Plane {
             (Verdict::Lost(_), _) => Answer::refusal(WcStatus::REM_OP_ERR),
         };
         if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
-            self.shaping.was_read(request.bytes);
+            // What may be READ next is let go together with this: where the rate binds, nothing is left behind it.
             self.renew_reads(at);
+            self.shaping.was_read(request.bytes);
         }
         self.answer(at, queue, request, answer)
     }

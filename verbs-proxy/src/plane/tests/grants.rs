@@ -1,6 +1,7 @@
 //! Grants between two planes: what goes by them, what does not, and what is left when they are taken back.
 
 mod counting;
+mod reading;
 
 use super::*;
 use crate::device::soft::grants::giving::{View, Wish};
@@ -383,57 +384,6 @@ fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
         scene.turns();
         assert_eq!(scene.two.rigs[0].completions().len(), 1);
     }
-}
-
-#[test]
-fn reads_beyond_what_the_other_end_lets_out_ask() {
-    let policy = Policy { bandwidth: BitRate::new(1_000_000_000), ..Policy::default() };
-    let mut scene = Scene::with(Rig::new(), Rig::shaped(&policy, None));
-    scene.warm();
-    let allowed = scene.page(1).allowance.0.load(Ordering::Relaxed);
-    assert!((16_384..1 << 20).contains(&allowed), "{allowed}");
-    let mut read = 0;
-    while read + 4096 <= allowed {
-        scene.post(Opcode::RDMA_READ, 0, 0, 4096);
-        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
-        read += 4096;
-    }
-    scene.post(Opcode::RDMA_READ, 0, 0, 4096);
-    assert_eq!(scene.alone(), []);
-    scene.turns();
-    assert_eq!(scene.two.rigs[0].completions().len(), 1);
-    assert!(scene.page(1).allowance.0.load(Ordering::Relaxed) > allowed, "it was renewed");
-    // A requester that says it has read what it may not is not believed to have more.
-    scene.page(0).used.0.read.store(u64::MAX, Ordering::Relaxed);
-    scene.post(Opcode::RDMA_READ, 0, 0, 4096);
-    scene.turns();
-    assert!(scene.page(1).allowance.0.load(Ordering::Relaxed) < 1 << 22);
-}
-
-#[test]
-fn more_may_be_read_before_nothing_is_left() {
-    let policy = Policy { bandwidth: BitRate::new(1_000_000_000), ..Policy::default() };
-    let mut scene = Scene::with(Rig::new(), Rig::shaped(&policy, None));
-    scene.warm();
-    let allowed = |scene: &Scene| scene.page(1).allowance.0.load(Ordering::Relaxed);
-    let portion = allowed(&scene);
-    let mut read = 0;
-    while read < portion / 2 + 8192 {
-        assert_eq!(allowed(&scene), portion, "not asked for before half of it is read");
-        scene.post(Opcode::RDMA_READ, 0, 0, 4096);
-        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)]);
-        read += 4096 + 64;
-    }
-    scene.turns();
-    let more = allowed(&scene);
-    assert!(more > portion, "{more}");
-    // Who asks again and again gets no more than who does not.
-    let zero = scene.two.links[0];
-    for _ in 0..1000 {
-        scene.two.rigs[0].plane.device.links.get_mut(zero).unwrap().ask_for_more();
-        scene.two.some_turns();
-    }
-    assert_eq!(allowed(&scene), more);
 }
 
 #[test]

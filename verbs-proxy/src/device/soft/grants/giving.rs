@@ -23,7 +23,7 @@ const AGAIN: Nanos = 50_000_000;
 /// Regions and queue pairs at a time for which requests are counted.
 const COUNTED: u32 = 64;
 /// In advance, bytes: what a requester may READ, or fetch by atomics, before it asks again.
-const READ_AHEAD: std::ops::RangeInclusive<u64> = 16 << 10..=16 << 20;
+const READ_AHEAD: std::ops::RangeInclusive<u64> = 8 << 10..=16 << 20;
 
 /// What a neighbour may be granted: a request of the kind has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -259,11 +259,14 @@ impl Plane {
         Some(Grant { slot: slot as u32, generation, ..grant })
     }
 
-    /// Lets the neighbour READ on without asking, as far as the container's rate has something in hand. Called when it asked.
+    /// Lets the neighbour READ on without asking, as far as the container's rate allows. Called when it asked.
     pub(crate) fn renew_reads(&mut self, at: LinkId) {
         let Some(ahead) = self.shaping.read_ahead() else { return };
         let Some(link) = self.device.links.get_mut(at) else { return };
         let Some((ours, theirs)) = link.grants.pages().filter(|_| link.grants.giving.live > 0) else { return };
+        if ahead == 0 {
+            return;
+        }
         let bytes = ahead.clamp(*READ_AHEAD.start(), *READ_AHEAD.end());
         let allowance = &ours.allowance.0;
         let allowed = allowance.load(Ordering::Relaxed);
