@@ -5,7 +5,8 @@
  *   bench_pair latency [inline | idle N]      8-byte WRITE, post to polled completion, ns; beside N idle queue pairs
  *   bench_pair rate OPCODE [idle N]           8 bytes in batches of 32, per second; `send` to a receiver that polls
  *   bench_pair bandwidth OPCODE BYTES         over 64 MiB, beside memcpy, bytes per second
- *   bench_pair cap BYTES SECONDS [read]       bytes completed in each window of 100 ms
+ *   bench_pair cap BYTES SECONDS [read]       bytes completed in each window of 100 ms; and `away`, for how many nanoseconds of it
+ *                                             a processor was taken away from the whole machine
  *   bench_pair share BYTES QPS MS             says "ready", waits for the end of its input; then requests completed in MS
  *
  * OPCODE: write, read, add (FETCH_AND_ADD) or send.
@@ -13,6 +14,7 @@
 #include "bench_far.h"
 #include "bench_time.h"
 
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 #include <x86intrin.h>
@@ -149,6 +151,63 @@ static void bandwidth(enum ibv_wr_opcode opcode, uint32_t bytes)
 	road_close(&road);
 }
 
+/*
+ * For how long each processor did not run a thread that nothing in this kernel goes before, since somebody last asked: a hypervisor
+ * runs something else on it then, and this kernel moves nobody elsewhere, as it does not know.
+ */
+static _Atomic uint64_t away[64];
+
+static void *watch(void *argument)
+{
+	const uint64_t period = 200000, usual = period / 4;
+	size_t processor = (size_t)argument;
+
+	pin((int)processor);
+	for (uint64_t last = now_ns();;) {
+		uint64_t due = last + period;
+		struct timespec at = {(time_t)(due / 1000000000u), (long)(due % 1000000000u)};
+
+		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
+		last = now_ns();
+		if (last - due > usual)
+			atomic_fetch_add(&away[processor], last - due);
+	}
+	return NULL;
+}
+
+/* Whether there is such a thread on each processor. */
+static bool watch_processors(void)
+{
+	const struct sched_param first = {.sched_priority = 1};
+	pthread_attr_t attributes;
+	cpu_set_t allowed;
+	bool works = true;
+
+	CHECK_EQ(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+	pthread_attr_init(&attributes);
+	pthread_attr_setinheritsched(&attributes, PTHREAD_EXPLICIT_SCHED);
+	pthread_attr_setschedpolicy(&attributes, SCHED_FIFO);
+	pthread_attr_setschedparam(&attributes, &first);
+	for (size_t i = 0; i < sizeof away / sizeof *away; i++) {
+		pthread_t thread;
+
+		works = works && (!CPU_ISSET(i, &allowed) || pthread_create(&thread, &attributes, watch, (void *)i) == 0);
+	}
+	return works;
+}
+
+static uint64_t longest_away(void)
+{
+	uint64_t longest = 0;
+
+	for (size_t i = 0; i < sizeof away / sizeof *away; i++) {
+		uint64_t of_this = atomic_exchange(&away[i], 0);
+
+		longest = of_this > longest ? of_this : longest;
+	}
+	return longest;
+}
+
 static void cap(uint32_t bytes, int seconds, enum ibv_wr_opcode opcode)
 {
 	struct road road = road_open((struct road_options){.bytes = 1 << 20});
@@ -158,6 +217,7 @@ static void cap(uint32_t bytes, int seconds, enum ibv_wr_opcode opcode)
 	struct ibv_wc wc[16];
 	uint64_t total = 0;
 	int outstanding = 0;
+	bool watched = watch_processors();
 
 	/* The first window is a warm-up, which also empties the bucket. */
 	uint64_t edge = now_ns() + window, stop = edge + (uint64_t)seconds * 1000000000u;
@@ -167,8 +227,12 @@ static void cap(uint32_t bytes, int seconds, enum ibv_wr_opcode opcode)
 		int got = ibv_poll_cq(road.cq, 16, wc);
 		uint64_t now = now_ns();
 		if (now >= edge) {
-			if (windows++ >= 0)
+			uint64_t longest = longest_away();
+			if (windows++ >= 0) {
 				printf("window %.0f\n", (double)total * (double)window / (double)(now - edge + window));
+				if (watched)
+					printf("away %llu\n", (unsigned long long)longest);
+			}
 			total = 0;
 			edge = now + window;
 		}
