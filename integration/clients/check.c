@@ -1,6 +1,7 @@
 /* See check.h. */
 #include "check.h"
 
+#include <dirent.h>
 #include <stdarg.h>
 
 void check_failed(const char *file, int line, const char *condition, const char *format, ...)
@@ -13,4 +14,16 @@ void check_failed(const char *file, int line, const char *condition, const char 
 	va_end(arguments);
 	fputc('\n', stderr);
 	exit(1);
+}
+
+int open_descriptors(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	int count = 0;
+
+	CHECK(directory);
+	while (readdir(directory))
+		count++;
+	closedir(directory);
+	return count;
 }

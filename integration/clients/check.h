@@ -10,6 +10,9 @@
 __attribute__((noreturn, format(printf, 4, 5))) void check_failed(const char *file, int line, const char *condition,
 								   const char *format, ...);
 
+/* Of this process. */
+int open_descriptors(void);
+
 #define CHECK(condition, ...)                                                                                          \
 	do {                                                                                                           \
 		if (!(condition))                                                                                      \

@@ -137,6 +137,19 @@ static void quota(int qps, int mrs, size_t bytes, int cqs)
 	}
 	CHECK(!ibv_reg_mr(pd, small, 64, IBV_ACCESS_LOCAL_WRITE));
 	CHECK_EQ(errno, ENOMEM);
+	/* Nor does memory that was shared before leave anything when it is refused. */
+	unsigned char *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int before = open_descriptors();
+
+	for (int i = 0; i < 20; i++)
+		CHECK(!ibv_reg_mr(pd, shared, 4096, IBV_ACCESS_LOCAL_WRITE) && errno == ENOMEM, "errno %d", errno);
+	CHECK(open_descriptors() <= before);
+	for (int i = 0; i < mrs; i++)
+		CHECK_EQ(ibv_dereg_mr(mr[i]), 0);
+	for (int i = 0; i < mrs; i++) {
+		mr[i] = ibv_reg_mr(pd, i ? small : shared, 64, IBV_ACCESS_LOCAL_WRITE);
+		CHECK(mr[i], "memory region %d: errno %d", i, errno);
+	}
 	for (int i = 0; i < mrs; i++)
 		CHECK_EQ(ibv_dereg_mr(mr[i]), 0);
 
@@ -159,7 +172,7 @@ static void descriptors(void)
 		.qp_type = IBV_QPT_RC,
 	};
 	struct rlimit before, none;
-	int next = dup(0);
+	int next = dup(0), few = open_descriptors();
 	void *at = aligned_alloc(4096, 8192);
 	struct ibv_mr *mr;
 
@@ -181,6 +194,8 @@ static void descriptors(void)
 	mr = loop_reg(&loop, at, 8192);
 	loop_write(&loop, mr, at, mr, (char *)at + 4096, 4096);
 	loop_dereg(mr);
+	/* The file for the next registration comes with the answer to one, as if there had always been room. One was open above. */
+	CHECK_EQ(open_descriptors(), few);
 	loop_close(&loop);
 }
 

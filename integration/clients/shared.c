@@ -8,7 +8,6 @@
  */
 #include "loop.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -375,23 +374,12 @@ static void taken_away_all_the_time(void)
 	printf("%d succeeded, %d lost their target, %d their source\n", ends[0], ends[1], ends[2]);
 }
 
-static int descriptors(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	int count = 0;
-
-	while (readdir(directory))
-		count++;
-	closedir(directory);
-	return count;
-}
-
 /* A thousand registrations of one file leave nothing behind, here or at the proxy, whose quota is less than their sum. */
 static void again_and_again(void)
 {
 	unsigned char *at = map_shared(LENGTH, memory_file(LENGTH));
 	struct ibv_mr *kept = reg(at, LENGTH);
-	int before = descriptors();
+	int before = open_descriptors();
 
 	for (int i = 0; i < 1000; i++) {
 		struct ibv_mr *mr = reg(at + i % 7 * PAGE, 5 * PAGE + i % 11);
@@ -399,7 +387,7 @@ static void again_and_again(void)
 		loop_write(&loop, kept, at + 32 * PAGE, mr, at + i % 7 * PAGE, PAGE);
 		loop_dereg(mr);
 	}
-	CHECK_EQ(descriptors(), before);
+	CHECK_EQ(open_descriptors(), before);
 	loop_dereg(kept);
 }
 
