@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
 # Makes the virtual machine's image of Debian's packages, in integration/.cache/vm: 2 minutes and the network.
 #
-#   integration/vm/build.sh
+#   integration/vm/build.sh [backports]     with the kernel of Debian's backports, in integration/.cache/vm-backports
 #
 # Does nothing if it is there already, with the same packages; remove the directory to renew it. Works as root; needs mmdebstrap and
 # mke2fs.
 set -euo pipefail
 vm=$(cd "$(dirname "$0")" && pwd)
 cache=${vm%/*}/.cache
-target=$cache/vm
 suite=trixie
+case ${1-} in
+    '') target=$cache/vm kernel=linux-image-amd64 mirrors=() ;;
+    backports)
+        target=$cache/vm-backports kernel=linux-image-amd64/$suite-backports
+        mirrors=("deb http://deb.debian.org/debian $suite main" "deb http://deb.debian.org/debian $suite-backports main")
+        ;;
+    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
 packages=(
     # The machine: a kernel with rdma_rxe, systemd with users' sessions.
-    linux-image-amd64 initramfs-tools kmod udev systemd-sysv dbus dbus-user-session libpam-systemd procps iproute2 init-system-helpers
+    "$kernel" initramfs-tools kmod udev systemd-sysv dbus dbus-user-session libpam-systemd procps iproute2 init-system-helpers
     # The engines.
     runc crun podman conmon netavark containerd uidmap docker.io docker-cli
     # What is run, and what the tests use.
@@ -40,7 +47,7 @@ mmdebstrap --quiet --mode=root --variant=minbase --include="$(IFS=,; echo "${pac
         podman-clean-transient apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap \
         fstrim.timer getty@ netavark-dhcp-proxy.socket netavark-dhcp-proxy' \
     --customize-hook='touch "$1/etc/.updated" "$1/var/.updated"' \
-    "$suite" "$root"
+    "$suite" "$root" ${mirrors+"${mirrors[@]}"}
 "$vm/../src/node/image.sh" "$root" "$root/var/lib/ringfence-verbs.tar" localhost/ringfence-verbs:1
 
 mkdir "$work/vm"

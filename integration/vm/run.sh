@@ -2,7 +2,7 @@
 # Boots the virtual machine, runs a command in it as root, and powers it off. The command's output is that of this program,
 # and so is its exit status; 124 after --timeout seconds (300), 125 if the machine ended without a status.
 #
-#   integration/vm/run.sh [--timeout SECONDS] [--console FILE] COMMAND
+#   integration/vm/run.sh [--kernel backports] [--timeout SECONDS] [--console FILE] COMMAND
 #
 # COMMAND is a line of bash, run in /repository, which is the repository, read-only. Each machine starts from the same image
 # (build.sh makes it), and what is written in it is lost with it.
@@ -14,6 +14,7 @@ timeout=300
 console=
 while [ $# -gt 1 ]; do
     case $1 in
+        --kernel) image=${vm%/*}/.cache/vm-$2; shift 2 ;;
         --timeout) timeout=$2; shift 2 ;;
         --console) console=$2; shift 2 ;;
         *) break ;;

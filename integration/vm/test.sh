@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the tests of tests.sh in the virtual machine, whose image it makes if there is none.
 #
-#   integration/vm/test.sh [FILE…]     FILE of integration/vm/tests/, without .sh; all but suite, ibverbs and rxe_more by default
+#   integration/vm/test.sh [--kernel backports] [FILE…]     FILE of integration/vm/tests/, without .sh; all but suite, ibverbs and rxe_more by default
 #
+# By default the machine has Debian's kernel, else that of its backports.
 # Where there is no machine to be had, or RINGFENCE_SKIP_VM=1, they are skipped: counted as one that is ignored.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -15,13 +16,18 @@ skip() {
     exit 0
 }
 
+kernel=()
+if [ "${1-}" = --kernel ]; then
+    kernel=("$2")
+    shift 2
+fi
 [ "${RINGFENCE_SKIP_VM-}" != 1 ] || skip "RINGFENCE_SKIP_VM=1"
 [ "$(id -u)" -eq 0 ] || skip "needs root"
 command -v qemu-system-x86_64 >/dev/null || skip "qemu-system-x86_64 is missing; install qemu-system-x86"
 ls target/deb/ringfence_*.deb >/dev/null 2>&1 || skip "no package in target/deb: run hook/package/build-deb.sh first"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-if ! integration/vm/build.sh >"$log" 2>&1; then
+if ! integration/vm/build.sh "${kernel[@]}" >"$log" 2>&1; then
     cat "$log"
     skip "no image: $(grep -v '^$' "$log" | tail -n 1)"
 fi
@@ -63,12 +69,12 @@ fi
 echo "     Running integration/vm/tests.sh"
 # The suite alone takes three quarters of an hour where the processor is emulated and busy with other things.
 status=0
-integration/vm/run.sh --timeout 7200 "integration/vm/tests.sh $*" || status=$?
+integration/vm/run.sh ${kernel:+--kernel "${kernel[@]}"} --timeout 7200 "integration/vm/tests.sh $*" || status=$?
 # Emulated processors have broken the kernel that ran on them before; what breaks it twice is something else.
 if [ "$status" -eq 125 ]; then
     echo "${0##*/}: the machine broke down; once more"
     echo "     Running integration/vm/tests.sh"
     status=0
-    integration/vm/run.sh --timeout 7200 "integration/vm/tests.sh $*" || status=$?
+    integration/vm/run.sh ${kernel:+--kernel "${kernel[@]}"} --timeout 7200 "integration/vm/tests.sh $*" || status=$?
 fi
 exit "$status"

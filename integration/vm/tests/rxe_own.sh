@@ -1,0 +1,106 @@
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
+# Containers with a network of their own, whose interface is the card's: each has a card, by its own address, and they reach each
+# other over a pair of interfaces. Needs a kernel whose rxe works outside the first network namespace, which that of Debian 13 does not:
+#
+#   integration/vm/test.sh --kernel backports rxe_own
+#
+# Sourced by tests.sh.
+
+# Each of c1 and c2 has a network namespace of its name, with one end of a pair of interfaces, a card over it, and an address.
+networks() {
+    local index
+    ip link add own1 type veth peer name own2
+    for index in 1 2; do
+        ip link set own$index up
+        rdma link add card$index type rxe netdev own$index
+        ip netns add c$index
+        ip -n c$index link set lo up
+        ip link set own$index netns c$index
+        ip -n c$index address add 10.9.4.$index/24 dev own$index nodad
+        ip -n c$index link set own$index up
+    done
+    printf '[[device]]\nname = "card%s"\nkind = "ibverbs"\n' 1 2 | configuration
+    for index in 1 2; do
+        bundle c$index test.slice:rf:c$index '.annotations["ringfence.dev/device"] = "card'$index'"
+            | .linux.namespaces += [{"type": "network", "path": "/run/netns/c'$index'"}]'
+    done
+}
+
+no_networks() {
+    local index
+    for index in 1 2; do
+        ip netns delete c$index
+        rdma link delete card$index 2>/dev/null || true
+    done
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# The index that the address of container $1 has in it.
+own_index() {
+    local file
+    file=$(runc exec "c$1" grep -l "ffff:0a09:040$1" -r "/sys/class/infiniband/card$1/ports/1/gids")
+    echo "${file##*/}"
+}
+
+# A verbs program with its server in container $1 and its client in $2.
+across() {
+    local server=$1 client=$2
+    shift 2
+    # shellcheck disable=SC2046 # An option and its value.
+    runc exec "c$server" "$@" -d "card$server" $(index_option "$1" "$server") >/tmp/server 2>&1 &
+    eventually ip netns exec "c$server" sh -c 'ss -ltnH | grep -q ":18515 "'
+    # shellcheck disable=SC2046
+    timeout 120 runc exec "c$client" "$@" -d "card$client" $(index_option "$1" "$client") "10.9.4.$server"
+    wait $! || { cat /tmp/server; return 1; }
+}
+
+index_option() {
+    case $1 in ibv_*) echo "-g $(own_index "$2")" ;; *) echo "-x $(own_index "$2")" ;; esac
+}
+
+own_cards() {
+    local index
+    networks
+    for index in 1 2; do
+        up "runc --systemd-cgroup" c$index
+        no_warnings c$index
+        # Nothing of the other's.
+        same "$(runc exec c$index ls /sys/class/infiniband)" "card$index" "cards of c$index"
+        same "$(runc exec c$index ibv_devices | grep -c card)" 1 "devices of c$index"
+        same "$(runc exec c$index grep -c . "/sys/class/infiniband/card$index/ports/1/gid_attrs/ndevs/$(own_index $index)")" 1 "interface of c$index"
+    done
+    across 1 2 ibv_rc_pingpong -n 100
+    across 2 1 ib_write_bw -F -s 65536 -n 100
+    across 1 2 ib_read_lat -F -s 8 -n 100
+    for index in 1 2; do down runc c$index; done
+    eventually sh -c '! rdma resource show qp | grep "type RC"'
+    no_networks
+}
+
+# The first container's card sends to no address that its policy does not name.
+own_peers() {
+    networks
+    printf '[[device]]\nname = "card1"\nkind = "ibverbs"\npeers = ["10.9.4.9"]\n[[device]]\nname = "card2"\nkind = "ibverbs"\n' | configuration
+    up "runc --systemd-cgroup" c1
+    up "runc --systemd-cgroup" c2
+    if across 2 1 ib_write_bw -F -s 65536 -n 100 >/tmp/said 2>&1; then echo "it reached a peer that is none"; return 1; fi
+    pkill -x ib_write_bw || true
+    down runc c1
+    down runc c2
+    no_networks
+}
+
+if ! ls /repository/target/deb/ringfence-ibverbs_*.deb >/dev/null 2>&1; then
+    echo "SKIPPED: rxe_own: no package ringfence-ibverbs in target/deb"
+    echo "test rxe_own (all) ... ignored"
+elif [ "$(printf '%s\n' 7.0 "$(uname -r)" | sort -V | head -n 1)" != 7.0 ]; then
+    echo "SKIPPED: rxe_own: rxe of Linux $(uname -r) works in the first network namespace only"
+    echo "test rxe_own (all) ... ignored"
+else
+    dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
+    cp /usr/bin/ibv_rc_pingpong "$rootfs/usr/bin/"
+    modprobe -a veth rdma_rxe
+    check "rxe_own: two containers with a network and a card each" own_cards
+    check "rxe_own: a peer that policy does not name" own_peers
+    check "rxe_own: the package is purged" dpkg --purge ringfence-ibverbs
+fi
