@@ -255,19 +255,11 @@ fn run_shared(card: &Card, program: &Path, case: &str) -> Result<()> {
 }
 
 /// What happens to a queue pair while it is busy; on rxe, whose errors take their time, not as often.
-/// Asks for the cases `orders`, which are by hand: about one in a hundred of them stands still, for a reason that is not known.
-const ORDERS: &str = "RINGFENCE_ORDERS";
-
 fn run_orders(card: &Card, program: &Path, seed: u32) -> Result<()> {
-    if std::env::var_os(ORDERS).is_none() {
-        ringfence_trials::skip(
-            "one in a hundred stands still, for a reason that is not known; RINGFENCE_ORDERS=1 runs it",
-        );
-    }
     let node = card.node()?;
     let mut proxy = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
-    command.args([seed.to_string().as_str(), if card.has_a_wire() { "10" } else { "60" }]);
+    command.args([seed.to_string().as_str(), if card.has_a_wire() { "10" } else { "40" }]);
     Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
     ensure!(!proxy.has_ended(), "the proxy has ended");
     Ok(())
