@@ -17,8 +17,8 @@ use rustix::io::Errno;
 use std::fmt::{self, Debug, Formatter};
 use std::ptr::null_mut;
 
-/// Requests that go together.
-pub(super) const MOST: usize = 16;
+/// Requests that go together: as many as a queue pair may send in one turn.
+pub(super) const MOST: usize = 32;
 /// Requests of a run.
 const RUN: usize = 8;
 /// Bytes of a run ...
