@@ -18,6 +18,7 @@
 mod batch;
 mod completions;
 mod express;
+mod lists;
 mod load;
 mod loss;
 mod receives;
