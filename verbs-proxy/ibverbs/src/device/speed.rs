@@ -155,7 +155,7 @@ impl Rig {
 #[test]
 #[ignore = "measures"]
 fn what_a_write_costs_the_worker() {
-    const ROUNDS: u32 = 20_000;
+    const WRITES: u32 = 640_000;
     let bound = Policy {
         bandwidth: ringfence_sched::BitRate::new(1_000_000_000_000),
         ops: ringfence_sched::OpRate::new(1_000_000_000),
@@ -165,17 +165,17 @@ fn what_a_write_costs_the_worker() {
     for (name, policy) in [("without a policy", Policy::default()), ("under policy", bound)] {
         let mut rig = rig(&policy);
         for count in [1, 32] {
-            let mut turns = 0;
+            let (mut turns, rounds) = (0, WRITES / count);
             let best = (0..9)
                 .map(|_| {
                     let start = cpu_time();
-                    turns = (0..ROUNDS).map(|_| rig.round(count)).sum::<u32>();
-                    (cpu_time() - start) / f64::from(ROUNDS) / f64::from(count)
+                    turns = (0..rounds).map(|_| rig.round(count)).sum::<u32>();
+                    (cpu_time() - start) / f64::from(rounds * count)
                 })
                 .fold(f64::MAX, f64::min);
             println!(
                 "{count} WRITEs of 8 bytes {name}: {best:.1} ns each, {} turns",
-                f64::from(turns) / f64::from(ROUNDS)
+                f64::from(turns) / f64::from(rounds)
             );
         }
     }
