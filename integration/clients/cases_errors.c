@@ -426,6 +426,67 @@ static void peer_queue_pair_in_error(struct pair *p)
 	is_in_error(p->a, p->qa, a);
 }
 
+/* A SEND waits for a receive request, for as long as it takes; then there is nobody who could post one. */
+static void gives_up_on_a_peer_that(struct pair *p, int (*leaves)(struct side *, int))
+{
+	struct ibv_wc wc;
+
+	connect_pair(p, impatient());
+	struct region a = side_reg(p->a, 0, REGION, ALL), b = side_reg(p->b, 0, REGION, ALL);
+
+	side_post(p->a, p->qa, rdma(IBV_WR_RDMA_WRITE, 1, a, 0, 8, b, 0));
+	side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
+	side_post(p->a, p->qa, message(2, a, 0, 8));
+	side_post(p->a, p->qa, rdma(IBV_WR_RDMA_READ, 3, a, 0, 8, b, 0));
+	CHECK_EQ(side_poll(p->a, SEND_CQ, &wc, 1, 50), 0);
+	CHECK_EQ(leaves(p->b, p->qb), 0);
+	side_wc(p->a, SEND_CQ, 2, IBV_WC_RETRY_EXC_ERR);
+	side_wc(p->a, SEND_CQ, 3, IBV_WC_WR_FLUSH_ERR);
+	is_in_error(p->a, p->qa, a);
+}
+
+static int goes_to_error(struct side *side, int qp)
+{
+	return to_state(side, qp, IBV_QPS_ERR);
+}
+
+static int goes_to_reset(struct side *side, int qp)
+{
+	return to_state(side, qp, IBV_QPS_RESET);
+}
+
+/* By a request of its own. */
+static int fails_by_itself(struct side *side, int qp)
+{
+	struct region own = side_reg(side, 0, REGION, ALL);
+	struct send bad = rdma(IBV_WR_RDMA_WRITE, 9, own, 0, 8, own, 0);
+
+	bad.sge[0].lkey = ~own.lkey;
+	side_post(side, qp, bad);
+	side_wc(side, SEND_CQ, 9, IBV_WC_LOC_PROT_ERR);
+	return 0;
+}
+
+static void waiting_for_a_peer_that_goes_to_error(struct pair *p)
+{
+	gives_up_on_a_peer_that(p, goes_to_error);
+}
+
+static void waiting_for_a_peer_that_is_reset(struct pair *p)
+{
+	gives_up_on_a_peer_that(p, goes_to_reset);
+}
+
+static void waiting_for_a_peer_that_is_destroyed(struct pair *p)
+{
+	gives_up_on_a_peer_that(p, side_destroy_qp);
+}
+
+static void waiting_for_a_peer_that_fails(struct pair *p)
+{
+	gives_up_on_a_peer_that(p, fails_by_itself);
+}
+
 /*
  * A queue pair that its peer does not name as its destination is not there for it. This is more than the specification
  * asks for, whose RC packets do not say which queue pair sent them; a fence needs it.
@@ -524,6 +585,10 @@ const struct test_case error_cases[] = {
 	{"peer_process_killed", peer_process_killed, true},
 	{"peer_queue_pair_reset", peer_queue_pair_reset, false},
 	{"peer_queue_pair_in_error", peer_queue_pair_in_error, false},
+	{"waiting_for_a_peer_that_goes_to_error", waiting_for_a_peer_that_goes_to_error, false},
+	{"waiting_for_a_peer_that_is_reset", waiting_for_a_peer_that_is_reset, false},
+	{"waiting_for_a_peer_that_is_destroyed", waiting_for_a_peer_that_is_destroyed, false},
+	{"waiting_for_a_peer_that_fails", waiting_for_a_peer_that_fails, false},
 	{"peer_is_connected_to_another", peer_is_connected_to_another, false},
 	{"flush_keeps_the_order", flush_keeps_the_order, false},
 	{"earlier_requests_succeed", earlier_requests_succeed, false},

@@ -12,7 +12,7 @@ use ringfence_integration::command::{Ended, Running, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, perftest, suite};
-use ringfence_proxy::launch::Limits;
+use ringfence_proxy::launch::{Class, Limits};
 use ringfence_trials::{Skipped, Trial, huge_pages};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -97,7 +97,13 @@ fn trials() -> Result<Vec<Trial>> {
         let orders = client::compile("orders", &["sides.c", "pairs.c", "check.c"])?;
         for seed in 1..=4 {
             let (card, program) = (card.clone(), orders.clone());
-            trials.push(test(format!("orders::{}::{seed}", card.name()), move || run_orders(&card, &program, seed)));
+            let name = format!("orders::{}::{seed}", card.name());
+            trials.push(test(name, move || run_orders(&card, &program, seed, Limits::default())));
+        }
+        for class in [Class::Latency, Class::Bulk] {
+            let (card, program) = (card.clone(), orders.clone());
+            let name = format!("orders::{}::shaped::{class:?}", card.name()).to_lowercase();
+            trials.push(test(name, move || run_orders(&card, &program, 5, shaped(class))));
         }
     }
     let absence = client::compile("absence", &["sides.c", "pairs.c", "check.c"])?;
@@ -254,20 +260,17 @@ fn run_shared(card: &Card, program: &Path, case: &str) -> Result<()> {
     Ok(())
 }
 
-/// What happens to a queue pair while it is busy; on rxe, whose errors take their time, not as often.
-/// Asks for the cases `orders`, which are by hand: about one in a hundred of them stands still, for a reason that is not known.
-const ORDERS: &str = "RINGFENCE_ORDERS";
+/// Rates at which some requests go unasked, others must ask, and some wait.
+fn shaped(class: Class) -> Limits {
+    Limits { bandwidth: Some(4_000_000_000), ops: Some(5_000), class, ..Limits::default() }
+}
 
-fn run_orders(card: &Card, program: &Path, seed: u32) -> Result<()> {
-    if std::env::var_os(ORDERS).is_none() {
-        ringfence_trials::skip(
-            "one in a hundred stands still, for a reason that is not known; RINGFENCE_ORDERS=1 runs it",
-        );
-    }
+/// What happens to a queue pair while it is busy; on rxe, whose errors take their time, not as often.
+fn run_orders(card: &Card, program: &Path, seed: u32, limits: Limits) -> Result<()> {
     let node = card.node()?;
-    let mut proxy = node.proxy(Limits::default())?;
+    let mut proxy = node.proxy(limits)?;
     let mut command = proxy.command(program)?;
-    command.args([seed.to_string().as_str(), if card.has_a_wire() { "10" } else { "60" }]);
+    command.args([seed.to_string().as_str(), if card.has_a_wire() { "10" } else { "40" }]);
     Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
     ensure!(!proxy.has_ended(), "the proxy has ended");
     Ok(())

@@ -330,28 +330,12 @@ impl Card {
         }
         let kind = EventType(event.event_type);
         let of = match kind {
-            EventType::QP_FATAL
-            | EventType::QP_REQ_ERR
-            | EventType::QP_ACCESS_ERR
-            | EventType::COMM_EST
-            | EventType::SQ_DRAINED
-            | EventType::PATH_MIG
-            | EventType::PATH_MIG_ERR
-            | EventType::QP_LAST_WQE_REACHED
-                if !event.element.is_null() =>
-            {
+            kind if kind.is_of_qp() && !event.element.is_null() => {
                 // SAFETY: a queue pair is not destroyed before its events are acknowledged.
                 Of::Qp(unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
             }
-            EventType::PORT_ACTIVE
-            | EventType::PORT_ERR
-            | EventType::LID_CHANGE
-            | EventType::PKEY_CHANGE
-            | EventType::SM_CHANGE
-            | EventType::CLIENT_REREGISTER
-            | EventType::GID_CHANGE
             // `int port_num` in the same place.
-            | SPEED_CHANGE => Of::Port(event.element.addr() as u32),
+            kind if kind.is_of_port() => Of::Port(event.element.addr() as u32),
             _ => Of::Card,
         };
         // SAFETY: got above, and acknowledged once.
@@ -367,9 +351,6 @@ impl Card {
         Some(unsafe { &(*self.context.as_ptr()).ops })
     }
 }
-
-/// `IBV_EVENT_DEVICE_SPEED_CHANGE`, of rdma-core 60.
-pub const SPEED_CHANGE: EventType = EventType(20);
 
 /// An asynchronous event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

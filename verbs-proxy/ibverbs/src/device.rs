@@ -1,7 +1,8 @@
 //! The worker's side of a real card: pieces become the card's work requests, its completions become answers.
 //!
-//! What a queue pair may send in one turn goes to the card together, and few of its requests are signaled: [`batch`]. What is in
-//! flight is bounded by [`load`]: what waits does so here, where the scheduler decides what comes next, and not in the card.
+//! What a queue pair may send in one turn goes to the card together, and few of its requests are signaled: [`batch`]. Small requests
+//! have a shorter way there: [`express`]. What is in flight is bounded by [`load`]: what waits does so here, where the scheduler
+//! decides what comes next, and not in the card.
 //!
 //! Receive requests are given to the card as soon as the container has posted them, because a card has no other way to know of them.
 //! So the container rings for each, and [`Device::rung`] hears it.
@@ -16,9 +17,13 @@
 
 mod batch;
 mod completions;
+mod express;
+mod lists;
 mod load;
 mod loss;
 mod receives;
+#[cfg(test)]
+mod speed;
 
 use crate::card::{Card, CardQp, Cq, Mr};
 use crate::control::PORT;
@@ -37,6 +42,7 @@ use ringfence_proxy::memory::{AccessFault, PdId, RegionTable};
 use ringfence_proxy::plane::intake::vendor;
 use ringfence_proxy::plane::qp::{Data, Receiving};
 use ringfence_proxy::plane::{self, Notice};
+use ringfence_sched::Allowance;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
@@ -340,6 +346,11 @@ impl Device for Ibverbs {
 
     fn is_own(_: &Qp) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> usize {
+        express::express(plane, queue, allowance)
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 
 use crate::absence;
 use crate::attributes;
-use crate::card::{CardQp, Event, Of, SPEED_CHANGE};
+use crate::card::{CardQp, Event, Of};
 use crate::control::{CardControl, PORT};
 use crate::device::{self, Ibverbs, Task};
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -210,7 +210,7 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
             // What is shown is read again.
             node.gids_fresh_until = 0;
             let _ = node.gid(0);
-            if matches!(kind, EventType::PORT_ACTIVE | SPEED_CHANGE)
+            if matches!(kind, EventType::PORT_ACTIVE | EventType::DEVICE_SPEED_CHANGE)
                 && let Ok(port) = node.device.card.port(PORT)
             {
                 node.worker.call(move |plane| device::resized(plane, &port));

@@ -812,12 +812,29 @@ static int carry_out(struct qp *qp)
 	return carry_out_any(qp);
 }
 
+/* All that can be. One in error takes no receive requests any more: who waits for one gives up. */
 static void pump(struct qp *qp)
 {
+	struct qp *peer;
+
 	if (((struct card *)qp->base.context)->late)
 		return;
 	while (!is_gone(qp) && qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
 	}
+	if (qp->base.state != IBV_QPS_ERR)
+		return;
+	peer = find(qp->attr.dest_qp_num);
+	if (peer && peer->base.state == IBV_QPS_RTS)
+		pump(peer);
+}
+
+/* Of a queue pair that is gone, or as good as that. */
+static void pump_peer(uint32_t number)
+{
+	struct qp *peer = find(number);
+
+	if (peer)
+		pump(peer);
 }
 
 static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
@@ -923,12 +940,16 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 		qp->attr.rnr_retry = attr->rnr_retry;
 	if (to == IBV_QPS_ERR) {
 		fail(qp);
+		pump(qp);
 	} else {
 		base->state = to;
 		/* As a card: what it had is forgotten, what it completed is still there. */
 		if (to == IBV_QPS_RESET) {
+			uint32_t peer = qp->attr.dest_qp_num;
+
 			qp->send_count = qp->receive_count = 0;
 			memset(&qp->attr, 0, sizeof(qp->attr));
+			pump_peer(peer);
 		}
 	}
 	pthread_mutex_unlock(&lock);
@@ -954,6 +975,7 @@ int ibv_destroy_qp(struct ibv_qp *base)
 	((struct pd *)base->pd)->users--;
 	((struct cq *)base->send_cq)->users--;
 	((struct cq *)base->recv_cq)->users--;
+	pump_peer(qp->attr.dest_qp_num);
 	pthread_mutex_unlock(&lock);
 	free(qp->sends);
 	free(qp->receives);

@@ -52,14 +52,7 @@ enum About {
 fn about(event: EventType) -> About {
     match event {
         EventType::CQ_ERR => About::Cq,
-        EventType::QP_FATAL
-        | EventType::QP_REQ_ERR
-        | EventType::QP_ACCESS_ERR
-        | EventType::COMM_EST
-        | EventType::SQ_DRAINED
-        | EventType::PATH_MIG
-        | EventType::PATH_MIG_ERR
-        | EventType::QP_LAST_WQE_REACHED => About::Qp,
+        event if event.is_of_qp() => About::Qp,
         _ => About::Port,
     }
 }

@@ -208,6 +208,42 @@ numbers! {
         QP_LAST_WQE_REACHED = 16,
         CLIENT_REREGISTER = 17,
         GID_CHANGE = 18,
+        /// Of rdma-core 60.
+        DEVICE_SPEED_CHANGE = 20,
+    }
+}
+
+impl EventType {
+    /// Whether it is about a queue pair, which `element.qp` names.
+    #[must_use]
+    pub fn is_of_qp(self) -> bool {
+        matches!(
+            self,
+            Self::QP_FATAL
+                | Self::QP_REQ_ERR
+                | Self::QP_ACCESS_ERR
+                | Self::COMM_EST
+                | Self::SQ_DRAINED
+                | Self::PATH_MIG
+                | Self::PATH_MIG_ERR
+                | Self::QP_LAST_WQE_REACHED
+        )
+    }
+
+    /// Whether it is about a port, whose number is `element.port_num`.
+    #[must_use]
+    pub fn is_of_port(self) -> bool {
+        matches!(
+            self,
+            Self::PORT_ACTIVE
+                | Self::PORT_ERR
+                | Self::LID_CHANGE
+                | Self::PKEY_CHANGE
+                | Self::SM_CHANGE
+                | Self::CLIENT_REREGISTER
+                | Self::GID_CHANGE
+                | Self::DEVICE_SPEED_CHANGE
+        )
     }
 }
 

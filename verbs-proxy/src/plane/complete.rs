@@ -140,19 +140,21 @@ impl<D: Device> Plane<D> {
     fn complete_front(&mut self, queue: u32) {
         loop {
             let Some(qp) = &mut self.qps[queue as usize] else { return };
-            let Some(wqe) = qp.pending.pop_front_if(|wqe| wqe.done_all) else { return };
+            let Some(wqe) = qp.pending.front().filter(|wqe| wqe.done_all) else { return };
+            // What is said of it is read where it is: requests are large, and each is here once.
+            let completion = wqe.signaled.then(|| Completion {
+                wr_id: wqe.wr_id,
+                status: WcStatus::SUCCESS,
+                opcode: wc_opcode(wqe.opcode),
+                byte_len: if wqe.fetches() { wqe.total } else { 0 },
+                qp_num: qp.number,
+                cookie: qp.cookie,
+                freed: wqe.freed,
+                ..Completion::default()
+            });
+            qp.pending.pop_front();
             qp.next = qp.next.saturating_sub(1);
-            if wqe.signaled {
-                let completion = Completion {
-                    wr_id: wqe.wr_id,
-                    status: WcStatus::SUCCESS,
-                    opcode: wc_opcode(wqe.opcode),
-                    byte_len: if wqe.fetches() { wqe.total } else { 0 },
-                    qp_num: qp.number,
-                    cookie: qp.cookie,
-                    freed: wqe.freed,
-                    ..Completion::default()
-                };
+            if let Some(completion) = completion {
                 let cq = qp.send_cq;
                 self.complete(cq, &completion, false);
             }

@@ -8,13 +8,13 @@ use ringfence_protocol::verbs::QpState;
 use ringfence_sched::Closed;
 
 /// Work requests of one queue before the others have their turn ...
-pub(crate) const BATCH: usize = 32;
+pub const BATCH: usize = 32;
 /// ... or bytes: some 30 µs of copying.
-pub(crate) const BATCH_BYTES: u32 = 256 << 10;
+pub const BATCH_BYTES: u32 = 256 << 10;
 /// Turns of parked queues before everything else is looked at again.
 const UNPARKED: usize = 64;
 /// Requests of one queue pair that have been taken in and are not complete.
-const PIPELINE: usize = 256;
+pub const PIPELINE: usize = 256;
 
 /// Whether a queue pair goes on after a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

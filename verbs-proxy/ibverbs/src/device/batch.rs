@@ -5,11 +5,12 @@
 //! is short, and shorter if the application waits for one within it. What the card is given last is signaled in any case; a
 //! request that fails says so, signaled or not.
 
-// UNSAFETY: fills C structures with addresses of the lists beside them, and posts them.
+// UNSAFETY: posts C structures with addresses of the lists beside them.
 #![allow(unsafe_code)]
 
+use super::NO_SGE;
+use super::lists::{link, not_taken};
 use crate::card::CardQp;
-use crate::device::NO_SGE;
 use ringfence_abi::{ibv_send_wr, ibv_sge, rdma, target};
 use ringfence_protocol::verbs::SendFlags;
 use ringfence_protocol::work::{MAX_INLINE, MAX_SGE};
@@ -17,8 +18,8 @@ use rustix::io::Errno;
 use std::fmt::{self, Debug, Formatter};
 use std::ptr::null_mut;
 
-/// Requests that go together.
-pub(super) const MOST: usize = 16;
+/// Requests that go together: as many as a queue pair may send in one turn.
+pub(super) const MOST: usize = 32;
 /// Requests of a run.
 const RUN: usize = 8;
 /// Bytes of a run ...
@@ -176,24 +177,10 @@ impl Batch {
         (self.listed, self.copied) = (0, 0);
         // What the card's library reads by address.
         self.inline.as_ptr().expose_provenance();
-        let (first, mut list) = (self.requests.as_mut_ptr(), self.sges.as_mut_ptr());
-        for index in 0..count {
-            // SAFETY: `index < count`, which is at most the length.
-            let request = unsafe { first.add(index) };
-            // SAFETY: as above; the lists of all requests are no longer than `sges`. Behind the last request nothing is read.
-            unsafe {
-                (*request).sg_list = list;
-                list = list.add((*request).num_sge as usize);
-                (*request).next = if index + 1 < count { request.add(1) } else { null_mut() };
-            }
-        }
+        let first = link(&mut self.requests[..count], &mut self.sges);
         // SAFETY: the requests are linked to each other as above; their lists lie in `sges`, and inline data in `inline`, none of
         // which moves or is written to before the call returns.
-        unsafe { qp.post_send(first) }.map_err(|(bad, error)| {
-            // A card that does not say which has taken none.
-            let taken = bad.addr().checked_sub(first.addr()).map(|bytes| bytes / size_of::<ibv_send_wr>());
-            Refused { count: count - taken.filter(|taken| *taken < count).unwrap_or(0), error }
-        })
+        unsafe { qp.post_send(first) }.map_err(|(bad, error)| Refused { count: not_taken(first, bad, count), error })
     }
 }
 

@@ -30,18 +30,14 @@ fn send_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, 
         return;
     }
     let done = if status == WcStatus::SUCCESS { before + 1 } else { before };
-    let mut last = None;
-    for _ in 0..done {
-        last = leave(plane, queue);
-    }
     // With it all before it are.
-    if let Some(piece) = last
+    if let Some(piece) = leave(plane, queue, done)
         && let Some(index) = plane.index_of(&piece)
     {
         plane.done_up_to(queue, index, piece.offset + piece.bytes);
     }
     if status != WcStatus::SUCCESS
-        && let Some(piece) = leave(plane, queue)
+        && let Some(piece) = leave(plane, queue, 1)
     {
         plane.answered(&piece, Answer::Failed { status, vendor_err: wc.vendor_err as u16 });
     }
@@ -50,16 +46,20 @@ fn send_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, 
     plane.activate(queue);
 }
 
-/// The card has the oldest piece no more.
-fn leave(plane: &mut Plane, queue: u32) -> Option<WorkPiece> {
-    let Plane { qps, device, .. } = plane;
-    let state = &mut qps[queue as usize].as_mut()?.device;
-    let sent = state.sends.pop_front()?;
-    state.first_send = state.first_send.after(1);
-    device.given -= 1;
-    device.load.left(&sent);
-    plane.departed(&sent.piece, plane.now);
-    Some(sent.piece)
+/// The card has so many of the oldest pieces no more. The last of them; whoever calls this activates the queue.
+fn leave(plane: &mut Plane, queue: u32, count: usize) -> Option<WorkPiece> {
+    let Plane { qps, device, shaping, now, .. } = plane;
+    let qp = qps[queue as usize].as_mut()?;
+    let mut last = None;
+    for sent in qp.device.sends.drain(..count) {
+        device.load.left(&sent);
+        shaping.departed(&sent.piece, *now);
+        last = Some(sent.piece);
+    }
+    qp.device.first_send = qp.device.first_send.after(count);
+    qp.in_flight = qp.in_flight.saturating_sub(count as u32);
+    device.given -= count;
+    last
 }
 
 fn receive_completed(plane: &mut Plane, wc: &ibv_wc, status: WcStatus, queue: u32, number: Number) {

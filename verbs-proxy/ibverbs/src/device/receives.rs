@@ -1,8 +1,9 @@
 //! Receive requests, on their way to the card: all that there are, with one call.
 
-// UNSAFETY: fills C structures with addresses of the lists beside them, and posts them.
+// UNSAFETY: posts C structures with addresses of the lists beside them.
 #![allow(unsafe_code)]
 
+use super::lists::{link, not_taken};
 use super::{Held, NO_SGE, Plane, list};
 use crate::card::CardQp;
 use crate::names::{Kind, Name};
@@ -62,22 +63,10 @@ impl Receives {
         if count == 0 {
             return 0;
         }
-        let (first, mut list) = (self.requests.as_mut_ptr(), self.sges.as_mut_ptr());
-        for index in 0..count {
-            // SAFETY: `index < count`, which is at most the length.
-            let request = unsafe { first.add(index) };
-            // SAFETY: as above; the lists of all requests are no longer than `sges`. Behind the last request nothing is read.
-            unsafe {
-                (*request).sg_list = list;
-                list = list.add((*request).num_sge as usize);
-                (*request).next = if index + 1 < count { request.add(1) } else { null_mut() };
-            }
-        }
+        let first = link(&mut self.requests[..count], &mut self.sges);
         // SAFETY: the requests are linked to each other as above, and their lists lie in `sges`, which does not move meanwhile.
         let Err((bad, _)) = (unsafe { qp.post_receive(first) }) else { return 0 };
-        // A card that does not say which has taken none.
-        let taken = bad.addr().checked_sub(first.addr()).map(|bytes| bytes / size_of::<ibv_recv_wr>());
-        count - taken.filter(|taken| *taken < count).unwrap_or(0)
+        not_taken(first, bad, count)
     }
 }
 
