@@ -54,6 +54,11 @@ tenants_configuration() {
 tenant() {
     bundle "$1" "test.slice:rf:$1" ".annotations += {\"ringfence.dev/device\": \"$2\"} + ${3-{\}}"
     up "crun --systemd-cgroup" "$1"
+    # All with the same card have its address at the same index.
+    case $2 in
+        rxa) at_rxa=${at_rxa:-$(index_in "$1" rxa 0a09:0401)} ;;
+        rxb) at_rxb=${at_rxb:-$(index_in "$1" rxb 0a09:0402)} ;;
+    esac
 }
 
 # The index that address $3 has in the container $1 with the card $2.
@@ -65,14 +70,12 @@ index_in() {
 
 # Runs a program with its server in the container $1 of rxa and its client in $2 of rxb; its line of figures goes to the file $3.
 across() {
-    local server=$1 client=$2 into=$3 port at_server at_client
+    local server=$1 client=$2 into=$3 port
     shift 3
     port=$(a_port)
-    at_server=$(index_in "$server" rxa 0a09:0401)
-    at_client=$(index_in "$client" rxb 0a09:0402)
-    timeout 250 crun exec "$server" "$@" -d rxa -x "$at_server" -F -p "$port" >"$into.server" 2>&1 &
+    timeout 250 crun exec "$server" "$@" -d rxa -x "$at_rxa" -F -p "$port" >"$into.server" 2>&1 &
     eventually sh -c "ss -ltnH | grep -q ':$port '" || { cat "$into.server"; return 1; }
-    timeout 250 crun exec "$client" "$@" -d rxb -x "$at_client" -F -p "$port" 127.0.0.1 >"$into.client" 2>&1 ||
+    timeout 250 crun exec "$client" "$@" -d rxb -x "$at_rxb" -F -p "$port" 127.0.0.1 >"$into.client" 2>&1 ||
         { cat "$into.client" "$into.server"; return 1; }
     wait $! || { cat "$into.server"; return 1; }
     figures_of "$into.client" >"$into"
@@ -110,14 +113,16 @@ caps() {
 
 # Two at once, each at its own rate.
 two_caps() {
+    local first
     tenants_configuration
     tenant c1 rxa
     tenant c2 rxb '{"ringfence.dev/bandwidth": "10Mbit"}'
     tenant c3 rxa
     tenant c4 rxb '{"ringfence.dev/bandwidth": "25Mbit"}'
     across c1 c2 /tmp/figure1 ib_write_bw -e -s 65536 -n 100 --report_gbits &
+    first=$!
     across c3 c4 /tmp/figure2 ib_write_bw -e -s 65536 -n 250 --report_gbits
-    wait $!
+    wait $first
     within 10 "one of two tenants, WRITEs" /tmp/figure1
     within 25 "the other" /tmp/figure2
     end c1 c2 c3 c4
@@ -134,7 +139,7 @@ latency() {
     for ((run = 0; run < 3; run++)); do
         : >/tmp/bulk
         if [ -n "$bulk" ]; then
-            across c3 c4 /tmp/bulk ib_send_bw -e -s 65536 -n 800 --report_gbits &
+            across c3 c4 /tmp/bulk ib_send_bw -e -s 65536 -n 1600 --report_gbits &
             sender=$!
             # It has its queue pairs, and sends.
             eventually busy
