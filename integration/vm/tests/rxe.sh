@@ -29,10 +29,9 @@ index() {
 # A TCP port that no program here has had: in TIME_WAIT it could not be listened to.
 a_port() (
     flock 9
-    count=$(($(cat /tmp/ports 2>/dev/null) + 1))
-    echo $count >/tmp/ports
-    echo $((18600 + count))
-) 9>>/tmp/ports.lock
+    echo >>/tmp/ports
+    echo $((18600 + $(wc -l </tmp/ports)))
+) 9>/tmp/ports.lock
 
 # The line of figures in the output of a program of perftest's.
 figures_of() { grep -E '^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+' "$1" || { cat "$1" >&2; return 1; }; }

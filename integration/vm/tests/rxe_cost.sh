@@ -85,7 +85,7 @@ starts() {
     done
     eventually same "$(rdma resource show)" "$before" "the kernel's resources" || { rdma resource show; return 1; }
     rm "$rootfs/tmp/reach"
-    rmdir "$cgroups/test"
+    eventually rmdir "$cgroups/test"
     rm /etc/ringfence/conf.d/test.toml
 }
 
