@@ -102,8 +102,8 @@ caps() {
     tenants_configuration
     tenant c1 rxa
     tenant c2 rxb '{"ringfence.dev/bandwidth": "20Mbit", "ringfence.dev/bandwidth-rx": "10Mbit"}'
-    across c1 c2 /tmp/figure ib_write_bw -e -s 65536 -n 200 --report_gbits
-    within 20 "\`bandwidth\`, WRITEs of 64 KiB" /tmp/figure
+    across c1 c2 /tmp/figure ib_send_bw -e -s 65536 -n 200 --report_gbits
+    within 20 "\`bandwidth\`, SENDs of 64 KiB" /tmp/figure
     across c1 c2 /tmp/figure ib_send_bw -e -s 4096 -n 3000 --report_gbits
     within 20 "\`bandwidth\`, SENDs of 4 KiB" /tmp/figure
     across c1 c2 /tmp/figure ib_read_bw -e -s 65536 -n 100 --report_gbits
@@ -119,11 +119,11 @@ two_caps() {
     tenant c2 rxb '{"ringfence.dev/bandwidth": "10Mbit"}'
     tenant c3 rxa
     tenant c4 rxb '{"ringfence.dev/bandwidth": "25Mbit"}'
-    across c1 c2 /tmp/figure1 ib_write_bw -e -s 65536 -n 100 --report_gbits &
+    across c1 c2 /tmp/figure1 ib_send_bw -e -s 65536 -n 100 --report_gbits &
     first=$!
-    across c3 c4 /tmp/figure2 ib_write_bw -e -s 65536 -n 250 --report_gbits
+    across c3 c4 /tmp/figure2 ib_send_bw -e -s 65536 -n 250 --report_gbits
     wait $first
-    within 10 "one of two tenants, WRITEs" /tmp/figure1
+    within 10 "one of two tenants, SENDs" /tmp/figure1
     within 25 "the other" /tmp/figure2
     end c1 c2 c3 c4
 }
