@@ -15,7 +15,8 @@ line_of() {
     port=$(a_port)
     # shellcheck disable=SC2086 # A command's words.
     timeout 250 $server "$@" -d rxe3 -x "$index" -F -p "$port" >/tmp/server 2>&1 &
-    eventually sh -c "ss -ltnH | grep -q ':$port '" || { cat /tmp/server >&2; return 1; }
+    # One that has ended the client will find out.
+    eventually sh -c "ss -ltnH | grep -q ':$port ' || ! kill -0 $!" || { cat /tmp/server >&2; return 1; }
     # shellcheck disable=SC2086 # A command's words.
     timeout 250 $client "$@" -d rxe3 -x "$index" -F -p "$port" 127.0.0.1 >/tmp/client 2>&1 || { cat /tmp/client /tmp/server >&2; return 1; }
     wait $! || { cat /tmp/server >&2; return 1; }

@@ -74,7 +74,8 @@ across() {
     shift 3
     port=$(a_port)
     timeout 250 crun exec "$server" "$@" -d rxa -x "$at_rxa" -F -p "$port" >"$into.server" 2>&1 &
-    eventually sh -c "ss -ltnH | grep -q ':$port '" || { cat "$into.server"; return 1; }
+    # One that has ended the client will find out.
+    eventually sh -c "ss -ltnH | grep -q ':$port ' || ! kill -0 $!" || { cat "$into.server"; return 1; }
     timeout 250 crun exec "$client" "$@" -d rxb -x "$at_rxb" -F -p "$port" 127.0.0.1 >"$into.client" 2>&1 ||
         { cat "$into.client" "$into.server"; return 1; }
     wait $! || { cat "$into.server"; return 1; }
