@@ -39,6 +39,15 @@ figures_of() { grep -E '^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+' "$1" || { cat "$1" 
 # Of lines of one number each.
 median() { sort -g | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
 
+# Puts perftest into the containers' root, with the libraries that it needs there.
+bring_perftest() {
+    local library
+    cp /usr/bin/ib_* "$rootfs/usr/bin/"
+    for library in $(ldd /usr/bin/ib_send_lat | grep -o '/[^ ]*'); do
+        [ -e "$rootfs$library" ] || cp "$library" "$rootfs$library"
+    done
+}
+
 # A verbs program with its server in one container and its client in another, given as commands that run a program in each.
 between() {
     local server=$1 client=$2

@@ -92,7 +92,7 @@ starts() {
 
 rxe_checks() {
     local tool
-    cp /usr/bin/ib_* "$rootfs/usr/bin/"
+    bring_perftest
     # shellcheck disable=SC2034 # For check.
     limit=1200
     for tool in ib_send_lat ib_write_lat ib_write_bw ib_read_bw ib_send_bw; do

@@ -163,7 +163,7 @@ latency() {
 busy() { rdma resource show qp link rxb/1 | grep -q 'state RTS'; }
 
 rxe_checks() {
-    cp /usr/bin/ib_* "$rootfs/usr/bin/"
+    bring_perftest
     link_up
     # shellcheck disable=SC2034 # For check.
     limit=1200
