@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Runs the tests of tests.sh in the virtual machine, whose image it makes if there is none.
 #
-#   integration/vm/test.sh [--kernel backports] [FILE…]     FILE of integration/vm/tests/, without .sh; all but suite, ibverbs and rxe_more by default
+#   integration/vm/test.sh [--kernel backports] [FILE…]
 #
-# By default the machine has Debian's kernel, else that of its backports.
+# FILE of integration/vm/tests/, without .sh; by default all that are not by hand: suite, ibverbs, rxe_more, rxe_cost, rxe_tenants,
+# rxe_own. The machine has Debian's kernel unless that of its backports is asked for.
+#
 # Where there is no machine to be had, or RINGFENCE_SKIP_VM=1, they are skipped: counted as one that is ignored.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -35,6 +37,13 @@ fi
 # What legal.sh runs.
 cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal{,_objects,_states,_posting}.c integration/clients/check.c -libverbs
 
+# What rxe_more.sh and rxe_cost.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
+if [[ " $* " =~ " rxe_more "|" rxe_cost " ]]; then
+    cc -std=gnu11 -O2 -o target/vm-reach integration/clients/reach.c -libverbs
+    cc -std=gnu11 -O2 -static -DRDMA_STATIC_PROVIDERS=rxe -o target/vm-reach-static integration/clients/reach.c \
+        -libverbs -lrxe-rdmav34 -libverbs -lnl-route-3 -lnl-3 -lpthread 2>"$log" || { cat "$log"; exit 1; }
+fi
+
 # What ibverbs.sh runs, besides: there is no compiler in the machine.
 if [[ " $* " == *" ibverbs "* ]]; then
     mkdir -p target/vm-clients
@@ -53,7 +62,9 @@ fi
 
 # What suite.sh and ibverbs.sh run: a line for each test program, of its package's directory, its name, and its path.
 if [[ " $* " =~ " suite "|" ibverbs " ]] && command -v cargo >/dev/null; then
-    cargo test --locked --workspace --no-run --message-format=json 2>"$log" >target/vm-messages || { cat "$log"; exit 1; }
+    programs=(--workspace)
+    [[ " $* " =~ " suite " ]] || programs=(--package ringfence-integration --test ibverbs)
+    cargo test --locked "${programs[@]}" --no-run --message-format=json 2>"$log" >target/vm-messages || { cat "$log"; exit 1; }
     python3 - target/vm-messages >target/vm-programs <<'PYTHON'
 import json, os, sys
 for line in open(sys.argv[1]):

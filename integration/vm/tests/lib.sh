@@ -9,8 +9,8 @@ passed=0 failed=0
 # Test programs of their own, which say themselves how many of their tests failed.
 failed_programs=
 
-# Runs a test: a function that stops at its first command that fails, and after two minutes. Afterwards nothing of ours may be
-# left.
+# Runs a test: a function that stops at its first command that fails, and after $limit seconds, five minutes without it. Afterwards
+# nothing of ours may be left.
 check() {
     local name=$1 log status=0 test watchdog began=$SECONDS
     shift
@@ -24,7 +24,7 @@ check() {
         eventually nothing_left || { echo "left behind:"; leftovers; false; }
     ) >"$log" 2>&1 </dev/null &
     test=$!
-    (sleep 300; echo "not within 300 s" >>"$log"; kill -KILL -- -$test) &
+    (sleep "${limit-300}"; echo "not within ${limit-300} s" >>"$log"; kill -KILL -- -$test) &
     watchdog=$!
     set +m
     wait $test || status=$?
@@ -41,7 +41,7 @@ check() {
     rm -f "$log"
 }
 
-# Waits until a command succeeds, 20 seconds at most: the processor may be an emulated one.
+# Waits until a command succeeds, a minute at most: the processor may be an emulated one.
 eventually() {
     local deadline=$((SECONDS + 60))
     until "$@" >/dev/null 2>&1; do

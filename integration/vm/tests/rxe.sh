@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
-# Containers with a card behind their proxies: the kernel's own software device, rxe, over a dummy interface. Sourced by tests.sh.
+# Containers with a card behind their proxies: the kernel's own software device, rxe, over a dummy interface. Sourced by tests.sh,
+# and by files that run other tests with the same card, which they define as `rxe_checks`.
 
 address=10.9.3.1
 gid=ffff:0a09:0301
@@ -25,38 +26,26 @@ index() {
     echo "${file##*/}"
 }
 
-# What one container sees, and by which process.
-shown() {
-    local runtime=$1 proxy seen expected
-    card_configuration ''
-    with_card c1
-    up "$runtime --systemd-cgroup" c1
-    no_warnings c1
-    proxy=$(proxy c1)
-    same "$(basename "$(readlink "/proc/$proxy/exe")")" ringfence-proxy-ibverbs "the proxy's program"
-    grep -q '^Max locked memory *unlimited' "/proc/$proxy/limits"
-    grep -q '^CapPrm:\s*0*$' "/proc/$proxy/status"
-    if grep -q '^Uid:\s*0\s' "/proc/$proxy/status"; then echo "the proxy is root"; return 1; fi
-    $runtime exec c1 ibv_devinfo -d rxe3 | grep PORT_ACTIVE
-    # Each program that is run in a container takes a second here.
-    # shellcheck disable=SC2016 # The container's shell expands it.
-    seen=$($runtime exec c1 sh -c 'cd /sys/class/infiniband
-        echo devices: $(ls)
-        echo verbs: $(ls ../infiniband_verbs) $(cat ../infiniband_verbs/uverbs0/ibdev)
-        echo nodes: $(ls /dev/infiniband)
-        cd rxe3
-        cat node_guid ports/1/state ports/1/rate ports/1/link_layer
-        file=$(grep -l "$0" -r ports/1/gids)
-        cat $file ports/1/gid_attrs/ndevs/${file##*/}
-        # It opens nothing.
-        (: <>/dev/infiniband/uverbs0) 2>/dev/null && echo opened || echo refused' "$gid")
-    expected=$(printf '%s\n' "devices: rxe3" "verbs: abi_version uverbs0 rxe3" "nodes: uverbs0"
-        cd /sys/class/infiniband/rxe3 && cat node_guid ports/1/state ports/1/rate ports/1/link_layer
-        printf '%s\n' "0000:0000:0000:0000:0000:$gid" rdma3 refused)
-    same "$seen" "$expected" "what it sees"
-    down "$runtime" c1
-    nothing_in_kernel
-    rm /etc/ringfence/conf.d/test.toml
+# A TCP port that no program here has had: in TIME_WAIT it could not be listened to.
+a_port() (
+    flock 9
+    echo >>/tmp/ports
+    echo $((18600 + $(wc -l </tmp/ports)))
+) 9>/tmp/ports.lock
+
+# The line of figures in the output of a program of perftest's.
+figures_of() { grep -E '^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+' "$1" || { cat "$1" >&2; return 1; }; }
+
+# Of lines of one number each.
+median() { sort -g | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
+
+# Puts perftest into the containers' root, with the libraries that it needs there.
+bring_perftest() {
+    local library
+    cp /usr/bin/ib_* "$rootfs/usr/bin/"
+    for library in $(ldd /usr/bin/ib_send_lat | grep -o '/[^ ]*'); do
+        [ -e "$rootfs$library" ] || cp "$library" "$rootfs$library"
+    done
 }
 
 # A verbs program with its server in one container and its client in another, given as commands that run a program in each.
@@ -128,96 +117,6 @@ pair_of_podman() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
-# The client's proxy has a queue pair of the card.
-is_busy() { [ "$(rdma resource show qp link rxe3/1 | grep -c 'type RC')" -ge "$1" ]; }
-
-# Long traffic between c1, which serves, and c2.
-traffic() {
-    local index
-    index=$(index runc exec c1)
-    timeout 40 runc exec c1 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 >/tmp/server 2>&1 &
-    server=$!
-    eventually sh -c 'ss -ltnH | grep -q ":18515 "'
-    timeout 40 runc exec c2 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 127.0.0.1 >/tmp/client 2>&1 &
-    client=$!
-    eventually is_busy 2
-}
-
-finished() {
-    kill "$server" "$client" 2>/dev/null || true
-    wait "$server" || true
-    wait "$client" || true
-}
-
-killed() {
-    local id
-    card_configuration ''
-    for id in c1 c2; do
-        with_card $id
-        up "runc --systemd-cgroup" $id
-    done
-    # Programs: the containers go on.
-    traffic
-    pkill -KILL -x ib_write_bw
-    finished
-    eventually sh -c '! rdma resource show qp link rxe3/1 | grep "type RC"'
-    both_ways "runc exec c1" "runc exec c2"
-    # A proxy: its container's verbs fail, and the other's go on.
-    traffic
-    kill -KILL "$(proxy c2)"
-    if wait "$client"; then echo "verbs did not fail"; return 1; fi
-    finished
-    eventually sh -c '! rdma resource show qp link rxe3/1 | grep "type RC"'
-    runc exec c1 ibv_devinfo -d rxe3 | grep PORT_ACTIVE
-    runc state c2 | jq -e '.status == "running"'
-    down runc c2
-    # A container's first process.
-    kill -KILL "$(runc state c1 | jq .pid)"
-    eventually runc delete c1
-    nothing_in_kernel
-    rm /etc/ringfence/conf.d/test.toml
-}
-
-# The runtime is killed after our hook and before the container starts.
-runtime_killed() {
-    local runtime
-    card_configuration ''
-    with_card c3 test.slice:rf:c3 '.hooks.createRuntime += [{path: "/bin/sleep", args: ["sleep", "30"]}]'
-    (cd /srv/c3 && exec runc --systemd-cgroup run --detach c3 </dev/null >/srv/c3/output 2>&1) &
-    runtime=$!
-    eventually pgrep --exact --full "sleep 30" || { cat /srv/c3/output; return 1; }
-    kill -KILL $runtime
-    wait $runtime || true
-    pkill -KILL --exact --full "sleep 30" || true
-    runc delete --force c3 || true
-    eventually sh -c '! pgrep ringfence-proxy'
-    ringfence gc
-    nothing_in_kernel
-    rm /etc/ringfence/conf.d/test.toml
-}
-
-# Root in the container, with all that capabilities give, makes the card's nodes itself.
-no_way_round() {
-    local node name numbers
-    card_configuration ''
-    with_card c1 test.slice:rf:c1 '.process.capabilities |= map_values(. + ["CAP_MKNOD", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_NET_ADMIN"])'
-    up "runc --systemd-cgroup" c1
-    for node in /dev/infiniband/*; do
-        name=${node##*/}
-        # The host's can be opened: what fails below fails for another reason.
-        (: <>"$node")
-        numbers=$(stat -c '%Hr %Lr' "$node")
-        # shellcheck disable=SC2086 # Two numbers.
-        runc exec c1 busybox mknod "/tmp/$name" c $numbers
-        if runc exec c1 sh -c ": <>/tmp/$name" 2>/tmp/said; then echo "$name was opened"; return 1; fi
-        grep "Operation not permitted" /tmp/said
-        rm "$rootfs/tmp/$name"
-    done
-    down runc c1
-    nothing_in_kernel
-    rm /etc/ringfence/conf.d/test.toml
-}
-
 # The start of a container with the card fails, and says $1.
 says_instead() {
     with_card c1
@@ -280,12 +179,8 @@ else
     rdma link add rxe3 type rxe netdev rdma3
     eventually grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
     eventually test -c /dev/infiniband/uverbs0
-    if [ -n "${rxe_more-}" ]; then
-        check "rxe: what a container sees" shown runc
-        check "rxe: two containers of runc" pair runc
-        check "rxe: programs, proxies and containers that are killed" killed
-        check "rxe: a runtime that is killed" runtime_killed
-        check "rxe: no way round the proxy for root" no_way_round
+    if declare -F rxe_checks >/dev/null; then
+        rxe_checks
     else
         check "rxe: info and doctor" told
         check "rxe: two containers of crun" pair crun

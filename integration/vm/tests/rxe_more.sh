@@ -1,8 +1,154 @@
-# shellcheck shell=bash
-# What rxe.sh leaves out, by hand. Sourced by tests.sh.
+# shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh and rxe.sh.
+# A container with a card in which somebody is killed, or root wants more than its proxy gives. Sourced by tests.sh.
 
-# shellcheck disable=SC2034 # For rxe.sh.
-rxe_more=1
-# shellcheck disable=SC2154 source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.
+# What one container sees, and by which process.
+shown() {
+    local runtime=$1 proxy seen expected
+    card_configuration ''
+    with_card c1
+    up "$runtime --systemd-cgroup" c1
+    no_warnings c1
+    proxy=$(proxy c1)
+    same "$(basename "$(readlink "/proc/$proxy/exe")")" ringfence-proxy-ibverbs "the proxy's program"
+    grep -q '^Max locked memory *unlimited' "/proc/$proxy/limits"
+    grep -q '^CapPrm:\s*0*$' "/proc/$proxy/status"
+    if grep -q '^Uid:\s*0\s' "/proc/$proxy/status"; then echo "the proxy is root"; return 1; fi
+    $runtime exec c1 ibv_devinfo -d rxe3 | grep PORT_ACTIVE
+    # Each program that is run in a container takes a second here.
+    # shellcheck disable=SC2016 # The container's shell expands it.
+    seen=$($runtime exec c1 sh -c 'cd /sys/class/infiniband
+        echo devices: $(ls)
+        echo verbs: $(ls ../infiniband_verbs) $(cat ../infiniband_verbs/uverbs0/ibdev)
+        echo nodes: $(ls /dev/infiniband)
+        cd rxe3
+        cat node_guid ports/1/state ports/1/rate ports/1/link_layer
+        file=$(grep -l "$0" -r ports/1/gids)
+        cat $file ports/1/gid_attrs/ndevs/${file##*/}
+        # It opens nothing.
+        (: <>/dev/infiniband/uverbs0) 2>/dev/null && echo opened || echo refused' "$gid")
+    expected=$(printf '%s\n' "devices: rxe3" "verbs: abi_version uverbs0 rxe3" "nodes: uverbs0"
+        cd /sys/class/infiniband/rxe3 && cat node_guid ports/1/state ports/1/rate ports/1/link_layer
+        printf '%s\n' "0000:0000:0000:0000:0000:$gid" rdma3 refused)
+    same "$seen" "$expected" "what it sees"
+    down "$runtime" c1
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# The client's proxy has a queue pair of the card.
+is_busy() { [ "$(rdma resource show qp link rxe3/1 | grep -c 'type RC')" -ge "$1" ]; }
+
+# Long traffic between c1, which serves, and c2.
+traffic() {
+    local index
+    index=$(index runc exec c1)
+    timeout 40 runc exec c1 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 >/tmp/server 2>&1 &
+    server=$!
+    eventually sh -c 'ss -ltnH | grep -q ":18515 "'
+    timeout 40 runc exec c2 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 127.0.0.1 >/tmp/client 2>&1 &
+    client=$!
+    eventually is_busy 2
+}
+
+finished() {
+    kill "$server" "$client" 2>/dev/null || true
+    wait "$server" || true
+    wait "$client" || true
+}
+
+killed() {
+    local id
+    card_configuration ''
+    for id in c1 c2; do
+        with_card $id
+        up "runc --systemd-cgroup" $id
+    done
+    # Programs: the containers go on.
+    traffic
+    pkill -KILL -x ib_write_bw
+    finished
+    eventually sh -c '! rdma resource show qp link rxe3/1 | grep "type RC"'
+    both_ways "runc exec c1" "runc exec c2"
+    # A proxy: its container's verbs fail, and the other's go on.
+    traffic
+    kill -KILL "$(proxy c2)"
+    if wait "$client"; then echo "verbs did not fail"; return 1; fi
+    finished
+    eventually sh -c '! rdma resource show qp link rxe3/1 | grep "type RC"'
+    runc exec c1 ibv_devinfo -d rxe3 | grep PORT_ACTIVE
+    runc state c2 | jq -e '.status == "running"'
+    down runc c2
+    # A container's first process.
+    kill -KILL "$(runc state c1 | jq .pid)"
+    eventually runc delete c1
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# The runtime is killed after our hook and before the container starts.
+runtime_killed() {
+    local runtime
+    card_configuration ''
+    with_card c3 test.slice:rf:c3 '.hooks.createRuntime += [{path: "/bin/sleep", args: ["sleep", "30"]}]'
+    (cd /srv/c3 && exec runc --systemd-cgroup run --detach c3 </dev/null >/srv/c3/output 2>&1) &
+    runtime=$!
+    eventually pgrep --exact --full "sleep 30" || { cat /srv/c3/output; return 1; }
+    kill -KILL $runtime
+    wait $runtime || true
+    pkill -KILL --exact --full "sleep 30" || true
+    runc delete --force c3 || true
+    eventually sh -c '! pgrep ringfence-proxy'
+    ringfence gc
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# A program in c1 finds the card and cannot open it: what libibverbs says depends on where it looked last.
+reaches_nothing() {
+    if runc exec c1 "$@" >/tmp/said 2>&1; then cat /tmp/said; return 1; fi
+    cat /tmp/said
+    grep "^rxe3: " /tmp/said
+}
+
+# Root in the container, with all that capabilities give, makes the card's nodes itself, where libibverbs looks for them, and shows
+# it the host's /sys; with a libibverbs of its own.
+no_way_round() {
+    local node name numbers make='' reach=$here/../../target/vm-reach-static
+    card_configuration ''
+    with_card c1 test.slice:rf:c1 '.process.capabilities |= map_values(. + ["CAP_MKNOD", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_NET_ADMIN"])'
+    up "runc --systemd-cgroup" c1
+    for node in /dev/infiniband/*; do
+        # There are directories of udev's.
+        [ -c "$node" ] || continue
+        name=${node##*/}
+        # The host's can be opened: what fails below fails for another reason.
+        (: <>"$node")
+        numbers=$(stat -c '%Hr %Lr' "$node")
+        # shellcheck disable=SC2086 # Two numbers.
+        runc exec c1 busybox mknod "/tmp/$name" c $numbers
+        if runc exec c1 sh -c ": <>/tmp/$name" 2>/tmp/said; then echo "$name was opened"; return 1; fi
+        grep "Operation not permitted" /tmp/said
+        rm "$rootfs/tmp/$name"
+        make+="busybox mknod /dev/infiniband/$name c $numbers && "
+    done
+    "$reach" | grep "^rxe3: used"
+    cp "$reach" "$rootfs/tmp/reach"
+    reaches_nothing /tmp/reach
+    reaches_nothing sh -c "mount -t tmpfs none /dev/infiniband && ${make}exec /tmp/reach"
+    reaches_nothing sh -c "mount -t sysfs none /sys && exec /tmp/reach"
+    rm "$rootfs/tmp/reach"
+    down runc c1
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+rxe_checks() {
+    check "rxe: what a container sees" shown runc
+    check "rxe: two containers of runc" pair runc
+    check "rxe: programs, proxies and containers that are killed" killed
+    check "rxe: a runtime that is killed" runtime_killed
+    check "rxe: no way round the proxy for root" no_way_round
+}
+# shellcheck source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.
 . "$here/tests/rxe.sh"
-unset rxe_more
+unset -f rxe_checks
