@@ -205,6 +205,23 @@ impl Port {
     }
 }
 
+/// The name of the card whose verbs the character device `major:minor` is for, if it is for one's.
+pub fn of_node(sys: &Path, major: u32, minor: u32) -> Option<String> {
+    let verbs = sys.join("class/infiniband_verbs");
+    let is_it = |node: &String| line(&verbs.join(node).join("dev")).is_ok_and(|dev| dev == format!("{major}:{minor}"));
+    line(&verbs.join(children(&verbs).into_iter().find(is_it)?).join("ibdev")).ok()
+}
+
+/// The names of cards that speak iWARP, in order.
+pub fn iwarp(sys: &Path) -> Vec<String> {
+    // "4: RNIC"
+    let is_iwarp = |name: &String| {
+        let kind = line(&sys.join("class/infiniband").join(name).join("node_type"));
+        kind.is_ok_and(|kind| kind.starts_with("4:"))
+    };
+    names(sys).into_iter().filter(is_iwarp).collect()
+}
+
 /// Whether the kernel shows each card in one network namespace only, so that a proxy in its container's finds none of the host's.
 pub fn is_of_one_namespace(sys: &Path) -> bool {
     line(&sys.join("module/ib_core/parameters/netns_mode")).is_ok_and(|mode| mode == "N")
@@ -294,6 +311,23 @@ mod tests {
         sys.write("class/infiniband/mlx5_0/ports/1/link_layer", "InfiniBand\n");
         sys.write("class/infiniband/mlx5_0/ports/1/state", "2: INIT\n");
         assert!(sys.find("mlx5_0").unwrap().complaints()[0].remedy.contains("subnet manager"));
+    }
+
+    #[test]
+    fn a_card_is_found_by_its_node() {
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", GID);
+        sys.write("class/infiniband_verbs/uverbs3/dev", "231:195\n");
+        assert_eq!(of_node(sys.0.path(), 231, 195).as_deref(), Some("mlx5_0"));
+        assert_eq!(of_node(sys.0.path(), 231, 19), None);
+    }
+
+    #[test]
+    fn cards_of_iwarp_are_known() {
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", GID);
+        sys.write("class/infiniband/mlx5_0/node_type", "1: CA\n");
+        assert_eq!(iwarp(sys.0.path()), Vec::<String>::new());
+        sys.write("class/infiniband/siw0/node_type", "4: RNIC\n");
+        assert_eq!(iwarp(sys.0.path()), ["siw0"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub use sysfs::Shown;
 
 use crate::failure::{Code, During, Failure};
 use crate::mountinfo::Mountinfo;
+use crate::rdma_cm;
 use crate::record::MountPoint;
 use crate::rootfs::{Error, Kind, Place};
 use crate::session::Session;
@@ -59,29 +60,43 @@ pub struct Proxied {
     userfaultfd: Option<OwnedFd>,
     /// What `/sys` shows.
     shown: Option<Shown>,
+    /// The node of the kernel's connection manager.
+    rdma_cm: Option<OwnedFd>,
+}
+
+/// Device nodes that a container with a proxy may have.
+#[derive(Clone, Copy, Default)]
+pub struct Nodes<'a> {
+    /// That of `/dev/userfaultfd`.
+    pub userfaultfd: Option<&'a OwnedFd>,
+    /// That of the kernel's connection manager.
+    pub rdma_cm: Option<&'a OwnedFd>,
 }
 
 /// Notes a mount point that is about to be made in the container's root file system.
 pub type Note<'a> = &'a mut dyn FnMut(MountPoint) -> io::Result<()>;
 
 impl Sources {
-    /// What a proxied container gets, with the node of `/dev/userfaultfd` or without, with the device in `/sys` or without.
+    /// What a proxied container gets, with these nodes, and with the device in `/sys` or without.
     pub fn proxied(
         session: &Session,
         config: &crate::config::Inject,
-        userfaultfd: Option<&OwnedFd>,
+        nodes: Nodes<'_>,
         tree: Option<Tree>,
     ) -> Result<Self, Failure> {
         let own = |what: &str| format!("cannot prepare {what} of {}", session.path().display());
         let socket = clone(&session.mount, sys::NO_EXEC).during(Code::Injection, || own("mount"))?;
         let directory = clone(&session.library, 0).during(Code::Injection, || own("library"))?;
         let writable = session.library.try_clone().during(Code::Injection, || own("library"))?;
-        let userfaultfd = userfaultfd.map(|node| device(node).during(Code::Injection, || own("userfaultfd")));
+        let prepare = |node: Option<&OwnedFd>, name: &str| {
+            node.map(|node| device(node).during(Code::Injection, || own(name))).transpose()
+        };
         Ok(Self::Proxied(Box::new(Proxied {
             socket: (socket, config.directory_name().to_owned()),
             directory: (directory, writable),
             library: library(&config.library)?,
-            userfaultfd: userfaultfd.transpose()?,
+            userfaultfd: prepare(nodes.userfaultfd, "userfaultfd")?,
+            rdma_cm: prepare(nodes.rdma_cm, rdma_cm::NAME)?,
             shown: tree.map(|tree| Shown::new(tree, config.has_node())).transpose()?,
         })))
     }

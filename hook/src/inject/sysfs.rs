@@ -10,6 +10,7 @@
 use super::{Injection, clone, open_node};
 use crate::failure::{Code, During, Failure};
 use crate::mountinfo::Mountinfo;
+use crate::rdma_cm;
 use crate::rootfs::{Kind, Place};
 use crate::sys;
 use crate::sysfs::{NODE, Tree};
@@ -61,18 +62,33 @@ fn placeholder() -> Result<OwnedFd, Failure> {
 
 impl Injection<'_> {
     /// Attaches it. `scratch` is used for a moment. Answers why `/sys` shows nothing, if so: then the container has the verbs alone.
-    pub(super) fn sysfs(&mut self, dev: &Place, scratch: &Place, shown: &Shown) -> Result<Option<String>, Failure> {
+    ///
+    /// `rdma_cm`: a node that is to be beside it in `/dev/infiniband`.
+    pub(super) fn sysfs(
+        &mut self,
+        dev: &Place,
+        scratch: &Place,
+        shown: &Shown,
+        rdma_cm: Option<&OwnedFd>,
+    ) -> Result<Option<String>, Failure> {
         match self.kernels_own() {
-            Ok(sys) => self.show(Some(&sys), dev, scratch, shown).map(|()| None),
+            Ok(sys) => self.show(Some(&sys), dev, scratch, shown, rdma_cm).map(|()| None),
             Err(why) => {
-                self.show(None, dev, scratch, shown)?;
+                self.show(None, dev, scratch, shown, rdma_cm)?;
                 Ok(Some(format!("programs find no device in /sys/class: {why}")))
             }
         }
     }
 
     /// Attaches it to `sys`, if that can be, and to `/dev/infiniband`.
-    fn show(&mut self, sys: Option<&Sys>, dev: &Place, scratch: &Place, shown: &Shown) -> Result<(), Failure> {
+    fn show(
+        &mut self,
+        sys: Option<&Sys>,
+        dev: &Place,
+        scratch: &Place,
+        shown: &Shown,
+        rdma_cm: Option<&OwnedFd>,
+    ) -> Result<(), Failure> {
         let directory = self.directory(Some(dev), "infiniband")?;
         self.refuse_shared(&directory)?;
         self.refuse_shared(scratch)?;
@@ -95,8 +111,8 @@ impl Injection<'_> {
         });
         let (nodes, over, classes) = mounts.during(Code::Injection, what)?;
         directory.attach(&nodes)?;
-        if let Some(node) = &shown.node {
-            put(node, &nodes, NODE).during(Code::Injection, what)?;
+        for (node, name) in [(shown.node.as_ref(), NODE), (rdma_cm, rdma_cm::NAME)] {
+            node.map_or(Ok(()), |node| put(node, &nodes, name)).during(Code::Injection, what)?;
         }
         over.iter().try_for_each(|(place, mount)| place.attach(mount))?;
         if let Some((sys, classes)) = sys.zip(classes) {

@@ -53,7 +53,7 @@ fn shown(classes: &[(&str, &str)], look: fn(&Path)) {
             let dev = place.find("dev", Kind::Directory).unwrap().unwrap();
             let scratch = dev.find("ringfence", Kind::Directory).unwrap().unwrap();
 
-            let tree = Tree::new(true).unwrap();
+            let tree = Tree::new([NODE]).unwrap();
             for class in [DEVICES, VERBS] {
                 let classes = tree.classes().unwrap();
                 rustix::fs::symlinkat("nowhere", &classes, format!("{class}/ours")).unwrap();
@@ -67,7 +67,7 @@ fn shown(classes: &[(&str, &str)], look: fn(&Path)) {
                 shares_mounts: false,
                 note: &mut note,
             };
-            if let Err(failure) = injection.show(Some(&sys), &dev, &scratch, &shown) {
+            if let Err(failure) = injection.show(Some(&sys), &dev, &scratch, &shown, None) {
                 panic!("{}", failure.message);
             }
             look(root.path());
