@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// The kernel's file system, for everybody but tests.
 pub const SYS: &str = "/sys";
+/// The class of cards.
+const CLASS: &str = "infiniband";
 /// Entries of a GID table that are looked at.
 const MAX_GIDS: usize = 256;
 
@@ -212,6 +214,24 @@ pub fn of_node(sys: &Path, major: u32, minor: u32) -> Option<String> {
     line(&verbs.join(children(&verbs).into_iter().find(is_it)?).join("ibdev")).ok()
 }
 
+/// What `/sys/class` has of the cards whose verbs the character devices `nodes` are for, and of these nodes, each with its class. All
+/// classes of InfiniBand's begin with the same word.
+pub fn entries(sys: &Path, nodes: &[(u32, u32)]) -> Vec<(String, String)> {
+    let cards: Vec<_> = nodes.iter().filter_map(|(major, minor)| of_node(sys, *major, *minor)).collect();
+    let numbers: Vec<_> = nodes.iter().map(|(major, minor)| format!("{major}:{minor}")).collect();
+    let classes = children(&sys.join("class")).into_iter().filter(|class| class.starts_with(CLASS));
+    let of_class = |class: String| {
+        let directory = sys.join("class").join(&class);
+        let is_theirs = |name: &String| match class.as_str() {
+            CLASS => cards.contains(name),
+            _ => line(&directory.join(name).join("dev")).is_ok_and(|dev| numbers.contains(&dev)),
+        };
+        let names: Vec<_> = children(&directory).into_iter().filter(is_theirs).collect();
+        names.into_iter().map(move |name| (class.clone(), name))
+    };
+    classes.flat_map(of_class).collect()
+}
+
 /// The names of cards that speak iWARP, in order.
 pub fn iwarp(sys: &Path) -> Vec<String> {
     // "4: RNIC"
@@ -319,6 +339,15 @@ mod tests {
         sys.write("class/infiniband_verbs/uverbs3/dev", "231:195\n");
         assert_eq!(of_node(sys.0.path(), 231, 195).as_deref(), Some("mlx5_0"));
         assert_eq!(of_node(sys.0.path(), 231, 19), None);
+        sys.write("class/infiniband_verbs/uverbs0/dev", "231:192\n");
+        sys.write("class/infiniband_verbs/uverbs0/ibdev", "mlx5_1\n");
+        sys.write("class/infiniband/mlx5_1/node_guid", "\n");
+        sys.write("class/infiniband_mad/umad0/dev", "231:0\n");
+        sys.write("class/net/eth0/dev", "231:195\n");
+        let entry = |class: &str, name: &str| (class.to_owned(), name.to_owned());
+        let verbs = [entry("infiniband", "mlx5_0"), entry("infiniband_verbs", "uverbs3")];
+        assert_eq!(entries(sys.0.path(), &[(231, 195), (10, 1)]), verbs);
+        assert_eq!(entries(sys.0.path(), &[(231, 0)]), [entry("infiniband_mad", "umad0")]);
     }
 
     #[test]

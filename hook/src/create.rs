@@ -356,8 +356,9 @@ impl Making<'_> {
             let found = rustix::fs::fstat(&node).during(Code::Device, || path.display().to_string())?.st_rdev;
             nodes.push((path.clone(), node, rustix::fs::major(found), rustix::fs::minor(found)));
         }
-        let cards: BTreeSet<_> =
-            nodes.iter().filter_map(|(.., major, minor)| card::of_node(Path::new(card::SYS), *major, *minor)).collect();
+        let numbers: Vec<_> = nodes.iter().map(|(.., major, minor)| (*major, *minor)).collect();
+        let of_node = |(major, minor): &(u32, u32)| card::of_node(Path::new(card::SYS), *major, *minor);
+        let cards: BTreeSet<_> = numbers.iter().filter_map(of_node).collect();
         if objects.is_some() && cards.is_empty() {
             let message = format!(
                 "device {} has rdma-cgroup = true, and none of its nodes is for a card's verbs, such as /dev/infiniband/uverbs0",
@@ -370,7 +371,15 @@ impl Making<'_> {
         // What is in linux.devices the runtime has made already, as ringfence-runtime and CDI have it do.
         nodes.retain(|(path, _, major, minor)| !bundle.has_device(path, *major, *minor));
         let nodes: Vec<_> = nodes.into_iter().map(|(path, node, ..)| (path, node)).collect();
-        self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes)?)?;
+        let only = self.config.inject.sysfs.then(|| Tree::new([]));
+        let only = only.transpose().during(Code::Injection, || "cannot make a tmpfs for what /sys shows".into())?;
+        let only = only.map(|tree| (tree, card::entries(Path::new(card::SYS), &numbers)));
+        let injected = self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes, only)?)?;
+        if !injected.is_empty() {
+            injected.iter().for_each(|warning| journal::warn(&self.record.container, warning));
+            self.record.warnings = injected;
+            self.save()?;
+        }
         forbidden.into_iter().try_for_each(|(major, minor)| {
             let allowed = device_filter::grant_for_good(init.process.pid, major, minor);
             match allowed.during(Code::Injection, || format!("device {major}:{minor} in the container's cgroup"))? {

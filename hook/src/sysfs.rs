@@ -95,6 +95,11 @@ impl Views<'_> {
         }
     }
 
+    /// One class, whatever has been made of it.
+    pub fn made(&self, name: &str) -> io::Result<OwnedFd> {
+        self.view(&format!("{CLASSES}/{name}"))
+    }
+
     /// An empty directory.
     pub fn nothing(&self) -> io::Result<OwnedFd> {
         self.view(NOTHING)
