@@ -286,8 +286,12 @@ impl Making<'_> {
         };
         let launch = session.write_launch(&launch).during(Code::Internal, what)?;
 
+        let (manager, without) = match manager {
+            Decision::Node(host) => (Some(rdma_cm::grant(&session, host, bundle, init.process.pid)?), None),
+            Decision::Nothing(why) => (None, why),
+        };
         let nodes = self.config.inject.has_node().then_some(NODE);
-        let nodes = nodes.into_iter().chain(matches!(manager, Decision::Node(_)).then_some(rdma_cm::NAME));
+        let nodes = nodes.into_iter().chain(manager.is_some().then_some(rdma_cm::NAME));
         let tree = if self.config.inject.sysfs { Some(Tree::new(nodes)) } else { None };
         let tree = tree.transpose().during(Code::Injection, || "cannot make a tmpfs for what /sys shows".into())?;
 
@@ -311,13 +315,7 @@ impl Making<'_> {
         let mut others: Vec<String> = uids.is_none().then(|| SHARED_USER.to_owned()).into_iter().collect();
         let mut complaints: Vec<String> =
             card.iter().flat_map(Card::complaints).map(|complaint| complaint.to_string()).collect();
-        let manager = match manager {
-            Decision::Node(host) => Some(rdma_cm::grant(&session, host, bundle, init.process.pid)?),
-            Decision::Nothing(why) => {
-                complaints.extend(why);
-                None
-            }
-        };
+        complaints.extend(without);
         complaints.iter().for_each(|warning| journal::warn(&self.record.container, warning));
         others.extend(complaints);
         self.record.warnings = [placement.warnings(), &others].concat();

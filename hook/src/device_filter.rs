@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// Of `enum bpf_cmd`, `enum bpf_prog_type` and `enum bpf_attach_type` in `<linux/bpf.h>`.
 const PROG_LOAD: i32 = 5;
@@ -27,6 +28,10 @@ const CGROUP_DEVICE: u64 = 6;
 /// `BPF_F_ALLOW_MULTI` and `BPF_F_REPLACE`.
 const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
+
+/// How often, and after how long, a cgroup is looked at again whose programs change meanwhile.
+const RETRIES: u32 = 50;
+const RETRY: Duration = Duration::from_millis(10);
 
 /// The most programs of one cgroup; the kernel has no more.
 const MAX_PROGRAMS: usize = 64;
@@ -81,6 +86,17 @@ pub fn allow(pid: i32, major: u32, minor: u32) -> io::Result<bool> {
 }
 
 fn allow_in(directory: &Path, major: u32, minor: u32) -> io::Result<()> {
+    // A program that is listed may be gone a moment later: systemd attaches its own anew when it has something to apply.
+    for _ in 0..RETRIES {
+        match replace_in(directory, major, minor) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => std::thread::sleep(RETRY),
+            result => return result,
+        }
+    }
+    replace_in(directory, major, minor)
+}
+
+fn replace_in(directory: &Path, major: u32, minor: u32) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = rustix::fs::open(directory, flags, Mode::empty())?;
     let mut ids = [0_u32; MAX_PROGRAMS];

@@ -104,7 +104,7 @@ fn allow_arguments(scope: &str, major: u32, minor: u32) -> Vec<String> {
     let device = format!("/dev/char/{major}:{minor}");
     [
         "--system",
-        "--timeout=1",
+        "--timeout=10",
         "--quiet",
         "call",
         "org.freedesktop.systemd1",
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn devices_are_allowed_by_their_numbers() {
-        let expected = "--system --timeout=1 --quiet call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
+        let expected = "--system --timeout=10 --quiet call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
             org.freedesktop.systemd1.Manager SetUnitProperties sba(sv) rf-c1.scope true 1 DeviceAllow a(ss) 1 /dev/char/10:59 rw";
         assert_eq!(allow_arguments("rf-c1.scope", 10, 59).join(" "), expected);
     }

@@ -10,6 +10,9 @@ cm_idle="qp 1 cm_id 0 mr 0 "
 cm_configuration() { printf '[[device]]\nname = "rxe4"\nkind = "ibverbs"\n%s\n[inject]\nuverbs = "always"\n' "$1" | configuration; }
 cm_bundle() { bundle "$1" "test.slice:rf:$1" '.annotations["ringfence.dev/device"] = "rxe4" | '"${2-.}"; }
 
+# crun says no more of a hook than its exit code.
+start() { up "$@" || { tail -n 1 /run/ringfence/failures.jsonl; return 1; }; }
+
 cm_in_kernel() { rdma resource show rxe4 | grep -o 'qp [0-9]*\|cm_id [0-9]*\|mr [0-9]*' | tr '\n' ' '; }
 cm_is_idle() { [ "$(cm_in_kernel)" = "$cm_idle" ]; }
 cm_nothing_in_kernel() { eventually cm_is_idle || { echo "rxe4 has $(cm_in_kernel)"; return 1; }; }
@@ -33,9 +36,9 @@ connected() {
 connections() {
     cm_configuration "rdma-cm = true"$'\n'"gids = [\"$cm_address\"]"
     cm_bundle c1
-    up "crun --systemd-cgroup" c1
+    start "crun --systemd-cgroup" c1
     cm_bundle c2
-    up "runc --systemd-cgroup" c2
+    start "runc --systemd-cgroup" c2
     no_warnings c2
     # shellcheck disable=SC2016 # The container's shell expands it.
     same "$(runc exec c2 sh -c 'echo $(ls /dev/infiniband); (: <>/dev/infiniband/uverbs0) 2>/dev/null && echo opened
@@ -59,7 +62,7 @@ without() {
     $inside ip link set lo up
     cm_configuration $'rdma-cm = true\ngids = "host"'
     cm_bundle c1 '.linux.namespaces += [{"type": "network", "path": "/run/netns/rf"}]'
-    up "crun --systemd-cgroup" c1
+    start "crun --systemd-cgroup" c1
     jq -e ".warnings == [.warnings[] | select(startswith(\"no $manager: it knows the addresses of the container's own network\"))] and (.warnings | length) == 1" \
         /run/ringfence/state/c1.json
     same "$(crun exec c1 ls /dev/infiniband)" uverbs0 "its nodes"
@@ -67,7 +70,7 @@ without() {
     ip netns delete rf
     cm_configuration ''
     cm_bundle c1
-    up "crun --systemd-cgroup" c1
+    start "crun --systemd-cgroup" c1
     no_warnings c1
     same "$(crun exec c1 ls /dev/infiniband)" uverbs0 "its nodes"
     down crun c1
