@@ -7,7 +7,6 @@ use super::*;
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
 use std::fs::{create_dir_all, read_dir, read_to_string, write};
-use std::io::Write as _;
 use std::os::unix::fs::symlink;
 
 /// A root file system with a `/sys` that has the classes `classes` with devices of two cards, and `net`.
