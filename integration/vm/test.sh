@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests of tests.sh in the virtual machine, whose image it makes if there is none.
 #
-#   integration/vm/test.sh [FILE…]     FILE of integration/vm/tests/, without .sh; all but suite, ibverbs, rxe_cm and rxe_more by default
+#   integration/vm/test.sh [FILE…]     FILE of integration/vm/tests/, without .sh; all but suite, ibverbs, passthrough_more, rxe_cm and rxe_more
 #
 # Where there is no machine to be had, or RINGFENCE_SKIP_VM=1, they are skipped: counted as one that is ignored.
 set -euo pipefail

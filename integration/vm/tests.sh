@@ -2,7 +2,7 @@
 # Tests that need a machine of their own: systemd as init, control groups of version 2 with all controllers, a verbs device.
 # To be run in the virtual machine, where it installs the package first:
 #
-#   integration/vm/run.sh 'integration/vm/tests.sh [FILE…]'     FILE of integration/vm/tests/, without .sh; by default not suite, ibverbs, rxe_cm, rxe_more
+#   integration/vm/run.sh 'integration/vm/tests.sh [FILE…]'     FILE of integration/vm/tests/, without .sh; by default not suite, ibverbs, passthrough_more, rxe_cm, rxe_more
 #
 # Prints what libtest prints; the status is not zero if any test failed.
 set -uo pipefail
