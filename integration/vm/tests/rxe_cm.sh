@@ -92,6 +92,8 @@ if ! ls /repository/target/deb/ringfence-ibverbs_*.deb >/dev/null 2>&1; then
 else
     dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
     cp /usr/bin/{rping,rdma_server,rdma_client,ucmatose,rstream} "$rootfs/usr/bin/"
+    # For rping's pthread_exit.
+    cp /lib/x86_64-linux-gnu/libgcc_s.so.1 "$rootfs/lib/x86_64-linux-gnu/"
     modprobe -a dummy rdma_rxe rdma_ucm
     ip link add rdma4 type dummy
     ip address add $cm_address/24 dev rdma4
