@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// The kernel's file system, for everybody but tests.
 pub const SYS: &str = "/sys";
+/// The class of cards.
+const CLASS: &str = "infiniband";
 /// Entries of a GID table that are looked at.
 const MAX_GIDS: usize = 256;
 
@@ -205,6 +207,41 @@ impl Port {
     }
 }
 
+/// The name of the card whose verbs the character device `major:minor` is for, if it is for one's.
+pub fn of_node(sys: &Path, major: u32, minor: u32) -> Option<String> {
+    let verbs = sys.join("class/infiniband_verbs");
+    let is_it = |node: &String| line(&verbs.join(node).join("dev")).is_ok_and(|dev| dev == format!("{major}:{minor}"));
+    line(&verbs.join(children(&verbs).into_iter().find(is_it)?).join("ibdev")).ok()
+}
+
+/// What `/sys/class` has of the cards whose verbs the character devices `nodes` are for, and of these nodes, each with its class. All
+/// classes of InfiniBand's begin with the same word.
+pub fn entries(sys: &Path, nodes: &[(u32, u32)]) -> Vec<(String, String)> {
+    let cards: Vec<_> = nodes.iter().filter_map(|(major, minor)| of_node(sys, *major, *minor)).collect();
+    let numbers: Vec<_> = nodes.iter().map(|(major, minor)| format!("{major}:{minor}")).collect();
+    let classes = children(&sys.join("class")).into_iter().filter(|class| class.starts_with(CLASS));
+    let of_class = |class: String| {
+        let directory = sys.join("class").join(&class);
+        let is_theirs = |name: &String| match class.as_str() {
+            CLASS => cards.contains(name),
+            _ => line(&directory.join(name).join("dev")).is_ok_and(|dev| numbers.contains(&dev)),
+        };
+        let names: Vec<_> = children(&directory).into_iter().filter(is_theirs).collect();
+        names.into_iter().map(move |name| (class.clone(), name))
+    };
+    classes.flat_map(of_class).collect()
+}
+
+/// The names of cards that speak iWARP, in order.
+pub fn iwarp(sys: &Path) -> Vec<String> {
+    // "4: RNIC"
+    let is_iwarp = |name: &String| {
+        let kind = line(&sys.join("class/infiniband").join(name).join("node_type"));
+        kind.is_ok_and(|kind| kind.starts_with("4:"))
+    };
+    names(sys).into_iter().filter(is_iwarp).collect()
+}
+
 /// Whether the kernel shows each card in one network namespace only, so that a proxy in its container's finds none of the host's.
 pub fn is_of_one_namespace(sys: &Path) -> bool {
     line(&sys.join("module/ib_core/parameters/netns_mode")).is_ok_and(|mode| mode == "N")
@@ -294,6 +331,32 @@ mod tests {
         sys.write("class/infiniband/mlx5_0/ports/1/link_layer", "InfiniBand\n");
         sys.write("class/infiniband/mlx5_0/ports/1/state", "2: INIT\n");
         assert!(sys.find("mlx5_0").unwrap().complaints()[0].remedy.contains("subnet manager"));
+    }
+
+    #[test]
+    fn a_card_is_found_by_its_node() {
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", GID);
+        sys.write("class/infiniband_verbs/uverbs3/dev", "231:195\n");
+        assert_eq!(of_node(sys.0.path(), 231, 195).as_deref(), Some("mlx5_0"));
+        assert_eq!(of_node(sys.0.path(), 231, 19), None);
+        sys.write("class/infiniband_verbs/uverbs0/dev", "231:192\n");
+        sys.write("class/infiniband_verbs/uverbs0/ibdev", "mlx5_1\n");
+        sys.write("class/infiniband/mlx5_1/node_guid", "\n");
+        sys.write("class/infiniband_mad/umad0/dev", "231:0\n");
+        sys.write("class/net/eth0/dev", "231:195\n");
+        let entry = |class: &str, name: &str| (class.to_owned(), name.to_owned());
+        let verbs = [entry("infiniband", "mlx5_0"), entry("infiniband_verbs", "uverbs3")];
+        assert_eq!(entries(sys.0.path(), &[(231, 195), (10, 1)]), verbs);
+        assert_eq!(entries(sys.0.path(), &[(231, 0)]), [entry("infiniband_mad", "umad0")]);
+    }
+
+    #[test]
+    fn cards_of_iwarp_are_known() {
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", GID);
+        sys.write("class/infiniband/mlx5_0/node_type", "1: CA\n");
+        assert_eq!(iwarp(sys.0.path()), Vec::<String>::new());
+        sys.write("class/infiniband/siw0/node_type", "4: RNIC\n");
+        assert_eq!(iwarp(sys.0.path()), ["siw0"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! cgroups: where a proxy is accounted, and which device nodes a container may open.
 
+use crate::state::Rdma;
 use ringfence_proxy::rdma_cgroup::lift_limits;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -58,6 +59,32 @@ pub fn allow_device(pid: i32, major: u32, minor: u32) -> io::Result<bool> {
     let Some(devices) = memberships.iter().find(|m| m.controls("devices")) else { return Ok(false) };
     std::fs::write(devices.directory.join("devices.allow"), format!("c {major}:{minor} rwm"))?;
     Ok(true)
+}
+
+/// Holds the container of `pid` to `limits` of the rdma controller for the card `card`; `false` where that controller does not reach
+/// the container's cgroup.
+pub fn limit_rdma(pid: i32, card: &str, limits: Rdma) -> io::Result<bool> {
+    let memberships = of(pid)?;
+    let own = memberships.iter().find(|membership| membership.controls("rdma"));
+    let own = own.or_else(|| memberships.iter().find(|membership| membership.controllers.is_empty()));
+    let Some(own) = own.filter(|own| own.holds(pid) && !own.is_root) else { return Ok(false) };
+    // crun has the container in a cgroup below its scope, which the controller may not reach.
+    let scope = own.directory.parent().filter(|parent| parent.extension().is_some_and(|kind| kind == "scope"));
+    let directories = [Some(own.directory.as_path()), scope].into_iter().flatten();
+    for file in directories.map(|directory| directory.join("rdma.max")) {
+        if file.exists() {
+            std::fs::write(file, limits.line(card))?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What is told of a device node that a container cannot be allowed to open, because the hook sees none of its cgroups.
+pub fn unseen(node: &str) -> String {
+    format!(
+        "no {node}: the container's cgroup cannot be seen from the hook; use --runtime ringfence, or --device {node}"
+    )
 }
 
 /// Joins `/proc/PID/cgroup` with the hierarchies that are mounted.

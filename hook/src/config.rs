@@ -181,6 +181,12 @@ pub struct Device {
     /// Which of a card's GIDs containers see, and speak under.
     #[serde(default)]
     pub gids: Gids,
+    /// Whether containers have the kernel's rdma_cm, to connect by.
+    #[serde(default)]
+    pub rdma_cm: bool,
+    /// Whether the kernel's rdma controller holds containers in mode passthrough to the policy's limits.
+    #[serde(default)]
+    pub rdma_cgroup: bool,
 }
 
 /// Kinds of devices.
@@ -217,6 +223,8 @@ impl Default for Config {
                 link: None,
                 nodes: Vec::new(),
                 gids: Gids::Namespace,
+                rdma_cm: false,
+                rdma_cgroup: false,
             }],
             policy: Policy::default(),
         }

@@ -4,25 +4,28 @@ use crate::annotations::{self, Choice, Request};
 use crate::card::{self, Card};
 use crate::cgroup;
 use crate::config::{self, Config, Kind};
+use crate::device_filter;
 use crate::failure::{Code, During, Failure};
 use crate::identity::Namespace;
 use crate::init::Init;
-use crate::inject::{self, Container, Sources};
+use crate::inject::{self, Container, Nodes, Sources};
 use crate::journal;
 use crate::placement::Placement;
 use crate::policy::{self, Grant, Resolution};
 use crate::process::Process;
 use crate::proxy::{self, Handles, Proxy};
+use crate::rdma_cm::{self, Decision};
 use crate::record::{self, MountPoint, Record, Records};
 use crate::rootless;
 use crate::session::{self, Session};
-use crate::state::{Annotations, Bundle, State};
+use crate::state::{Annotations, Bundle, Rdma, State};
 use crate::stop;
-use crate::sysfs::Tree;
+use crate::sysfs::{NODE, Tree};
 use crate::trust::{self, Program};
 use crate::uids;
 use crate::userfaultfd;
 use ringfence_launch::{Launch, Limits, Worker};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -49,6 +52,12 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
     rootless::check(&resolution.grant, init.network_namespace.as_fd())?;
     let root = bundle.root()?;
     let card = card(&resolution.grant, &init)?;
+    let manager = match (&resolution.grant, &card) {
+        (Grant::Proxied(device, _), Some(card)) => {
+            rdma_cm::decide(device, card, !rootless::is_own(init.network_namespace.as_fd()))?
+        }
+        _ => Decision::Nothing(None),
+    };
 
     let run_dir = session::make_run_dir(&config.run_dir)?;
     let what = || format!("records in {}", config.run_dir.display());
@@ -77,8 +86,8 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
     let taken = making.save();
     drop(claim);
     let result = taken.and_then(|()| match resolution.grant {
-        Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits, card),
-        Grant::Passthrough(device) => making.passthrough(init, &bundle, device),
+        Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits, card, manager),
+        Grant::Passthrough(device) => making.passthrough(init, &bundle, device, resolution.objects),
     });
     drop(lock);
     result.inspect_err(|_| making.undo())
@@ -228,9 +237,13 @@ fn in_use_without_record(id: &str, proxy: Process, error: &std::io::Error) -> Fa
 const SHARED_USER: &str = "its proxy is the same user as all others: the engine's user namespace has no ids for them \
      (60578-61183, or proxy.uids), or denies setgroups; give the user more in /etc/subuid and /etc/subgid";
 
+/// Why limits of objects cannot be had.
+const NO_RDMA_CONTROLLER: &str = "rdma-cgroup = true: the kernel's rdma controller does not reach the container's cgroup; write +rdma to \
+     cgroup.subtree_control of all cgroups above it, or set rdma-cgroup = false";
+
 /// Why mode passthrough cannot be had by a hook alone.
-const NO_DEVICES_CONTROLLER: &str = "mode=passthrough needs the devices controller of cgroup version 1, which this host does not have; \
-     with version 2 name the device nodes in the container's linux.devices and linux.resources.devices";
+const NO_CGROUP: &str = "mode=passthrough: the container's cgroup cannot be seen from the hook; name the device nodes in the \
+     container's linux.devices and linux.resources.devices, as ringfence-runtime does";
 
 /// A container while it is being joined.
 struct Making<'a> {
@@ -248,6 +261,7 @@ impl Making<'_> {
         device: &config::Device,
         limits: Limits,
         card: Option<Card>,
+        manager: Decision,
     ) -> Result<(), Failure> {
         let session = Session::make(&self.config.run_dir, &self.record.container);
         let what = || format!("directory of container {} in {}", self.record.container, self.config.run_dir.display());
@@ -272,7 +286,13 @@ impl Making<'_> {
         };
         let launch = session.write_launch(&launch).during(Code::Internal, what)?;
 
-        let tree = if self.config.inject.sysfs { Some(Tree::new(self.config.inject.has_node())) } else { None };
+        let (manager, without) = match manager {
+            Decision::Node(host) => (Some(rdma_cm::grant(&session, host, bundle, init.process.pid)?), None),
+            Decision::Nothing(why) => (None, why),
+        };
+        let nodes = self.config.inject.has_node().then_some(NODE);
+        let nodes = nodes.into_iter().chain(manager.is_some().then_some(rdma_cm::NAME));
+        let tree = if self.config.inject.sysfs { Some(Tree::new(nodes)) } else { None };
         let tree = tree.transpose().during(Code::Injection, || "cannot make a tmpfs for what /sys shows".into())?;
 
         let container = &self.record.container;
@@ -293,8 +313,9 @@ impl Making<'_> {
         placement.ask_systemd(proxy.pid);
         self.record.proxy = Some(proxy);
         let mut others: Vec<String> = uids.is_none().then(|| SHARED_USER.to_owned()).into_iter().collect();
-        let complaints: Vec<String> =
+        let mut complaints: Vec<String> =
             card.iter().flat_map(Card::complaints).map(|complaint| complaint.to_string()).collect();
+        complaints.extend(without);
         complaints.iter().for_each(|warning| journal::warn(&self.record.container, warning));
         others.extend(complaints);
         self.record.warnings = [placement.warnings(), &others].concat();
@@ -303,7 +324,8 @@ impl Making<'_> {
         // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
         let userfaultfd = userfaultfd::grant(&session, &self.config.inject, bundle, init.process.pid)?;
         others.extend(userfaultfd.warning);
-        let sources = Sources::proxied(&session, &self.config.inject, userfaultfd.node.as_ref(), tree)?;
+        let nodes = Nodes { userfaultfd: userfaultfd.node.as_ref(), rdma_cm: manager.as_ref() };
+        let sources = Sources::proxied(&session, &self.config.inject, nodes, tree)?;
         let injected = self.inject(&init.container(&self.record, bundle)?, sources)?;
         injected.iter().for_each(|warning| journal::warn(&self.record.container, warning));
         others.extend(injected);
@@ -319,24 +341,57 @@ impl Making<'_> {
         Ok(())
     }
 
-    fn passthrough(&mut self, init: Init, bundle: &Bundle, device: &config::Device) -> Result<(), Failure> {
+    fn passthrough(
+        &mut self,
+        init: Init,
+        bundle: &Bundle,
+        device: &config::Device,
+        objects: Option<Rdma>,
+    ) -> Result<(), Failure> {
         let mut nodes = Vec::new();
         for path in &device.nodes {
             let node = inject::open_node(path)?;
             let found = rustix::fs::fstat(&node).during(Code::Device, || path.display().to_string())?.st_rdev;
             nodes.push((path.clone(), node, rustix::fs::major(found), rustix::fs::minor(found)));
         }
+        let numbers: Vec<_> = nodes.iter().map(|(.., major, minor)| (*major, *minor)).collect();
+        let of_node = |(major, minor): &(u32, u32)| card::of_node(Path::new(card::SYS), *major, *minor);
+        let cards: BTreeSet<_> = numbers.iter().filter_map(of_node).collect();
+        if objects.is_some() && cards.is_empty() {
+            let message = format!(
+                "device {} has rdma-cgroup = true, and none of its nodes is for a card's verbs, such as /dev/infiniband/uverbs0",
+                device.name
+            );
+            return Err(Failure::new(Code::Device, message));
+        }
         let forbidden = nodes.iter().filter(|(_, _, major, minor)| !bundle.allows_device(*major, *minor));
         let forbidden: Vec<_> = forbidden.map(|(_, _, major, minor)| (*major, *minor)).collect();
         // What is in linux.devices the runtime has made already, as ringfence-runtime and CDI have it do.
         nodes.retain(|(path, _, major, minor)| !bundle.has_device(path, *major, *minor));
         let nodes: Vec<_> = nodes.into_iter().map(|(path, node, ..)| (path, node)).collect();
-        self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes)?)?;
+        let only = self.config.inject.sysfs.then(|| Tree::new([]));
+        let only = only.transpose().during(Code::Injection, || "cannot make a tmpfs for what /sys shows".into())?;
+        let only = only.map(|tree| (tree, card::entries(Path::new(card::SYS), &numbers)));
+        let injected = self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes, only)?)?;
+        if !injected.is_empty() {
+            injected.iter().for_each(|warning| journal::warn(&self.record.container, warning));
+            self.record.warnings = injected;
+            self.save()?;
+        }
         forbidden.into_iter().try_for_each(|(major, minor)| {
-            let allowed = cgroup::allow_device(init.process.pid, major, minor);
+            let allowed = device_filter::grant_for_good(init.process.pid, major, minor);
             match allowed.during(Code::Injection, || format!("device {major}:{minor} in the container's cgroup"))? {
                 true => Ok(()),
-                false => Err(Failure::new(Code::Injection, NO_DEVICES_CONTROLLER)),
+                false => Err(Failure::new(Code::Injection, NO_CGROUP)),
+            }
+        })?;
+        // Last: kernels are known that look at limits of a cgroup that is gone, as that of a container is which fails.
+        cards.iter().try_for_each(|card| {
+            let Some(limits) = objects else { return Ok(()) };
+            let limited = cgroup::limit_rdma(init.process.pid, card, limits);
+            match limited.during(Code::Injection, || format!("{:?} in rdma.max", limits.line(card)))? {
+                true => Ok(()),
+                false => Err(Failure::new(Code::Injection, NO_RDMA_CONTROLLER)),
             }
         })
     }

@@ -3,16 +3,19 @@
 //! The runtime's and systemd's programs of a container's cgroup are replaced, each by one that lets one device be read and
 //! written, and then is the program that was there, instruction by instruction. It must be one of plain arithmetic, as theirs are.
 //! (To call it instead, by an array of programs, would not do: the kernel empties that when nobody has it open.) Whoever attaches
-//! a new one later, as runc does on `docker update` and systemd when it is reloaded, has the last word.
+//! a new one later, as runc does on `docker update`, has the last word. So has systemd when it is reloaded, unless it was told
+//! ([`grant_for_good`]).
 
 #![allow(unsafe_code)]
 // UNSAFETY: bpf(2); each call's attributes are plain numbers, and addresses of buffers that outlive the call.
 
-use crate::cgroup;
+use crate::cgroup::{self, Membership};
+use crate::systemd;
 use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// Of `enum bpf_cmd`, `enum bpf_prog_type` and `enum bpf_attach_type` in `<linux/bpf.h>`.
 const PROG_LOAD: i32 = 5;
@@ -26,13 +29,49 @@ const CGROUP_DEVICE: u64 = 6;
 const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
 
+/// How often, and after how long, a cgroup is looked at again whose programs change meanwhile.
+const RETRIES: u32 = 50;
+const RETRY: Duration = Duration::from_millis(10);
+
 /// The most programs of one cgroup; the kernel has no more.
 const MAX_PROGRAMS: usize = 64;
 /// The longest program that is taken over, in instructions; runtimes' have some ten for each rule.
 const MAX_LENGTH: usize = 1 << 16;
 
-/// Lets the container of `pid` read and write the character device `major:minor`, whatever programs there are; `false` if its
+/// Lets the container of `pid` read and write the character device `major:minor`, with either version of cgroups; `false` if its
 /// cgroup cannot be seen.
+pub fn grant(pid: i32, major: u32, minor: u32) -> io::Result<bool> {
+    let (theirs, ours) = (cgroup::of(pid)?, cgroup::of(std::process::id() as i32)?);
+    let decides = theirs.iter().find(|membership| membership.controls("devices"));
+    let decides = decides.or_else(|| theirs.iter().find(|membership| membership.controllers.is_empty()));
+    // One that it has in common with its runtime is none of its own, and restricts no container.
+    if decides.is_some_and(|own| own.is_root || ours.iter().any(|runtimes| runtimes.directory == own.directory)) {
+        return Ok(true);
+    }
+    Ok(cgroup::allow_device(pid, major, minor)? || allow(pid, major, minor)?)
+}
+
+/// As [`grant`], and so that it lasts where systemd has the container in a scope.
+pub fn grant_for_good(pid: i32, major: u32, minor: u32) -> io::Result<bool> {
+    // First, because it attaches a program of its own, which is then one of those that are replaced.
+    if systemd::runs()
+        && let Some(scope) = scope(&cgroup::of(pid)?, pid)
+    {
+        systemd::allow_device(&scope, major, minor)?;
+    }
+    grant(pid, major, minor)
+}
+
+/// The scope of the container of `pid`; crun has it in a cgroup below.
+fn scope(memberships: &[Membership], pid: i32) -> Option<String> {
+    let decides = memberships.iter().find(|membership| membership.controls("devices"));
+    let decides = decides.or_else(|| memberships.iter().find(|membership| membership.controllers.is_empty()))?;
+    let directory = Some(decides).filter(|own| own.holds(pid))?.directory.as_path();
+    let scope = directory.ancestors().take(2).find(|path| path.extension().is_some_and(|kind| kind == "scope"))?;
+    Some(scope.file_name()?.to_str()?.to_owned())
+}
+
+/// As [`grant`] with version 2, whatever programs there are.
 pub fn allow(pid: i32, major: u32, minor: u32) -> io::Result<bool> {
     let memberships = cgroup::of(pid)?;
     let Some(own) = memberships.iter().find(|membership| membership.controllers.is_empty() && membership.holds(pid))
@@ -47,6 +86,17 @@ pub fn allow(pid: i32, major: u32, minor: u32) -> io::Result<bool> {
 }
 
 fn allow_in(directory: &Path, major: u32, minor: u32) -> io::Result<()> {
+    // A program that is listed may be gone a moment later: systemd attaches its own anew when it has something to apply.
+    for _ in 0..RETRIES {
+        match replace_in(directory, major, minor) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => std::thread::sleep(RETRY),
+            result => return result,
+        }
+    }
+    replace_in(directory, major, minor)
+}
+
+fn replace_in(directory: &Path, major: u32, minor: u32) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = rustix::fs::open(directory, flags, Mode::empty())?;
     let mut ids = [0_u32; MAX_PROGRAMS];
@@ -152,6 +202,22 @@ fn bpf(command: i32, attributes: &mut [u64]) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_scope_is_that_of_the_container_or_above() {
+        let own = std::process::id() as i32;
+        let directory = tempfile::tempdir().unwrap();
+        let found = |path: &str| {
+            let directory = directory.path().join(path);
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(directory.join("cgroup.procs"), format!("{own}\n")).unwrap();
+            scope(&[Membership { controllers: Vec::new(), directory, is_root: false }], own)
+        };
+        assert_eq!(found("a.slice/c1.scope").as_deref(), Some("c1.scope"));
+        assert_eq!(found("a.slice/c2.scope/container").as_deref(), Some("c2.scope"));
+        assert_eq!(found("a.slice/c3.scope/x/y"), None);
+        assert_eq!(found("c4"), None);
+    }
 
     #[test]
     fn programs_that_do_more_than_compute_are_known() {

@@ -13,6 +13,7 @@ pub use sysfs::Shown;
 
 use crate::failure::{Code, During, Failure};
 use crate::mountinfo::Mountinfo;
+use crate::rdma_cm;
 use crate::record::MountPoint;
 use crate::rootfs::{Error, Kind, Place};
 use crate::session::Session;
@@ -44,8 +45,16 @@ pub struct Container {
 pub enum Sources {
     /// For a proxy.
     Proxied(Box<Proxied>),
-    /// Device nodes, by their path under `/dev`.
-    Passthrough(Vec<(String, OwnedFd)>),
+    /// For mode passthrough.
+    Passthrough(Passthrough),
+}
+
+/// Device nodes, and what `/sys` shows of their cards.
+pub struct Passthrough {
+    /// By their path under `/dev`.
+    nodes: Vec<(String, OwnedFd)>,
+    /// An empty file system for it, and what is to be seen, each with its class; if others are to be hidden.
+    only: Option<(Tree, Vec<(String, String)>)>,
 }
 
 /// The sources for a proxy.
@@ -59,35 +68,52 @@ pub struct Proxied {
     userfaultfd: Option<OwnedFd>,
     /// What `/sys` shows.
     shown: Option<Shown>,
+    /// The node of the kernel's connection manager.
+    rdma_cm: Option<OwnedFd>,
+}
+
+/// Device nodes that a container with a proxy may have.
+#[derive(Clone, Copy, Default)]
+pub struct Nodes<'a> {
+    /// That of `/dev/userfaultfd`.
+    pub userfaultfd: Option<&'a OwnedFd>,
+    /// That of the kernel's connection manager.
+    pub rdma_cm: Option<&'a OwnedFd>,
 }
 
 /// Notes a mount point that is about to be made in the container's root file system.
 pub type Note<'a> = &'a mut dyn FnMut(MountPoint) -> io::Result<()>;
 
 impl Sources {
-    /// What a proxied container gets, with the node of `/dev/userfaultfd` or without, with the device in `/sys` or without.
+    /// What a proxied container gets, with these nodes, and with the device in `/sys` or without.
     pub fn proxied(
         session: &Session,
         config: &crate::config::Inject,
-        userfaultfd: Option<&OwnedFd>,
+        nodes: Nodes<'_>,
         tree: Option<Tree>,
     ) -> Result<Self, Failure> {
         let own = |what: &str| format!("cannot prepare {what} of {}", session.path().display());
         let socket = clone(&session.mount, sys::NO_EXEC).during(Code::Injection, || own("mount"))?;
         let directory = clone(&session.library, 0).during(Code::Injection, || own("library"))?;
         let writable = session.library.try_clone().during(Code::Injection, || own("library"))?;
-        let userfaultfd = userfaultfd.map(|node| device(node).during(Code::Injection, || own("userfaultfd")));
+        let prepare = |node: Option<&OwnedFd>, name: &str| {
+            node.map(|node| device(node).during(Code::Injection, || own(name))).transpose()
+        };
         Ok(Self::Proxied(Box::new(Proxied {
             socket: (socket, config.directory_name().to_owned()),
             directory: (directory, writable),
             library: library(&config.library)?,
-            userfaultfd: userfaultfd.transpose()?,
+            userfaultfd: prepare(nodes.userfaultfd, "userfaultfd")?,
+            rdma_cm: prepare(nodes.rdma_cm, rdma_cm::NAME)?,
             shown: tree.map(|tree| Shown::new(tree, config.has_node())).transpose()?,
         })))
     }
 
-    /// The device nodes `nodes`.
-    pub fn passthrough(nodes: &[(PathBuf, OwnedFd)]) -> Result<Self, Failure> {
+    /// The device nodes `nodes`; and of all cards in `/sys` what `only` says.
+    pub fn passthrough(
+        nodes: &[(PathBuf, OwnedFd)],
+        only: Option<(Tree, Vec<(String, String)>)>,
+    ) -> Result<Self, Failure> {
         let trees = nodes.iter().map(|(path, node)| {
             let name = path.strip_prefix("/dev").ok().and_then(Path::to_str).ok_or_else(|| {
                 Failure::new(Code::Config, format!("device node {} is not a path under /dev", path.display()))
@@ -96,7 +122,8 @@ impl Sources {
                 device(node).during(Code::Injection, || format!("cannot prepare device node {}", path.display()))?;
             Ok((name.to_owned(), tree))
         });
-        trees.collect::<Result<_, Failure>>().map(Self::Passthrough)
+        let nodes = trees.collect::<Result<_, Failure>>()?;
+        Ok(Self::Passthrough(Passthrough { nodes, only }))
     }
 }
 
@@ -167,7 +194,7 @@ pub fn inject(container: &Container, sources: Sources, note: Note<'_>) -> Result
     let mut injection = Injection { root, host_devices, dev_tmpfs: None, shares_mounts: container.shares_mounts, note };
     match sources {
         Sources::Proxied(sources) => injection.proxied(*sources, &container.library_path),
-        Sources::Passthrough(nodes) => injection.passthrough(nodes).map(|()| Vec::new()),
+        Sources::Passthrough(sources) => injection.passthrough(sources),
     }
 }
 
@@ -205,9 +232,9 @@ struct Injection<'a> {
 }
 
 impl Injection<'_> {
-    fn passthrough(&mut self, nodes: Vec<(String, OwnedFd)>) -> Result<(), Failure> {
+    fn passthrough(&mut self, sources: Passthrough) -> Result<Vec<String>, Failure> {
         let dev = self.dev()?;
-        for (path, tree) in nodes {
+        for (path, tree) in sources.nodes {
             let (parents, name) = path.rsplit_once('/').map_or((None, path.as_str()), |(a, b)| (Some(a), b));
             let mut directory = None;
             for parent in parents.into_iter().flat_map(|parents| parents.split('/')) {
@@ -217,7 +244,8 @@ impl Injection<'_> {
             let place = self.file(directory, name)?;
             self.attach(&place, &tree)?;
         }
-        Ok(())
+        let why = sources.only.map_or(Ok(None), |(tree, seen)| self.only(&dev, &tree, &seen))?;
+        Ok(why.into_iter().collect())
     }
 
     /// `/dev`, if something may be created there: in a tmpfs that the runtime mounted for this container, or in the root file

@@ -14,6 +14,7 @@ pub mod fuzzing;
 pub mod identity;
 pub mod policy;
 pub mod preload_file;
+pub mod rdma_cm;
 pub mod state;
 pub mod uids;
 pub mod units;

@@ -9,6 +9,7 @@ mod tests;
 use crate::annotations::{Choice, DEFAULT_POLICY, Mode, PREFIX, Request, shorten};
 use crate::config::{Config, Device};
 use crate::identity::Namespace;
+use crate::state::Rdma;
 use ringfence_launch::{Class, Limits};
 use settings::source;
 use tables::Effective;
@@ -61,6 +62,8 @@ pub enum Grant<'a> {
 pub struct Resolution<'a> {
     /// What the container gets.
     pub grant: Grant<'a>,
+    /// What the kernel's rdma controller is to hold a container to that has the device's nodes, if it is to.
+    pub objects: Option<Rdma>,
     /// The policy's name.
     pub policy: String,
     /// Every value that holds, in the order of [`KEYS`](crate::annotations::KEYS).
@@ -73,6 +76,7 @@ pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config)
     let mut settings = vec![policy];
     let (mode, setting) = mode(request, effective)?;
     settings.push(setting);
+    let mut objects = None;
     let grant = match mode {
         Mode::Proxied => {
             let device = device(request, config, mode)?;
@@ -87,11 +91,23 @@ pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config)
             }
             let device = device(request, config, mode)?;
             settings.push(device.1);
+            if device.0.rdma_cgroup {
+                objects = Some(rdma(&settings::limits(request, effective, &mut Vec::new())?));
+            }
             Grant::Passthrough(device.0)
         }
         Mode::Exclusive => return Err(Refusal::NotOffered),
     };
-    Ok(Resolution { grant, policy: settings[0].value.clone(), settings })
+    Ok(Resolution { grant, objects, policy: settings[0].value.clone(), settings })
+}
+
+/// What the rdma controller can keep of `limits`: it counts contexts, and all other objects as one number. No program needs more
+/// contexts, nor more protection domains, than it has queue pairs.
+fn rdma(limits: &Limits) -> Rdma {
+    let objects = [limits.max_qp, limits.max_qp, limits.max_cq, limits.max_mr];
+    // The kernel's numbers are an `int`'s.
+    let sum = objects.iter().fold(0_u32, |sum, count| sum.saturating_add(*count)).min(i32::MAX as u32);
+    Rdma { hca_handles: Some(limits.max_qp.min(i32::MAX as u32)), hca_objects: Some(sum) }
 }
 
 /// Refuses what the container asks for and what would change nothing. The administrator's defaults are for all devices.

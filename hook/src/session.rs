@@ -32,8 +32,6 @@ pub const LIBRARY: &str = "libibverbs.so.1";
 const DEVELOPERS: &str = "libibverbs.so";
 /// The socket's name in the container.
 const SOCKET: &str = "verbs.sock";
-/// The device node's name on the host.
-const NODE: &str = "userfaultfd";
 /// The proxy's orders' name on the host.
 const LAUNCH: &str = "launch.json";
 
@@ -128,11 +126,11 @@ impl Session {
     }
 
     /// A node for the character device `major:minor` that everybody may open, whatever the host's own has for its mode.
-    pub fn make_node(&self, major: u32, minor: u32) -> io::Result<OwnedFd> {
+    pub fn make_node(&self, name: &str, major: u32, minor: u32) -> io::Result<OwnedFd> {
         let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(&self.directory, NODE, FileType::CharacterDevice, mode, rustix::fs::makedev(major, minor))?;
+        rustix::fs::mknodat(&self.directory, name, FileType::CharacterDevice, mode, rustix::fs::makedev(major, minor))?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.directory, NODE, flags, Mode::empty())?)
+        Ok(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?)
     }
 }
 

@@ -11,6 +11,7 @@
 //! nothing/                  over what shows other devices
 //! dev/                      over /dev/infiniband
 //! dev/uverbs0               under the host's /dev/full, which nobody can open there; not in every container
+//! dev/rdma_cm               under a node that can be opened; in few containers
 //! ```
 
 use crate::inject::clone;
@@ -40,15 +41,15 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Makes it, with the directories that are known; with a place for the device's node, or without.
-    pub fn new(with_node: bool) -> io::Result<Self> {
+    /// Makes it, with the directories that are known, and places for `nodes`.
+    pub fn new(nodes: impl IntoIterator<Item = &'static str>) -> io::Result<Self> {
         let tree = Self { mount: new_mount("tmpfs", &LIMITS)? };
         let mode = Mode::from_raw_mode(0o755);
         for directory in [CLASSES, &format!("{CLASSES}/{DEVICES}"), &format!("{CLASSES}/{VERBS}"), NOTHING, DEV] {
             rustix::fs::mkdirat(&tree.mount, directory, mode)?;
         }
-        if with_node {
-            session::create(&tree.mount, &format!("{DEV}/{NODE}"), 0o444)?;
+        for node in nodes {
+            session::create(&tree.mount, &format!("{DEV}/{node}"), 0o444)?;
         }
         Ok(tree)
     }
@@ -92,6 +93,11 @@ impl Views<'_> {
             DEVICES | VERBS => self.view(&format!("{CLASSES}/{name}")),
             _ => self.nothing(),
         }
+    }
+
+    /// One class, whatever has been made of it.
+    pub fn made(&self, name: &str) -> io::Result<OwnedFd> {
+        self.view(&format!("{CLASSES}/{name}"))
     }
 
     /// An empty directory.

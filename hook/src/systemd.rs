@@ -99,6 +99,46 @@ impl Scope {
     }
 }
 
+/// The arguments of `busctl` by which a scope may read and write the character device `major:minor`.
+fn allow_arguments(scope: &str, major: u32, minor: u32) -> Vec<String> {
+    let device = format!("/dev/char/{major}:{minor}");
+    [
+        "--system",
+        "--timeout=10",
+        "--quiet",
+        "call",
+        "org.freedesktop.systemd1",
+        "/org/freedesktop/systemd1",
+        "org.freedesktop.systemd1.Manager",
+        "SetUnitProperties",
+        "sba(sv)",
+        scope,
+        "true",
+        "1",
+        "DeviceAllow",
+        "a(ss)",
+        "1",
+        &device,
+        "rw",
+    ]
+    .into_iter()
+    .map(str::to_owned)
+    .collect()
+}
+
+/// Has systemd know that the container of the scope `scope` may read and write the character device `major:minor`: it applies what it
+/// knows whenever it reads its units anew.
+pub fn allow_device(scope: &str, major: u32, minor: u32) -> io::Result<()> {
+    let mut command = Command::new(BUSCTL);
+    command.args(allow_arguments(scope, major, minor)).env_clear().current_dir("/").stdin(Stdio::null());
+    let output = command.output().map_err(|error| io::Error::new(error.kind(), format!("{BUSCTL}: {error}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("").trim().to_owned();
+    Err(io::Error::other(format!("systemd does not allow it for {scope}: {said}")))
+}
+
 /// The properties of `cpu` (`systemd.resource-control(5)`).
 ///
 /// A quota holds from the proxy's start on, other than in directories: to set it later, another request would be waited for.
@@ -204,6 +244,13 @@ mod tests {
         assert_eq!(arguments.join(" "), expected);
         let bare = Scope { before: None, ..scope() }.arguments(1, &Limits::default());
         assert!(bare.contains(&"5".to_owned()) && !bare.contains(&"MemoryMax".to_owned()), "{bare:?}");
+    }
+
+    #[test]
+    fn devices_are_allowed_by_their_numbers() {
+        let expected = "--system --timeout=10 --quiet call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
+            org.freedesktop.systemd1.Manager SetUnitProperties sba(sv) rf-c1.scope true 1 DeviceAllow a(ss) 1 /dev/char/10:59 rw";
+        assert_eq!(allow_arguments("rf-c1.scope", 10, 59).join(" "), expected);
     }
 
     #[test]

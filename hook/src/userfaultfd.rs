@@ -13,7 +13,6 @@ use crate::rootless;
 use crate::session::Session;
 use crate::state::Bundle;
 use rustix::fs::{FileType, major, minor};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -65,12 +64,12 @@ pub(crate) fn grant(session: &Session, config: &Inject, bundle: &Bundle, pid: i3
     let Some(host) = config.userfaultfd() else { return none(None) };
     let is_rootless = rootless::user().is_some();
     let is_allowed = bundle.allows_device(host.major, host.minor) || is_rootless;
-    match if is_allowed { Ok(true) } else { allow(pid, host) } {
+    match if is_allowed { Ok(true) } else { device_filter::grant(pid, host.major, host.minor) } {
         Ok(true) => {}
-        Ok(false) => return none(Some(NOT_ALLOWED.into())),
+        Ok(false) => return none(Some(cgroup::unseen(PATH))),
         Err(error) => return none(Some(format!("no {PATH}: the container's cgroup does not allow it: {error}"))),
     }
-    let node = match session.make_node(host.major, host.minor) {
+    let node = match session.make_node("userfaultfd", host.major, host.minor) {
         // Without root there are no nodes but the host's, with its mode. `ringfence doctor` tells of that, once.
         Err(_) if is_rootless && !host.is_open => return none(None),
         Err(_) if is_rootless => open_node(Path::new(PATH)).map(Some)?,
@@ -79,19 +78,3 @@ pub(crate) fn grant(session: &Session, config: &Inject, bundle: &Bundle, pid: i3
     };
     Ok(Granted { node, warning: None })
 }
-
-/// Has the container's cgroup allow it; `false` if that cannot be seen.
-fn allow(pid: i32, host: Host) -> io::Result<bool> {
-    let (theirs, ours) = (cgroup::of(pid)?, cgroup::of(std::process::id() as i32)?);
-    let decides = theirs.iter().find(|membership| membership.controls("devices"));
-    let decides = decides.or_else(|| theirs.iter().find(|membership| membership.controllers.is_empty()));
-    // One that it has in common with its runtime is none of its own, and restricts no container.
-    if decides.is_some_and(|own| own.is_root || ours.iter().any(|runtimes| runtimes.directory == own.directory)) {
-        return Ok(true);
-    }
-    Ok(cgroup::allow_device(pid, host.major, host.minor)? || device_filter::allow(pid, host.major, host.minor)?)
-}
-
-/// Where the hook sees none of the container's cgroups.
-const NOT_ALLOWED: &str = "no /dev/userfaultfd: the container's cgroup cannot be seen from the hook; use --runtime ringfence, or \
-     --device /dev/userfaultfd";

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             test("a_policy_that_grants_more_than_the_card_has", beyond_the_card),
             test("a_gid_index_that_the_container_has_not", no_such_gid),
             test("a_card_is_described", described),
+            test("what_the_kernel_says_of_the_card_is_told_in_the_containers_terms", kernels_terms),
         ];
         Ok(trials)
     })
@@ -122,5 +123,20 @@ fn described() -> Result<()> {
     let refused = describe("mlx5_9")?;
     let said = String::from_utf8_lossy(&refused.stderr);
     ensure!(!refused.status.success() && said.contains("no RDMA device has the name mlx5_9: there is test0"), "{said}");
+    Ok(())
+}
+
+fn kernels_terms() -> Result<()> {
+    let node = with_provider()?;
+    let proxy = node.proxy(Limits::default())?;
+    let found = Running::start(proxy.command(&client::compile("card_index", &[])?)?)?.wait(LIMIT)?.success()?;
+    // The card's table has something at each odd index, first of somebody else: the container's own begin at 3.
+    let mut words = found.split_whitespace();
+    let mut expect = |words_of: &[&str]| words_of.iter().all(|expected| words.next() == Some(expected));
+    ensure!(expect(&["40:", "255", "255", "255", "0", "255"]), "{found}");
+    // Whether there is a second address depends on the machine.
+    let second = found.split_whitespace().nth(6).unwrap_or_default();
+    ensure!(["1", "255"].contains(&second), "{found}");
+    ensure!(found.split_whitespace().skip(7).eq(["7", "255"]), "{found}");
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! What a container gets: the one place that asks the hook's policy.
 
 use crate::edit::{Facts, Node, Nodes};
+use ringfence_hook::card::SYS;
 use ringfence_hook::config::{Config, Device};
 use ringfence_hook::identity::Namespace;
 use ringfence_hook::policy::Grant;
-use ringfence_hook::{Code, Failure, annotations, config, policy};
+use ringfence_hook::{Code, Failure, annotations, config, policy, rdma_cm};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -21,10 +22,14 @@ pub fn nodes(
     let config = config.as_ref().map_err(|error| Failure::new(Code::Config, error.to_string()))?;
     let namespace = Namespace::of(&facts.annotations, bundle);
     match policy::resolve(&request, &namespace, config)?.grant {
-        // The hook brings the node itself, with a mode of its own. To open it is for the runtime to allow, with cgroup version 2.
-        Grant::Proxied(..) => {
-            let node = config.inject.userfaultfd().map(|host| (host.major, host.minor));
-            Ok(Some(Nodes { made: Vec::new(), allowed: node.into_iter().collect() }))
+        // The hook brings the nodes itself, with a mode of its own. To open them is for the runtime to allow, with cgroup version 2.
+        Grant::Proxied(device, _) => {
+            let mut allowed: Vec<_> =
+                config.inject.userfaultfd().map(|host| (host.major, host.minor)).into_iter().collect();
+            // Why there is none is for the hook to say.
+            let manager = rdma_cm::Host::of(Path::new(SYS), device).ok().flatten();
+            allowed.extend(manager.map(|host| (host.major, host.minor)));
+            Ok(Some(Nodes { made: Vec::new(), allowed }))
         }
         Grant::Passthrough(device) => nodes_of(device).map(|made| Some(Nodes { made, allowed: Vec::new() })),
     }

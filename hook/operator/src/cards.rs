@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use ringfence_hook::annotations::Mode;
 use ringfence_hook::card::{Card, Port, SYS};
 use ringfence_hook::config::{Config, Device, Kind};
+use ringfence_hook::rdma_cm;
 use ringfence_hook::units::show_size;
 use ringfence_launch::card::{DESCRIBE, Description};
 use serde::Serialize;
@@ -61,6 +62,7 @@ fn of(config: &Config, device: &Device) -> Shown {
     let card = Card::find(Path::new(SYS), &device.name).map_err(|missing| problems.push(missing.to_string())).ok();
     let modes = [Mode::Proxied, Mode::Passthrough].into_iter();
     let modes: Vec<Mode> = modes.filter(|mode| device.serves(*mode) && config.policy.allows(*mode)).collect();
+    problems.extend(rdma_cm::Host::of(Path::new(SYS), device).err().map(|missing| missing.to_string()));
     problems.extend(card.iter().flat_map(Card::complaints).map(|complaint| complaint.to_string()));
     let mut grants = None;
     if modes.contains(&Mode::Proxied) {

@@ -3,11 +3,11 @@
 use anyhow::Result;
 use ringfence_hook::Failure;
 use ringfence_hook::annotations::{self, PREFIX};
-use ringfence_hook::config::{self, Config};
+use ringfence_hook::config::{self, Config, Device};
 use ringfence_hook::identity::{Identity, Namespace};
 use ringfence_hook::policy::{self, Grant, Origin, Resolution, Setting};
 use ringfence_hook::state::Annotations;
-use ringfence_hook::{preload_file, userfaultfd};
+use ringfence_hook::{preload_file, rdma_cm, userfaultfd};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -112,7 +112,7 @@ fn decide(facts: &Facts, load: impl FnOnce() -> Result<Config, config::Error>) -
     let config = load()?;
     let Resolution { grant, settings, .. } = policy::resolve(&request, &facts.namespace, &config)?;
     let (device, mounts) = match grant {
-        Grant::Proxied(device, _) => (device, proxied(&config)),
+        Grant::Proxied(device, _) => (device, proxied(&config, device)),
         Grant::Passthrough(device) => (device, device.nodes.iter().map(|node| passed(node.clone())).collect()),
     };
     let enabled_by = match enable(&facts.annotations, &identity) {
@@ -137,7 +137,7 @@ impl From<Setting> for Value {
 /// Where programs read of a device beside verbs.
 const SHOWN: [&str; 3] = ["/sys/class/infiniband", "/sys/class/infiniband_verbs", "/dev/infiniband"];
 
-fn proxied(config: &Config) -> Vec<Mount> {
+fn proxied(config: &Config, device: &Device) -> Vec<Mount> {
     let directory = &config.inject.container_dir;
     let own = config.run_dir.join("containers").join("ID");
     let mount = |destination: PathBuf, source: String| Mount { destination, source, read_only: true };
@@ -163,6 +163,9 @@ fn proxied(config: &Config) -> Vec<Mount> {
     }
     if config.inject.userfaultfd().is_some() {
         mounts.push(passed(userfaultfd::PATH.into()));
+    }
+    if device.rdma_cm {
+        mounts.push(passed(rdma_cm::PATH.into()));
     }
     mounts
 }

@@ -111,6 +111,16 @@ impl Device {
                     "device {name}: gids is for kind = \"ibverbs\" only: a soft device has those of its container's addresses"
                 ));
             }
+            Kind::Soft if self.rdma_cm => {
+                return Err(format!(
+                    "device {name}: rdma-cm is for kind = \"ibverbs\" only: the kernel knows nothing of a soft device"
+                ));
+            }
+            _ if self.rdma_cgroup && self.nodes.is_empty() => {
+                return Err(format!(
+                    "device {name}: rdma-cgroup is for containers that have its nodes (mode=passthrough), and it has none"
+                ));
+            }
             Kind::Ibverbs if self.gids == Gids::List(Vec::new()) => {
                 return Err(format!(
                     "device {name}: gids = [] names no address; \"namespace\", \"host\" or some of the host's addresses are meant"

@@ -47,6 +47,8 @@ const ALL: &str = r#"
             kind = "ibverbs"
             nodes = ["/dev/infiniband/uverbs0"]
             gids = ["10.9.1.1", "fd00::1"]
+            rdma-cm = true
+            rdma-cgroup = true
             [policy.defaults]
             bandwidth = "1Gbit"
             weight = 100
@@ -89,6 +91,7 @@ fn every_key_is_read() {
     assert!(!config.inject.userfaultfd && !config.inject.sysfs && config.inject.has_node());
     assert_eq!(config.devices[0].link, Some(25_000_000_000));
     assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
+    assert!(config.devices[1].rdma_cm && config.devices[1].rdma_cgroup);
     assert_eq!(config.policy.defaults.class, Some(Class::Bulk));
     assert_eq!(config.policy.bounds.modes, Some(vec![Mode::Proxied, Mode::Passthrough]));
     assert_eq!(config.policy.bounds.max_mr_bytes, Some(4 << 30));
@@ -133,6 +136,8 @@ fn mistakes_are_named() {
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\n[[device]]\nname = \"a\"\nkind = \"soft\"", "given twice"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\n[[device]]\nname = \"a\"\nkind = \"soft\"", "given twice"),
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\ngids = \"host\"", "gids is for kind = \"ibverbs\" only"),
+        ("[[device]]\nname = \"a\"\nkind = \"soft\"\nrdma-cm = true", "rdma-cm is for kind = \"ibverbs\" only"),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nrdma-cgroup = true", "and it has none"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = []", "gids = [] names no address"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = [\"eth0\"]", "line 4: gids: "),
         (

@@ -15,6 +15,7 @@ use crate::mountinfo::descriptor_path;
 use crate::nothing;
 use crate::overlay::Overlay;
 use crate::preload_file::{self, DIRECTORY, MAX_BYTES, PLATFORMS, PLATFORMS_I386};
+use crate::rdma_cm;
 use crate::rootfs::{Error, Kind, Place};
 use crate::session::{self, LIBRARY};
 use crate::sys;
@@ -76,12 +77,18 @@ impl Injection<'_> {
             let attached = attached.and_then(|tree| self.attach(place, &tree).map_err(|failure| failure.message));
             warnings.extend(attached.err().map(|why| left_alone(place, &why)));
         }
-        if let Some(shown) = &sources.shown {
-            warnings.extend(self.sysfs(&dev, &socket, shown)?);
+        let rdma_cm = sources.rdma_cm.as_ref();
+        match (&sources.shown, rdma_cm) {
+            (Some(shown), _) => warnings.extend(self.sysfs(&dev, &socket, shown, rdma_cm)?),
+            (None, Some(node)) => {
+                let directory = self.directory(Some(&dev), "infiniband")?;
+                self.node(&directory, rdma_cm::NAME, node)?;
+            }
+            (None, None) => {}
         }
         self.attach(&socket, &sources.socket.0)?;
         if let Some(node) = &sources.userfaultfd {
-            self.userfaultfd(&dev, node)?;
+            self.node(&dev, "userfaultfd", node)?;
         }
         Ok(warnings)
     }
@@ -152,11 +159,10 @@ impl Injection<'_> {
         Ok((directory, files?))
     }
 
-    /// The node; over one that the runtime made, whose mode may be another.
-    fn userfaultfd(&mut self, dev: &Place, node: &OwnedFd) -> Result<(), Failure> {
-        const NAME: &str = "userfaultfd";
-        let place = match self.file(dev, NAME) {
-            Err(MakeError::Place(Error::WrongType { .. })) => dev.find(NAME, Kind::Device)?,
+    /// The node `name`; over one that the runtime made, whose mode may be another.
+    fn node(&mut self, directory: &Place, name: &str, node: &OwnedFd) -> Result<(), Failure> {
+        let place = match self.file(directory, name) {
+            Err(MakeError::Place(Error::WrongType { .. })) => directory.find(name, Kind::Device)?,
             result => Some(result?),
         };
         place.map_or(Ok(()), |place| self.attach(&place, node))

@@ -10,14 +10,16 @@
 use super::{Injection, clone, open_node};
 use crate::failure::{Code, During, Failure};
 use crate::mountinfo::Mountinfo;
+use crate::rdma_cm;
 use crate::rootfs::{Kind, Place};
+use crate::session;
 use crate::sys;
 use crate::sysfs::{NODE, Tree};
 use ringfence_proxy::sysfs::{DEVICES, PLACEHOLDER, VERBS};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -27,6 +29,8 @@ const SYSFS: i64 = 0x6265_6572;
 const MAX_CLASSES: usize = 1024;
 /// Devices of all classes of InfiniBand's that are hidden; what there is beyond that is hidden in the classes alone.
 const MAX_DEVICES: usize = 1024;
+/// Bytes of a class's file.
+const MAX_FILE: usize = 4096;
 /// Directories between `/sys` and a device.
 const MAX_DEPTH: usize = 32;
 
@@ -61,23 +65,38 @@ fn placeholder() -> Result<OwnedFd, Failure> {
 
 impl Injection<'_> {
     /// Attaches it. `scratch` is used for a moment. Answers why `/sys` shows nothing, if so: then the container has the verbs alone.
-    pub(super) fn sysfs(&mut self, dev: &Place, scratch: &Place, shown: &Shown) -> Result<Option<String>, Failure> {
+    ///
+    /// `rdma_cm`: a node that is to be beside it in `/dev/infiniband`.
+    pub(super) fn sysfs(
+        &mut self,
+        dev: &Place,
+        scratch: &Place,
+        shown: &Shown,
+        rdma_cm: Option<&OwnedFd>,
+    ) -> Result<Option<String>, Failure> {
         match self.kernels_own() {
-            Ok(sys) => self.show(Some(&sys), dev, scratch, shown).map(|()| None),
+            Ok(sys) => self.show(Some(&sys), dev, scratch, shown, rdma_cm).map(|()| None),
             Err(why) => {
-                self.show(None, dev, scratch, shown)?;
+                self.show(None, dev, scratch, shown, rdma_cm)?;
                 Ok(Some(format!("programs find no device in /sys/class: {why}")))
             }
         }
     }
 
     /// Attaches it to `sys`, if that can be, and to `/dev/infiniband`.
-    fn show(&mut self, sys: Option<&Sys>, dev: &Place, scratch: &Place, shown: &Shown) -> Result<(), Failure> {
+    fn show(
+        &mut self,
+        sys: Option<&Sys>,
+        dev: &Place,
+        scratch: &Place,
+        shown: &Shown,
+        rdma_cm: Option<&OwnedFd>,
+    ) -> Result<(), Failure> {
         let directory = self.directory(Some(dev), "infiniband")?;
         self.refuse_shared(&directory)?;
         self.refuse_shared(scratch)?;
         let what = || "cannot show the device in the container's /sys".into();
-        let holders = sys.map(Sys::holders).unwrap_or_default();
+        let holders = sys.map(|sys| sys.holders(&[])).unwrap_or_default();
         let mounts = shown.tree.views(scratch, |views| {
             let Some(sys) = sys else { return Ok((views.dev()?, Vec::new(), None)) };
             let mut over = Vec::new();
@@ -95,13 +114,51 @@ impl Injection<'_> {
         });
         let (nodes, over, classes) = mounts.during(Code::Injection, what)?;
         directory.attach(&nodes)?;
-        if let Some(node) = &shown.node {
-            put(node, &nodes, NODE).during(Code::Injection, what)?;
+        for (node, name) in [(shown.node.as_ref(), NODE), (rdma_cm, rdma_cm::NAME)] {
+            node.map_or(Ok(()), |node| put(node, &nodes, name)).during(Code::Injection, what)?;
         }
         over.iter().try_for_each(|(place, mount)| place.attach(mount))?;
         if let Some((sys, classes)) = sys.zip(classes) {
             sys.cover(&classes).during(Code::Injection, what)?;
         }
+        Ok(())
+    }
+
+    /// Has `/sys` show of all cards `seen` alone, each with its class; by `tree`, which is empty. `dev` is used for a moment. Answers why
+    /// it cannot, if so: then the others are seen, and cannot be opened.
+    pub(super) fn only(
+        &mut self,
+        dev: &Place,
+        tree: &Tree,
+        seen: &[(String, String)],
+    ) -> Result<Option<String>, Failure> {
+        let sys = match self.kernels_own() {
+            Ok(sys) => sys,
+            Err(why) => return Ok(Some(format!("other cards are seen in /sys/class: {why}"))),
+        };
+        self.only_of(&sys, dev, tree, seen).map(|()| None)
+    }
+
+    fn only_of(&mut self, sys: &Sys, dev: &Place, tree: &Tree, seen: &[(String, String)]) -> Result<(), Failure> {
+        if sys.theirs.is_empty() {
+            return Ok(());
+        }
+        let scratch = self.directory(Some(dev), "infiniband")?;
+        self.refuse_shared(&scratch)?;
+        let what = || "cannot hide other cards in the container's /sys".into();
+        sys.copy(tree, seen).during(Code::Injection, what)?;
+        let holders = sys.holders(seen);
+        let mounts = tree.views(&scratch, |views| {
+            let mut over = Vec::new();
+            for place in &holders {
+                over.push((place, views.nothing()?));
+            }
+            for (name, place) in &sys.theirs {
+                over.push((place, views.made(name)?));
+            }
+            Ok(over)
+        });
+        mounts.during(Code::Injection, what)?.iter().try_for_each(|(place, mount)| place.attach(mount))?;
         Ok(())
     }
 
@@ -166,14 +223,16 @@ impl Sys {
     }
 
     /// The directories of `/sys/devices` that hold devices of those classes, each once: who looks from a network interface or a
-    /// card finds them there.
-    fn holders(&self) -> Vec<Place> {
+    /// card finds them there. Not those that hold one of `kept`, each with its class.
+    fn holders(&self, kept: &[(String, String)]) -> Vec<Place> {
         let mut found = Vec::<(Place, (u64, u64))>::new();
+        let mut spared = Vec::new();
         for (class, directory) in &self.theirs {
             for device in directory.names(MAX_DEVICES).unwrap_or_default() {
                 let Ok(link) = rustix::fs::readlinkat(&directory.fd, device.as_str(), Vec::new()) else { continue };
                 let Some(place) = link.to_str().ok().and_then(|link| self.holder(link, class)) else { continue };
                 match place.inode() {
+                    Ok(inode) if kept.iter().any(|(of, name)| (of, name) == (class, &device)) => spared.push(inode),
                     Ok(inode) if found.len() < MAX_DEVICES && found.iter().all(|(_, other)| *other != inode) => {
                         found.push((place, inode));
                     }
@@ -181,7 +240,7 @@ impl Sys {
                 }
             }
         }
-        found.into_iter().map(|(place, _)| place).collect()
+        found.into_iter().filter(|(_, inode)| !spared.contains(inode)).map(|(place, _)| place).collect()
     }
 
     /// What holds the device to which `link` leads from the class `class`.
@@ -197,6 +256,29 @@ impl Sys {
             place = Some(place.as_ref().unwrap_or(&self.root).find(name, Kind::Directory).ok()??);
         }
         place.filter(|place| place.mount == self.root.mount)
+    }
+
+    /// Makes in `tree` what those classes have of `seen`, and their files, such as the version of an interface.
+    fn copy(&self, tree: &Tree, seen: &[(String, String)]) -> io::Result<()> {
+        let classes = tree.classes()?;
+        for (class, directory) in &self.theirs {
+            match rustix::fs::mkdirat(&classes, class.as_str(), Mode::from_raw_mode(0o755)) {
+                Err(Errno::EXIST) => {}
+                result => result?,
+            }
+            for name in directory.names(MAX_DEVICES)? {
+                let path = format!("{class}/{name}");
+                if let Ok(link) = rustix::fs::readlinkat(&directory.fd, name.as_str(), Vec::new()) {
+                    if seen.iter().any(|(of, card)| (of, card) == (class, &name)) {
+                        rustix::fs::symlinkat(link, &classes, path)?;
+                    }
+                } else if let Ok(Some(file)) = directory.find(&name, Kind::File) {
+                    let text = file.read(MAX_FILE)?;
+                    session::create(&classes, &path, 0o444)?.write_all(&text)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes a place for each of the other classes in `tree`.

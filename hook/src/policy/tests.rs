@@ -202,6 +202,25 @@ fn modes_and_devices() {
 }
 
 #[test]
+fn the_kernel_keeps_what_it_can_count_of_the_limits() {
+    let passthrough = Request { mode: Some(Mode::Passthrough), ..Request::default() };
+    let of = |more: &str, limits: &str, request: &Request| {
+        let config = config(&format!(
+            "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"/dev/infiniband/uverbs0\"]\n{more}\n\
+             [policy.defaults]\n{limits}\n[policy.bounds]\nmodes = [\"proxied\", \"passthrough\"]"
+        ));
+        resolve(request, &Namespace::None, &config).unwrap().objects
+    };
+    let limits = "max-qp = 3\nmax-cq = 5\nmax-mr = 7";
+    let expected = Rdma { hca_handles: Some(3), hca_objects: Some(18) };
+    assert_eq!(of("rdma-cgroup = true", limits, &passthrough), Some(expected));
+    assert_eq!(of("", limits, &passthrough), None);
+    assert_eq!(of("rdma-cgroup = true", limits, &Request::default()), None, "its proxy keeps them");
+    let most = Rdma { hca_handles: Some(i32::MAX as u32), hca_objects: Some(i32::MAX as u32) };
+    assert_eq!(of("rdma-cgroup = true", "max-qp = 4294967295", &passthrough), Some(most));
+}
+
+#[test]
 fn peers_are_the_administrators() {
     const PEERS: &str =
         "[policy.bounds]\npeers = [\"10.9.0.0/16\", \"fd00::/8\"]\n[policy.profiles.alone]\nbounds.peers = []\n";

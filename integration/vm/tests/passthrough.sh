@@ -1,15 +1,28 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh.
 # Verbs devices of the kernel's in containers, by mode passthrough: rxe over a dummy interface. Sourced by tests.sh.
 
+# With further lines of its [[device]] and behind it.
 passthrough() {
-    configuration <<'TOML'
+    configuration <<TOML
 [[device]]
 name = "rxe0"
 kind = "ibverbs"
 nodes = ["/dev/infiniband/uverbs0"]
+${1-}
 [policy.bounds]
 modes = ["proxied", "passthrough"]
 TOML
+}
+
+# A root that is the machine's own the hook refuses.
+native_root() {
+    mkdir -p /srv/native /run/empty
+    mount -t overlay -o lowerdir=/run/empty:/ overlay /srv/native
+}
+
+native() {
+    rootfs=/srv/native bundle c1 "$1" '.process.args = ["sleep", "infinity"] | .annotations["ringfence.dev/mode"] = "passthrough" |
+        .root.readonly = true'" | ${2-.}"
 }
 
 opens_rxe0() { "$@" ibv_devinfo -d rxe0 | grep PORT_ACTIVE; }
@@ -34,14 +47,11 @@ through_runtime() {
 through_wrapper() {
     local cgroup options
     passthrough
-    # A root that is the machine's own the hook refuses.
-    mkdir -p /srv/native /run/empty
-    mount -t overlay -o lowerdir=/run/empty:/ overlay /srv/native
+    native_root
     for cgroup in /test/c1 test.slice:rf:c1; do
         options=
         [ "$cgroup" = /test/c1 ] || options=--systemd-cgroup
-        rootfs=/srv/native bundle c1 "$cgroup" '.process.args = ["sleep", "infinity"] | .hooks = {} |
-            .annotations["ringfence.dev/mode"] = "passthrough" | .root.readonly = true'
+        native "$cgroup" '.hooks = {}'
         up "ringfence-runtime $options" c1
         opens_rxe0 runc exec c1
         systemctl daemon-reload
@@ -53,13 +63,54 @@ through_wrapper() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
-# By the hook alone version 2 has no way: the start is refused, with the way that there is.
+# The hook alone, which has systemd know of the node.
 through_hook() {
+    local runtime
     passthrough
-    bundle c1 test.slice:rf:c1 '.annotations["ringfence.dev/mode"] = "passthrough"'
-    if up "runc --systemd-cgroup" c1 >/tmp/said; then return 1; fi
-    cat /tmp/said
-    grep linux.resources.devices /tmp/said
+    native_root
+    for runtime in runc crun; do
+        native test.slice:rf:c1
+        up "$runtime --systemd-cgroup" c1
+        opens_rxe0 $runtime exec c1
+        systemctl daemon-reload
+        opens_rxe0 $runtime exec c1
+        down $runtime c1
+    done
+    umount /srv/native
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# Of the policy's limits the kernel keeps those of objects.
+limited_by_policy() {
+    local runtime directory script='
+import pyverbs.device, pyverbs.pd
+context = pyverbs.device.Context(name="rxe0")
+domains = []
+for _ in range(6):
+    try:
+        domains.append(pyverbs.pd.PD(context))
+    except Exception as error:
+        print(error)
+        break
+print(len(domains))'
+    passthrough $'rdma-cgroup = true\n[policy.defaults]\nmax-qp = 1\nmax-cq = 1\nmax-mr = 1'
+    native_root
+    for runtime in runc crun; do
+        native test.slice:rf:c1
+        up "$runtime --systemd-cgroup" c1
+        directory=$(cgroup "$($runtime state c1 | jq .pid)")
+        # crun has the container below its scope.
+        [ -e "$directory/rdma.max" ] || directory=${directory%/*}
+        grep 'rxe0 hca_handle=1 hca_object=4' "$directory/rdma.max"
+        $runtime exec c1 python3 -c "$script" >/tmp/said
+        cat /tmp/said
+        # The kernel answers EAGAIN.
+        grep "temporarily unavailable" /tmp/said
+        same "$(tail -n 1 /tmp/said)" 4 "protection domains"
+        echo 'rxe0 hca_handle=max hca_object=max' >"$directory/rdma.max"
+        down $runtime c1
+    done
+    umount /srv/native
     rm /etc/ringfence/conf.d/test.toml
 }
 
@@ -98,12 +149,17 @@ ip address add 10.9.0.1/24 dev rdma0
 ip link set rdma0 up
 rdma link add rxe0 type rxe netdev rdma0
 eventually test -c /dev/infiniband/uverbs0
-ringfence cdi generate >/dev/null
-check "passthrough: podman with ringfence-runtime" through_runtime --annotation ringfence.dev/enable=true
-check "passthrough: podman with ringfence-runtime and a CDI device" through_runtime --device ringfence.dev/rdma=default
-rm /etc/cdi/ringfence.json
-check "passthrough: runc by ringfence-runtime" through_wrapper
-check "passthrough: refused where only the hook is called" through_hook
-check "runc: limits of RDMA objects are the proxy's" rdma_limits
+if [ -n "${passthrough_more-}" ]; then
+    check "passthrough: by the hook alone" through_hook
+    check "passthrough: limits of objects by policy" limited_by_policy
+    rdma link delete rxe0
+else
+    ringfence cdi generate >/dev/null
+    check "passthrough: podman with ringfence-runtime" through_runtime --annotation ringfence.dev/enable=true
+    check "passthrough: podman with ringfence-runtime and a CDI device" through_runtime --device ringfence.dev/rdma=default
+    rm /etc/cdi/ringfence.json
+    check "passthrough: runc by ringfence-runtime" through_wrapper
+    check "runc: limits of RDMA objects are the proxy's" rdma_limits
+fi
 
 ip link delete rdma0

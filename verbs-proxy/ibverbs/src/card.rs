@@ -11,6 +11,7 @@ use crate::library::Library;
 use anyhow::{Context as _, Result, bail};
 use objects::Made;
 use ringfence_abi::*;
+use ringfence_protocol::control::NO_INDEX;
 use ringfence_protocol::verbs::EventType;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -69,6 +70,8 @@ pub struct About {
     pub node_type: u32,
     /// `enum ibv_transport_type`.
     pub transport: u32,
+    /// The kernel's number of it; [`NO_INDEX`] if libibverbs does not know.
+    pub index: u32,
     /// Its directory in `/sys/class/infiniband`.
     pub sysfs: PathBuf,
     /// Its character device, if there is one.
@@ -199,6 +202,8 @@ impl Card {
                 guid: (library.get_device_guid)(device),
                 node_type: (*device).node_type as u32,
                 transport: (*device).transport_type as u32,
+                // -1 where the kernel was not asked by netlink.
+                index: library.get_device_index.map_or(NO_INDEX, |index| index(device).cast_unsigned()),
                 sysfs: CStr::from_ptr((*device).ibdev_path.as_ptr()).to_string_lossy().into_owned().into(),
                 node: Some(node).filter(|node| node.exists()),
                 device: CStr::from_ptr((*device).dev_path.as_ptr()).to_string_lossy().into_owned().into(),

@@ -222,7 +222,14 @@ impl Control for CardControl {
         let mut name = [0; 64];
         let length = about.name.len().min(name.len() - 1);
         name[..length].copy_from_slice(&about.name.as_bytes()[..length]);
-        DeviceInfo { name, node_guid: about.guid, node_type: about.node_type, transport: about.transport }
+        DeviceInfo {
+            name,
+            node_guid: about.guid,
+            node_type: about.node_type,
+            transport: about.transport,
+            index: about.index,
+            reserved: 0,
+        }
     }
 
     fn attributes(&self, quota: &Quota) -> OpenReply {
@@ -347,6 +354,11 @@ impl Control for CardControl {
 
     fn gids(&self) -> Option<&[GidInfo]> {
         Some(&self.gids)
+    }
+
+    fn find_gid(&self, index: u32) -> Option<u32> {
+        let found = self.indices.iter().position(|known| u32::from(*known) == index);
+        found.and_then(|found| u32::try_from(found).ok())
     }
 
     fn check(&self) -> Result<(), Errno> {

@@ -78,6 +78,7 @@ library! {
     get_async_event = c"ibv_get_async_event": fn(*mut ibv_context, *mut ibv_async_event) -> c_int;
     ack_async_event = c"ibv_ack_async_event": fn(*mut ibv_async_event);
     [newer]
+    get_device_index = c"ibv_get_device_index": fn(*mut ibv_device) -> c_int;
     reg_dmabuf_mr = c"ibv_reg_dmabuf_mr": fn(*mut ibv_pd, u64, usize, u64, c_int, c_int) -> *mut ibv_mr;
 }
 

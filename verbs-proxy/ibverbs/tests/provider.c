@@ -144,6 +144,11 @@ __be64 ibv_get_device_guid(struct ibv_device *of)
 	return htobe64(0x0200000000000042 + (uint64_t)(of - devices));
 }
 
+int ibv_get_device_index(struct ibv_device *of)
+{
+	return 40 + (int)(of - devices);
+}
+
 static void add_gid(const uint8_t *raw)
 {
 	/* With a gap before each, so that the container's table is dense only if somebody makes it so. */

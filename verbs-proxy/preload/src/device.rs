@@ -25,6 +25,8 @@ pub struct Device {
     provider_private: [u64; 16],
     /// Of the list.
     pub index: u32,
+    /// The kernel's number of it, by which librdmacm knows it.
+    number: u32,
     /// Network order.
     pub guid: u64,
     /// The last generation in which the proxy listed it; zero for none.
@@ -78,7 +80,8 @@ impl Device {
     }
 
     fn is_same_as(&self, other: &Self) -> bool {
-        (self.index, self.guid, self.base.name) == (other.index, other.guid, other.base.name)
+        let names = |device: &Self| (device.index, device.number, device.guid, device.base.name);
+        names(self) == names(other)
     }
 
     /// The one that programs know already, or this from now on.
@@ -119,6 +122,7 @@ impl Device {
             },
             provider_private: [0; 16],
             index,
+            number: info.index,
             guid: info.node_guid,
             listed: AtomicU32::new(0),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -202,11 +206,11 @@ pub unsafe extern "C" fn ibv_get_device_guid(device: *mut ibv_device) -> u64 {
     unsafe { Device::from_raw(device) }.guid
 }
 
-/// `ibv_get_device_index(3)`.
+/// `ibv_get_device_index(3)`: -1 if nobody knows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ibv_get_device_index(device: *mut ibv_device) -> c_int {
     // SAFETY: the caller got the device from the list.
-    unsafe { Device::from_raw(device) }.index as c_int
+    unsafe { Device::from_raw(device) }.number as c_int
 }
 
 #[cfg(test)]

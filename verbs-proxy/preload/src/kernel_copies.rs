@@ -1,11 +1,20 @@
 //! Structures as the kernel passes them, and as programs know them: what librdmacm asks libibverbs to copy.
+//!
+//! The kernel names the source of an address vector by its index in the card's GID table. The container has a table of its own, in
+//! which the same GID has another: that is what programs get, because they look it up, or tell it to a queue pair.
 
 // UNSAFETY: entry points of a C interface.
 #![allow(unsafe_code)]
 #![allow(non_camel_case_types)]
 
 use crate::abi::{ibv_ah_attr, ibv_gid, ibv_qp_attr, ibv_qp_cap};
+use crate::connection;
+use crate::sys::Errno;
 use core::ffi::c_int;
+use ringfence_protocol::control::{CardGid, Index, Op};
+
+/// The index of no GID of a container's: a queue pair that is told it is refused, and the proxy's log says so.
+const NO_GID: u8 = u8::MAX;
 
 /// `struct ib_uverbs_ah_attr` of `rdma/ib_user_verbs.h`.
 #[derive(Clone, Copy)]
@@ -110,11 +119,24 @@ pub struct ibv_sa_path_rec {
     pub preference: u8,
 }
 
+/// What the container has in place of the card's GID.
+///
+/// The structure does not say of which device: a container has one.
+fn sgid_index(from: &ib_uverbs_ah_attr) -> u8 {
+    if from.is_global == 0 {
+        return from.sgid_index;
+    }
+    let asked = CardGid { device: 0, port: u32::from(from.port_num), index: u32::from(from.sgid_index), reserved: 0 };
+    let found: Result<Index, Errno> =
+        connection::connect().and_then(|connection| connection::call(connection.generation, Op::FIND_GID, &asked));
+    found.ok().and_then(|found| u8::try_from(found.index).ok()).unwrap_or(NO_GID)
+}
+
 /// Field by field: the program's structure has padding that is not ours to write.
 fn copy_ah_attr(to: &mut ibv_ah_attr, from: &ib_uverbs_ah_attr) {
     to.grh.dgid = ibv_gid(from.dgid);
     to.grh.flow_label = from.flow_label;
-    to.grh.sgid_index = from.sgid_index;
+    to.grh.sgid_index = sgid_index(from);
     to.grh.hop_limit = from.hop_limit;
     to.grh.traffic_class = from.traffic_class;
     to.dlid = from.dlid;

@@ -10,7 +10,8 @@
 //! - [`device`], [`context`], [`port`], [`pd`], [`mr`], [`channel`], [`cq`], [`qp`], [`events`]: the verbs.
 //! - [`post`], [`poll`], [`work_queue`]: the data path; no system call, no allocation.
 //! - [`pages`]: how ordinary memory becomes memory that the proxy shares; [`adopt`]: how memory is registered that is shared.
-//! - [`names`], [`rates`], [`kernel_copies`], [`address`], [`sysfs`], [`fork`]: what needs no proxy.
+//! - [`names`], [`rates`], [`address`], [`sysfs`], [`fork`]: what needs no proxy.
+//! - [`kernel_copies`]: what librdmacm has of the kernel, in the container's terms.
 //! - [`unsupported`], [`versions`]: what a device without the capability answers, under every name and version.
 
 #![cfg_attr(all(feature = "freestanding", not(test)), no_std)]

@@ -25,6 +25,9 @@ pub const SOCKET_PATH: &str = "/dev/ringfence/verbs.sock";
 /// "No such object" where a handle is optional.
 pub const NO_HANDLE: u32 = u32::MAX;
 
+/// A device of whose number the kernel says nothing: `ibv_get_device_index` is -1 then.
+pub const NO_INDEX: u32 = u32::MAX;
+
 macro_rules! wire {
     ($($(#[$meta:meta])* struct $name:ident($bytes:literal) { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$meta])*
@@ -58,6 +61,9 @@ impl Op {
     pub const QUERY_PORT: Self = Self(5);
     /// [`PortQuery`] (`index`: GID index) → [`GidInfo`]; `EINVAL` past the table, all zero for an empty entry.
     pub const QUERY_GID: Self = Self(6);
+    /// [`CardGid`] → [`Index`]: where the container's GID table has what the card's own has at an index, as the kernel names it to
+    /// programs of rdma_cm. `ENODATA` for what is none of the container's.
+    pub const FIND_GID: Self = Self(7);
     /// [`Handle`] (context) → [`Handle`].
     pub const ALLOC_PD: Self = Self(10);
     /// [`Handle`] → nothing; `EBUSY` while regions or queue pairs use it.
@@ -181,7 +187,7 @@ wire! {
     }
 
     /// Reply to [`Op::DEVICE`].
-    struct DeviceInfo(80) {
+    struct DeviceInfo(88) {
         /// Zero-terminated, as `ibv_get_device_name` shows it.
         name: [u8; 64],
         /// Network order.
@@ -190,6 +196,10 @@ wire! {
         node_type: u32,
         /// `enum ibv_transport_type`.
         transport: u32,
+        /// The kernel's number of the device; [`NO_INDEX`] if nobody knows it.
+        index: u32,
+        /// Zero.
+        reserved: u32,
     }
 
     /// Reply to [`Op::OPEN`]: the context and its device's `struct ibv_device_attr`.
@@ -240,6 +250,18 @@ wire! {
         /// From one.
         port: u32,
         /// GID table index.
+        index: u32,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Body of [`Op::FIND_GID`].
+    struct CardGid(16) {
+        /// Of [`Op::DEVICE`]: programs that hear of the kernel's index need not have opened the device.
+        device: u32,
+        /// From one.
+        port: u32,
+        /// Of the card's own table.
         index: u32,
         /// Zero.
         reserved: u32,

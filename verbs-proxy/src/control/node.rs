@@ -203,6 +203,17 @@ impl<D: Driver> Node<D> {
         Err(error)
     }
 
+    /// Where the container's GID table has what the device's own has at `index`.
+    pub fn find_gid(&mut self, index: u32) -> Result<u32, Errno> {
+        self.refresh_gids();
+        let found = match self.device.gids() {
+            Some(_) => self.device.find_gid(index),
+            // It has no other than that of the container's port.
+            None => Some(index).filter(|index| self.port.gids().len() > *index as usize),
+        };
+        found.ok_or(Errno::NODATA)
+    }
+
     /// `ibv_query_gid`.
     pub fn gid(&mut self, index: u32) -> Result<GidInfo, Errno> {
         if index as usize >= GID_TABLE {

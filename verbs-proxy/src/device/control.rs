@@ -99,6 +99,12 @@ pub trait Control: Debug + Send {
         None
     }
 
+    /// Where [`Self::gids`] has what the card's own table has at `index`.
+    fn find_gid(&self, index: u32) -> Option<u32> {
+        let _ = index;
+        None
+    }
+
     /// Whether the device is there to be opened.
     ///
     /// # Errors

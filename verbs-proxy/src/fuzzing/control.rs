@@ -27,13 +27,14 @@ enum Descriptor {
 /// A word of this upper half names a handle that an answer gave: the lower half says which. So the fuzzer need not guess them.
 const KNOWN: u32 = 0xfeed;
 
-const OPS: [(Op, usize); 25] = [
+const OPS: [(Op, usize); 26] = [
     (Op::HELLO, size_of::<Hello>()),
     (Op::DEVICE, size_of::<Index>()),
     (Op::OPEN, size_of::<Index>()),
     (Op::CLOSE, size_of::<Handle>()),
     (Op::QUERY_PORT, size_of::<PortQuery>()),
     (Op::QUERY_GID, size_of::<PortQuery>()),
+    (Op::FIND_GID, size_of::<CardGid>()),
     (Op::ALLOC_PD, size_of::<Handle>()),
     (Op::DEALLOC_PD, size_of::<Handle>()),
     (Op::ALLOC_REGION, size_of::<AllocRegion>()),

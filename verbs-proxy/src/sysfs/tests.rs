@@ -39,7 +39,7 @@ fn card() -> Device {
         }
     };
     Device {
-        info: DeviceInfo { name, node_guid: 7_u64.to_be(), node_type: 1, transport: 0 },
+        info: DeviceInfo { name, node_guid: 7_u64.to_be(), node_type: 1, transport: 0, index: 0, reserved: 0 },
         attributes: OpenReply { sys_image_guid: 8_u64.to_be(), hw_ver: 0x1a, ..OpenReply::new_zeroed() },
         description: "a card".into(),
         hca_type: Some("MT4129".into()),

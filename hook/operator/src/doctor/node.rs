@@ -5,7 +5,7 @@ use crate::cards;
 use ringfence_hook::annotations::Mode;
 use ringfence_hook::card::{self, Card, Complaint};
 use ringfence_hook::config::{Cgroup, Config, Kind};
-use ringfence_hook::{uids, userfaultfd};
+use ringfence_hook::{rdma_cm, uids, userfaultfd};
 use ringfence_proxy::sysfs::PLACEHOLDER;
 use rustix::process::{Resource, getrlimit};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -114,6 +114,11 @@ fn devices(report: &mut Report, config: &Config) {
         has_card = true;
         if proxied {
             card(report, config, name);
+            match rdma_cm::Host::of(Path::new(card::SYS), device) {
+                Ok(Some(_)) => report.ok("devices", format!("{name}: containers connect by {}, too", rdma_cm::PATH)),
+                Ok(None) => {}
+                Err(missing) => report.fail("devices", missing.to_string(), missing.remedy()),
+            }
         }
         let missing = device
             .nodes

@@ -7,7 +7,6 @@ use super::*;
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
 use std::fs::{create_dir_all, read_dir, read_to_string, write};
-use std::io::Write as _;
 use std::os::unix::fs::symlink;
 
 /// A root file system with a `/sys` that has the classes `classes` with devices of two cards, and `net`.
@@ -33,8 +32,8 @@ fn root(classes: &[(&str, &str)]) -> tempfile::TempDir {
     directory
 }
 
-/// Shows a device in it and hands it to `look`, in a mount namespace of the test's own.
-fn shown(classes: &[(&str, &str)], look: fn(&Path)) {
+/// Hands it to `act`, in a mount namespace of the test's own.
+fn within(classes: &[(&str, &str)], act: impl FnOnce(Injection<'_>, &Place, &Path) + Send) {
     if !rustix::process::geteuid().is_root() {
         let _ = std::io::stderr().write_all(b"SKIPPED what /sys shows: it needs root\n");
         return;
@@ -47,32 +46,42 @@ fn shown(classes: &[(&str, &str)], look: fn(&Path)) {
             let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             rustix::mount::mount_change("/", private).unwrap();
             let place = Place::root(root.path()).unwrap();
-            let sys = place.find("sys", Kind::Directory).unwrap().unwrap();
-            let class = sys.find("class", Kind::Directory).unwrap().unwrap();
-            let sys = Sys::new(sys, class).unwrap();
             let dev = place.find("dev", Kind::Directory).unwrap().unwrap();
-            let scratch = dev.find("ringfence", Kind::Directory).unwrap().unwrap();
-
-            let tree = Tree::new(true).unwrap();
-            for class in [DEVICES, VERBS] {
-                let classes = tree.classes().unwrap();
-                rustix::fs::symlinkat("nowhere", &classes, format!("{class}/ours")).unwrap();
-            }
-            let shown = Shown::new(tree, true).unwrap();
             let mut note = |_| Ok(());
-            let mut injection = Injection {
+            let injection = Injection {
                 root: place,
                 host_devices: Vec::new(),
                 dev_tmpfs: None,
                 shares_mounts: false,
                 note: &mut note,
             };
-            if let Err(failure) = injection.show(Some(&sys), &dev, &scratch, &shown) {
-                panic!("{}", failure.message);
-            }
-            look(root.path());
+            act(injection, &dev, root.path());
         };
         scope.spawn(run).join().unwrap();
+    });
+}
+
+fn sys_of(injection: &Injection<'_>) -> Sys {
+    let sys = injection.root.find("sys", Kind::Directory).unwrap().unwrap();
+    let class = sys.find("class", Kind::Directory).unwrap().unwrap();
+    Sys::new(sys, class).unwrap()
+}
+
+/// Shows a device in it and hands it to `look`.
+fn shown(classes: &[(&str, &str)], look: fn(&Path)) {
+    within(classes, |mut injection, dev, root| {
+        let sys = sys_of(&injection);
+        let scratch = dev.find("ringfence", Kind::Directory).unwrap().unwrap();
+        let tree = Tree::new([NODE]).unwrap();
+        for class in [DEVICES, VERBS] {
+            let classes = tree.classes().unwrap();
+            rustix::fs::symlinkat("nowhere", &classes, format!("{class}/ours")).unwrap();
+        }
+        let shown = Shown::new(tree, true).unwrap();
+        if let Err(failure) = injection.show(Some(&sys), dev, &scratch, &shown, None) {
+            panic!("{}", failure.message);
+        }
+        look(root);
     });
 }
 
@@ -110,6 +119,31 @@ fn cards_are_hidden_where_the_host_has_both_classes() {
         only_ours_is_found(root);
         assert_eq!(names(&root.join("sys/class")), ["infiniband", "infiniband_mad", "infiniband_verbs", "net"]);
         assert_eq!(names(&root.join("sys/class/infiniband_mad")), [""; 0]);
+    });
+}
+
+#[test]
+fn only_the_card_whose_node_is_given_is_seen() {
+    let classes = [(DEVICES, "mlx5_"), (VERBS, "uverbs"), ("infiniband_mad", "umad")];
+    within(&classes, |mut injection, dev, root| {
+        write(root.join("sys/class").join(VERBS).join("abi_version"), "6\n").unwrap();
+        let tree = Tree::new([]).unwrap();
+        let seen = [(DEVICES, "mlx5_1"), (VERBS, "uverbs1")].map(|(class, name)| (class.to_owned(), name.to_owned()));
+        let sys = sys_of(&injection);
+        if let Err(failure) = injection.only_of(&sys, dev, &tree, &seen) {
+            panic!("{}", failure.message);
+        }
+        let classes = root.join("sys/class");
+        assert_eq!(names(&classes.join(DEVICES)), ["mlx5_1"]);
+        assert_eq!(names(&classes.join(VERBS)), ["abi_version", "uverbs1"]);
+        assert_eq!(read_to_string(classes.join(VERBS).join("abi_version")).unwrap(), "6\n");
+        assert_eq!(names(&classes.join("infiniband_mad")), [""; 0]);
+        assert!(classes.join(DEVICES).join("mlx5_1").is_dir());
+        let holder = |card: &str, class: &str| root.join("sys/devices/pci0000:00").join(card).join(class);
+        assert_eq!(names(&holder("0000:00:01.0", DEVICES)), [""; 0]);
+        assert_eq!(names(&holder("0000:00:02.0", DEVICES)), ["mlx5_1"]);
+        assert_eq!(names(&holder("0000:00:02.0", "infiniband_mad")), [""; 0]);
+        assert_eq!(names(&root.join("dev/infiniband")), [""; 0]);
     });
 }
 

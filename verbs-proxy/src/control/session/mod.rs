@@ -154,6 +154,15 @@ impl Session {
                 let query: PortQuery = parse(op, body)?;
                 self.port(&query).and_then(|()| node.gid(query.index)).map(Answer::of)
             }
+            Op::FIND_GID => {
+                let asked: CardGid = parse(op, body)?;
+                let known = match (asked.device, asked.port) {
+                    (0, 1) => Ok(()),
+                    (0, _) => Err(Errno::INVAL),
+                    _ => Err(Errno::NODEV),
+                };
+                known.and_then(|()| node.find_gid(asked.index)).map(|index| Answer::of(Index { index, reserved: 0 }))
+            }
             Op::ALLOC_PD => self.alloc_pd(handle(body)?, node),
             Op::DEALLOC_PD => self.dealloc_pd(handle(body)?, node),
             Op::ALLOC_REGION => self.alloc_region(&parse(op, body)?, node),

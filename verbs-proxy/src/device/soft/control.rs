@@ -48,7 +48,8 @@ impl Control for SoftDevice {
         let length = bytes.len().min(name.len() - 1);
         name[..length].copy_from_slice(&bytes[..length]);
         // IBV_NODE_CA, IBV_TRANSPORT_IB.
-        DeviceInfo { name, node_guid: self.guid.to_be(), node_type: 1, transport: 0 }
+        // The only device of its container.
+        DeviceInfo { name, node_guid: self.guid.to_be(), node_type: 1, transport: 0, index: 0, reserved: 0 }
     }
 
     fn attributes(&self, quota: &Quota) -> OpenReply {
