@@ -55,20 +55,30 @@ pub struct Bucket<R: Rate> {
     /// Negative while in debt.
     balance: i128,
     updated: Nanos,
-    late: Late,
+    /// Somebody could not have what he wanted, and could from this time on.
+    due: Option<Nanos>,
     /// Units that may still be taken without a clock.
     in_hand: u64,
 }
 
-/// From when on somebody comes later than he should.
+/// Where those are who could not have what they wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Late {
-    /// Nobody is known to want anything.
-    Nobody,
-    /// Requests wait, and were told this time.
-    Promised(Nanos),
-    /// Somebody took something, and could have more at this time.
-    Expected(Nanos),
+pub enum Waiting {
+    /// Their requests are kept here: as long as they are late, it is this process that is.
+    Here,
+    /// They ask again, if they still want anything. When they do they may have been held up, or had nothing to ask for.
+    Elsewhere,
+}
+
+impl Waiting {
+    /// What is made up for of so long a delay. Of those who ask again less and less from [`CATCH_UP`] on, and nothing after twice
+    /// that: by then it was no processor that they lacked.
+    fn made_up(self, late: Nanos) -> Nanos {
+        match self {
+            Self::Here => late.min(CATCH_UP),
+            Self::Elsewhere => late.min(Nanos(2 * CATCH_UP.0).since(late)),
+        }
+    }
 }
 
 /// The longest delay of those who wait that is made up for. Hypervisors take a processor away for that long: 15 ms were measured.
@@ -82,7 +92,7 @@ impl<R: Rate> Bucket<R> {
     pub fn new(rate: R, now: Nanos) -> Self {
         let burst = (rate.per_second() / 1000).max(R::SMALLEST_BURST);
         let balance = i128::from(burst) * SCALE;
-        Self { rate, burst, balance, updated: now, late: Late::Nobody, in_hand: burst / 4 }
+        Self { rate, burst, balance, updated: now, due: None, in_hand: burst / 4 }
     }
 
     /// The burst in units: bits or operations.
@@ -96,18 +106,13 @@ impl<R: Rate> Bucket<R> {
     }
 
     /// Earns what the time since the last look is worth.
-    pub fn refill(&mut self, now: Nanos) {
+    pub fn refill(&mut self, now: Nanos, waiting: Waiting) {
         let elapsed = now.since(self.updated);
         self.updated = self.updated.max(now);
-        let late = match self.late {
-            Late::Nobody => Nanos(0),
-            Late::Promised(at) => now.since(at).min(CATCH_UP),
-            Late::Expected(at) if now.since(at) <= CATCH_UP => now.since(at),
-            Late::Expected(_) => {
-                self.late = Late::Nobody;
-                Nanos(0)
-            }
-        };
+        let late = self.due.map_or(Nanos(0), |due| waiting.made_up(now.since(due)));
+        if late == Nanos(0) && self.due.is_some_and(|due| due < now) {
+            self.due = None;
+        }
         let most = (i128::from(self.burst) * SCALE).saturating_add(self.earned(late));
         self.balance = self.balance.saturating_add(self.earned(elapsed)).min(most);
         self.in_hand = self.affordable();
@@ -120,38 +125,38 @@ impl<R: Rate> Bucket<R> {
     }
 
     /// Whether the balance is positive now; else when it will be, and the caller comes back then.
-    pub fn open(&mut self, now: Nanos) -> Result<(), Nanos> {
-        self.refill(now);
+    pub fn open(&mut self, now: Nanos, waiting: Waiting) -> Result<(), Nanos> {
+        self.refill(now, waiting);
         if self.balance > 0 {
             // Those who were kept waiting longer than promised are served until what they missed is spent.
-            self.late = match self.late {
-                Late::Promised(at) | Late::Expected(at) if self.balance > i128::from(self.burst) * SCALE => {
-                    Late::Promised(at)
-                }
-                _ => Late::Nobody,
-            };
+            if waiting == Waiting::Here && self.balance <= i128::from(self.burst) * SCALE {
+                self.due = None;
+            }
             return Ok(());
         }
         let at = self.positive_at();
-        self.late = Late::Promised(at);
+        self.due = Some(at);
         Err(at)
     }
 
-    /// When the balance will be positive, or has been.
+    /// When the balance, which is not positive, will be.
     fn positive_at(&self) -> Nanos {
-        let missing = (1 - self.balance).max(0).unsigned_abs();
+        let missing = (1 - self.balance).unsigned_abs();
         let wait = u64::try_from(missing.div_ceil(u128::from(self.rate.per_second()))).unwrap_or(u64::MAX);
         self.updated.after(Nanos(wait))
     }
 
-    /// Whoever was charged or refused last does not wait here, where it would be known that he still wants more, but asks again. If
-    /// that is later than it could be, by [`CATCH_UP`] at most, he was held up, and it is made up for. Who comes later than that had
-    /// no more to ask for.
+    /// Whoever was charged last was not refused, and may want more all the same: if nothing is left he is late from when there is.
     pub fn expect(&mut self) {
-        let catches_up = self.late != Late::Nobody && self.balance > i128::from(self.burst) * SCALE;
-        if !catches_up {
-            self.late = Late::Expected(self.positive_at());
+        if self.balance <= 0 {
+            self.due = Some(self.positive_at());
         }
+    }
+
+    /// What a millisecond is worth, in units.
+    #[must_use]
+    pub fn millisecond(&self) -> u64 {
+        self.rate.per_second() / 1000
     }
 
     /// Charges what goes, whatever the balance.
@@ -163,7 +168,7 @@ impl<R: Rate> Bucket<R> {
 
     /// Charges `amount` if the balance is positive; else says when it will be, and the caller comes back then.
     pub fn take(&mut self, amount: R::Amount, now: Nanos) -> Result<(), Nanos> {
-        self.open(now)?;
+        self.open(now, Waiting::Here)?;
         self.charge(amount);
         Ok(())
     }
@@ -231,7 +236,7 @@ mod tests {
             for (wait, count, clock) in steps {
                 now = now.after(Nanos(wait));
                 let goes = if clock {
-                    bucket.open(now).is_ok()
+                    bucket.open(now, Waiting::Here).is_ok()
                 } else {
                     bucket.in_hand() >= count
                 };
@@ -277,30 +282,52 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_later_than_he_could_was_held_up_or_had_nothing_to_ask_for() {
+    fn who_asks_again_later_than_he_could_was_held_up_or_had_nothing_to_ask_for() {
         // A millisecond is 12,500 bytes, and the burst 16 KiB.
-        let taken_after = |late: u64, expected: bool| {
-            let mut bucket = bits(100_000_000);
-            bucket.take(Bytes(28_884), Nanos(0)).unwrap();
-            if expected {
-                bucket.expect();
-            }
-            // The debt of 12,500 bytes is paid after a millisecond; meanwhile nobody asks, but turns go by.
-            let now = Nanos::millis(1 + late);
-            (1..now.0 / 100_000).for_each(|turn| bucket.refill(Nanos(turn * 100_000)));
-            (0..).take_while(|_| bucket.take(Bytes(500), now).is_ok()).count() * 500
-        };
-        assert_eq!(taken_after(10, false), 16_500);
-        assert_eq!(taken_after(1, true), 12_500);
-        assert_eq!(taken_after(16, true), 16 * 12_500);
-        assert_eq!(taken_after(17, true), 16_500);
-        assert_eq!(taken_after(1000, true), 16_500);
-        // Somebody who leaves half of the burst has no debt to wait for.
         let mut bucket = bits(100_000_000);
-        bucket.take(Bytes(8192), Nanos(0)).unwrap();
-        bucket.expect();
-        let taken = (0..).take_while(|_| bucket.take(Bytes(500), Nanos::millis(10)).is_ok()).count() * 500;
-        assert_eq!(taken, (8192 + 125_000usize).next_multiple_of(500));
+        let mut now = Nanos(0);
+        let mut taken_after = |late: u64| {
+            // All is taken, and a millisecond more; nobody asks until then, but turns go by.
+            while bucket.open(now, Waiting::Elsewhere).is_ok() {
+                bucket.charge(Bytes(500));
+            }
+            bucket.charge(Bytes(12_500));
+            bucket.expect();
+            let begun = now;
+            now = begun.after(Nanos::millis(1 + late));
+            (1..10)
+                .for_each(|turn| bucket.refill(begun.after(Nanos(now.since(begun).0 / 10 * turn)), Waiting::Elsewhere));
+            let mut taken = 0;
+            while bucket.open(now, Waiting::Elsewhere).is_ok() {
+                bucket.charge(Bytes(500));
+                taken += 500;
+            }
+            taken
+        };
+        for (late, made_up) in [(1, 1), (10, 10), (16, 16), (17, 15), (24, 8)] {
+            let taken = taken_after(late);
+            // The burst is had besides, as far as there was time for it.
+            let (least, most) = (made_up * 12_500 - 1000, made_up * 12_500 + 16_384 + 1000);
+            assert!((least..=most).contains(&taken), "{taken} bytes after {late} ms");
+        }
+        for late in [31, 33, 1000, 3_600_000] {
+            let taken = taken_after(late);
+            assert!(taken <= 16_384 + 12_500 + 1000, "{taken} bytes after {late} ms");
+        }
+    }
+
+    #[test]
+    fn who_leaves_something_is_not_late() {
+        let mut bucket = bits(100_000_000);
+        for ask in 0..1000 {
+            let now = Nanos(ask * 5_000_000);
+            bucket.open(now, Waiting::Elsewhere).unwrap();
+            bucket.charge(Bytes(8192));
+            bucket.expect();
+        }
+        let now = Nanos(1000 * 5_000_000);
+        let taken = (0..).take_while(|_| bucket.take(Bytes(500), now).is_ok()).count() * 500;
+        assert!(taken <= 16_384 + 500, "{taken}");
     }
 
     #[test]

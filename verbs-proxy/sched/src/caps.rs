@@ -1,6 +1,6 @@
 //! All rates of a container: bytes that leave it, bytes that it fetches, operations.
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, Waiting};
 use crate::units::{BitRate, Bytes, Nanos, OpRate, Ops};
 
 /// What a piece costs its container.
@@ -68,27 +68,27 @@ impl Caps {
     }
 
     /// Earns what the time since the last look is worth.
-    pub fn refill(&mut self, now: Nanos) {
+    pub fn refill(&mut self, now: Nanos, waiting: Waiting) {
         for bucket in [&mut self.out, &mut self.fetched].into_iter().flatten() {
-            bucket.refill(now);
+            bucket.refill(now, waiting);
         }
         if let Some(bucket) = &mut self.ops {
-            bucket.refill(now);
+            bucket.refill(now, waiting);
         }
     }
 
     /// Whether every rate that a piece of this cost needs allows one now; else when.
-    pub fn open(&mut self, cost: Cost, now: Nanos) -> Result<(), Nanos> {
+    pub fn open(&mut self, cost: Cost, now: Nanos, waiting: Waiting) -> Result<(), Nanos> {
         let mut at = Nanos(0);
         let mut ask = |answer: Result<(), Nanos>| at = at.max(answer.err().unwrap_or_default());
         if let Some(bucket) = self.out.as_mut().filter(|_| cost.out.0 > 0) {
-            ask(bucket.open(now));
+            ask(bucket.open(now, waiting));
         }
         if let Some(bucket) = self.fetched.as_mut().filter(|_| cost.fetched.0 > 0) {
-            ask(bucket.open(now));
+            ask(bucket.open(now, waiting));
         }
         if let Some(bucket) = self.ops.as_mut().filter(|_| cost.ops.0 > 0) {
-            ask(bucket.open(now));
+            ask(bucket.open(now, waiting));
         }
         if at == Nanos(0) { Ok(()) } else { Err(at) }
     }
@@ -143,10 +143,10 @@ impl Caps {
             || self.ops.as_ref().is_some_and(Bucket::wants_clock)
     }
 
-    /// What may leave at once, if a rate limits what leaves.
+    /// What may leave at once, and in a millisecond, if a rate limits what leaves.
     #[must_use]
-    pub fn burst_out(&self) -> Option<Bytes> {
-        self.out.as_ref().map(|bucket| Bytes(bucket.burst() / 8))
+    pub fn burst_out(&self) -> Option<(Bytes, Bytes)> {
+        self.out.as_ref().map(|bucket| (Bytes(bucket.burst() / 8), Bytes(bucket.millisecond() / 8)))
     }
 
     /// Bytes of a piece that one burst pays for.
@@ -167,13 +167,13 @@ mod tests {
         let mut caps = Caps::new(rate, rate, ops, Nanos(0));
         let read = Cost { fetched: Bytes(1 << 20), ops: Ops(1), ..Cost::default() };
         let write = Cost { out: Bytes(1), ops: Ops(1), ..Cost::default() };
-        assert_eq!(caps.open(read, Nanos(0)), Ok(()));
+        assert_eq!(caps.open(read, Nanos(0), Waiting::Here), Ok(()));
         caps.charge(read);
-        assert!(caps.open(read, Nanos(1)).is_err());
-        assert_eq!(caps.open(write, Nanos(1)), Ok(()));
+        assert!(caps.open(read, Nanos(1), Waiting::Here).is_err());
+        assert_eq!(caps.open(write, Nanos(1), Waiting::Here), Ok(()));
         caps.charge(Cost { ops: Ops(100), ..Cost::default() });
         // 101 operations against a burst of 8: 93 are owed, and the balance must be positive.
-        assert_eq!(caps.open(write, Nanos(1)), Err(Nanos(93_000_001)));
+        assert_eq!(caps.open(write, Nanos(1), Waiting::Here), Err(Nanos(93_000_001)));
     }
 
     #[test]

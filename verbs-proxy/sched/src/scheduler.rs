@@ -1,6 +1,7 @@
 //! All decisions for one container together: its rates, the turns of its queue pairs, its window on the link.
 
 use crate::HEADERS;
+use crate::bucket::Waiting;
 use crate::caps::{Allowance, Caps, Cost};
 use crate::turns::{Lane, Quantum, Turns};
 use crate::units::{BitRate, Bytes, Nanos, OpRate, Ops, Weight};
@@ -49,6 +50,8 @@ pub const LONGEST_PIECE: Bytes = Bytes(256 << 10);
 const SHORTEST_PIECE: Bytes = Bytes(4 << 10);
 /// Operations of one turn.
 const TURN: Ops = Ops(32);
+/// What another container may READ without asking for each, at least: a page, and something for the next.
+const READ_AHEAD: Bytes = Bytes(8 << 10);
 
 /// A piece of a work request that would go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,12 +182,21 @@ impl Scheduler {
 
     /// How many bytes another container may READ at a time without asking for each, if [`Self::may_be_read`] lets them go; none while
     /// requests of the container's own wait, as they would wait for all of these. `None` if no rate limits that.
-    ///
-    /// It is as much as goes without a look at the clock: whoever READs at the rate asks, and wakes this end, four times in a burst.
     #[must_use]
     pub fn read_ahead(&self) -> Option<Bytes> {
-        let burst = self.caps.burst_out().filter(|_| self.capped)?;
-        Some(if self.any_waits() { Bytes(0) } else { Bytes(burst.0 / 4) })
+        let (burst, _) = self.caps.burst_out().filter(|_| self.capped)?;
+        Some(if self.any_waits() { Bytes(0) } else { Bytes(burst.0 / 4).max(READ_AHEAD) })
+    }
+
+    /// Whether these may go together with the READ that asks, though that alone may leave nothing: it is a matter of less than a
+    /// millisecond.
+    #[must_use]
+    pub fn reads_ahead_with(&self) -> bool {
+        self.caps.burst_out().is_some_and(|(_, millisecond)| millisecond >= READ_AHEAD)
+    }
+
+    fn waiting(&self) -> Waiting {
+        if self.any_waits() { Waiting::Here } else { Waiting::Elsewhere }
     }
 
     /// Charges what went by the short way.
@@ -211,8 +223,9 @@ impl Scheduler {
         if self.fresh {
             self.clock = now;
             if self.capped && (self.caps.wants_clock() || self.urgent_caps.wants_clock()) {
-                self.caps.refill(now);
-                self.urgent_caps.refill(now);
+                let waiting = self.waiting();
+                self.caps.refill(now, waiting);
+                self.urgent_caps.refill(now, waiting);
             }
         }
     }
@@ -279,13 +292,13 @@ impl Scheduler {
     }
 
     fn affords(&mut self, cost: Cost, urgent: bool, now: Nanos) -> Result<(), Nanos> {
-        let fresh = self.fresh;
+        let (fresh, waiting) = (self.fresh, self.waiting());
         let caps = if urgent { &mut self.urgent_caps } else { &mut self.caps };
         if caps.covers(cost) {
             return Ok(());
         }
         // What is not in hand needs a clock that is right.
-        if fresh { caps.open(cost, now) } else { Err(now.after(Nanos(1))) }
+        if fresh { caps.open(cost, now, waiting) } else { Err(now.after(Nanos(1))) }
     }
 
     /// The queue pair whose turn it is, if it may send something. It stays in front until [`Self::ask`] ends its turn, has it
@@ -356,21 +369,17 @@ impl Scheduler {
         if self.caps.covers(cost) {
             return Ok(());
         }
-        self.caps.open(cost, now).inspect_err(|_| self.expect_reads())
-    }
-
-    fn expect_reads(&mut self) {
-        // Requests that wait here were told a time, which holds.
-        if !self.any_waits() {
-            self.caps.expect_reads();
-        }
+        self.caps.open(cost, now, self.waiting())
     }
 
     /// Another container READ this.
     pub fn was_read(&mut self, bytes: Bytes) {
         if self.capped {
             self.caps.charge(Cost { out: charged(bytes), ..Cost::default() });
-            self.expect_reads();
+            // Requests that wait here were told a time, which holds.
+            if !self.any_waits() {
+                self.caps.expect_reads();
+            }
         }
     }
 

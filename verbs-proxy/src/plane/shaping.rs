@@ -143,6 +143,12 @@ impl Shaping {
         self.scheduler.read_ahead().map(|bytes| bytes.0)
     }
 
+    /// Whether [`Self::read_ahead`] may go together with the READ that asks.
+    #[must_use]
+    pub fn reads_ahead_with(&self) -> bool {
+        self.scheduler.reads_ahead_with()
+    }
+
     /// Another container READ this.
     pub fn was_read(&mut self, bytes: u32) {
         self.scheduler.was_read(Bytes(bytes.into()));

@@ -135,9 +135,11 @@ impl Plane {
             (Verdict::Lost(_), _) => Answer::refusal(WcStatus::REM_OP_ERR),
         };
         if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
-            // What may be READ next is let go together with this: where the rate binds, nothing is left behind it.
-            self.renew_reads(at);
+            if self.shaping.reads_ahead_with() {
+                self.renew_reads(at);
+            }
             self.shaping.was_read(request.bytes);
+            self.renew_reads(at);
         }
         self.answer(at, queue, request, answer)
     }

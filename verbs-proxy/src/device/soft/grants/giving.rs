@@ -22,8 +22,8 @@ const REPEATS: u8 = 3;
 const AGAIN: Nanos = 50_000_000;
 /// Regions and queue pairs at a time for which requests are counted.
 const COUNTED: u32 = 64;
-/// In advance, bytes: what a requester may READ, or fetch by atomics, before it asks again.
-const READ_AHEAD: std::ops::RangeInclusive<u64> = 8 << 10..=16 << 20;
+/// In advance, bytes: what a requester may READ, or fetch by atomics, before it asks again, at most.
+const MOST_AHEAD: u64 = 16 << 20;
 
 /// What a neighbour may be granted: a request of the kind has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -267,7 +267,7 @@ impl Plane {
         if ahead == 0 {
             return;
         }
-        let bytes = ahead.clamp(*READ_AHEAD.start(), *READ_AHEAD.end());
+        let bytes = ahead.min(MOST_AHEAD);
         let allowance = &ours.allowance.0;
         let allowed = allowance.load(Ordering::Relaxed);
         // What it has left counts, so that nobody saves up. If it says that it has used more than it may, it has none.
