@@ -135,8 +135,10 @@ no_way_round() {
     cp "$reach" "$rootfs/tmp/reach"
     reaches_nothing /tmp/reach
     reaches_nothing sh -c "mount -t tmpfs none /dev/infiniband && ${make}exec /tmp/reach"
-    reaches_nothing sh -c "mount -t sysfs none /sys && exec /tmp/reach"
-    rm "$rootfs/tmp/reach"
+    # The same with the host's /sys, which cannot be mounted upon itself.
+    reaches_nothing sh -c "mount -t tmpfs none /dev/infiniband && ${make}mkdir /tmp/sys && mount -t sysfs none /tmp/sys &&
+        SYSFS_PATH=/tmp/sys exec /tmp/reach"
+    rm -r "$rootfs/tmp/reach" "$rootfs/tmp/sys"
     down runc c1
     nothing_in_kernel
     rm /etc/ringfence/conf.d/test.toml
