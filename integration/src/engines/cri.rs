@@ -126,8 +126,16 @@ impl Cri {
             }),
             ..PodSandboxConfig::default()
         };
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
-        let RunPodSandboxResponse { pod_sandbox_id: id } = self.call("RunPodSandbox", request)?;
+        let request = || RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
+        let answer = match self.call("RunPodSandbox", request()) {
+            // Now and then runc loses its first process before it has called any hook; the kubelet tries again, too.
+            Err(error) if format!("{error:#}").contains("read init-p: connection reset by peer") => {
+                eprintln!("once more: {error:#}");
+                self.call("RunPodSandbox", request())
+            }
+            answer => answer,
+        };
+        let RunPodSandboxResponse { pod_sandbox_id: id } = answer?;
         Ok(Pod { cri: self, id, config })
     }
 
