@@ -412,13 +412,15 @@ impl Link {
     }
 
     /// Something was done by grants of the other end's, which is woken to count it unless it looks anyway. `fetched`: by READs and
-    /// the like, so that more of them may have to be allowed.
+    /// the like, so that more of them may have to be allowed. `counted`: there is something to be counted. Whoever was woken for less
+    /// would sleep on, and not be woken again for a while.
     #[inline(always)]
-    pub fn tell_of_use(&mut self, now: Nanos, fetched: bool) {
+    pub fn tell_of_use(&mut self, now: Nanos, fetched: bool, counted: bool) {
         if fetched && self.grants.must_ask() {
             self.ask_for_more();
         }
-        if self.grants.must_tell(now)
+        if counted
+            && self.grants.must_tell(now)
             && let Some(wake) = &self.wake
         {
             wake.ring();

@@ -116,7 +116,7 @@ impl Plane {
             used.has_read(left);
             shaping.spend(paid, fetched, Ops(count as u64));
             if let Some(link) = links.get_mut(at) {
-                link.tell_of_use(*now, left > 0);
+                link.tell_of_use(*now, left > 0, true);
             }
         }
         count

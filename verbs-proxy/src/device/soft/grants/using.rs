@@ -347,7 +347,7 @@ impl Plane {
                 })
             };
             if done.is_ok() {
-                link.tell_of_use(*now, asked.fetches());
+                link.tell_of_use(*now, asked.fetches(), piece.offset + piece.bytes == asked.total);
             }
         }
         let wqe = &mut qp.pending[index];

@@ -38,28 +38,32 @@ fn what_goes_by_grants_is_counted_on_both_sides() {
     assert_eq!(delays.iter().sum::<u64>(), 60);
 }
 
+/// The responder looks, if it is time; whether it will be woken to look again.
+fn look(scene: &mut Scene) -> bool {
+    let plane = &mut scene.two.rigs[1].plane;
+    plane.now += 100_000_000;
+    plane.turn();
+    plane.device.looks.wake_at().is_some()
+}
+
+/// Whether the responder was rung for, which wakes it.
+fn rung(scene: &mut Scene) -> bool {
+    // What rig 0 rings comes back to it.
+    let [zero, _] = scene.two.links;
+    let bell = &scene.two.rigs[0].plane.device.links.get(zero).unwrap().bell;
+    let rung = poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&Timespec::default())) == Ok(1);
+    if rung {
+        scene.two.rigs.iter_mut().for_each(|rig| Soft::woken(&mut rig.plane));
+    }
+    rung
+}
+
 #[test]
 fn a_responder_is_woken_to_count_once_and_sleeps_on_when_nothing_moves() {
     let mut scene = Scene::new();
     scene.warm();
-    let look = |scene: &mut Scene| {
-        let plane = &mut scene.two.rigs[1].plane;
-        plane.now += 100_000_000;
-        plane.turn();
-        plane.device.looks.wake_at().is_some()
-    };
     while look(&mut scene) {}
     assert!(!scene.page(1).watched.0.get());
-    let rung = |scene: &mut Scene| {
-        // What rig 0 rings comes back to it.
-        let [zero, _] = scene.two.links;
-        let bell = &scene.two.rigs[0].plane.device.links.get(zero).unwrap().bell;
-        let rung = poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&Timespec::default())) == Ok(1);
-        if rung {
-            scene.two.rigs.iter_mut().for_each(|rig| Soft::woken(&mut rig.plane));
-        }
-        rung
-    };
     rung(&mut scene);
     scene.two.rigs[0].plane.now += 1_000_000_000;
     let write = |scene: &mut Scene| {
@@ -82,6 +86,34 @@ fn a_responder_is_woken_to_count_once_and_sleeps_on_when_nothing_moves() {
     assert!(look(&mut scene) && look(&mut scene) && !look(&mut scene));
     assert!(!scene.page(1).watched.0.get());
     assert_eq!(scene.counted(Opcode::RDMA_WRITE), [Work { operations: 6, bytes: 48 }; 2]);
+}
+
+#[test]
+fn a_responder_is_woken_when_there_is_something_to_count_and_not_before() {
+    // Pieces of 16 KiB, of which the rate lets one go at a time.
+    let policy = Policy { bandwidth: BitRate::new(100_000_000), ..Policy::default() };
+    let mut scene = Scene::with(Rig::shaped(&policy, None), Rig::new());
+    scene.warm();
+    while look(&mut scene) {}
+    rung(&mut scene);
+    let before = scene.counted(Opcode::RDMA_WRITE)[1];
+    scene.two.rigs[0].plane.now += 1_000_000_000;
+    scene.post(Opcode::RDMA_WRITE, 0, 65_536, 60_000);
+    scene.two.rigs[0].plane.activate(0);
+    let mut pieces = 0;
+    while scene.two.rigs[0].completions().is_empty() {
+        assert!(!rung(&mut scene), "rung for {pieces} pieces of a request that is not complete");
+        assert!(pieces < 100, "it never completes");
+        scene.two.rigs[0].plane.now += 1_000_000;
+        scene.two.rigs[0].plane.turn();
+        pieces += 1;
+    }
+    assert!(pieces > 2, "it goes in {pieces} turns");
+    assert!(rung(&mut scene), "nobody is told to count");
+    scene.two.rigs[1].plane.now += 1_000;
+    scene.two.rigs[1].plane.turn();
+    let after = scene.counted(Opcode::RDMA_WRITE)[1];
+    assert_eq!((after.operations, after.bytes), (before.operations + 1, before.bytes + 60_000));
 }
 
 #[test]
