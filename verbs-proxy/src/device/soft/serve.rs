@@ -135,6 +135,7 @@ impl Plane {
             (Verdict::Lost(_), _) => Answer::refusal(WcStatus::REM_OP_ERR),
         };
         if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
+            // Before it is charged: at a rate that binds nothing is left afterwards, and each READ would have to ask.
             if self.shaping.reads_ahead_with() {
                 self.renew_reads(at);
             }

@@ -264,9 +264,6 @@ impl Plane {
         let Some(ahead) = self.shaping.read_ahead() else { return };
         let Some(link) = self.device.links.get_mut(at) else { return };
         let Some((ours, theirs)) = link.grants.pages().filter(|_| link.grants.giving.live > 0) else { return };
-        if ahead == 0 {
-            return;
-        }
         let bytes = ahead.min(MOST_AHEAD);
         let allowance = &ours.allowance.0;
         let allowed = allowance.load(Ordering::Relaxed);
