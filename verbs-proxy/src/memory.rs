@@ -93,6 +93,17 @@ pub enum Atomic {
     },
 }
 
+impl Atomic {
+    /// What becomes of this value.
+    fn applied(self, old: u64) -> u64 {
+        match self {
+            Self::Add(addend) => old.wrapping_add(addend),
+            Self::Swap { expected, new } if old == expected => new,
+            Self::Swap { .. } => old,
+        }
+    }
+}
+
 impl<'a> Piece<'a> {
     /// Bytes.
     #[must_use]
@@ -181,17 +192,23 @@ impl<'a> Piece<'a> {
     }
 
     /// FETCH_AND_ADD or CMP_AND_SWP on this place: the former value.
-    pub fn fetch_update(&self, update: impl Fn(u64) -> u64) -> Result<u64, NotAtomic> {
+    pub fn fetch_update(&self, operation: Atomic) -> Result<u64, NotAtomic> {
         let atomic = self.atomic().ok_or(NotAtomic::Misaligned)?;
         let Some(guard) = self.guard else {
-            let update = |old| Some(update(old));
-            return Ok(atomic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, update).unwrap_or_else(|old| old));
+            let order = Ordering::SeqCst;
+            return Ok(match operation {
+                Atomic::Add(addend) => atomic.fetch_add(addend, order),
+                Atomic::Swap { expected, new } => {
+                    atomic.compare_exchange(expected, new, order, order).unwrap_or_else(|found| found)
+                }
+            });
         };
         // The first guess is as good as any: a wrong one finds the value out.
         let mut expected = 0;
         loop {
             // SAFETY: aligned, as was checked.
-            let found = unsafe { guarded::compare_exchange(guard, self.address, expected, update(expected)) };
+            let found =
+                unsafe { guarded::compare_exchange(guard, self.address, expected, operation.applied(expected)) };
             match found.map_err(|_| NotAtomic::Lost)? {
                 found if found == expected => return Ok(found),
                 found => expected = found,

@@ -223,11 +223,16 @@ impl Scheduler {
         if self.fresh {
             self.clock = now;
             if self.capped && (self.caps.wants_clock() || self.urgent_caps.wants_clock()) {
-                let waiting = self.waiting();
-                self.caps.refill(now, waiting);
-                self.urgent_caps.refill(now, waiting);
+                self.refill(now);
             }
         }
+    }
+
+    /// Earns what the time since the last look is worth, whether anything needs it yet or not.
+    pub fn refill(&mut self, now: Nanos) {
+        let waiting = self.waiting();
+        self.caps.refill(now, waiting);
+        self.urgent_caps.refill(now, waiting);
     }
 
     /// Data of the next piece of a request of `total`, of which `left` has not gone. An urgent request is not divided, as long as

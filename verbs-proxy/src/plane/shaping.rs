@@ -127,6 +127,12 @@ impl Shaping {
         self.scheduler.leave(queue, Time(now));
     }
 
+    /// Earns what the time since the last look is worth.
+    #[cfg(test)]
+    pub fn refill(&mut self, now: Nanos) {
+        self.scheduler.refill(Time(now));
+    }
+
     /// A queue pair is gone; another may get its bell number.
     pub fn forget(&mut self, queue: u32) {
         self.scheduler.forget(queue);

@@ -186,7 +186,7 @@ impl Holes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Lost, Piece, copy};
+    use crate::memory::{Atomic, Lost, Piece, copy};
     use crate::shared::{Mapping, Run, RunFile};
     use rustix::fs::{
         FallocateFlags, MemfdFlags, Mode, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(copy(Piece::of_own_mut(&mut bytes), hole), Err(Lost::Source));
         assert_eq!(copy(hole, Piece::of_own(&[1; 16])), Err(Lost::Target));
         assert_eq!(copy(hole, there), Err(Lost::Target));
-        assert!(hole.fetch_update(|old| old + 1).is_err());
+        assert!(hole.fetch_update(Atomic::Add(1)).is_err());
         assert_eq!(blocks(&file), before);
         // Who has it may make the page, and then it is one.
         pwrite(&file, &[5; PAGE], 4 * PAGE as u64).unwrap();

@@ -2,6 +2,7 @@
 
 use super::links::LinkId;
 use crate::plane::qp::Receiving;
+use crate::plane::setup::MAX_RD_ATOMIC;
 use std::collections::VecDeque;
 
 /// What [`SoftQp::port`] says of a queue pair that is connected within its own port.
@@ -46,6 +47,16 @@ pub struct Responder {
     pub established: bool,
     /// Requests of another proxy that were executed in this turn of its link and not acknowledged yet.
     pub owed: Option<Acknowledge>,
+}
+
+impl Responder {
+    /// Keeps the answer to an atomic, as long as its requester may have that one repeated.
+    pub fn remember(&mut self, sequence: u32, value: u64) {
+        if self.atomics.len() >= MAX_RD_ATOMIC as usize {
+            self.atomics.pop_front();
+        }
+        self.atomics.push_back((sequence, value));
+    }
 }
 
 /// What an acknowledge will say.

@@ -1,6 +1,7 @@
 //! The responder: this proxy decides about its own container's memory, queues and states, whoever asks.
 
 use super::gather::resolve;
+use super::grants::using::atomic;
 use super::names;
 use super::source::{Origin, Sources};
 use super::wire::Request;
@@ -8,7 +9,6 @@ use super::{Plane, Qp, Soft};
 use crate::memory::{AccessFault, Lost, NotAtomic, PdId, Piece, RegionTable};
 use crate::plane::intake::{self, vendor};
 use crate::plane::receive::Received;
-use crate::plane::setup::MAX_RD_ATOMIC;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcOpcode, WcStatus};
 
 /// The responder's word.
@@ -281,12 +281,8 @@ impl Plane {
         let Ok(target) = admit_remote(qp, &self.regions, incoming, Access::REMOTE_ATOMIC) else {
             return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);
         };
-        let former = target.fetch_update(|old| match incoming.opcode {
-            Opcode::FETCH_AND_ADD => old.wrapping_add(incoming.compare_add),
-            _ if old == incoming.compare_add => incoming.swap,
-            _ => old,
-        });
-        let former = match former {
+        let operation = atomic(incoming.opcode, incoming.compare_add, incoming.swap);
+        let former = match target.fetch_update(operation) {
             Ok(former) => former,
             // Aligned for the application, but not in memory, as with an `iova` of another alignment.
             Err(NotAtomic::Misaligned) => {
@@ -295,10 +291,7 @@ impl Plane {
             Err(NotAtomic::Lost) => return self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR),
         };
         if let Some(qp) = &mut self.qps[queue as usize] {
-            if qp.device.responder.atomics.len() >= MAX_RD_ATOMIC as usize {
-                qp.device.responder.atomics.pop_front();
-            }
-            qp.device.responder.atomics.push_back((incoming.sequence, former));
+            qp.device.responder.remember(incoming.sequence, former);
         }
         Verdict::Value(former)
     }

@@ -2,19 +2,17 @@
 
 use super::Grants;
 use super::using::{Wanted, atomic};
-use crate::device::soft::express::EXPRESS_BYTES;
+use crate::device::soft::express::{Row, completion, local};
 use crate::device::soft::link::Link;
 use crate::device::soft::links::LinkId;
-use crate::device::soft::{Plane, Qp, Soft};
-use crate::memory::{Piece, RegionTable, copy, copy_while};
-use crate::plane::intake::wc_opcode;
+use crate::device::soft::{Plane, Soft};
+use crate::memory::{Piece, copy, copy_while};
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use crate::rseq::{Thread, Undone};
 use crate::stats::Tally;
-use ringfence_protocol::completion::Completion;
 use ringfence_protocol::grants::Use;
-use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
-use ringfence_protocol::work::{self, SendBase, SendFields};
+use ringfence_protocol::verbs::{Opcode, QpState, SendFlags};
+use ringfence_protocol::work::SendBase;
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Ops};
 use std::sync::atomic::Ordering;
@@ -37,13 +35,15 @@ impl Plane {
         let used = &ours.used.0;
         let most = allowance.ops.0.min(BATCH as u64) as usize;
         let (mut count, mut moved, mut paid, mut fetched, mut left) = (0, 0, Bytes(0), Bytes(0), 0);
-        let mut row = Row { opcode: Opcode::RDMA_WRITE, operations: 0, bytes: 0 };
+        let mut row = Row::EMPTY;
         while count < most && moved < BATCH_BYTES {
             let Some(words) = qp.send.peek() else { break };
             let base = SendBase(words);
             let fields = base.fields();
             let head = base.inline_head();
-            let Some((bytes, own)) = local(qp, regions, &fields, &head, allowance) else { break };
+            // A copy that a condition guards cannot be guarded against missing pages as well.
+            let own = local(qp, regions, &fields, &head, allowance).filter(|(_, own)| !own.may_fault());
+            let Some((bytes, own)) = own else { break };
             let Some(wanted) = Wanted::of(qp, fields.opcode, fields.rkey, fields.remote_addr, bytes) else { break };
             let Some((memory, condition, slot)) = wanted.find(using, theirs) else { break };
             let fetches = fields.opcode != Opcode::RDMA_WRITE;
@@ -85,34 +85,21 @@ impl Plane {
                 paid = due;
             }
             left += leaves;
-            if row.opcode != fields.opcode {
-                row.count(used, tally);
-                row = Row { opcode: fields.opcode, operations: 0, bytes: 0 };
+            if let Some(former) = row.add(fields.opcode, bytes) {
+                count_row(&former, used, tally);
             }
-            row.operations += 1;
-            row.bytes += u64::from(bytes);
             count += 1;
             moved += bytes;
             qp.send.advance(1);
             if qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED) {
-                let completion = Completion {
-                    wr_id: fields.wr_id,
-                    status: WcStatus::SUCCESS,
-                    opcode: wc_opcode(fields.opcode),
-                    byte_len: if fetches { bytes } else { 0 },
-                    qp_num: qp.number,
-                    cookie: qp.cookie,
-                    freed: qp.send.position(),
-                    ..Completion::default()
-                };
-                if entry.push(&completion, tally, notices) {
+                if entry.push(&completion(qp, &fields, bytes), tally, notices) {
                     touched.push(qp.send_cq);
                 }
             }
         }
         if count > 0 {
             used.busy.leave();
-            row.count(used, tally);
+            count_row(&row, used, tally);
             used.has_read(left);
             shaping.spend(paid, fetched, Ops(count as u64));
             if let Some(link) = links.get_mut(at) {
@@ -123,45 +110,8 @@ impl Plane {
     }
 }
 
-/// Requests of one opcode that came one after the other: they are counted together.
-struct Row {
-    opcode: Opcode,
-    operations: u64,
-    bytes: u64,
-}
-
-impl Row {
-    #[inline(always)]
-    fn count(&self, used: &Use, tally: &Tally) {
-        used.count(self.opcode, self.operations, self.bytes);
-        tally.sent_at_once(self.opcode, self.operations, self.bytes);
-    }
-}
-
-/// The container's side of a request that goes the short way, and its bytes.
 #[inline(always)]
-fn local<'a>(
-    qp: &Qp,
-    regions: &'a RegionTable,
-    fields: &SendFields,
-    head: &'a [u64; 4],
-    allowance: Allowance,
-) -> Option<(u32, Piece<'a>)> {
-    let fetches = fields.opcode != Opcode::RDMA_WRITE;
-    if fields.flags.contains(SendFlags::INLINE) {
-        let bytes = u32::from(fields.inline_bytes);
-        let short = bytes > 0 && bytes <= work::BASE_INLINE.min(qp.caps.max_inline) && !fetches;
-        return short.then(|| (bytes, Piece::of_own(zerocopy::IntoBytes::as_bytes(head)).slice(0, bytes as usize)));
-    }
-    let bytes = fields.sge.length;
-    let most = allowance.longest.0.min(u64::from(EXPRESS_BYTES)) as u32;
-    if fields.sges != 1 || bytes == 0 || bytes > most || qp.caps.max_send_sge == 0 {
-        return None;
-    }
-    if fetches && (qp.attr.max_rd_atomic == 0 || (fields.opcode != Opcode::RDMA_READ && bytes != 8)) {
-        return None;
-    }
-    let access = if fetches { Access::LOCAL_WRITE } else { Access(0) };
-    let piece = regions.admit(fields.sge.lkey, qp.pd, fields.sge.addr, bytes.into(), access).ok()?;
-    (!piece.may_fault()).then_some((bytes, piece))
+fn count_row(row: &Row, used: &Use, tally: &Tally) {
+    used.count(row.opcode, row.operations, row.bytes);
+    tally.sent_at_once(row.opcode, row.operations, row.bytes);
 }

@@ -1,6 +1,7 @@
 //! The requester: what it is granted, and requests that need nobody else.
 
 use super::{Grant, Grants};
+use crate::device::soft::express::remote_access;
 use crate::device::soft::gather::{gather, scatter, trim};
 use crate::device::soft::links::LinkId;
 use crate::device::soft::qp::Road;
@@ -158,12 +159,7 @@ pub(crate) struct Wanted {
 impl Wanted {
     #[inline(always)]
     pub(crate) fn of(qp: &Qp, opcode: Opcode, rkey: u32, addr: u64, bytes: u32) -> Option<Self> {
-        let access = match opcode {
-            Opcode::RDMA_WRITE => Access::REMOTE_WRITE,
-            Opcode::RDMA_READ => Access::REMOTE_READ,
-            Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Access::REMOTE_ATOMIC,
-            _ => return None,
-        };
+        let access = remote_access(opcode)?;
         let name = Name { from: qp.number, key: rkey, writes: access != Access::REMOTE_READ };
         (bytes > 0).then_some(Self { name, to: qp.attr.dest_qp_num, access, addr, bytes })
     }
