@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`bucket`] | when a rate allows the next piece |
 //! | [`caps`] | the same for all rates of a container, each way and in operations |
+//! | [`order`] | whether that is for the container's own requests now, or for a neighbour who READs |
 //! | [`turns`] | whose turn it is among queue pairs |
 //! | [`window`] | how much a container may have on a link that others share |
 //! | [`link`] | when a piece has left that link |
@@ -20,6 +21,7 @@
 pub mod bucket;
 pub mod caps;
 pub mod link;
+pub mod order;
 pub mod retry;
 pub mod scheduler;
 pub mod shares;
@@ -28,6 +30,7 @@ pub mod units;
 pub mod window;
 
 pub use caps::{Allowance, Cost};
+pub use order::Party;
 pub use scheduler::{Class, Closed, Piece, Policy, Road, Scheduler};
 pub use units::{BitRate, Bytes, Nanos, OpRate, Ops, Weight};
 

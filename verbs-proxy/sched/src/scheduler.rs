@@ -3,6 +3,7 @@
 use crate::HEADERS;
 use crate::bucket::Waiting;
 use crate::caps::{Allowance, Caps, Cost};
+use crate::order::{Order, Party};
 use crate::turns::{Lane, Quantum, Turns};
 use crate::units::{BitRate, Bytes, Nanos, OpRate, Ops, Weight};
 use crate::window::Window;
@@ -98,6 +99,8 @@ pub struct Scheduler {
     /// Class latency: the caps of urgent pieces, which are charged to the others as well.
     urgent_caps: Caps,
     capped: bool,
+    /// Whose what leaves is, while several want more of it than the rate allows.
+    order: Order,
     turns: Turns,
     shut_until: [Nanos; Lane::COUNT],
     link: Option<Link>,
@@ -134,6 +137,7 @@ impl Scheduler {
             capped: !caps.is_empty(),
             caps,
             urgent_caps,
+            order: Order::default(),
             turns: Turns::new(quantum),
             shut_until: [Nanos(0); Lane::COUNT],
             link,
@@ -161,7 +165,11 @@ impl Scheduler {
     #[must_use]
     pub fn wants_clock(&self) -> bool {
         self.link.is_some()
-            || (self.capped && (self.caps.wants_clock() || self.urgent_caps.wants_clock() || self.any_waits()))
+            || (self.capped
+                && (self.caps.wants_clock()
+                    || self.urgent_caps.wants_clock()
+                    || self.any_waits()
+                    || self.order.any_reader()))
     }
 
     /// What may go by the short way, without a clock and unasked; it must be charged by [`Self::spend`] afterwards. `None`
@@ -169,7 +177,7 @@ impl Scheduler {
     #[inline]
     #[must_use]
     pub fn in_hand(&self) -> Option<Allowance> {
-        if self.link.is_some() || self.any_waits() {
+        if self.link.is_some() || self.any_waits() || self.order.any_reader() {
             return None;
         }
         let allowance = self.caps.in_hand();
@@ -288,6 +296,9 @@ impl Scheduler {
             if urgent {
                 self.urgent_caps.charge(cost);
             }
+            if cost.out.0 > 0 {
+                self.order.had(Party::Own, cost.out);
+            }
         }
         if let Some(Link::Shared(window)) = &mut self.link {
             window.sent(piece.bytes.plus(HEADERS), urgent, now);
@@ -298,12 +309,39 @@ impl Scheduler {
 
     fn affords(&mut self, cost: Cost, urgent: bool, now: Nanos) -> Result<(), Nanos> {
         let (fresh, waiting) = (self.fresh, self.waiting());
+        // Urgent requests have a rate of their own, by which none of them waits for anything else.
+        let shares = cost.out.0 > 0 && !urgent;
+        if shares && self.order.any_reader() {
+            // Whether one is late needs a clock that is right.
+            let turn = if fresh { self.order.turn(Party::Own, self.room(), now) } else { Err(now.after(Nanos(1))) };
+            if let Err(at) = turn {
+                self.order.waits(Party::Own, at);
+                return Err(at);
+            }
+        }
         let caps = if urgent { &mut self.urgent_caps } else { &mut self.caps };
         if caps.covers(cost) {
             return Ok(());
         }
         // What is not in hand needs a clock that is right.
-        if fresh { caps.open(cost, now, waiting) } else { Err(now.after(Nanos(1))) }
+        if !fresh {
+            return Err(now.after(Nanos(1)));
+        }
+        let open = caps.open(cost, now, waiting);
+        // Nobody waits for requests that wait for something else.
+        let leaves = Cost { out: cost.out, ..Cost::default() };
+        if shares
+            && open.is_err()
+            && let Err(at) = self.caps.open(leaves, now, waiting)
+        {
+            self.order.waits(Party::Own, at);
+        }
+        open
+    }
+
+    /// How much more than another one who waits a party may have had: what the rate lets go at once.
+    fn room(&self) -> Bytes {
+        self.caps.burst_out().map_or(Bytes(0), |(burst, _)| burst)
     }
 
     /// The queue pair whose turn it is, if it may send something. It stays in front until [`Self::ask`] ends its turn, has it
@@ -365,11 +403,30 @@ impl Scheduler {
         }
     }
 
-    /// Whether bytes may leave because another container READs them; else when. Charged by [`Self::was_read`].
-    pub fn may_be_read(&mut self, bytes: Bytes, now: Nanos) -> Result<(), Nanos> {
+    /// Whether bytes may leave because the neighbour with this port READs them; else when, which it is told. Charged by
+    /// [`Self::was_read`].
+    pub fn may_be_read(&mut self, port: u16, bytes: Bytes, now: Nanos) -> Result<(), Nanos> {
         if !self.capped {
             return Ok(());
         }
+        let party = Party::Reader(port);
+        if !self.any_waits() {
+            self.order.gave_up(Party::Own);
+        }
+        let turn = self.order.turn(party, self.room(), now);
+        let may = turn.and_then(|()| self.lets_out(bytes, now));
+        if let Err(at) = may {
+            self.order.waits(party, at);
+        }
+        may
+    }
+
+    /// Whether the neighbour with this port may READ so much more, though it has not asked for it.
+    pub fn may_be_read_unasked(&mut self, port: u16, bytes: Bytes, now: Nanos) -> bool {
+        !self.capped || (!self.order.any_but(Party::Reader(port), now) && self.lets_out(bytes, now).is_ok())
+    }
+
+    fn lets_out(&mut self, bytes: Bytes, now: Nanos) -> Result<(), Nanos> {
         let cost = Cost { out: charged(bytes), ..Cost::default() };
         if self.caps.covers(cost) {
             return Ok(());
@@ -377,12 +434,15 @@ impl Scheduler {
         self.caps.open(cost, now, self.waiting())
     }
 
-    /// Another container READ this.
-    pub fn was_read(&mut self, bytes: Bytes) {
+    /// The neighbour with this port READ this.
+    pub fn was_read(&mut self, port: u16, bytes: Bytes) {
         if self.capped {
             self.caps.charge(Cost { out: charged(bytes), ..Cost::default() });
-            // Requests that wait here were told a time, which holds.
-            if !self.any_waits() {
+            self.order.had(Party::Reader(port), charged(bytes));
+            // Requests that wait here were told a time, which holds, or waited for this very neighbour.
+            if self.any_waits() {
+                self.shut_until = [Nanos(0); Lane::COUNT];
+            } else {
                 self.caps.expect_reads();
             }
         }

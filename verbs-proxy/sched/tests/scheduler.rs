@@ -45,17 +45,17 @@ fn an_own_read_leaves_and_is_fetched() {
     scheduler.begin(Nanos(1));
     let read = Piece { fetches: true, own: true, ..piece(1, 1 << 20) };
     assert_eq!(scheduler.ask(&read, ROAD, Nanos(1)), Ok(()));
-    assert!(scheduler.may_be_read(Bytes(1), Nanos(2)).is_err());
+    assert!(scheduler.may_be_read(1, Bytes(1), Nanos(2)).is_err());
 }
 
 #[test]
 fn what_others_read_counts() {
     let policy = Policy { bandwidth: rate(8_000_000), ..Policy::default() };
     let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
-    assert_eq!(scheduler.may_be_read(Bytes(1 << 20), Nanos(1)), Ok(()));
-    scheduler.was_read(Bytes(1 << 20));
+    assert_eq!(scheduler.may_be_read(1, Bytes(1 << 20), Nanos(1)), Ok(()));
+    scheduler.was_read(1, Bytes(1 << 20));
     // A MiB at a megabyte per second, less the burst of 16 KiB.
-    let at = scheduler.may_be_read(Bytes(1), Nanos(1)).unwrap_err();
+    let at = scheduler.may_be_read(1, Bytes(1), Nanos(1)).unwrap_err();
     assert!((1_030_000_000..1_034_000_000).contains(&at.0), "{at:?}");
     scheduler.begin(Nanos(2));
     assert_eq!(scheduler.ask(&piece(0, 8), ROAD, Nanos(2)), Err(Closed::Share));

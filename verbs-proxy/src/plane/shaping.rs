@@ -138,9 +138,14 @@ impl Shaping {
         self.scheduler.forget(queue);
     }
 
-    /// Whether bytes may leave because another container READs them; else how long it should wait.
-    pub fn may_be_read(&mut self, bytes: u32, now: Nanos) -> Result<(), Nanos> {
-        self.scheduler.may_be_read(Bytes(bytes.into()), Time(now)).map_err(|at| at.since(Time(now)).0)
+    /// Whether bytes may leave because the neighbour with this port READs them; else how long it should wait.
+    pub fn may_be_read(&mut self, port: u16, bytes: u32, now: Nanos) -> Result<(), Nanos> {
+        self.scheduler.may_be_read(port, Bytes(bytes.into()), Time(now)).map_err(|at| at.since(Time(now)).0)
+    }
+
+    /// Whether it may READ so much more, though it has not asked for it.
+    pub fn may_be_read_unasked(&mut self, port: u16, bytes: u32, now: Nanos) -> bool {
+        self.scheduler.may_be_read_unasked(port, Bytes(bytes.into()), Time(now))
     }
 
     /// How many bytes another container may READ at a time before it asks again, if [`Self::may_be_read`]; `None` if it need not ask.
@@ -155,9 +160,9 @@ impl Shaping {
         self.scheduler.reads_ahead_with()
     }
 
-    /// Another container READ this.
-    pub fn was_read(&mut self, bytes: u32) {
-        self.scheduler.was_read(Bytes(bytes.into()));
+    /// The neighbour with this port READ this.
+    pub fn was_read(&mut self, port: u16, bytes: u32) {
+        self.scheduler.was_read(port, Bytes(bytes.into()));
     }
 
     /// When something here needs the worker.

@@ -121,7 +121,7 @@ impl Plane {
         }
         if request.opcode == Opcode::RDMA_READ && matches!(verdict, Verdict::Ack) {
             // A READ of nothing is a packet out of here nevertheless.
-            self.shaping.was_read(0);
+            self.shaping.was_read(port, 0);
         }
         let answer = match (verdict, queue) {
             (Verdict::Ack, Some(queue)) => return self.owe(at, queue, request),
@@ -139,7 +139,7 @@ impl Plane {
             if self.shaping.reads_ahead_with() {
                 self.renew_reads(at);
             }
-            self.shaping.was_read(request.bytes);
+            self.shaping.was_read(port, request.bytes);
             self.renew_reads(at);
         }
         self.answer(at, queue, request, answer)
@@ -217,10 +217,8 @@ impl Plane {
 
     /// Whether the container's rate lets out what a READ or an atomic asks for; else how long its requester should wait.
     fn may_be_fetched(&mut self, at: LinkId, request: &Request) -> Result<(), Nanos> {
-        if self.fetched_from(at, request).is_none() {
-            return Ok(());
-        }
-        self.shaping.may_be_read(request.bytes, self.now)
+        let Some(port) = self.fetched_from(at, request).map(|qp| qp.device.port) else { return Ok(()) };
+        self.shaping.may_be_read(port, request.bytes, self.now)
     }
 
     /// Whether a READ must come again, as there is no room for its data in the buffer that the other end reads; then that is seen to.

@@ -267,10 +267,11 @@ impl Plane {
         let bytes = ahead.min(MOST_AHEAD);
         let allowance = &ours.allowance.0;
         let allowed = allowance.load(Ordering::Relaxed);
+        let port = link.port;
         // What it has left counts, so that nobody saves up. If it says that it has used more than it may, it has none.
         let left = allowed.saturating_sub(theirs.used.0.read.load(Ordering::Relaxed));
-        if left < bytes && self.shaping.may_be_read(bytes as u32, self.now).is_ok() {
-            self.shaping.was_read(bytes as u32);
+        if left < bytes && self.shaping.may_be_read_unasked(port, bytes as u32, self.now) {
+            self.shaping.was_read(port, bytes as u32);
             allowance.store(allowed.saturating_add(bytes), Ordering::Relaxed);
         }
     }

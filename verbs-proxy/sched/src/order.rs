@@ -1,0 +1,199 @@
+//! Whose turn it is where one rate is for several parties: a container's own requests, and its neighbours who READ out of it.
+//!
+//! The container's own requests wait here and are there at the very moment at which the rate opens; a neighbour has been told when
+//! to come again, and needs a while. Without turns the rate is for whoever is quickest, which is never the neighbour.
+
+use crate::units::{Bytes, Nanos};
+
+/// Who wants bytes to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// The container's own requests.
+    Own,
+    /// The neighbour with this port.
+    Reader(u16),
+}
+
+/// How long after the time that it was told a neighbour's turn is kept: enough for a process to wake up and a message to come. A
+/// burst is a millisecond at least, so what is earned meanwhile is not lost.
+pub const GRACE: Nanos = Nanos::micros(500);
+
+/// How long the container's own requests take to go when they may.
+const PROMPT: Nanos = Nanos::micros(50);
+
+/// Start-time fair queueing among those who were refused (Goyal, Vin and Cheng, 1996), with room of a burst: whoever has had that
+/// much more than another one who waits lets him go first.
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    parties: Vec<Entry>,
+    /// What those who begin to wait are taken to have had.
+    floor: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    party: Party,
+    /// Bytes that it has had, counted from when all began.
+    had: u64,
+    /// It was refused, and comes again at this time.
+    told: Option<Nanos>,
+}
+
+impl Order {
+    /// Whether any neighbour waits, as far as is known without a clock.
+    #[inline]
+    #[must_use]
+    pub fn any_reader(&self) -> bool {
+        self.parties.iter().any(|entry| entry.party != Party::Own && entry.told.is_some())
+    }
+
+    /// Whether any other than this one waits, at `now`.
+    pub fn any_but(&mut self, party: Party, now: Nanos) -> bool {
+        self.forget_late(now);
+        self.parties.iter().any(|entry| entry.party != party && entry.told.is_some())
+    }
+
+    /// Whether it is the turn of this party, or nobody else's; else when it should ask again. `room`: see [`Order`].
+    pub fn turn(&mut self, party: Party, room: Bytes, now: Nanos) -> Result<(), Nanos> {
+        self.forget_late(now);
+        let had = self.entry(party).map_or(self.floor, |entry| entry.had.max(self.floor));
+        let before = |entry: &&Entry| entry.party != party && entry.had.saturating_add(room.0) <= had;
+        let others = self.parties.iter().filter(before).filter_map(|entry| {
+            let told = entry.told?;
+            Some(match entry.party {
+                // It goes as soon as the rate lets it, and then that is closed again.
+                Party::Own => told.max(now).after(PROMPT),
+                Party::Reader(_) => told.after(GRACE),
+            })
+        });
+        match others.max() {
+            Some(at) => Err(at.max(now.after(Nanos(1)))),
+            None => Ok(()),
+        }
+    }
+
+    /// A party was refused, and comes again at this time.
+    pub fn waits(&mut self, party: Party, told: Nanos) {
+        let floor = self.floor;
+        let entry = self.entry_or_new(party);
+        if entry.told.is_none() {
+            entry.had = entry.had.max(floor);
+        }
+        entry.told = Some(told);
+    }
+
+    /// A party has had this much, and waits no more. Counts while others wait, or did not have as much.
+    pub fn had(&mut self, party: Party, bytes: Bytes) {
+        if self.parties.is_empty() {
+            return;
+        }
+        let floor = self.floor;
+        let entry = self.entry_or_new(party);
+        let begun = if entry.told.take().is_some() { entry.had } else { entry.had.max(floor) };
+        entry.had = begun.saturating_add(bytes.0);
+        let waiting = self.parties.iter().filter(|entry| entry.told.is_some()).map(|entry| entry.had);
+        self.floor = self.floor.max(waiting.min().map_or(begun, |least| least.min(begun)));
+        let floor = self.floor;
+        self.parties.retain(|entry| entry.told.is_some() || entry.had > floor);
+    }
+
+    /// A party wants nothing any more.
+    pub fn gave_up(&mut self, party: Party) {
+        if let Some(entry) = self.parties.iter_mut().find(|entry| entry.party == party) {
+            entry.told = None;
+        }
+    }
+
+    fn entry(&self, party: Party) -> Option<&Entry> {
+        self.parties.iter().find(|entry| entry.party == party)
+    }
+
+    fn entry_or_new(&mut self, party: Party) -> &mut Entry {
+        let at = self.parties.iter().position(|entry| entry.party == party).unwrap_or_else(|| {
+            self.parties.push(Entry { party, had: self.floor, told: None });
+            self.parties.len() - 1
+        });
+        &mut self.parties[at]
+    }
+
+    /// Whoever does not come when it was told to has lost its turn.
+    fn forget_late(&mut self, now: Nanos) {
+        for entry in &mut self.parties {
+            if entry.told.is_some_and(|told| told.after(GRACE) < now) {
+                entry.told = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Bytes = Bytes(1000);
+    const ONE: Party = Party::Reader(1);
+    const TWO: Party = Party::Reader(2);
+
+    #[test]
+    fn whoever_is_ahead_by_the_room_waits_for_who_was_refused() {
+        let mut order = Order::default();
+        assert_eq!(order.turn(Party::Own, ROOM, Nanos(0)), Ok(()));
+        order.waits(ONE, Nanos(100));
+        assert_eq!(order.turn(Party::Own, ROOM, Nanos(0)), Ok(()));
+        order.had(Party::Own, Bytes(999));
+        assert_eq!(order.turn(Party::Own, ROOM, Nanos(0)), Ok(()));
+        order.had(Party::Own, Bytes(1));
+        assert_eq!(order.turn(Party::Own, ROOM, Nanos(0)), Err(Nanos(100).after(GRACE)));
+        assert_eq!(order.turn(ONE, ROOM, Nanos(0)), Ok(()));
+        order.had(ONE, Bytes(1));
+        assert_eq!(order.turn(Party::Own, ROOM, Nanos(0)), Ok(()));
+    }
+
+    #[test]
+    fn who_comes_too_late_has_lost_its_turn_and_what_it_had_less() {
+        let mut order = Order::default();
+        order.waits(ONE, Nanos(100));
+        order.had(Party::Own, Bytes(5000));
+        let late = Nanos(101).after(GRACE);
+        assert_eq!(order.turn(Party::Own, ROOM, late), Ok(()));
+        order.waits(Party::Own, late);
+        order.had(Party::Own, Bytes(1));
+        // It begins where the other is now.
+        order.waits(ONE, late);
+        order.had(ONE, Bytes(1));
+        assert_eq!(order.turn(Party::Own, ROOM, late), Ok(()));
+        order.waits(Party::Own, late);
+        order.had(ONE, Bytes(1001));
+        assert!(order.turn(ONE, ROOM, late).is_err());
+    }
+
+    #[test]
+    fn nothing_is_kept_of_those_who_are_even() {
+        let mut order = Order::default();
+        for round in 0..1000 {
+            for party in [ONE, TWO, Party::Own] {
+                order.waits(party, Nanos(round));
+                order.had(party, Bytes(10));
+            }
+        }
+        assert!(order.parties.len() <= 3);
+        order.waits(Party::Own, Nanos(1000));
+        order.had(Party::Own, Bytes(1));
+        order.waits(Party::Own, Nanos(1000));
+        order.had(Party::Own, Bytes(10_000));
+        order.waits(TWO, Nanos(1000));
+        order.had(TWO, Bytes(1));
+        assert!(order.parties.len() <= 2, "{order:?}");
+    }
+
+    #[test]
+    fn the_extremes_do_not_overflow() {
+        let mut order = Order::default();
+        order.waits(ONE, Nanos::NEVER);
+        for _ in 0..3 {
+            order.had(Party::Own, Bytes(u64::MAX));
+        }
+        assert!(order.turn(Party::Own, ROOM, Nanos(0)).is_err());
+        assert_eq!(order.turn(ONE, Bytes(u64::MAX), Nanos::NEVER), Ok(()));
+    }
+}

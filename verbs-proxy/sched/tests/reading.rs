@@ -1,0 +1,136 @@
+//! A container's own requests and neighbours who READ out of it, under one rate: what each gets.
+
+use ringfence_sched::{BitRate, Bytes, Nanos, OpRate, Piece, Policy, Road, Scheduler};
+
+const ROAD: Road = Road { free_at: Nanos::NEVER, about: false };
+const OWN: u32 = 1;
+const STEP: Nanos = Nanos::micros(5);
+const SECOND: Nanos = Nanos::millis(1000);
+
+/// A neighbour.
+#[derive(Clone, Copy, Debug)]
+struct Reader {
+    /// Of each READ.
+    bytes: u64,
+    /// How much later than it was told it comes again.
+    late: Nanos,
+    /// It wants one so often, whether it got those before or not.
+    every: Nanos,
+    wants: Nanos,
+    comes: Nanos,
+    got: u64,
+}
+
+fn reader(bytes: u64, late: u64, every: u64) -> Reader {
+    let (late, every) = (Nanos::micros(late), Nanos::micros(every));
+    Reader { bytes, late, every, wants: Nanos(0), comes: Nanos(0), got: 0 }
+}
+
+/// A second of own requests of so many bytes, as many as go, and of these neighbours: parts of what the rate allows.
+fn shares(policy: &Policy, own: Option<u64>, readers: &[Reader]) -> (f64, Vec<f64>) {
+    let mut scheduler = Scheduler::new(policy, None, Nanos(0));
+    let mut readers = readers.to_vec();
+    let (mut now, mut sent, mut waits) = (Nanos(0), 0, false);
+    while now < SECOND {
+        now = now.after(STEP);
+        scheduler.begin(now);
+        while let Some(own) = own {
+            if waits && scheduler.next(ROAD, now) != Some(OWN) {
+                break;
+            }
+            let bytes = Bytes(own).min(scheduler.piece(Bytes(own), Bytes(own)));
+            let piece = Piece { queue: OWN, bytes, total: bytes, first: true, fetches: false, own: false, on_link: 0 };
+            waits = scheduler.ask(&piece, ROAD, now).is_err();
+            if waits {
+                break;
+            }
+            sent += bytes.0;
+        }
+        for (port, reader) in (1..).zip(&mut readers) {
+            while reader.comes <= now {
+                match scheduler.may_be_read(port, Bytes(reader.bytes), now) {
+                    Ok(()) => {
+                        scheduler.was_read(port, Bytes(reader.bytes));
+                        reader.got += reader.bytes;
+                        reader.wants = reader.wants.after(reader.every);
+                        reader.comes = reader.comes.max(reader.wants);
+                    }
+                    Err(at) => {
+                        assert!(at > now, "{at:?} is not later than {now:?}");
+                        reader.comes = at.after(reader.late);
+                    }
+                }
+            }
+        }
+    }
+    let whole = policy.bandwidth.unwrap().bytes_in(SECOND).0 as f64;
+    (sent as f64 / whole, readers.iter().map(|reader| reader.got as f64 / whole).collect())
+}
+
+fn rate(bits: u64) -> Policy {
+    Policy { bandwidth: BitRate::new(bits), ..Policy::default() }
+}
+
+const RATES: [u64; 3] = [100_000_000, 1_000_000_000, 10_000_000_000];
+
+#[test]
+fn greedy_own_requests_leave_half_to_a_greedy_neighbour() {
+    for bits in RATES {
+        for late in [0, 100, 400] {
+            for (own, bytes) in [(4096, 4096), (1 << 20, 4096), (4096, 65536), (65536, 512)] {
+                let (sent, got) = shares(&rate(bits), Some(own), &[reader(bytes, late, 0)]);
+                let all = sent + got[0];
+                let what = format!("{sent:.3} and {:.3} at {bits}, {own} and {bytes} bytes, {late} µs late", got[0]);
+                assert!((0.97..=1.05).contains(&all), "{what}");
+                assert!((0.42..=0.58).contains(&sent), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn neighbours_have_equal_shares() {
+    for bits in RATES {
+        for late in [[0, 0], [50, 400]] {
+            let (_, got) = shares(&rate(bits), None, &late.map(|late| reader(4096, late, 0)));
+            assert!((0.97..=1.05).contains(&(got[0] + got[1])), "{got:?} at {bits}");
+            assert!((0.42..=0.58).contains(&got[0]), "{got:?} at {bits}");
+        }
+        let (sent, got) = shares(&rate(bits), Some(65536), &[reader(4096, 100, 0), reader(16384, 200, 0)]);
+        for share in [sent, got[0], got[1]] {
+            assert!((0.27..=0.4).contains(&share), "{sent:.3} {got:?} at {bits}");
+        }
+    }
+}
+
+#[test]
+fn whoever_wants_little_has_it_and_the_rest_is_the_others() {
+    for bits in RATES {
+        // A tenth of the rate.
+        let every = 4096 * 8 * 10 * 1_000_000 / bits;
+        let (sent, got) = shares(&rate(bits), Some(65536), &[reader(4096, 100, every)]);
+        assert!(got[0] > 0.09, "{sent:.3} {got:?} at {bits}");
+        assert!((0.97..=1.05).contains(&(sent + got[0])), "{sent:.3} {got:?} at {bits}");
+    }
+}
+
+#[test]
+fn whoever_holds_turns_and_takes_next_to_nothing_costs_the_others_nothing() {
+    for bits in RATES {
+        for late in [0, 100, 499, 501, 5000] {
+            let hostile = reader(1, late, 0);
+            let slow = Reader { every: Nanos::micros(900), ..hostile };
+            let (sent, _) = shares(&rate(bits), Some(65536), &[slow; 8]);
+            assert!(sent > 0.95, "{sent:.3} at {bits}, {late} µs late");
+            let (_, got) = shares(&rate(bits), None, &[reader(4096, 50, 0), slow, slow, slow]);
+            assert!(got[0] > 0.95, "{got:?} at {bits}, {late} µs late");
+        }
+    }
+}
+
+#[test]
+fn nobody_waits_for_own_requests_that_wait_for_operations() {
+    let policy = Policy { ops: OpRate::new(10), ..rate(1_000_000_000) };
+    let (_, got) = shares(&policy, Some(4096), &[reader(4096, 100, 0)]);
+    assert!(got[0] > 0.95, "{got:?}");
+}
