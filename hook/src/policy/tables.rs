@@ -130,9 +130,6 @@ impl<'a> Effective<'a> {
             if value.is_empty() {
                 return Err(format!("{table}.modes must name at least one mode"));
             }
-            if value.contains(&Mode::Exclusive) {
-                return Err(format!("{table}.modes: exclusive is not offered yet"));
-            }
         }
         for weight in [self.default(|defaults| defaults.weight), self.bound(|bounds| bounds.weight)] {
             if let Some(Given { value, table }) = weight.filter(|weight| !WEIGHTS.contains(&weight.value)) {
