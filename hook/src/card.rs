@@ -64,6 +64,11 @@ pub enum Missing {
          load the card's driver"
     )]
     NoSuchName { name: String, others: String },
+    #[error(
+        "RDMA device {name} is in another network namespace, where a container has it for itself (mode=exclusive; `ringfence list`) or \
+         somebody else has moved it; use another device, or end what has it"
+    )]
+    Elsewhere { name: String },
     #[error("RDMA device {name} has no character device for verbs: modprobe ib_uverbs")]
     NoVerbs { name: String },
     #[error("RDMA device {name} cannot be looked at: {error}")]
@@ -91,6 +96,7 @@ impl Missing {
         match self {
             Self::NoClass { .. } => "modprobe mlx5_ib, or the driver of the card",
             Self::NoSuchName { .. } => "rdma link, then correct the name of the [[device]]",
+            Self::Elsewhere { .. } => "ringfence list, then end the container that has it",
             Self::NoVerbs { .. } => "modprobe ib_uverbs",
             Self::Unreadable { .. } => "dmesg | grep -i rdma",
         }
@@ -127,6 +133,9 @@ impl Card {
         }
         let others = names(sys);
         if !others.contains(&name) {
+            if is_anywhere(sys, &name) {
+                return Err(Missing::Elsewhere { name });
+            }
             let others = if others.is_empty() { "none".into() } else { others.join(", ") };
             return Err(Missing::NoSuchName { name, others });
         }
@@ -207,11 +216,26 @@ impl Port {
     }
 }
 
+/// Whether there is a card with this name, in whichever network namespace: the kernel shows the character devices of all in each.
+pub fn is_anywhere(sys: &Path, name: &str) -> bool {
+    let verbs = sys.join("class/infiniband_verbs");
+    children(&verbs).iter().any(|node| line(&verbs.join(node).join("ibdev")).is_ok_and(|device| device == name))
+}
+
 /// The name of the card whose verbs the character device `major:minor` is for, if it is for one's.
 pub fn of_node(sys: &Path, major: u32, minor: u32) -> Option<String> {
     let verbs = sys.join("class/infiniband_verbs");
     let is_it = |node: &String| line(&verbs.join(node).join("dev")).is_ok_and(|dev| dev == format!("{major}:{minor}"));
     line(&verbs.join(children(&verbs).into_iter().find(is_it)?).join("ibdev")).ok()
+}
+
+/// Major and minor number of the character device for verbs of the card `name`.
+pub fn verbs_of(sys: &Path, name: &str) -> Option<(u32, u32)> {
+    let verbs = sys.join("class/infiniband_verbs");
+    let is_its = |node: &String| line(&verbs.join(node).join("ibdev")).is_ok_and(|device| device == name);
+    let dev = line(&verbs.join(children(&verbs).into_iter().find(is_its)?).join("dev")).ok()?;
+    let (major, minor) = dev.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// What `/sys/class` has of the cards whose verbs the character devices `nodes` are for, and of these nodes, each with its class. All
@@ -315,6 +339,9 @@ mod tests {
         std::fs::remove_dir_all(sys.0.path().join("class/infiniband_verbs")).unwrap();
         let error = sys.find("mlx5_0").unwrap_err();
         assert_eq!(error, "RDMA device mlx5_0 has no character device for verbs: modprobe ib_uverbs");
+        sys.write("class/infiniband_verbs/uverbs9/ibdev", "mlx5_7\n");
+        let error = sys.find("mlx5_7").unwrap_err();
+        assert!(error.starts_with("RDMA device mlx5_7 is in another network namespace"), "{error}");
         std::fs::remove_dir_all(sys.0.path().join("class/infiniband/mlx5_0")).unwrap();
         assert!(sys.find("mlx5_0").unwrap_err().contains("there is none"));
     }
@@ -339,6 +366,8 @@ mod tests {
         sys.write("class/infiniband_verbs/uverbs3/dev", "231:195\n");
         assert_eq!(of_node(sys.0.path(), 231, 195).as_deref(), Some("mlx5_0"));
         assert_eq!(of_node(sys.0.path(), 231, 19), None);
+        assert_eq!(verbs_of(sys.0.path(), "mlx5_0"), Some((231, 195)));
+        assert_eq!(verbs_of(sys.0.path(), "mlx5_9"), None);
         sys.write("class/infiniband_verbs/uverbs0/dev", "231:192\n");
         sys.write("class/infiniband_verbs/uverbs0/ibdev", "mlx5_1\n");
         sys.write("class/infiniband/mlx5_1/node_guid", "\n");

@@ -35,7 +35,7 @@ pub struct Collected {
 pub struct Removed {
     /// The container's id.
     pub container: String,
-    /// What there was: `proxy 4242`, and paths: of the record, the directory, cgroups, mount points.
+    /// What there was: `proxy 4242`, `RDMA device mlx5_0` that it had for itself, and paths: of the record, the directory, cgroups, mount points.
     pub what: Vec<String>,
 }
 
@@ -101,7 +101,8 @@ fn clean(config: &Config, records: &Records, container: &str) -> Result<Vec<Stri
     what.extend(doubt.map(|doubt| format!("without doing what its record says, for {doubt}")));
     what.extend(record.cgroups.iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
     what.extend(record.mount_points.iter().map(|point| record.root.join(&point.path).display().to_string()));
-    stop::release(config, &record)
+    what.extend(record.lent.as_ref().map(|lent| format!("RDMA device {}", lent.name)));
+    stop::release(config, records, &record, stop::CARD_PATIENCE)
         .and_then(|()| stop::forget(records, &record, Some(&lock)))
         .map_err(|error| error.to_string())?;
     match records.load(container) {
@@ -150,5 +151,6 @@ fn nameless(container: &str) -> Record {
         device: String::new(),
         since: 0,
         warnings: Vec::new(),
+        lent: None,
     }
 }

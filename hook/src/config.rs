@@ -13,7 +13,7 @@ use crate::units;
 use ringfence_launch::addresses::Gids;
 use ringfence_proxy::device::soft::control::SoftDevice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use cpu::{Cpus, Cpuset, Limit, Own, Weight};
 pub use load::{part, paths};
@@ -175,7 +175,7 @@ pub struct Device {
     /// Bits per second of the modelled link; `None` for as fast as memory.
     #[serde(default, deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
     pub link: Option<u64>,
-    /// Device nodes for containers in mode passthrough, at the same path there.
+    /// Device nodes for containers in mode passthrough, at the same path there; in mode exclusive those that are not for verbs.
     #[serde(default)]
     pub nodes: Vec<PathBuf>,
     /// Which of a card's GIDs containers see, and speak under.
@@ -184,7 +184,7 @@ pub struct Device {
     /// Whether containers have the kernel's rdma_cm, to connect by.
     #[serde(default)]
     pub rdma_cm: bool,
-    /// Whether the kernel's rdma controller holds containers in mode passthrough to the policy's limits.
+    /// Whether the kernel's rdma controller holds containers in modes passthrough and exclusive to the policy's limits.
     #[serde(default)]
     pub rdma_cgroup: bool,
 }
@@ -299,8 +299,17 @@ impl Device {
         match mode {
             Mode::Proxied => true,
             Mode::Passthrough => !self.nodes.is_empty(),
-            Mode::Exclusive => false,
+            Mode::Exclusive => self.kind == Kind::Ibverbs,
         }
+    }
+
+    /// Its nodes, without those for verbs: in mode exclusive the card's own comes by itself, under the name that it has in the
+    /// container's network namespace.
+    pub fn nodes_beside_verbs(&self) -> impl Iterator<Item = &Path> {
+        self.nodes.iter().map(PathBuf::as_path).filter(|path| {
+            let name = path.strip_prefix("/dev/infiniband").ok().and_then(Path::to_str);
+            !name.is_some_and(|name| name.starts_with("uverbs"))
+        })
     }
 }
 

@@ -1,10 +1,10 @@
 //! createRuntime and prestart: joins a container that is being made to its proxy.
 
+mod nodes;
+
 use crate::annotations::{self, Choice, Request};
 use crate::card::{self, Card};
-use crate::cgroup;
 use crate::config::{self, Config, Kind};
-use crate::device_filter;
 use crate::failure::{Code, During, Failure};
 use crate::identity::Namespace;
 use crate::init::Init;
@@ -18,14 +18,13 @@ use crate::rdma_cm::{self, Decision};
 use crate::record::{self, MountPoint, Record, Records};
 use crate::rootless;
 use crate::session::{self, Session};
-use crate::state::{Annotations, Bundle, Rdma, State};
+use crate::state::{Annotations, Bundle, State};
 use crate::stop;
 use crate::sysfs::{NODE, Tree};
 use crate::trust::{self, Program};
 use crate::uids;
 use crate::userfaultfd;
 use ringfence_launch::{Launch, Limits, Worker};
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -68,7 +67,7 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
         Found::Nothing { mount_points } => mount_points,
     };
     let lock = records.lock_shared().during(Code::Internal, what)?;
-    let (Grant::Proxied(device, _) | Grant::Passthrough(device)) = &resolution.grant;
+    let (Grant::Proxied(device, _) | Grant::Passthrough(device) | Grant::Exclusive(device)) = &resolution.grant;
     let record = Record {
         container: id.to_owned(),
         policy: resolution.policy,
@@ -81,6 +80,7 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
         device: device.name.clone(),
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         warnings: Vec::new(),
+        lent: None,
     };
     let mut making = Making { config: &config, records: &records, record, proxy: None };
     let taken = making.save();
@@ -88,6 +88,7 @@ fn join(state: &State, policy: Option<&str>) -> Result<(), Failure> {
     let result = taken.and_then(|()| match resolution.grant {
         Grant::Proxied(device, limits) => making.proxied(init, &bundle, device, limits, card, manager),
         Grant::Passthrough(device) => making.passthrough(init, &bundle, device, resolution.objects),
+        Grant::Exclusive(device) => making.exclusive(init, &bundle, device, resolution.objects),
     });
     drop(lock);
     result.inspect_err(|_| making.undo())
@@ -201,7 +202,7 @@ fn clear(
         let undone = if record.root == root {
             // They are about to be used again. The record that names them stays until it is overwritten.
             mount_points = std::mem::take(&mut record.mount_points);
-            stop::release(config, &record)
+            stop::release(config, records, &record, stop::CARD_PATIENCE)
         } else {
             stop::undo(config, records, &record)
         };
@@ -219,6 +220,7 @@ fn is_joined(config: &Config, record: &Record, resolution: &Resolution<'_>) -> b
     match (record.proxy, &resolution.grant) {
         (Some(proxy), _) => trust::what_is(config, &record.container, proxy) == Program::Proxy,
         (None, Grant::Passthrough(_)) => true,
+        (None, Grant::Exclusive(_)) => record.lent.is_some(),
         // That of a hook which came no further; or of another policy's passthrough, about which there is no agreement.
         (None, Grant::Proxied(..)) => record.policy != resolution.policy,
     }
@@ -236,14 +238,6 @@ fn in_use_without_record(id: &str, proxy: Process, error: &std::io::Error) -> Fa
 /// What an operator is told of a proxy that has no user id of its own.
 const SHARED_USER: &str = "its proxy is the same user as all others: the engine's user namespace has no ids for them \
      (60578-61183, or proxy.uids), or denies setgroups; give the user more in /etc/subuid and /etc/subgid";
-
-/// Why limits of objects cannot be had.
-const NO_RDMA_CONTROLLER: &str = "rdma-cgroup = true: the kernel's rdma controller does not reach the container's cgroup; write +rdma to \
-     cgroup.subtree_control of all cgroups above it, or set rdma-cgroup = false";
-
-/// Why mode passthrough cannot be had by a hook alone.
-const NO_CGROUP: &str = "mode=passthrough: the container's cgroup cannot be seen from the hook; name the device nodes in the \
-     container's linux.devices and linux.resources.devices, as ringfence-runtime does";
 
 /// A container while it is being joined.
 struct Making<'a> {
@@ -339,61 +333,6 @@ impl Making<'_> {
             self.save()?;
         }
         Ok(())
-    }
-
-    fn passthrough(
-        &mut self,
-        init: Init,
-        bundle: &Bundle,
-        device: &config::Device,
-        objects: Option<Rdma>,
-    ) -> Result<(), Failure> {
-        let mut nodes = Vec::new();
-        for path in &device.nodes {
-            let node = inject::open_node(path)?;
-            let found = rustix::fs::fstat(&node).during(Code::Device, || path.display().to_string())?.st_rdev;
-            nodes.push((path.clone(), node, rustix::fs::major(found), rustix::fs::minor(found)));
-        }
-        let numbers: Vec<_> = nodes.iter().map(|(.., major, minor)| (*major, *minor)).collect();
-        let of_node = |(major, minor): &(u32, u32)| card::of_node(Path::new(card::SYS), *major, *minor);
-        let cards: BTreeSet<_> = numbers.iter().filter_map(of_node).collect();
-        if objects.is_some() && cards.is_empty() {
-            let message = format!(
-                "device {} has rdma-cgroup = true, and none of its nodes is for a card's verbs, such as /dev/infiniband/uverbs0",
-                device.name
-            );
-            return Err(Failure::new(Code::Device, message));
-        }
-        let forbidden = nodes.iter().filter(|(_, _, major, minor)| !bundle.allows_device(*major, *minor));
-        let forbidden: Vec<_> = forbidden.map(|(_, _, major, minor)| (*major, *minor)).collect();
-        // What is in linux.devices the runtime has made already, as ringfence-runtime and CDI have it do.
-        nodes.retain(|(path, _, major, minor)| !bundle.has_device(path, *major, *minor));
-        let nodes: Vec<_> = nodes.into_iter().map(|(path, node, ..)| (path, node)).collect();
-        let only = self.config.inject.sysfs.then(|| Tree::new([]));
-        let only = only.transpose().during(Code::Injection, || "cannot make a tmpfs for what /sys shows".into())?;
-        let only = only.map(|tree| (tree, card::entries(Path::new(card::SYS), &numbers)));
-        let injected = self.inject(&init.container(&self.record, bundle)?, Sources::passthrough(&nodes, only)?)?;
-        if !injected.is_empty() {
-            injected.iter().for_each(|warning| journal::warn(&self.record.container, warning));
-            self.record.warnings = injected;
-            self.save()?;
-        }
-        forbidden.into_iter().try_for_each(|(major, minor)| {
-            let allowed = device_filter::grant_for_good(init.process.pid, major, minor);
-            match allowed.during(Code::Injection, || format!("device {major}:{minor} in the container's cgroup"))? {
-                true => Ok(()),
-                false => Err(Failure::new(Code::Injection, NO_CGROUP)),
-            }
-        })?;
-        // Last: kernels are known that look at limits of a cgroup that is gone, as that of a container is which fails.
-        cards.iter().try_for_each(|card| {
-            let Some(limits) = objects else { return Ok(()) };
-            let limited = cgroup::limit_rdma(init.process.pid, card, limits);
-            match limited.during(Code::Injection, || format!("{:?} in rdma.max", limits.line(card)))? {
-                true => Ok(()),
-                false => Err(Failure::new(Code::Injection, NO_RDMA_CONTROLLER)),
-            }
-        })
     }
 
     fn inject(&mut self, container: &Container, sources: Sources) -> Result<Vec<String>, Failure> {

@@ -130,12 +130,10 @@ impl From<config::Error> for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal {
-            Refusal::Beyond { .. } | Refusal::NotDefault { .. } | Refusal::NotOffered | Refusal::Namespace { .. } => {
-                Code::Denied
-            }
+            Refusal::Beyond { .. } | Refusal::NotDefault { .. } | Refusal::Namespace { .. } => Code::Denied,
             Refusal::NoPolicyOfEngine { .. } => Code::Config,
             Refusal::NoPolicy { .. } => Code::Annotation,
-            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } => Code::Device,
+            Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NoCard { .. } => Code::Device,
             Refusal::Unenforceable { .. } | Refusal::NoEffect { .. } => Code::Annotation,
         };
         Failure::new(code, refusal.to_string())

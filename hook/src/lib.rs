@@ -7,6 +7,7 @@ pub mod annotations;
 pub mod card;
 pub mod config;
 pub mod device_filter;
+pub mod exclusive;
 pub mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -32,6 +33,8 @@ mod inject;
 mod input;
 mod journal;
 mod mountinfo;
+mod netns;
+mod nldev;
 mod nothing;
 mod overlay;
 mod placement;

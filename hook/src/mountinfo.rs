@@ -29,6 +29,15 @@ impl Mountinfo {
         })
     }
 
+    /// Where the namespace is mounted that the kernel calls `name`, such as `net:[4026531840]`.
+    pub fn of_namespace(&self, name: &str) -> Vec<PathBuf> {
+        let is_it = |fields: &Vec<&[u8]>| {
+            let kind = fields.iter().skip_while(|field| **field != b"-").nth(1);
+            fields.get(3) == Some(&name.as_bytes()) && kind == Some(&&b"nsfs"[..])
+        };
+        self.lines().filter(is_it).filter_map(|fields| Some(unescape(fields.get(4)?).into())).collect()
+    }
+
     /// What is mounted below `directory`, relative to it and without what is mounted below that.
     pub fn below(&self, directory: &Path) -> Vec<PathBuf> {
         let mut found: Vec<PathBuf> = Vec::new();
@@ -88,6 +97,18 @@ mod tests {
         let shared: Vec<u64> = (22..=29).filter(|id| mounts.is_shared(*id)).collect();
         // 29 does not exist.
         assert_eq!(shared, [22, 26, 29]);
+    }
+
+    #[test]
+    fn namespaces_are_found_where_they_are_mounted() {
+        let text = "\
+29 22 0:4 net:[4026532001] /run/netns/a\\040b rw shared:9 - nsfs nsfs rw
+30 22 0:4 net:[4026532002] /run/netns/c rw - nsfs nsfs rw
+31 22 0:6 net:[4026532001] /tmp/no rw - ext4 x rw
+";
+        let mounts = Mountinfo(text.into());
+        assert_eq!(mounts.of_namespace("net:[4026532001]"), [PathBuf::from("/run/netns/a b")]);
+        assert_eq!(mounts.of_namespace("net:[4026532003]"), Vec::<PathBuf>::new());
     }
 
     #[test]

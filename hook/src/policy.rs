@@ -36,16 +36,18 @@ pub enum Refusal {
          configuration allow no others"
     )]
     NotDefault { name: String, value: String, default: String },
-    #[error("{PREFIX}mode=exclusive is not offered yet; use proxied")]
-    NotOffered,
     #[error("{name}={device} is not configured; there is {known}")]
     NoDevice { name: String, device: String, known: String },
     #[error("device {device} has no device nodes, so {PREFIX}mode=passthrough is not possible; there is {known}")]
     NoNodes { device: String, known: String },
+    #[error(
+        "device {device} is no card (kind = \"ibverbs\"), so {PREFIX}mode=exclusive is not possible; there is {known}"
+    )]
+    NoCard { device: String, known: String },
     #[error("{name}={value} would do nothing: device {device} has no modelled link that containers share; {instead}")]
     NoEffect { name: String, value: String, device: String, instead: &'static str },
-    #[error("{name} cannot be enforced with {PREFIX}mode=passthrough; remove it or use mode=proxied")]
-    Unenforceable { name: String },
+    #[error("{name} cannot be enforced with {PREFIX}mode={mode}; remove it or use mode=proxied")]
+    Unenforceable { name: String, mode: &'static str },
 }
 
 /// What a container gets.
@@ -55,6 +57,8 @@ pub enum Grant<'a> {
     Proxied(&'a Device, Limits),
     /// The device's nodes.
     Passthrough(&'a Device),
+    /// The card, for itself.
+    Exclusive(&'a Device),
 }
 
 /// The decision about a request, and its reasons.
@@ -62,7 +66,7 @@ pub enum Grant<'a> {
 pub struct Resolution<'a> {
     /// What the container gets.
     pub grant: Grant<'a>,
-    /// What the kernel's rdma controller is to hold a container to that has the device's nodes, if it is to.
+    /// What the kernel's rdma controller is to hold a container to that has the device's nodes or the card for itself, if it is to.
     pub objects: Option<Rdma>,
     /// The policy's name.
     pub policy: String,
@@ -85,18 +89,17 @@ pub fn resolve<'a>(request: &Request, namespace: &Namespace, config: &'a Config)
             refuse_idle_words(request, device.0, &limits)?;
             Grant::Proxied(device.0, limits)
         }
-        Mode::Passthrough => {
+        Mode::Passthrough | Mode::Exclusive => {
             if let Some(key) = request.limits_asked().next() {
-                return Err(Refusal::Unenforceable { name: source(request, key) });
+                return Err(Refusal::Unenforceable { name: source(request, key), mode: mode.name() });
             }
             let device = device(request, config, mode)?;
             settings.push(device.1);
             if device.0.rdma_cgroup {
                 objects = Some(rdma(&settings::limits(request, effective, &mut Vec::new())?));
             }
-            Grant::Passthrough(device.0)
+            if mode == Mode::Exclusive { Grant::Exclusive(device.0) } else { Grant::Passthrough(device.0) }
         }
-        Mode::Exclusive => return Err(Refusal::NotOffered),
     };
     Ok(Resolution { grant, objects, policy: settings[0].value.clone(), settings })
 }
@@ -175,7 +178,6 @@ fn mode(request: &Request, effective: Effective<'_>) -> Result<(Mode, Setting), 
     let allowed = bound.as_ref().map_or(&[Mode::Proxied][..], |bound| bound.value);
     let table = bound.as_ref().map_or("built in", |bound| bound.table.as_str());
     let (mode, origin) = match request.mode {
-        Some(Mode::Exclusive) => return Err(Refusal::NotOffered),
         Some(mode) if !allowed.contains(&mode) => {
             return Err(Refusal::Beyond {
                 name: source(request, "mode"),
@@ -201,7 +203,10 @@ fn device<'a>(request: &Request, config: &'a Config, mode: Mode) -> Result<(&'a 
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
     // A proxy there can be for each.
-    let missing = |name: &str| Refusal::NoNodes { device: name.to_owned(), known: known(Some(mode)) };
+    let missing = |name: &str| {
+        let (device, known) = (name.to_owned(), known(Some(mode)));
+        if mode == Mode::Exclusive { Refusal::NoCard { device, known } } else { Refusal::NoNodes { device, known } }
+    };
     let (device, origin) = match &request.device {
         None => {
             let first = config.devices.iter().find(|device| device.serves(mode));

@@ -46,6 +46,9 @@ pub struct Record {
     /// What could not be had, one line each.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The card that was moved to the container's network namespace, or is about to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent: Option<Lent>,
 }
 
 /// Records of before there were profiles name none.
@@ -58,6 +61,20 @@ fn default_policy() -> String {
 pub struct MountPoint {
     pub path: String,
     pub directory: bool,
+}
+
+/// A card that a container has for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Lent {
+    /// The kernel's name for it.
+    pub name: String,
+    /// As the kernel writes it.
+    pub node_guid: String,
+    /// The number of the network namespace that it is from, and is to come back to.
+    pub from: u64,
+    /// That of the container's.
+    pub to: u64,
 }
 
 /// The records of this node.
@@ -171,6 +188,16 @@ pub fn claim_ids(run_dir: &OwnedFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// Excludes all others who lend cards or take them back, until dropped.
+pub fn lock_cards(run_dir: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(run_dir, "cards.lock", flags, Mode::RUSR | Mode::WUSR)?;
+    match lock(file.as_fd(), FlockOperation::NonBlockingLockExclusive, PATIENCE)? {
+        true => Ok(file),
+        false => Err(held("cards.lock")),
+    }
+}
+
 /// Whether `directory` could be locked within `patience`.
 fn lock(directory: BorrowedFd<'_>, operation: FlockOperation, patience: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + patience;
@@ -226,6 +253,7 @@ mod tests {
             device: "soft0".into(),
             since: 9,
             warnings: vec!["w".into()],
+            lent: Some(Lent { name: "rxe0".into(), node_guid: "0:0:0:1".into(), from: 1, to: 2 }),
         };
         assert_eq!(records.load("c1").unwrap(), None);
         records.save(&record).unwrap();

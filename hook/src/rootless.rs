@@ -70,6 +70,10 @@ pub fn check(grant: &Grant<'_>, network: BorrowedFd<'_>) -> Result<(), Failure> 
             "ringfence.dev/mode=passthrough needs root's say over device cgroups, which an engine without root does not have; \
              use mode=proxied"
         }
+        Grant::Exclusive(_) => {
+            "ringfence.dev/mode=exclusive moves a card between network namespaces, which an engine without root may not; use a device of \
+             kind soft"
+        }
         // Its proxy opens the card's node from a root of its own, where it has to make it.
         Grant::Proxied(device, _) if device.kind == Kind::Ibverbs => {
             "an RDMA card (kind = \"ibverbs\") needs root, which an engine without root does not have; use a device of kind soft"

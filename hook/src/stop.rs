@@ -5,6 +5,7 @@
 use crate::annotations;
 use crate::cgroup;
 use crate::config::Config;
+use crate::exclusive;
 use crate::failure::{Code, During, Failure};
 use crate::process;
 use crate::record::{Lock, MountPoint, Record, Records};
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 /// How long a proxy may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the kernel may take to bring back the card of a container whose network namespace has ended.
+pub(crate) const CARD_PATIENCE: Duration = Duration::from_secs(3);
 /// How long to wait for hooks that are making other containers. Those end in time, or their own poststop cleans up for us.
 const OTHERS: Duration = Duration::from_millis(300);
 /// How many other containers are looked at.
@@ -58,7 +61,7 @@ fn clean_up(state: &State, id: &str) -> Result<(), Failure> {
 ///
 /// The caller must not hold a lock on `records`.
 pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::Result<()> {
-    release(config, record)?;
+    release(config, records, record, CARD_PATIENCE)?;
     let lock = match record.mount_points.is_empty() {
         true => None,
         false => records.lock_exclusive(OTHERS)?,
@@ -66,13 +69,14 @@ pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::R
     forget(records, record, lock.as_ref())
 }
 
-/// The part of [`undo`] outside of the root file system: proxy, directory, cgroups.
-pub(crate) fn release(config: &Config, record: &Record) -> io::Result<()> {
+/// The part of [`undo`] outside of the root file system: proxy, directory, cgroups, and the card, which may take `patience` to come back.
+pub(crate) fn release(config: &Config, records: &Records, record: &Record, patience: Duration) -> io::Result<()> {
     if let Some(proxy) = record.proxy {
         trust::end(config, &record.container, proxy, PATIENCE);
     }
     let removed = session::remove(&config.run_dir, &record.container);
-    record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and)
+    let removed = record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and);
+    removed.and(exclusive::take_back(config, records, record, patience))
 }
 
 /// The rest of [`undo`]. Without `exclusive`, a container that is being made may be about to mount upon the same mount points,
@@ -132,7 +136,8 @@ fn sweep(config: &Config, records: &Records) {
         // A proxy that is still there is ending by itself.
         if !record.init.is_alive() && !record.proxy.is_some_and(process::Process::is_alive) {
             // The next sweep tries again.
-            let _ = release(config, &record).and_then(|()| forget(records, &record, Some(&lock)));
+            let _ =
+                release(config, records, &record, Duration::ZERO).and_then(|()| forget(records, &record, Some(&lock)));
         }
     }
 }

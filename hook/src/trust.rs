@@ -3,6 +3,7 @@
 //! Hooks run as root and end processes, remove directories and files because a record says so. So a record speaks only for
 //! the container whose name it bears, only if nobody but us can have written it, and only of what a hook makes.
 
+use crate::annotations::is_device_name;
 use crate::config::{CARD_PROXY, Config};
 use crate::process::{self, Process};
 use crate::record::{MountPoint, Record, Records};
@@ -46,6 +47,8 @@ pub enum Doubt {
     MountPoint(String),
     #[error("it names the unit {0:?}, which is none of its container's proxy")]
     Unit(String),
+    #[error("it names the card {0:?}, which is no device's name")]
+    Card(String),
     #[error("it names process {pid} as its proxy, which is another program: {program}")]
     Proxy { pid: i32, program: String },
 }
@@ -100,6 +103,9 @@ pub fn check(record: &Record, container: &str) -> Result<(), Doubt> {
     }
     if let Some(point) = record.mount_points.iter().find(|point| !is_made_by_hooks(point)) {
         return Err(Doubt::MountPoint(point.path.clone()));
+    }
+    if let Some(lent) = record.lent.as_ref().filter(|lent| !is_device_name(&lent.name)) {
+        return Err(Doubt::Card(lent.name.clone()));
     }
     match &record.unit {
         Some(unit) if *unit != systemd::unit(container) => Err(Doubt::Unit(unit.clone())),
@@ -243,6 +249,7 @@ fn is_program(exe: &Path, configured: &Path, usual: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Lent;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn record() -> Record {
@@ -267,6 +274,7 @@ mod tests {
             device: String::new(),
             since: 0,
             warnings: Vec::new(),
+            lent: None,
         }
     }
 
@@ -303,6 +311,8 @@ mod tests {
         for unit in ["ssh.service", "ringfence-c2.scope", "ringfence-c1.service"] {
             assert!(wrong(&|record| record.unit = Some(unit.into())).contains(unit));
         }
+        let lent = Lent { name: "../x".into(), node_guid: String::new(), from: 1, to: 2 };
+        assert!(wrong(&|record| record.lent = Some(lent.clone())).contains("names the card \"../x\""));
         for cgroup in ["/tmp/ringfence-c1", "/nonexistent/ringfence-c1", "ringfence-c1", "/", "/proc/ringfence-c1"] {
             assert!(wrong(&|record| record.cgroups = vec![cgroup.into()]).contains("names the cgroup"), "{cgroup}");
         }

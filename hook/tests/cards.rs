@@ -95,8 +95,13 @@ fn a_kernel_without_rdma_devices() {
 fn a_card_of_another_name() {
     with_lab(|lab| {
         install_card_proxy(lab);
-        let output = run(lab, &format!("{FILES} && mv /sys/class/infiniband/mlx5_0 /sys/class/infiniband/mlx5_1"));
+        let renamed =
+            "cd /sys/class && mv infiniband/mlx5_0 infiniband/mlx5_1 && echo mlx5_1 >infiniband_verbs/uverbs0/ibdev";
+        let output = run(lab, &format!("{FILES} && {renamed}"));
         Lab::assert_refused(&output, 14, "no RDMA device has the name mlx5_0: there is mlx5_1; correct the name");
+        // The kernel shows the character devices of cards in other namespaces.
+        let output = run(lab, &format!("{FILES} && rm -r /sys/class/infiniband/mlx5_0"));
+        Lab::assert_refused(&output, 14, "RDMA device mlx5_0 is in another network namespace");
     });
 }
 

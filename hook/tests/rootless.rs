@@ -312,8 +312,10 @@ fn what_needs_root_is_refused() {
             "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nnodes = [\"/dev/null\"]\n[policy.bounds]\nmodes = [\"passthrough\"]\n",
         );
         user.refused(&["--network=none"], 18, "ringfence.dev/mode=passthrough needs root's say over device cgroups");
+        user.configure("[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\n[policy.bounds]\nmodes = [\"exclusive\"]\n");
+        user.refused(&["--network=none"], 18, "ringfence.dev/mode=exclusive moves a card between network namespaces");
         let entries = ringfence_hook::failures::read(&user.run_dir()).unwrap();
-        assert_eq!(entries.iter().map(|entry| entry.code).collect::<Vec<_>>(), [18]);
+        assert_eq!(entries.iter().map(|entry| entry.code).collect::<Vec<_>>(), [18, 18]);
         for directory in ["containers", "state"] {
             assert_eq!(user.listing(directory), [""; 0]);
         }

@@ -1,13 +1,13 @@
 //! What a container gets: the one place that asks the hook's policy.
 
 use crate::edit::{Facts, Node, Nodes};
-use ringfence_hook::card::SYS;
-use ringfence_hook::config::{Config, Device};
+use ringfence_hook::card::{self, SYS};
+use ringfence_hook::config::Config;
 use ringfence_hook::identity::Namespace;
 use ringfence_hook::policy::Grant;
 use ringfence_hook::{Code, Failure, annotations, config, policy, rdma_cm};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The nodes that a container needs in `config.json`; `None` if the container is not ours.
 ///
@@ -31,12 +31,20 @@ pub fn nodes(
             allowed.extend(manager.map(|host| (host.major, host.minor)));
             Ok(Some(Nodes { made: Vec::new(), allowed }))
         }
-        Grant::Passthrough(device) => nodes_of(device).map(|made| Some(Nodes { made, allowed: Vec::new() })),
+        Grant::Passthrough(device) => {
+            let made = nodes_of(device.nodes.iter().map(PathBuf::as_path))?;
+            Ok(Some(Nodes { made, allowed: Vec::new() }))
+        }
+        // Its node for verbs the hook brings, for it may be another one then; mostly it is the same.
+        Grant::Exclusive(device) => {
+            let made = nodes_of(device.nodes_beside_verbs())?;
+            Ok(Some(Nodes { made, allowed: card::verbs_of(Path::new(SYS), &device.name).into_iter().collect() }))
+        }
     }
 }
 
-fn nodes_of(device: &Device) -> Result<Vec<Node>, Failure> {
-    let node = |path: &std::path::PathBuf| {
+fn nodes_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<Vec<Node>, Failure> {
+    let node = |path: &Path| {
         let wrong = |what: String| Failure::new(Code::Device, format!("device node {}: {what}", path.display()));
         let found = std::fs::symlink_metadata(path).map_err(|error| wrong(error.to_string()))?;
         if !found.file_type().is_char_device() {
@@ -51,5 +59,5 @@ fn nodes_of(device: &Device) -> Result<Vec<Node>, Failure> {
             gid: found.gid(),
         })
     };
-    device.nodes.iter().map(node).collect()
+    paths.map(node).collect()
 }

@@ -1,4 +1,4 @@
-//! What becomes of a container's `config.json`: our hook in it, and for mode passthrough the device's nodes.
+//! What becomes of a container's `config.json`: our hook in it, and for modes passthrough and exclusive the device's nodes.
 
 use crate::json::{self, Object};
 use ringfence_hook::state::{Annotations, DeviceRule};

@@ -4,8 +4,9 @@ use crate::engines::process;
 use crate::output::plain;
 use anyhow::{Context, Result};
 use ringfence_hook::annotations::Mode;
-use ringfence_hook::card::{Card, Port, SYS};
+use ringfence_hook::card::{self, Card, Port, SYS};
 use ringfence_hook::config::{Config, Device, Kind};
+use ringfence_hook::exclusive::{self, Place};
 use ringfence_hook::rdma_cm;
 use ringfence_hook::units::show_size;
 use ringfence_launch::card::{DESCRIBE, Description};
@@ -24,6 +25,11 @@ pub struct Shown {
     name: String,
     /// How containers may have it.
     modes: Vec<Mode>,
+    /// Whether the kernel shows each card in all network namespaces, or in one only, as mode exclusive needs it.
+    netns_mode: &'static str,
+    /// In whose network namespace it is.
+    #[serde(flatten)]
+    place: Place,
     /// As the kernel shows it.
     card: Option<Card>,
     /// What policies can grant, as libibverbs says.
@@ -59,19 +65,37 @@ pub fn all(config: &Config) -> Vec<Shown> {
 
 fn of(config: &Config, device: &Device) -> Shown {
     let mut problems = Vec::new();
-    let card = Card::find(Path::new(SYS), &device.name).map_err(|missing| problems.push(missing.to_string())).ok();
-    let modes = [Mode::Proxied, Mode::Passthrough].into_iter();
+    let place = exclusive::place(config, &device.name);
+    let found = Card::find(Path::new(SYS), &device.name);
+    // That a container has it is as it was asked for.
+    let is_lent = matches!(place, Place::Container(_));
+    let card = found.map_err(|missing| problems.extend((!is_lent).then(|| missing.to_string()))).ok();
+    let modes = [Mode::Proxied, Mode::Passthrough, Mode::Exclusive].into_iter();
     let modes: Vec<Mode> = modes.filter(|mode| device.serves(*mode) && config.policy.allows(*mode)).collect();
+    let netns_mode = if card::is_of_one_namespace(Path::new(SYS)) { "exclusive" } else { "shared" };
+    if modes.contains(&Mode::Exclusive) && netns_mode == "shared" {
+        problems.push(exclusive::SHARED.to_owned());
+    }
     problems.extend(rdma_cm::Host::of(Path::new(SYS), device).err().map(|missing| missing.to_string()));
     problems.extend(card.iter().flat_map(Card::complaints).map(|complaint| complaint.to_string()));
     let mut grants = None;
-    if modes.contains(&Mode::Proxied) {
+    if modes.contains(&Mode::Proxied) && !is_lent {
         match describe(config, &device.name) {
             Ok(described) => grants = Some(described),
             Err(error) => problems.push(plain(&format!("{error:#}"))),
         }
     }
-    Shown { name: device.name.clone(), modes, card, grants, problems }
+    Shown { name: device.name.clone(), modes, netns_mode, place, card, grants, problems }
+}
+
+/// Where it is, in words; `None` where that goes without saying, or is a problem that is told.
+pub fn show_place(place: &Place) -> Option<String> {
+    match place {
+        Place::Container(container) => {
+            Some(format!("in the network namespace of container {container}, which has it for itself"))
+        }
+        Place::Host | Place::Elsewhere | Place::Nowhere => None,
+    }
 }
 
 impl Shown {
@@ -79,6 +103,8 @@ impl Shown {
     pub fn row(&self) -> [String; 2] {
         let modes: Vec<_> = self.modes.iter().map(|mode| mode.name()).collect();
         let mut parts = vec![if modes.is_empty() { "allowed in no mode".to_owned() } else { modes.join(", ") }];
+        parts.push(format!("netns mode {}", self.netns_mode));
+        parts.extend(show_place(&self.place));
         if let Some(card) = &self.card {
             parts.push(format!("node GUID {}", card.node_guid));
             parts.extend(card.driver.as_ref().map(|driver| format!("driver {driver}")));

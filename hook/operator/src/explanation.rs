@@ -114,6 +114,15 @@ fn decide(facts: &Facts, load: impl FnOnce() -> Result<Config, config::Error>) -
     let (device, mounts) = match grant {
         Grant::Proxied(device, _) => (device, proxied(&config, device)),
         Grant::Passthrough(device) => (device, device.nodes.iter().map(|node| passed(node.clone())).collect()),
+        Grant::Exclusive(device) => {
+            let verbs = Mount {
+                destination: "/dev/infiniband/uverbsN".into(),
+                source: format!("the node of RDMA device {}, moved to the container's network namespace", device.name),
+                read_only: false,
+            };
+            let others = device.nodes_beside_verbs().map(|node| passed(node.to_owned()));
+            (device, others.chain([verbs]).collect())
+        }
     };
     let enabled_by = match enable(&facts.annotations, &identity) {
         Some((name, value)) => format!("annotation {name}={value}"),

@@ -1,7 +1,7 @@
 //! What a configuration must keep to, beyond its form.
 
 use super::{Config, Device, Inject, Kind, Proxy};
-use crate::annotations::{DEVICE_NAME, is_device_name};
+use crate::annotations::{DEVICE_NAME, Mode, is_device_name};
 use crate::units;
 use ringfence_launch::addresses::Gids;
 use std::path::{Component, Path};
@@ -45,6 +45,13 @@ impl Config {
         self.proxy.check()?;
         for (i, device) in self.devices.iter().enumerate() {
             device.check()?;
+            if device.rdma_cgroup && device.nodes.is_empty() && !self.policy.allows(Mode::Exclusive) {
+                return Err(format!(
+                    "device {}: rdma-cgroup is for containers that have its nodes (mode=passthrough), and it has none; or for such as have it \
+                     for themselves, and no policy's bounds have exclusive among their modes",
+                    device.name
+                ));
+            }
             if self.devices[..i].iter().any(|other| other.name == device.name) {
                 return Err(format!("device name = {:?} is given twice", device.name));
             }
@@ -116,7 +123,7 @@ impl Device {
                     "device {name}: rdma-cm is for kind = \"ibverbs\" only: the kernel knows nothing of a soft device"
                 ));
             }
-            _ if self.rdma_cgroup && self.nodes.is_empty() => {
+            Kind::Soft if self.rdma_cgroup => {
                 return Err(format!(
                     "device {name}: rdma-cgroup is for containers that have its nodes (mode=passthrough), and it has none"
                 ));

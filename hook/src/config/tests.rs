@@ -146,7 +146,10 @@ fn mistakes_are_named() {
         ),
         ("device = []", "at least one [[device]] is needed"),
         ("[policy.bounds]\nweight = 1001", "policy.bounds.weight = 1001 must be from 1 to 1000"),
-        ("[policy.bounds]\nmodes = [\"exclusive\"]", "exclusive is not offered yet"),
+        (
+            "[[device]]\nname = \"a\"\nkind = \"soft\"\nrdma-cgroup = true\n[policy.bounds]\nmodes = [\"exclusive\"]",
+            "it has none",
+        ),
         ("[policy.bounds]\nmodes = []", "policy.bounds.modes must name at least one mode"),
         ("[policy.bounds]\nclasses = [\"none\"]", "policy.bounds.classes"),
         ("[policy.bounds]\nmax-qp = 0", "policy.bounds.max-qp must be above 0"),

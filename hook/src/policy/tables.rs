@@ -126,13 +126,9 @@ impl<'a> Effective<'a> {
 
     /// Whether the administrator contradicts himself.
     fn check(&self) -> Result<(), String> {
-        if let Some(Given { value, table }) = self.bound(|bounds| bounds.modes.as_ref()) {
-            if value.is_empty() {
-                return Err(format!("{table}.modes must name at least one mode"));
-            }
-            if value.contains(&Mode::Exclusive) {
-                return Err(format!("{table}.modes: exclusive is not offered yet"));
-            }
+        let modes = self.bound(|bounds| bounds.modes.as_ref());
+        if let Some(Given { table, .. }) = modes.filter(|modes| modes.value.is_empty()) {
+            return Err(format!("{table}.modes must name at least one mode"));
         }
         for weight in [self.default(|defaults| defaults.weight), self.bound(|bounds| bounds.weight)] {
             if let Some(Given { value, table }) = weight.filter(|weight| !WEIGHTS.contains(&weight.value)) {

@@ -161,6 +161,8 @@ fn modes_and_devices() {
          nodes = [\"/dev/infiniband/uverbs0\"]\n[policy.bounds]\nmodes = [\"proxied\", \"passthrough\"]";
     const CARD: &str = "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\n[policy.bounds]\n\
          modes = [\"proxied\", \"passthrough\"]";
+    const EXCLUSIVE: &str = "[[device]]\nname = \"soft0\"\nkind = \"soft\"\n[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\n\
+         [policy.bounds]\nmodes = [\"exclusive\"]";
     for (mode, device, text, expected) in [
         (None, None, "", Ok("soft0")),
         (None, None, BOTH, Ok("soft0")),
@@ -172,7 +174,22 @@ fn modes_and_devices() {
             "",
             Err("ringfence.dev/mode=passthrough is beyond the administrator's bound; allowed is proxied"),
         ),
-        (Some(Mode::Exclusive), None, BOTH, Err("ringfence.dev/mode=exclusive is not offered yet; use proxied")),
+        (
+            Some(Mode::Exclusive),
+            None,
+            BOTH,
+            Err("ringfence.dev/mode=exclusive is beyond the administrator's bound; allowed is proxied, passthrough"),
+        ),
+        (Some(Mode::Exclusive), None, EXCLUSIVE, Ok("mlx5_0")),
+        (None, None, EXCLUSIVE, Ok("mlx5_0")),
+        (
+            Some(Mode::Exclusive),
+            Some("soft0"),
+            EXCLUSIVE,
+            Err(
+                "device soft0 is no card (kind = \"ibverbs\"), so ringfence.dev/mode=exclusive is not possible; there is mlx5_0",
+            ),
+        ),
         (None, Some("mlx9"), BOTH, Err("ringfence.dev/device=mlx9 is not configured; there is soft0, mlx5_0")),
         (None, Some("mlx5_0"), BOTH, Ok("mlx5_0")),
         (None, None, CARD, Ok("mlx5_0")),
@@ -193,12 +210,16 @@ fn modes_and_devices() {
         let config = config(text);
         let found = resolve(&request, &Namespace::None, &config).map_err(|refusal| refusal.to_string());
         let found = found.map(|resolution| resolution.grant);
-        let found = found.map(|(Grant::Proxied(device, _) | Grant::Passthrough(device))| device.name.as_str());
+        let found = found.map(|(Grant::Proxied(device, _) | Grant::Passthrough(device) | Grant::Exclusive(device))| {
+            device.name.as_str()
+        });
         assert_eq!(found, expected.map_err(str::to_owned), "{mode:?} {device:?}");
     }
-    let request = Request { mode: Some(Mode::Passthrough), max_qp: Some(1), ..Request::default() };
-    let name = "ringfence.dev/max-qp".into();
-    assert_eq!(resolve(&request, &Namespace::None, &config(BOTH)), Err(Refusal::Unenforceable { name }));
+    for (mode, text) in [(Mode::Passthrough, BOTH), (Mode::Exclusive, EXCLUSIVE)] {
+        let request = Request { mode: Some(mode), max_qp: Some(1), ..Request::default() };
+        let (name, mode) = ("ringfence.dev/max-qp".into(), mode.name());
+        assert_eq!(resolve(&request, &Namespace::None, &config(text)), Err(Refusal::Unenforceable { name, mode }));
+    }
 }
 
 #[test]
@@ -216,6 +237,11 @@ fn the_kernel_keeps_what_it_can_count_of_the_limits() {
     assert_eq!(of("rdma-cgroup = true", limits, &passthrough), Some(expected));
     assert_eq!(of("", limits, &passthrough), None);
     assert_eq!(of("rdma-cgroup = true", limits, &Request::default()), None, "its proxy keeps them");
+    let exclusive = config(
+        "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\nrdma-cgroup = true\n[policy.defaults]\nmax-qp = 3\nmax-cq = 5\nmax-mr = 7\n\
+         [policy.bounds]\nmodes = [\"exclusive\"]",
+    );
+    assert_eq!(resolve(&Request::default(), &Namespace::None, &exclusive).unwrap().objects, Some(expected));
     let most = Rdma { hca_handles: Some(i32::MAX as u32), hca_objects: Some(i32::MAX as u32) };
     assert_eq!(of("rdma-cgroup = true", "max-qp = 4294967295", &passthrough), Some(most));
 }

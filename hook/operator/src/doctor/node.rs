@@ -5,7 +5,7 @@ use crate::cards;
 use ringfence_hook::annotations::Mode;
 use ringfence_hook::card::{self, Card, Complaint};
 use ringfence_hook::config::{Cgroup, Config, Kind};
-use ringfence_hook::{rdma_cm, uids, userfaultfd};
+use ringfence_hook::{exclusive, rdma_cm, uids, userfaultfd};
 use ringfence_proxy::sysfs::PLACEHOLDER;
 use rustix::process::{Resource, getrlimit};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -112,6 +112,11 @@ fn devices(report: &mut Report, config: &Config) {
             continue;
         }
         has_card = true;
+        // Of what is not here nothing else can be said.
+        if let Some(place) = cards::show_place(&exclusive::place(config, name)) {
+            report.ok("devices", format!("{name}: {place}"));
+            continue;
+        }
         if proxied {
             card(report, config, name);
             match rdma_cm::Host::of(Path::new(card::SYS), device) {
@@ -140,13 +145,29 @@ fn devices(report: &mut Report, config: &Config) {
             "add it to /etc/ringfence/config.toml",
         );
     }
-    let mode = std::fs::read_to_string("/sys/module/ib_core/parameters/netns_mode").unwrap_or_default();
-    if has_card && mode.trim() == "N" {
-        report.warn(
-            "devices",
+    if has_card {
+        netns_mode(report, config, card::is_of_one_namespace(Path::new(card::SYS)));
+    }
+}
+
+/// Whether the kernel shows cards to those whom policies give them.
+fn netns_mode(report: &mut Report, config: &Config, is_of_one_namespace: bool) {
+    const SUBJECT: &str = "devices";
+    let exclusive = config.policy.allows(Mode::Exclusive);
+    match (is_of_one_namespace, exclusive) {
+        (false, false) => {}
+        (true, true) => {
+            report.ok(SUBJECT, "RDMA devices belong to one network namespace each, as mode exclusive needs it")
+        }
+        (false, true) => {
+            let fix = "echo options ib_core netns_mode=0 >/etc/modprobe.d/ringfence.conf, and restart the host";
+            report.fail(SUBJECT, exclusive::SHARED, fix);
+        }
+        (true, false) => report.warn(
+            SUBJECT,
             "RDMA devices belong to one network namespace each: the host loses those that a container has",
             "rdma system set netns shared",
-        );
+        ),
     }
 }
 
@@ -287,6 +308,29 @@ mod tests {
             "{}",
             check.message
         );
+    }
+
+    #[test]
+    fn the_kernels_mode_is_told_as_policies_need_it() {
+        let config = |modes: &str| {
+            let card = "[[device]]\nname = \"mlx5_0\"\nkind = \"ibverbs\"\n[policy.bounds]\nmodes = ";
+            Config::parse(&format!("{card}[{modes}]")).unwrap()
+        };
+        let (without, with) = (config("\"proxied\""), config("\"proxied\", \"exclusive\""));
+        for (config, is_of_one, expected) in [
+            (&without, false, None),
+            (&without, true, Some((Status::Warning, "the host loses those"))),
+            (&with, true, Some((Status::Ok, "as mode exclusive needs it"))),
+            (&with, false, Some((Status::Problem, "mode=exclusive needs the kernel to show"))),
+        ] {
+            let mut report = Report::default();
+            netns_mode(&mut report, config, is_of_one);
+            let found = report.checks.first();
+            assert_eq!(found.map(|check| check.status), expected.map(|(status, _)| status), "{is_of_one}");
+            let is_told =
+                found.is_none_or(|check| expected.is_some_and(|(_, message)| check.message.contains(message)));
+            assert!(is_told, "{:?}", report.checks);
+        }
     }
 
     #[test]
