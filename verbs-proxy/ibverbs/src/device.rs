@@ -5,7 +5,7 @@
 //! decides what comes next, and not in the card.
 //!
 //! Receive requests are given to the card as soon as the container has posted them, because a card has no other way to know of them.
-//! So the container rings for each, and [`Device::rung`] hears it.
+//! So the container rings for each, and [`Device::rung`] hears it, unless the card has many: [`receives`].
 //!
 //! An error takes the card's queue pair to its error state by itself, and what is behind it comes back
 //! flushed; the plane flushes the container's requests when the card has given back everything that it had
@@ -114,6 +114,8 @@ pub struct State {
     with_card: usize,
     /// What the first of them that cannot be given to the card fails with, when those before it are used.
     bad: Option<(WcStatus, u16)>,
+    /// The container does not ring for those that it posts.
+    unrung: bool,
     /// The card's queue pair is in error.
     stopped: bool,
     /// It waits for room on the card.
@@ -143,7 +145,16 @@ impl State {
 #[derive(Debug)]
 struct Queue {
     cq: Arc<Cq>,
+    /// Its next completion makes an event, or has made one that has not been taken.
     armed: Cell<bool>,
+    /// It had one since it was armed.
+    due: Cell<bool>,
+}
+
+impl Queue {
+    fn new(cq: &Arc<Cq>) -> Self {
+        Self { cq: Arc::clone(cq), armed: Cell::new(false), due: Cell::new(false) }
+    }
 }
 
 /// The device of one container.
@@ -232,6 +243,17 @@ impl Ibverbs {
         pieces
     }
 
+    /// Takes the card's events: of each queue that is armed there is one at most.
+    fn take_events(&self) {
+        let Some(open) = &self.open else { return };
+        while let Some(name) = open.card.completion_event() {
+            self.queues.iter().filter(|queue| queue.cq.name == name).for_each(|queue| queue.armed.set(false));
+            if !self.queues.iter().any(|queue| queue.armed.get()) {
+                break;
+            }
+        }
+    }
+
     /// Posts what there is of this queue pair.
     fn post_batch(&mut self, qp: &Qp) {
         if let Some(card) = &qp.device.card
@@ -285,6 +307,9 @@ fn poll_queue(plane: &mut Plane, index: usize) -> usize {
     let mut polled = std::mem::take(&mut plane.device.polled);
     let completions = plane.device.queues[index].cq.poll(&mut polled);
     let count = completions.len();
+    if count > 0 {
+        plane.device.queues[index].due.set(true);
+    }
     completions.iter().for_each(|wc| completed(plane, wc));
     plane.device.polled = polled;
     count
@@ -493,9 +518,10 @@ impl Device for Ibverbs {
             if let Some(card) = &qp.device.card
                 && !device.queues.iter().any(|queue| queue.cq.name == card.cq.name)
             {
-                device.queues.push(Queue { cq: Arc::clone(&card.cq), armed: Cell::new(false) });
+                device.queues.push(Queue::new(&card.cq));
             }
         }
+        qp.device.unrung = false;
         qp.header.receive_bell.stop_polling();
         // What has been posted before it was known that somebody wants to hear of it.
         device.rung.push(queue);
@@ -528,6 +554,10 @@ impl Device for Ibverbs {
         if self.given == 0 {
             return true;
         }
+        // The event of a completion that was met awake would end the sleep as soon as it begins.
+        if self.queues.iter().any(|queue| queue.armed.get() && queue.due.get()) {
+            self.take_events();
+        }
         let mut found = self.found.borrow_mut();
         for queue in &self.queues {
             if queue.armed.replace(true) {
@@ -537,7 +567,10 @@ impl Device for Ibverbs {
             // What came before it was armed makes no event.
             // SAFETY: plain data.
             let mut wc = [unsafe { std::mem::zeroed() }; 1];
-            found.extend_from_slice(queue.cq.poll(&mut wc));
+            let polled = queue.cq.poll(&mut wc);
+            // Or it came just after that.
+            queue.due.set(!polled.is_empty());
+            found.extend_from_slice(polled);
         }
         found.is_empty()
     }
@@ -547,11 +580,7 @@ impl Device for Ibverbs {
     }
 
     fn woken(plane: &mut Plane) {
-        let device = &mut plane.device;
-        let Some(open) = &device.open else { return };
-        while let Some(name) = open.card.completion_event() {
-            device.queues.iter().filter(|queue| queue.cq.name == name).for_each(|queue| queue.armed.set(false));
-        }
+        plane.device.take_events();
     }
 }
 

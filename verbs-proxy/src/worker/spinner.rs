@@ -22,6 +22,9 @@ pub enum Pause {
 /// the worker yields almost at once instead of spinning. Whoever polls through our library does the same, so that each has the
 /// processor when it has work. An application that spins on memory itself would keep it for its whole slice: after such a one
 /// the worker sleeps instead, because a sleeper with a short slice gets the processor back when it is woken.
+///
+/// Looks at the clock are [`APART`], however long a turn takes: on a slow processor, an emulated one say, as many turns as a quick one
+/// makes in a microsecond would be more than the budget, and look like a processor that was lost.
 #[derive(Debug)]
 pub struct Spinner {
     max: Nanos,
@@ -29,6 +32,12 @@ pub struct Spinner {
     idle_since: Nanos,
     looked: Nanos,
     turns: u32,
+    /// Turns between two looks at the clock.
+    look: u32,
+    /// The turn of the last look, of the next one, and of the next yield.
+    looked_turn: u32,
+    look_at: u32,
+    yield_at: u32,
     crowded: bool,
     crowded_until: Nanos,
     greedy_until: Nanos,
@@ -48,7 +57,9 @@ struct Trial {
     took: Nanos,
 }
 
-/// Idle turns between two looks at the clock ...
+/// Between two looks at the clock.
+const APART: Nanos = 1_000;
+/// Idle turns between two looks, at most ...
 const LOOK: u32 = 32;
 /// ... and while processors are crowded.
 const CROWDED_LOOK: u32 = 4;
@@ -78,6 +89,10 @@ impl Spinner {
             idle_since: 0,
             looked: 0,
             turns: 0,
+            look: LOOK,
+            looked_turn: 0,
+            look_at: LOOK,
+            yield_at: YIELD,
             crowded: false,
             crowded_until: 0,
             greedy_until: 0,
@@ -90,28 +105,46 @@ impl Spinner {
 
     pub fn worked(&mut self) {
         self.turns = 0;
+        self.look_at = self.turns_apart();
+        self.yield_at = YIELD;
         self.idle_since = 0;
+    }
+
+    fn turns_apart(&self) -> u32 {
+        if self.crowded { self.look.min(CROWDED_LOOK) } else { self.look }
+    }
+
+    /// So many turns took so long.
+    fn timed(&mut self, turns: u32, took: Nanos) {
+        // What took longest was not a turn, if the processor was lost.
+        let turn = (took.min(PREEMPTED) / u64::from(turns.max(1))).max(1);
+        self.look = ((APART / turn) as u32).clamp(1, LOOK);
     }
 
     pub fn idle(&mut self, clock: impl Fn() -> Nanos) -> Pause {
         self.turns += 1;
-        let look = if self.crowded { CROWDED_LOOK } else { LOOK };
-        if !self.turns.is_multiple_of(look) {
+        if self.turns < self.look_at {
             return Pause::Spin;
         }
         let now = clock();
-        if self.turns == look || self.idle_since == 0 {
+        if self.idle_since == 0 {
             self.idle_since = now;
-        } else if now - self.looked > PREEMPTED {
-            self.crowded_until = now + CROWDED;
+        } else {
+            let (turns, took) = (self.turns - self.looked_turn, now - self.looked);
+            if took > PREEMPTED {
+                self.crowded_until = now + CROWDED;
+            }
+            self.timed(turns, took);
         }
-        self.looked = now;
+        (self.looked, self.looked_turn) = (now, self.turns);
         let idle = now - self.idle_since;
         self.crowded = now < self.crowded_until;
+        self.look_at = self.turns + self.turns_apart();
         let budget = if now < self.greedy_until { CROWDED_BUDGET.min(self.budget) } else { self.budget };
         if idle >= budget {
             Pause::Sleep
-        } else if self.crowded || self.turns.is_multiple_of(YIELD) {
+        } else if self.crowded || self.turns >= self.yield_at {
+            self.yield_at = self.turns + YIELD;
             Pause::Yield
         } else {
             Pause::Spin
@@ -164,8 +197,7 @@ impl Spinner {
     }
 
     pub fn slept(&mut self, from: Nanos, to: Nanos) {
-        self.turns = 0;
-        self.idle_since = 0;
+        self.worked();
         let slept = to.saturating_sub(from);
         self.budget = if slept < 2 * self.max { self.budget * 2 } else { self.budget / 2 };
         self.budget = self.budget.clamp(self.max / 8, self.max);
@@ -194,6 +226,23 @@ mod tests {
     #[test]
     fn spins_for_the_budget_and_then_sleeps() {
         let turns = turns_until_sleep(&mut Spinner::new(50_000), 10);
+        assert!((5_000..5_200).contains(&turns), "{turns} turns of 10 ns");
+    }
+
+    #[test]
+    fn spins_for_the_budget_however_slow_a_turn() {
+        let mut spinner = Spinner::new(50_000);
+        // The first time, it learns how long a turn takes.
+        turns_until_sleep(&mut spinner, 3_000);
+        spinner.slept(0, 0);
+        spinner.crowded_until = 0;
+        let time = Cell::new(1_000_000_000);
+        let turns = turns_until_sleep_at(&mut spinner, &time, 3_000);
+        assert!((17..=18).contains(&turns), "{turns} turns of 3 µs");
+        assert_eq!(spinner.crowded_until, 0, "slow turns are no lost processor");
+        // And quick ones again.
+        spinner.slept(0, 0);
+        let turns = turns_until_sleep_at(&mut spinner, &time, 10);
         assert!((5_000..5_200).contains(&turns), "{turns} turns of 10 ns");
     }
 

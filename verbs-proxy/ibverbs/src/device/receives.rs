@@ -1,4 +1,8 @@
 //! Receive requests, on their way to the card: all that there are, with one call.
+//!
+//! As long as the card has half of what the queue holds, the container need not ring: each completion of a receive request has its
+//! queue looked at, and wakes the worker if it sleeps. A worker that was woken for each request that is posted anew would be in the way
+//! of what the application does next, which is to answer.
 
 // UNSAFETY: posts C structures with addresses of the lists beside them.
 #![allow(unsafe_code)]
@@ -17,6 +21,8 @@ use std::ptr::null_mut;
 
 /// Requests that go together.
 const MOST: usize = 32;
+/// Fewer than these are given to the card at once, however short the queue.
+const FEW: usize = 8;
 
 /// Receive requests of one queue pair that were not posted yet, with room for [`MOST`].
 pub(super) struct Receives {
@@ -72,8 +78,40 @@ impl Receives {
 
 /// Gives the card the receive requests that the container has posted.
 pub(super) fn give_receives(plane: &mut Plane, queue: u32) {
-    while give_some(plane, queue) {}
+    loop {
+        while give_some(plane, queue) {}
+        if !must_look_again(plane, queue) {
+            break;
+        }
+    }
     fail_bad(plane, queue);
+}
+
+/// Whether the card, which has so many receive requests of a queue of this length, can do without those that the container posts now
+/// until one of them has been used.
+fn is_enough(with_card: usize, room: usize) -> bool {
+    with_card >= FEW && with_card >= room.div_ceil(2)
+}
+
+/// Decides whether the container is to ring for the next that it posts. True if it may have posted some that it has not rung for.
+fn must_look_again(plane: &mut Plane, queue: u32) -> bool {
+    let Some(Some(qp)) = plane.qps.get_mut(queue as usize) else { return false };
+    let Some(card) = &qp.device.card else { return false };
+    let unrung = takes(qp.state) && qp.device.bad.is_none() && is_enough(qp.device.with_card, card.receives);
+    // The container reads that word for each request: it is written only if it changes.
+    if std::mem::replace(&mut qp.device.unrung, unrung) == unrung {
+        return false;
+    }
+    if unrung {
+        qp.header.receive_bell.start_polling();
+    } else {
+        qp.header.receive_bell.stop_polling();
+    }
+    !unrung
+}
+
+fn takes(state: QpState) -> bool {
+    matches!(state, QpState::INIT | QpState::RTR | QpState::RTS | QpState::SQD)
 }
 
 /// No more than [`MOST`] of them. True if there may be more.
@@ -82,8 +120,7 @@ fn give_some(plane: &mut Plane, queue: u32) -> bool {
     for count in 0.. {
         let Some(Some(qp)) = plane.qps.get(queue as usize) else { return false };
         let Some(card) = &qp.device.card else { return false };
-        let takes = matches!(qp.state, QpState::INIT | QpState::RTR | QpState::RTS | QpState::SQD);
-        if !takes || qp.device.bad.is_some() || qp.device.with_card >= card.receives {
+        if !takes(qp.state) || qp.device.bad.is_some() || qp.device.with_card >= card.receives {
             break;
         }
         if count == MOST {
@@ -149,4 +186,23 @@ fn fail_bad(plane: &mut Plane, queue: u32) {
     let end = Received { status, vendor_err, opcode: WcOpcode::RECV, bytes: 0, imm: None, solicited: true };
     plane.received(queue, &receiving, &end);
     plane.to_error(queue);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_are_needed_until_the_card_has_half_of_the_queue() {
+        assert!(is_enough(256, 512) && !is_enough(255, 512));
+        assert!(is_enough(512, 512));
+        // Of an odd number, more than half.
+        assert!(is_enough(9, 17) && !is_enough(8, 17));
+    }
+
+    #[test]
+    fn a_card_with_few_is_given_each_at_once() {
+        assert!((0..FEW).all(|with_card| !is_enough(with_card, with_card)));
+        assert!(is_enough(FEW, FEW));
+    }
 }
