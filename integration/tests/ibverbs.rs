@@ -6,6 +6,8 @@
 
 #[path = "ibverbs/grants.rs"]
 mod grants;
+#[path = "ibverbs/help.rs"]
+mod help;
 
 use anyhow::{Context, Error, Result, ensure};
 use ringfence_integration::command::{Ended, Running, run, wait_until};
@@ -128,6 +130,9 @@ fn trials() -> Result<Vec<Trial>> {
     let of_dmabuf = card.clone();
     trials.push(test("dmabuf", move || run_dmabuf(&of_dmabuf, &dmabuf)));
     trials.extend(grants::trials(&card, client::compile("peers", &["check.c"])?));
+    if let Card::Provider(library, _) = &card {
+        trials.extend(help::trials(library));
+    }
     for words in PROGRAMS {
         let card = card.clone();
         trials.push(test(format!("programs::{}", words.join("_")), move || run_program(&card, words)));

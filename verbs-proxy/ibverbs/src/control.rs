@@ -4,6 +4,7 @@ use crate::attributes::{self, Most};
 use crate::card::{Card, CardQp, Cq, Mr, Pd};
 use crate::description;
 use crate::device::Made;
+use crate::help::Pacing;
 use ringfence_abi::{ibv_device_attr, ibv_port_attr};
 use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;
@@ -55,6 +56,8 @@ pub struct CardControl {
     queues: Vec<Shared>,
     /// Names of queues: none is given twice, so that what comes of a card that is gone is nobody's.
     names: usize,
+    /// The rates that the card holds queue pairs to.
+    pub pacing: Pacing,
     /// Set while there is no card.
     pub absence: Option<Absence>,
     /// When it was seen last that the kernel is not removing the card.
@@ -109,6 +112,7 @@ impl CardControl {
             made: Made::default(),
             queues: Vec::new(),
             names: 0,
+            pacing: Pacing::new(launch.limits.bandwidth),
             absence: None,
             looked: 0,
         })
@@ -118,6 +122,7 @@ impl CardControl {
     pub fn use_card(&mut self, card: Arc<Card>) {
         self.card = card;
         self.absence = None;
+        self.pacing.forget();
         if let Ok(attr) = self.card.attributes() {
             self.attr = attr;
         }

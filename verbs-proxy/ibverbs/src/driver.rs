@@ -53,6 +53,17 @@ fn stop(node: &Node<Ibverbs>, queue: u32, incarnation: u64, qp: &CardQp) {
     node.worker.call(move |plane| device::stopped(plane, queue, incarnation));
 }
 
+/// Has the card hold a queue pair, which is in RTS there and not yet in the plane, to the container's rate, if it can.
+fn pace(node: &mut Node<Ibverbs>, queue: u32, qp: &CardQp) -> Result<(), Errno> {
+    // `enum ibv_mtu`: 1 is 256 bytes.
+    let mtu = 128 << node.worker.call(move |plane| plane.query_qp(queue))?.path_mtu.min(5);
+    let CardControl { card, pacing, .. } = &mut node.device;
+    if let Some(said) = pacing.ready(&**card, qp, mtu) {
+        node.voice.say(&said);
+    }
+    Ok(())
+}
+
 impl Driver for Ibverbs {
     type Control = CardControl;
 
@@ -122,6 +133,9 @@ impl Driver for Ibverbs {
                 let mut attr = attributes::queue_pair(&request.attr, to, PORT, source);
                 // Path migration is InfiniBand's, and its only state here is that of the card.
                 qp.modify(&mut attr, mask & !(Mask::PATH_MIG_STATE.0 | Mask::CUR_STATE.0))?;
+                if to == QpState::RTS {
+                    pace(node, queue, &qp)?;
+                }
                 commit(node)?;
             }
         }
