@@ -129,9 +129,10 @@ fn trials() -> Result<Vec<Trial>> {
     let dmabuf = client::compile("dmabuf", &["loop.c", "check.c"])?;
     let of_dmabuf = card.clone();
     trials.push(test("dmabuf", move || run_dmabuf(&of_dmabuf, &dmabuf)));
-    trials.extend(grants::trials(&card, client::compile("peers", &["check.c"])?));
+    let peers = client::compile("peers", &["check.c"])?;
+    trials.extend(grants::trials(&card, peers.clone()));
     if let Card::Provider(library, _) = &card {
-        trials.extend(help::trials(library));
+        trials.extend(help::trials(library, &peers));
     }
     for words in PROGRAMS {
         let card = card.clone();

@@ -6,7 +6,7 @@ use crate::description;
 use crate::device::Made;
 use crate::help::Pacing;
 use ringfence_abi::{ibv_device_attr, ibv_port_attr};
-use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
+use ringfence_protocol::control::{AddressVector, DeviceInfo, GidInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;
 use ringfence_proxy::control::quota::{Quota, Resource};
 use ringfence_proxy::control::session::random;
@@ -14,6 +14,7 @@ use ringfence_proxy::device::control::Control;
 use ringfence_proxy::device::soft::control::SoftDevice;
 use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::launch::addresses::Gids;
+use ringfence_proxy::launch::marks::Marks;
 use ringfence_proxy::launch::{Launch, Limits};
 use ringfence_proxy::memory::{MemoryRegion, PdId};
 use ringfence_proxy::pacing::Nanos;
@@ -47,6 +48,7 @@ pub struct CardControl {
     pub card: Arc<Card>,
     limits: Limits,
     granted: Gids,
+    marks: Marks,
     attr: ibv_device_attr,
     gids: Vec<GidInfo>,
     /// The card's index of each.
@@ -105,6 +107,7 @@ impl CardControl {
             card,
             limits: launch.limits.clone(),
             granted: launch.device.gids.clone(),
+            marks: launch.device.marks,
             attr,
             gids: Vec::new(),
             indices: Vec::new(),
@@ -147,6 +150,13 @@ impl CardControl {
     #[must_use]
     pub fn source(&self, index: u8) -> Option<u8> {
         self.indices.get(usize::from(index)).copied()
+    }
+
+    /// An address vector as the card is to have it: marked as the administrator says.
+    pub fn mark(&self, av: &mut AddressVector) {
+        let Marks { service_level, traffic_class } = self.marks;
+        av.sl = service_level.map_or(av.sl, u8::from);
+        av.traffic_class = traffic_class.map_or(av.traffic_class, u8::from);
     }
 
     /// What is to be done where the container has no GID.

@@ -11,7 +11,8 @@
  * sender retries for ever. There are two of it: test0 carries requests out as they are posted; late0 one of each queue pair whenever
  * a completion queue is polled, so that something is always under way, and all when one is armed.
  *
- * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE.
+ * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE;
+ * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID.
  *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
  * of a port that no container has. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
@@ -114,13 +115,15 @@ static struct {
 } port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { LATE = 1, PACED = 3, DEVICES };
+enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, DEVICES };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"},
 	{.node_type = IBV_NODE_RNIC, .transport_type = IBV_TRANSPORT_IWARP, .name = "iwarp0", .dev_name = "uverbs2"},
-	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "paced0", .dev_name = "uverbs3"}};
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "paced0", .dev_name = "uverbs3"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "marked0", .dev_name = "uverbs4"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "elsewhere0", .dev_name = "uverbs5"}};
 /* How often the list of cards is read without this one. */
 static int away[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
@@ -978,6 +981,15 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 			pthread_mutex_unlock(&lock);
 			return EINVAL;
 		}
+	}
+	if (mask & IBV_QP_AV && base->context->device == &devices[ELSEWHERE]) {
+		pthread_mutex_unlock(&lock);
+		return ENODEV;
+	}
+	if (mask & IBV_QP_AV && base->context->device == &devices[MARKED] &&
+	    (attr->ah_attr.sl != 3 || attr->ah_attr.grh.traffic_class != 104)) {
+		pthread_mutex_unlock(&lock);
+		return EINVAL;
 	}
 	if (mask & IBV_QP_ACCESS_FLAGS)
 		qp->attr.qp_access_flags = attr->qp_access_flags;
