@@ -2,20 +2,22 @@
 
 mod check;
 mod cpu;
+mod device;
 mod load;
 
 #[cfg(test)]
 mod tests;
 
-use crate::annotations::Mode;
 use crate::policy::Policy;
 use crate::units;
 use ringfence_launch::addresses::Gids;
+use ringfence_launch::marks::Marks;
 use ringfence_proxy::device::soft::control::SoftDevice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use cpu::{Cpus, Cpuset, Limit, Own, Weight};
+pub use device::{Device, Kind};
 pub use load::{part, paths};
 
 /// Where the configuration is unless [`ENVIRONMENT`] says otherwise.
@@ -164,50 +166,6 @@ pub enum Uverbs {
     Never,
 }
 
-/// `[[device]]`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Device {
-    /// As containers see it; that of a card is the card's own.
-    pub name: String,
-    /// What it is.
-    pub kind: Kind,
-    /// Bits per second of the modelled link; `None` for as fast as memory.
-    #[serde(default, deserialize_with = "optional_rate", serialize_with = "show_optional_rate")]
-    pub link: Option<u64>,
-    /// Device nodes for containers in mode passthrough, at the same path there; in mode exclusive those that are not for verbs.
-    #[serde(default)]
-    pub nodes: Vec<PathBuf>,
-    /// Which of a card's GIDs containers see, and speak under.
-    #[serde(default)]
-    pub gids: Gids,
-    /// Whether containers have the kernel's rdma_cm, to connect by.
-    #[serde(default)]
-    pub rdma_cm: bool,
-    /// Whether the kernel's rdma controller holds containers in modes passthrough and exclusive to the policy's limits.
-    #[serde(default)]
-    pub rdma_cgroup: bool,
-}
-
-/// Kinds of devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// No RNIC: memory copies between the node's containers.
-    Soft,
-    /// An RNIC, through libibverbs; or, in mode passthrough, its device nodes.
-    Ibverbs,
-}
-
-impl From<Kind> for ringfence_launch::DeviceKind {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Soft => Self::Soft,
-            Kind::Ibverbs => Self::Ibverbs,
-        }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -225,6 +183,9 @@ impl Default for Config {
                 gids: Gids::Namespace,
                 rdma_cm: false,
                 rdma_cgroup: false,
+                service_level: None,
+                traffic_class: None,
+                latency: Marks::default(),
             }],
             policy: Policy::default(),
         }
@@ -290,26 +251,6 @@ impl Proxy {
             Kind::Soft => self.path.clone(),
             Kind::Ibverbs => self.path.with_file_name(CARD_PROXY),
         }
-    }
-}
-
-impl Device {
-    /// Whether containers can have it in `mode`.
-    pub fn serves(&self, mode: Mode) -> bool {
-        match mode {
-            Mode::Proxied => true,
-            Mode::Passthrough => !self.nodes.is_empty(),
-            Mode::Exclusive => self.kind == Kind::Ibverbs,
-        }
-    }
-
-    /// Its nodes, without those for verbs: in mode exclusive the card's own comes by itself, under the name that it has in the
-    /// container's network namespace.
-    pub fn nodes_beside_verbs(&self) -> impl Iterator<Item = &Path> {
-        self.nodes.iter().map(PathBuf::as_path).filter(|path| {
-            let name = path.strip_prefix("/dev/infiniband").ok().and_then(Path::to_str);
-            !name.is_some_and(|name| name.starts_with("uverbs"))
-        })
     }
 }
 

@@ -273,6 +273,7 @@ impl Making<'_> {
                 kind: device.kind.into(),
                 link: device.link,
                 gids: device.gids.clone(),
+                marks: device.marks(limits.class),
             },
             limits,
             worker: Worker { spin_us: self.config.proxy.spin_us },

@@ -1,7 +1,8 @@
 /*
  * Connects a queue pair to each peer that is named, and prints for each what the device said, as an errno:
  *
- *   peers GID…     a GID as IPv6 is written; "own" for that of the port's first entry, "lid" for no GID but a LID
+ *   peers GID…     a GID as IPv6 is written; "own" for that of the port's first entry, "lid" for no GID but a LID;
+ *                  "marked" for its own with service level 1 and traffic class 4, and then what the queue pair has of both
  */
 #include "check.h"
 
@@ -37,7 +38,11 @@ static int connect_to(const char *peer)
 		.ah_attr = {.is_global = 1, .port_num = 1, .dlid = 1, .grh.hop_limit = 64},
 	};
 
-	if (!strcmp(peer, "own"))
+	if (!strcmp(peer, "marked")) {
+		attr.ah_attr.sl = 1;
+		attr.ah_attr.grh.traffic_class = 4;
+	}
+	if (!strcmp(peer, "own") || !strcmp(peer, "marked"))
 		CHECK_EQ(ibv_query_gid(context, 1, 0, &attr.ah_attr.grh.dgid), 0);
 	else if (!strcmp(peer, "lid"))
 		attr.ah_attr.is_global = 0;
@@ -48,8 +53,10 @@ static int connect_to(const char *peer)
 	struct ibv_qp_init_attr init;
 
 	/* What is refused has not happened. */
-	CHECK_EQ(ibv_query_qp(qp, &attr, IBV_QP_STATE, &init), 0);
+	CHECK_EQ(ibv_query_qp(qp, &attr, IBV_QP_STATE | IBV_QP_AV, &init), 0);
 	CHECK_EQ(attr.qp_state, said ? IBV_QPS_INIT : IBV_QPS_RTR);
+	if (!strcmp(peer, "marked") && !said)
+		printf("sl %d, traffic class %d: ", attr.ah_attr.sl, attr.ah_attr.grh.traffic_class);
 	CHECK_EQ(ibv_destroy_qp(qp), 0);
 	return said;
 }

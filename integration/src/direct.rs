@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use ringfence_proxy::launch::addresses::Gids;
+use ringfence_proxy::launch::marks::Marks;
 use ringfence_proxy::launch::{
     Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Uids, Worker,
 };
@@ -48,12 +49,27 @@ pub struct DirectProxy {
 impl Node {
     /// A node with a software device, its modelled link at `link` bits per second.
     pub fn new(link: Option<u64>) -> Result<Self> {
-        Self::with(Device { name: "soft0".into(), kind: DeviceKind::Soft, link, gids: Gids::default() }, None)
+        Self::with(
+            Device {
+                name: "soft0".into(),
+                kind: DeviceKind::Soft,
+                link,
+                gids: Gids::default(),
+                marks: Marks::default(),
+            },
+            None,
+        )
     }
 
     /// A node with a card, which is the kernel's, or that of a library that is loaded in place of libibverbs.
     pub fn with_card(name: &str, provider: Option<&Path>) -> Result<Self> {
-        let device = Device { name: name.into(), kind: DeviceKind::Ibverbs, link: None, gids: Gids::default() };
+        let device = Device {
+            name: name.into(),
+            kind: DeviceKind::Ibverbs,
+            link: None,
+            gids: Gids::default(),
+            marks: Marks::default(),
+        };
         Self::with(device, provider.map(Path::to_owned))
     }
 
@@ -80,6 +96,11 @@ impl Node {
     /// Grants containers these GIDs of the card, from now on.
     pub fn grant_gids(&mut self, gids: Gids) {
         self.device.gids = gids;
+    }
+
+    /// Packets are marked with these, from now on.
+    pub fn mark(&mut self, marks: Marks) {
+        self.device.marks = marks;
     }
 
     /// Containers have this network namespace, from now on.

@@ -6,6 +6,8 @@
 
 #[path = "ibverbs/grants.rs"]
 mod grants;
+#[path = "ibverbs/help.rs"]
+mod help;
 
 use anyhow::{Context, Error, Result, ensure};
 use ringfence_integration::command::{Ended, Running, run, wait_until};
@@ -127,7 +129,11 @@ fn trials() -> Result<Vec<Trial>> {
     let dmabuf = client::compile("dmabuf", &["loop.c", "check.c"])?;
     let of_dmabuf = card.clone();
     trials.push(test("dmabuf", move || run_dmabuf(&of_dmabuf, &dmabuf)));
-    trials.extend(grants::trials(&card, client::compile("peers", &["check.c"])?));
+    let peers = client::compile("peers", &["check.c"])?;
+    trials.extend(grants::trials(&card, peers.clone()));
+    if let Card::Provider(library, _) = &card {
+        trials.extend(help::trials(library, &peers));
+    }
     for words in PROGRAMS {
         let card = card.clone();
         trials.push(test(format!("programs::{}", words.join("_")), move || run_program(&card, words)));

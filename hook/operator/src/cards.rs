@@ -9,7 +9,7 @@ use ringfence_hook::config::{Config, Device, Kind};
 use ringfence_hook::exclusive::{self, Place};
 use ringfence_hook::rdma_cm;
 use ringfence_hook::units::show_size;
-use ringfence_launch::card::{DESCRIBE, Description};
+use ringfence_launch::card::{DESCRIBE, Description, Help};
 use serde::Serialize;
 use std::path::Path;
 use std::process::Command;
@@ -47,14 +47,18 @@ pub fn describe(config: &Config, name: &str) -> Result<Description> {
 
 /// What policies can grant, in words.
 pub fn show(card: &Description) -> String {
+    let help = card.help.iter().map(|Help { name, offered, detail }| {
+        format!("; {name}: {} ({detail})", if *offered { "offered" } else { "not offered" })
+    });
     format!(
-        "policies can grant {} queue pairs of {} requests, {} regions of at most {}; {} GIDs; {}",
+        "policies can grant {} queue pairs of {} requests, {} regions of at most {}; {} GIDs; {}{}",
         card.max_qp,
         card.max_qp_depth,
         card.max_mr,
         show_size(card.max_mr_bytes),
         card.gids.len(),
-        if card.atomics { "atomics" } else { "no atomics" }
+        if card.atomics { "atomics" } else { "no atomics" },
+        help.collect::<String>()
     )
 }
 

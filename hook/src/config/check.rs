@@ -3,6 +3,7 @@
 use super::{Config, Device, Inject, Kind, Proxy};
 use crate::annotations::{DEVICE_NAME, Mode, is_device_name};
 use crate::units;
+use ringfence_launch::Class;
 use ringfence_launch::addresses::Gids;
 use std::path::{Component, Path};
 
@@ -121,6 +122,11 @@ impl Device {
             Kind::Soft if self.rdma_cm => {
                 return Err(format!(
                     "device {name}: rdma-cm is for kind = \"ibverbs\" only: the kernel knows nothing of a soft device"
+                ));
+            }
+            Kind::Soft if !self.marks(Class::Latency).are_none() => {
+                return Err(format!(
+                    "device {name}: service-level and traffic-class are for kind = \"ibverbs\" only: a soft device sends no packets"
                 ));
             }
             Kind::Soft if self.rdma_cgroup => {

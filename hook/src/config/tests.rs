@@ -49,6 +49,10 @@ const ALL: &str = r#"
             gids = ["10.9.1.1", "fd00::1"]
             rdma-cm = true
             rdma-cgroup = true
+            service-level = 1
+            traffic-class = 32
+            [device.latency]
+            traffic-class = 104
             [policy.defaults]
             bandwidth = "1Gbit"
             weight = 100
@@ -91,6 +95,11 @@ fn every_key_is_read() {
     assert!(!config.inject.userfaultfd && !config.inject.sysfs && config.inject.has_node());
     assert_eq!(config.devices[0].link, Some(25_000_000_000));
     assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
+    let marks = |class| {
+        let marks = config.devices[1].marks(class);
+        (marks.service_level.map(u8::from), marks.traffic_class.map(u8::from))
+    };
+    assert_eq!([marks(Class::Latency), marks(Class::Bulk)], [(Some(1), Some(104)), (Some(1), Some(32))]);
     assert!(config.devices[1].rdma_cm && config.devices[1].rdma_cgroup);
     assert_eq!(config.policy.defaults.class, Some(Class::Bulk));
     assert_eq!(config.policy.bounds.modes, Some(vec![Mode::Proxied, Mode::Passthrough]));
@@ -138,6 +147,22 @@ fn mistakes_are_named() {
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\ngids = \"host\"", "gids is for kind = \"ibverbs\" only"),
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\nrdma-cm = true", "rdma-cm is for kind = \"ibverbs\" only"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nrdma-cgroup = true", "and it has none"),
+        (
+            "[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nservice-level = 16",
+            "line 4: service-level: 16 is no service level",
+        ),
+        (
+            "[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ntraffic-class = 256",
+            "256 is no traffic class, which are 0 to 255",
+        ),
+        (
+            "[[device]]\nname = \"a\"\nkind = \"soft\"\ntraffic-class = 104",
+            "traffic-class are for kind = \"ibverbs\" only",
+        ),
+        (
+            "[[device]]\nname = \"a\"\nkind = \"soft\"\n[device.latency]\nservice-level = 3",
+            "service-level and traffic-class are for kind = \"ibverbs\" only",
+        ),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = []", "gids = [] names no address"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = [\"eth0\"]", "line 4: gids: "),
         (

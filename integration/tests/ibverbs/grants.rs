@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 const STRANGER: &str = "2001:db8::1";
 
 pub fn trials(card: &Card, peers: PathBuf) -> Vec<Trial> {
-    let (one, two, three) = (card.clone(), card.clone(), card.clone());
+    let (one, two, three, four) = (card.clone(), card.clone(), card.clone(), card.clone());
+    let program = peers.clone();
     vec![
         test("grants::gids_of_another_namespace", move || gids_of_another_namespace(&one)),
         test("grants::gids_that_are_listed", move || gids_that_are_listed(&two)),
         test("grants::peers", move || only_to_peers(&three, &peers)),
+        test("grants::a_card_of_another_host_with_the_same_name", move || same_name(&four, &program)),
     ]
 }
 
@@ -97,6 +99,32 @@ fn only_to_peers(card: &Card, program: &Path) -> Result<()> {
         ensure!(said == expected, "{said}");
     }
     said_to_the_operator(&node)
+}
+
+/// Names of cards are each host's own: that a peer's has the same says nothing of it, and neither helps nor hinders. Two nodes' run-time
+/// directories are two hosts as far as proxies know.
+fn same_name(card: &Card, program: &Path) -> Result<()> {
+    let (here, there) = (card.node()?, card.node()?);
+    let far = there.proxy(Limits::default())?;
+    let gid = gids(&far)?.first().context("the card has no GID here")?.to_canonical();
+    let peers = Peers(vec![gid.to_string().parse().map_err(anyhow::Error::msg)?]);
+    let near = here.proxy(Limits { peers: Some(peers), ..Limits::default() })?;
+    let mut command = near.command(program)?;
+    command.args([&far_gid(gid), STRANGER]);
+    let said = Running::start(command)?.wait(LIMIT)?.success()?;
+    ensure!(said == format!("{} 0\n{STRANGER} 13\n", far_gid(gid)), "{said}");
+    let client = if card.has_a_wire() { &near } else { &far };
+    run_pair(&far, client, &["ibv_rc_pingpong", "-g", "0", "-n", "200"])?;
+    // A program that is given a device's name finds its own.
+    run_pair(&far, client, &["ibv_rc_pingpong", "-d", card.name(), "-g", "0", "-n", "200"])
+}
+
+/// As IPv6 is written, which a GID always is.
+fn far_gid(gid: IpAddr) -> String {
+    match gid {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_string(),
+        IpAddr::V6(v6) => v6.to_string(),
+    }
 }
 
 /// Where there is no journal, what proxies say is in a file.

@@ -100,6 +100,15 @@ attributes! {
         supported_qpts: u32,
     }
 
+    /// Zero is what is not asked for; but a rate of zero is none.
+    struct ibv_qp_rate_limit_attr {
+        /// In kbit/s.
+        rate_limit: u32,
+        max_burst_sz: u32,
+        typical_pkt_sz: u16,
+        comp_mask: u32,
+    }
+
     struct ibv_tm_caps {
         max_rndv_hdr_size: u32,
         max_num_tags: u32,

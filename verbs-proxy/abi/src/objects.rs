@@ -2,6 +2,7 @@
 
 use super::attributes::{
     attributes, ibv_cq_init_attr_ex, ibv_device_attr, ibv_device_attr_ex, ibv_port_attr, ibv_qp_init_attr_ex,
+    ibv_qp_rate_limit_attr,
 };
 use super::requests::{ibv_recv_wr, ibv_send_wr, ibv_wc};
 use core::ffi::{c_char, c_int, c_uint, c_void};
@@ -79,7 +80,7 @@ attributes! {
         modify_flow_action_esp: Unused,
         destroy_flow_action: Unused,
         create_flow_action_esp: Unused,
-        modify_qp_rate_limit: Unused,
+        modify_qp_rate_limit: Option<unsafe extern "C" fn(*mut ibv_qp, *mut ibv_qp_rate_limit_attr) -> c_int>,
         alloc_parent_domain: Unused,
         dealloc_td: Unused,
         alloc_td: Unused,

@@ -3,6 +3,7 @@
 // UNSAFETY: everything here is a call of libibverbs with pointers that this module got from it, and keeps.
 #![allow(unsafe_code)]
 
+mod extended;
 mod objects;
 
 pub use objects::{CardQp, Cq, Mr, Pd};

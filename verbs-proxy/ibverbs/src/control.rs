@@ -4,8 +4,9 @@ use crate::attributes::{self, Most};
 use crate::card::{Card, CardQp, Cq, Mr, Pd};
 use crate::description;
 use crate::device::Made;
+use crate::help::Pacing;
 use ringfence_abi::{ibv_device_attr, ibv_port_attr};
-use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
+use ringfence_protocol::control::{AddressVector, DeviceInfo, GidInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;
 use ringfence_proxy::control::quota::{Quota, Resource};
 use ringfence_proxy::control::session::random;
@@ -13,6 +14,7 @@ use ringfence_proxy::device::control::Control;
 use ringfence_proxy::device::soft::control::SoftDevice;
 use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::launch::addresses::Gids;
+use ringfence_proxy::launch::marks::Marks;
 use ringfence_proxy::launch::{Launch, Limits};
 use ringfence_proxy::memory::{MemoryRegion, PdId};
 use ringfence_proxy::pacing::Nanos;
@@ -46,6 +48,7 @@ pub struct CardControl {
     pub card: Arc<Card>,
     limits: Limits,
     granted: Gids,
+    marks: Marks,
     attr: ibv_device_attr,
     gids: Vec<GidInfo>,
     /// The card's index of each.
@@ -55,6 +58,8 @@ pub struct CardControl {
     queues: Vec<Shared>,
     /// Names of queues: none is given twice, so that what comes of a card that is gone is nobody's.
     names: usize,
+    /// The rates that the card holds queue pairs to.
+    pub pacing: Pacing,
     /// Set while there is no card.
     pub absence: Option<Absence>,
     /// When it was seen last that the kernel is not removing the card.
@@ -102,6 +107,7 @@ impl CardControl {
             card,
             limits: launch.limits.clone(),
             granted: launch.device.gids.clone(),
+            marks: launch.device.marks,
             attr,
             gids: Vec::new(),
             indices: Vec::new(),
@@ -109,6 +115,7 @@ impl CardControl {
             made: Made::default(),
             queues: Vec::new(),
             names: 0,
+            pacing: Pacing::new(launch.limits.bandwidth),
             absence: None,
             looked: 0,
         })
@@ -118,6 +125,7 @@ impl CardControl {
     pub fn use_card(&mut self, card: Arc<Card>) {
         self.card = card;
         self.absence = None;
+        self.pacing.forget();
         if let Ok(attr) = self.card.attributes() {
             self.attr = attr;
         }
@@ -142,6 +150,13 @@ impl CardControl {
     #[must_use]
     pub fn source(&self, index: u8) -> Option<u8> {
         self.indices.get(usize::from(index)).copied()
+    }
+
+    /// An address vector as the card is to have it: marked as the administrator says.
+    pub fn mark(&self, av: &mut AddressVector) {
+        let Marks { service_level, traffic_class } = self.marks;
+        av.sl = service_level.map_or(av.sl, u8::from);
+        av.traffic_class = traffic_class.map_or(av.traffic_class, u8::from);
     }
 
     /// What is to be done where the container has no GID.

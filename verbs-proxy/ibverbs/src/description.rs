@@ -2,6 +2,7 @@
 
 use crate::card::Card;
 use crate::control::PORT;
+use crate::help;
 use anyhow::{Context, Result};
 use ringfence_abi::{ibv_device_attr, ibv_gid_entry};
 use ringfence_proxy::launch::Limits;
@@ -20,7 +21,7 @@ fn count(of: c_int) -> u32 {
 pub fn describe(name: &str) -> Result<Description> {
     let card = Card::open(name)?;
     let attr = card.attributes().with_context(|| format!("cannot query RDMA device {name}"))?;
-    Ok(of(name, &attr, &card.gids()))
+    Ok(Description { help: help::told(&card), ..of(name, &attr, &card.gids()) })
 }
 
 fn of(name: &str, attr: &ibv_device_attr, gids: &[ibv_gid_entry]) -> Description {
@@ -40,6 +41,7 @@ fn of(name: &str, attr: &ibv_device_attr, gids: &[ibv_gid_entry]) -> Description
         max_rd_atomic: count(attr.max_qp_rd_atom),
         atomics: attr.atomic_cap != 0,
         gids: gids.collect(),
+        help: Vec::new(),
     }
 }
 

@@ -53,6 +53,27 @@ fn stop(node: &Node<Ibverbs>, queue: u32, incarnation: u64, qp: &CardQp) {
     node.worker.call(move |plane| device::stopped(plane, queue, incarnation));
 }
 
+/// What is to be done where the kernel has no interface for the source of a connection. Upstream it says so only of one that is gone.
+fn without_interface(device: &CardControl, source: u8) -> String {
+    let name = &device.card.about.name;
+    format!(
+        "a queue pair cannot be connected (ENODEV): for the kernel, {name}'s GID number {source} has no interface in the proxy's network \
+         namespace; a driver package that replaces ib_core (MLNX_OFED; `ringfence doctor` says which is loaded) demands one: give the \
+         container that interface, or, if it is the host's, gids = \"host\" of the device"
+    )
+}
+
+/// Has the card hold a queue pair, which is in RTS there and not yet in the plane, to the container's rate, if it can.
+fn pace(node: &mut Node<Ibverbs>, queue: u32, qp: &CardQp) -> Result<(), Errno> {
+    // `enum ibv_mtu`: 1 is 256 bytes.
+    let mtu = 128 << node.worker.call(move |plane| plane.query_qp(queue))?.path_mtu.min(5);
+    let CardControl { card, pacing, .. } = &mut node.device;
+    if let Some(said) = pacing.ready(&**card, qp, mtu) {
+        node.voice.say(&said);
+    }
+    Ok(())
+}
+
 impl Driver for Ibverbs {
     type Control = CardControl;
 
@@ -77,7 +98,10 @@ impl Driver for Ibverbs {
     }
 
     fn modify_qp(node: &mut Node<Self>, queue: u32, request: &ModifyQp) -> Result<(), Errno> {
-        let request = *request;
+        let mut request = *request;
+        if request.attr.mask & Mask::AV.0 != 0 {
+            node.device.mark(&mut request.attr.av);
+        }
         let (from, to) = node.worker.call(move |plane| plane.check_modify(queue, &request))?;
         let qp = card_qp(node, queue)?;
         let mask = request.attr.mask;
@@ -121,7 +145,14 @@ impl Driver for Ibverbs {
                 };
                 let mut attr = attributes::queue_pair(&request.attr, to, PORT, source);
                 // Path migration is InfiniBand's, and its only state here is that of the card.
-                qp.modify(&mut attr, mask & !(Mask::PATH_MIG_STATE.0 | Mask::CUR_STATE.0))?;
+                let taken = qp.modify(&mut attr, mask & !(Mask::PATH_MIG_STATE.0 | Mask::CUR_STATE.0));
+                if taken == Err(Errno::NODEV) && mask & Mask::AV.0 != 0 {
+                    node.voice.say(&without_interface(&node.device, source));
+                }
+                taken?;
+                if to == QpState::RTS {
+                    pace(node, queue, &qp)?;
+                }
                 commit(node)?;
             }
         }

@@ -4,7 +4,7 @@
 //!   is in these two.
 //! - [`device`]: the worker's side, with [`names`], by which a completion finds what it is of.
 //! - [`control`], [`driver`]: the control thread's side, with [`absence`], a card that goes and comes; [`attributes`]: words in
-//!   between; [`description`]: what operators are told.
+//!   between; [`description`]: what operators are told; [`help`]: what a card may do beside the scheduler.
 
 pub mod absence;
 pub mod attributes;
@@ -13,5 +13,6 @@ pub mod control;
 pub mod description;
 pub mod device;
 pub mod driver;
+pub mod help;
 pub mod library;
 pub mod names;

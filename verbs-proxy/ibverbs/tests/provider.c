@@ -11,6 +11,9 @@
  * sender retries for ever. There are two of it: test0 carries requests out as they are posted; late0 one of each queue pair whenever
  * a completion queue is polled, so that something is always under way, and all when one is armed.
  *
+ * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE;
+ * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID.
+ *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
  * of a port that no container has. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
  * cards has been read some times.
@@ -22,6 +25,7 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +43,8 @@
 #define MOST_GIDS 32
 #define MOST_SGE 16
 #define MOST_INLINE 512
+/* kbit/s of 1 Gbit/s, and of the headers of packets of 1 KiB. */
+#define PACE 1125000
 #define REMOTE (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC)
 
 static void broken(const char *what)
@@ -87,13 +93,20 @@ struct qp {
 	struct send *sends;
 	struct receive *receives;
 	unsigned int send_head, send_count, receive_head, receive_count;
+	/* kbit/s. */
+	uint32_t rate;
 };
 
 struct card {
-	struct ibv_context context;
+	struct verbs_context verbs;
 	int events[2];
 	int late, gone;
 };
+
+static struct card *card_of(struct ibv_context *context)
+{
+	return (struct card *)((char *)context - offsetof(struct card, verbs.context));
+}
 
 /* Of the one port. */
 static struct {
@@ -102,12 +115,15 @@ static struct {
 } port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { DEVICES = 3, LATE = 1 };
+enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, DEVICES };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "late0", .dev_name = "uverbs1"},
-	{.node_type = IBV_NODE_RNIC, .transport_type = IBV_TRANSPORT_IWARP, .name = "iwarp0", .dev_name = "uverbs2"}};
+	{.node_type = IBV_NODE_RNIC, .transport_type = IBV_TRANSPORT_IWARP, .name = "iwarp0", .dev_name = "uverbs2"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "paced0", .dev_name = "uverbs3"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "marked0", .dev_name = "uverbs4"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "elsewhere0", .dev_name = "uverbs5"}};
 /* How often the list of cards is read without this one. */
 static int away[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
@@ -189,6 +205,8 @@ static int poll_cq(struct ibv_cq *, int, struct ibv_wc *);
 static int req_notify_cq(struct ibv_cq *, int);
 static int post_send(struct ibv_qp *, struct ibv_send_wr *, struct ibv_send_wr **);
 static int post_recv(struct ibv_qp *, struct ibv_recv_wr *, struct ibv_recv_wr **);
+static int modify_qp_rate_limit(struct ibv_qp *, struct ibv_qp_rate_limit_attr *);
+static int query_device_ex(struct ibv_context *, const struct ibv_query_device_ex_input *, struct ibv_device_attr_ex *, size_t);
 
 /* By no system call that the proxy's sandbox forbids, in which the card is opened again. */
 struct ibv_context *ibv_open_device(struct ibv_device *of)
@@ -198,16 +216,22 @@ struct ibv_context *ibv_open_device(struct ibv_device *of)
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, card->events))
 		return NULL;
 	list_gids();
-	card->context.device = of;
+	card->verbs.context.device = of;
 	card->late = of == &devices[LATE];
-	card->context.async_fd = card->events[0];
-	card->context.cmd_fd = -1;
-	card->context.num_comp_vectors = 1;
-	card->context.ops.poll_cq = poll_cq;
-	card->context.ops.req_notify_cq = req_notify_cq;
-	card->context.ops.post_send = post_send;
-	card->context.ops.post_recv = post_recv;
-	return &card->context;
+	card->verbs.context.async_fd = card->events[0];
+	card->verbs.context.cmd_fd = -1;
+	card->verbs.context.num_comp_vectors = 1;
+	card->verbs.context.ops.poll_cq = poll_cq;
+	card->verbs.context.ops.req_notify_cq = req_notify_cq;
+	card->verbs.context.ops.post_send = post_send;
+	card->verbs.context.ops.post_recv = post_recv;
+	card->verbs.context.abi_compat = __VERBS_ABI_IS_EXTENDED;
+	card->verbs.sz = sizeof(card->verbs);
+	if (of == &devices[PACED]) {
+		card->verbs.query_device_ex = query_device_ex;
+		card->verbs.modify_qp_rate_limit = modify_qp_rate_limit;
+	}
+	return &card->verbs.context;
 }
 
 int ibv_close_device(struct ibv_context *context)
@@ -240,11 +264,23 @@ int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 	return 0;
 }
 
+static int query_device_ex(struct ibv_context *context, const struct ibv_query_device_ex_input *input,
+			   struct ibv_device_attr_ex *attr, size_t size)
+{
+	if (input || size < offsetof(struct ibv_device_attr_ex, raw_packet_caps))
+		return EINVAL;
+	memset(attr, 0, size);
+	attr->packet_pacing_caps.qp_rate_limit_min = 1000;
+	attr->packet_pacing_caps.qp_rate_limit_max = 100000000;
+	attr->packet_pacing_caps.supported_qpts = 1 << IBV_QPT_RC;
+	return ibv_query_device(context, &attr->orig_attr);
+}
+
 int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv_port_attr *compat)
 {
 	struct ibv_port_attr *attr = (struct ibv_port_attr *)compat;
 
-	if (((struct card *)context)->gone)
+	if (card_of(context)->gone)
 		return EIO;
 	if (port != 1)
 		return EINVAL;
@@ -459,13 +495,13 @@ static void complete(struct cq *cq, struct ibv_wc wc)
 
 static int is_gone(struct qp *qp)
 {
-	return ((struct card *)qp->base.context)->gone;
+	return card_of(qp->base.context)->gone;
 }
 
 /* Of each queue pair of a card that is late, one request or all. */
 static void carry_on(struct ibv_context *context, int all)
 {
-	if (!((struct card *)context)->late || ((struct card *)context)->gone)
+	if (!card_of(context)->late || card_of(context)->gone)
 		return;
 	for (int i = 0; i < qps_used; i++) {
 		struct qp *qp = qps[i];
@@ -521,7 +557,7 @@ int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *eve
 {
 	if (read(context->async_fd, event, sizeof(*event)) == sizeof(*event))
 		return 0;
-	if (((struct card *)context)->gone)
+	if (card_of(context)->gone)
 		errno = EIO;
 	return -1;
 }
@@ -580,7 +616,7 @@ static struct qp *find(uint32_t number)
 static void event(struct qp *qp, enum ibv_event_type type)
 {
 	struct ibv_async_event event = {.element.qp = &qp->base, .event_type = type};
-	struct card *card = (struct card *)qp->base.context;
+	struct card *card = card_of(qp->base.context);
 
 	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
 		broken("too many events");
@@ -588,7 +624,7 @@ static void event(struct qp *qp, enum ibv_event_type type)
 
 static void happen(struct qp *qp, uint32_t what)
 {
-	struct card *card = (struct card *)qp->base.context;
+	struct card *card = card_of(qp->base.context);
 	struct ibv_async_event event = {.event_type = what & 0xfff, .element.port_num = what & 0x1000 ? 2 : 1};
 
 	if (event.event_type == IBV_EVENT_PORT_ERR)
@@ -599,7 +635,7 @@ static void happen(struct qp *qp, uint32_t what)
 		port1.lid++;
 	else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
 		card->gone = 1;
-		away[card->context.device - devices] = 3;
+		away[card->verbs.context.device - devices] = 3;
 	}
 	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
 		broken("too many events");
@@ -822,7 +858,7 @@ static void pump(struct qp *qp)
 {
 	struct qp *peer;
 
-	if (((struct card *)qp->base.context)->late)
+	if (card_of(qp->base.context)->late)
 		return;
 	while (!is_gone(qp) && qp->base.state == IBV_QPS_RTS && qp->send_count && carry_out(qp)) {
 	}
@@ -856,7 +892,8 @@ static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_sen
 		struct send *send;
 
 		*bad = wr;
-		if (qp->base.state < IBV_QPS_RTS || wr->num_sge > (int)qp->cap.max_send_sge) {
+		if (qp->base.state < IBV_QPS_RTS || wr->num_sge > (int)qp->cap.max_send_sge ||
+		    (qp->base.context->device == &devices[PACED] && qp->rate != PACE)) {
 			error = EINVAL;
 			break;
 		}
@@ -909,6 +946,14 @@ static int post_recv(struct ibv_qp *base, struct ibv_recv_wr *wr, struct ibv_rec
 	return error;
 }
 
+static int modify_qp_rate_limit(struct ibv_qp *base, struct ibv_qp_rate_limit_attr *attr)
+{
+	if (base->state != IBV_QPS_RTS || attr->max_burst_sz || attr->typical_pkt_sz || attr->comp_mask)
+		return EINVAL;
+	((struct qp *)base)->rate = attr->rate_limit;
+	return 0;
+}
+
 static int may_go(enum ibv_qp_state from, enum ibv_qp_state to)
 {
 	if (to == IBV_QPS_RESET || to == IBV_QPS_ERR)
@@ -937,6 +982,15 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 			return EINVAL;
 		}
 	}
+	if (mask & IBV_QP_AV && base->context->device == &devices[ELSEWHERE]) {
+		pthread_mutex_unlock(&lock);
+		return ENODEV;
+	}
+	if (mask & IBV_QP_AV && base->context->device == &devices[MARKED] &&
+	    (attr->ah_attr.sl != 3 || attr->ah_attr.grh.traffic_class != 104)) {
+		pthread_mutex_unlock(&lock);
+		return EINVAL;
+	}
 	if (mask & IBV_QP_ACCESS_FLAGS)
 		qp->attr.qp_access_flags = attr->qp_access_flags;
 	if (mask & IBV_QP_DEST_QPN)
@@ -952,7 +1006,7 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 		if (to == IBV_QPS_RESET) {
 			uint32_t peer = qp->attr.dest_qp_num;
 
-			qp->send_count = qp->receive_count = 0;
+			qp->send_count = qp->receive_count = qp->rate = 0;
 			memset(&qp->attr, 0, sizeof(qp->attr));
 			pump_peer(peer);
 		}

@@ -28,6 +28,20 @@ pub struct Description {
     pub atomics: bool,
     /// The card's GIDs of its first port, with the index that each has on the host; containers have their own order.
     pub gids: Vec<Gid>,
+    /// What the card may do beside the proxy's scheduler.
+    pub help: Vec<Help>,
+}
+
+/// Something that not all cards do, and no container needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Help {
+    /// What it is.
+    pub name: String,
+    /// Whether the card has it; it is used then.
+    pub offered: bool,
+    /// Within which bounds; or why not.
+    pub detail: String,
 }
 
 /// A GID of a card's port.

@@ -7,9 +7,11 @@
 pub mod addresses;
 pub mod card;
 pub mod counters;
+pub mod marks;
 pub mod operator;
 
 use addresses::{Gids, Peers};
+use marks::Marks;
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -87,6 +89,9 @@ pub struct Device {
     /// Which of a card's GIDs are the container's. Those of the software device are always of the container's network namespace.
     #[serde(default)]
     pub gids: Gids,
+    /// What a card's packets are marked with.
+    #[serde(default)]
+    pub marks: Marks,
 }
 
 /// Backends.

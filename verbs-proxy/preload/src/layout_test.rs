@@ -66,6 +66,8 @@ fn ours() -> Vec<Line> {
             max_rwq_indirection_table_size, rx_hash_fields_mask, rx_hash_function;
         ibv_packet_pacing_caps = "struct ibv_packet_pacing_caps" sizeof: qp_rate_limit_min, qp_rate_limit_max,
             supported_qpts;
+        ibv_qp_rate_limit_attr = "struct ibv_qp_rate_limit_attr" sizeof: rate_limit, max_burst_sz, typical_pkt_sz,
+            comp_mask;
         ibv_tm_caps = "struct ibv_tm_caps" sizeof: max_rndv_hdr_size, max_num_tags, flags, max_ops, max_sge;
         ibv_cq_moderation_caps = "struct ibv_cq_moderation_caps" sizeof: max_cq_count, max_cq_period;
         ibv_pci_atomic_caps = "struct ibv_pci_atomic_caps" sizeof: fetch_add, swap, compare_swap;

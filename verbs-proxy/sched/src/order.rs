@@ -117,7 +117,7 @@ impl Order {
     }
 
     /// Whoever does not come when it was told to has lost its turn.
-    fn forget_late(&mut self, now: Nanos) {
+    pub fn forget_late(&mut self, now: Nanos) {
         for entry in &mut self.parties {
             if entry.told.is_some_and(|told| told.after(GRACE) < now) {
                 entry.told = None;

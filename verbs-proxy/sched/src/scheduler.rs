@@ -230,6 +230,9 @@ impl Scheduler {
         self.fresh = now > self.clock;
         if self.fresh {
             self.clock = now;
+            if self.order.any_reader() {
+                self.order.forget_late(now);
+            }
             if self.capped && (self.caps.wants_clock() || self.urgent_caps.wants_clock()) {
                 self.refill(now);
             }

@@ -14,6 +14,7 @@ use crate::fabric::budget::Budget;
 use crate::fabric::neighbours::Neighbours;
 use crate::fabric::ports::Taken;
 use crate::launch::addresses::Gids;
+use crate::launch::marks::Marks;
 use crate::launch::{Device, DeviceKind, Limits};
 use crate::memory::{RegionTable, places};
 use crate::plane::bell::Bell;
@@ -113,7 +114,13 @@ impl Scene {
             granted: closer("close-granted"),
         };
         let (bell, ringer) = Bell::new(&closers.container).unwrap();
-        let device = Device { name: "soft0".into(), kind: DeviceKind::Soft, link: None, gids: Gids::default() };
+        let device = Device {
+            name: "soft0".into(),
+            kind: DeviceKind::Soft,
+            link: None,
+            gids: Gids::default(),
+            marks: Marks::default(),
+        };
         let lids = [own.port.lid(), other.port.lid()];
         let node = Node {
             worker: Worker::start(plane, bell, 0).unwrap(),

@@ -102,6 +102,19 @@ fn overlaps(line: &str, is_range: bool, first: u32, last: u32) -> bool {
     range.is_some_and(|(start, count)| start <= u64::from(last) && start.saturating_add(count) > u64::from(first))
 }
 
+/// Whose ib_core is loaded: the kernel's own has no version, that of a driver package has.
+fn core(report: &mut Report) {
+    let Ok(version) = std::fs::read_to_string("/sys/module/ib_core/version") else { return };
+    report.ok(
+        "devices",
+        format!(
+            "ib_core is version {}, of a driver package such as MLNX_OFED and not the kernel's own: it connects queue pairs only in the \
+             network namespace that has their GID's interface",
+            version.trim_end()
+        ),
+    );
+}
+
 fn devices(report: &mut Report, config: &Config) {
     let mut has_card = false;
     let proxied = config.policy.allows(Mode::Proxied);
@@ -137,6 +150,9 @@ fn devices(report: &mut Report, config: &Config) {
             None if device.nodes.is_empty() => {}
             None => report.ok("devices", format!("{name}: its device nodes are there")),
         }
+    }
+    if has_card {
+        core(report);
     }
     if !has_card && Path::new("/sys/class/infiniband").read_dir().is_ok_and(|mut cards| cards.next().is_some()) {
         report.warn(

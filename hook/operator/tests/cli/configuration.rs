@@ -82,7 +82,8 @@ const DESCRIBES: &str = r#"#!/bin/sh
 test "$1" = --describe || exit 1
 cat <<END
 {"name": "$2", "max-qp": 1000, "max-qp-depth": 4096, "max-mr": 2000, "max-mr-bytes": 1073741824, "max-sge": 30, "max-rd-atomic": 16,
-"atomics": true, "gids": [{"index": 3, "gid": "::ffff:10.9.1.1", "kind": "RoCE v2"}]}
+"atomics": true, "gids": [{"index": 3, "gid": "::ffff:10.9.1.1", "kind": "RoCE v2"}],
+"help": [{"name": "rate per queue pair", "offered": false, "detail": "its driver has none"}]}
 END
 "#;
 
@@ -108,6 +109,8 @@ pub fn info_says_what_a_policy_can_grant_of_a_card() {
         text.contains("card rf-none") && text.contains("policies can grant 1000 queue pairs of 4096 requests"),
         "{text}"
     );
+    assert!(text.contains("atomics; rate per queue pair: not offered (its driver has none)"), "{text}");
+    assert_eq!(shown["cards"][0]["grants"]["help"][0]["offered"], false);
 }
 
 pub fn info_names_devices_and_policies() {

@@ -290,6 +290,10 @@ impl CardQp {
         Ok(Arc::new(Self { pd: Arc::clone(pd), raw, cq: Arc::clone(cq), number, sends, receives }))
     }
 
+    pub(super) fn raw(&self) -> *mut ibv_qp {
+        self.raw.as_ptr()
+    }
+
     /// `ibv_modify_qp`.
     pub fn modify(&self, attr: &mut ibv_qp_attr, mask: u32) -> Result<(), Errno> {
         self.pd.card.check()?;
