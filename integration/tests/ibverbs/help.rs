@@ -10,13 +10,13 @@ use ringfence_proxy::launch::Limits;
 use ringfence_proxy::launch::card::{DESCRIBE, Description};
 use ringfence_proxy::launch::marks::Marks;
 use ringfence_trials::Trial;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const PROGRAM: &[&str] = &["ibv_rc_pingpong", "-g", "0", "-n", "50"];
 
 /// `peers`: a program that connects a queue pair, and says what comes of it.
 pub fn trials(library: &Path, peers: &Path) -> Vec<Trial> {
-    let test = |name: &str, run: fn(&PathBuf, &Path) -> Result<()>| {
+    let test = |name: &str, run: fn(&Path, &Path) -> Result<()>| {
         let (library, peers) = (library.to_owned(), peers.to_owned());
         test(format!("help::{name}"), move || run(&library, &peers))
     };
@@ -29,7 +29,7 @@ pub fn trials(library: &Path, peers: &Path) -> Vec<Trial> {
 }
 
 /// The card sends only from queue pairs that it has been told a rate of, which is the policy's 1 Gbit/s and what headers take.
-fn paced(library: &PathBuf, _: &Path) -> Result<()> {
+fn paced(library: &Path, _: &Path) -> Result<()> {
     let node = Node::with_card("paced0", Some(library))?;
     for (bandwidth, sends) in [(Some(1_000_000_000), true), (Some(2_000_000_000), false), (None, false)] {
         let mut proxy = node.proxy(Limits { bandwidth, ..Limits::default() })?;
@@ -40,7 +40,7 @@ fn paced(library: &PathBuf, _: &Path) -> Result<()> {
     Ok(())
 }
 
-fn described(library: &PathBuf, _: &Path) -> Result<()> {
+fn described(library: &Path, _: &Path) -> Result<()> {
     let program = artifacts::ibverbs_proxy()?;
     for (name, offered, detail) in
         [("paced0", true, "1000 to 100000000 kbit/s"), ("test0", false, "its driver has no ibv_query_device_ex")]
@@ -55,7 +55,7 @@ fn described(library: &PathBuf, _: &Path) -> Result<()> {
 }
 
 /// The card takes service level 3 and traffic class 104 alone; the program says 1 and 4, and is told what the card has.
-fn marked(library: &PathBuf, peers: &Path) -> Result<()> {
+fn marked(library: &Path, peers: &Path) -> Result<()> {
     let mut node = Node::with_card("marked0", Some(library))?;
     for (marks, expected) in [
         (r#"{}"#, "marked 22\n"),
@@ -75,7 +75,7 @@ fn marked(library: &PathBuf, peers: &Path) -> Result<()> {
 }
 
 /// As with an ib_core that looks for a GID's interface in the network namespace of whoever calls.
-fn elsewhere(library: &PathBuf, peers: &Path) -> Result<()> {
+fn elsewhere(library: &Path, peers: &Path) -> Result<()> {
     let node = Node::with_card("elsewhere0", Some(library))?;
     let said = connect(&node, peers, "own")?;
     ensure!(said == "own 19\n", "{said}");

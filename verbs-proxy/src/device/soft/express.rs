@@ -99,10 +99,10 @@ impl Plane {
             qp.send.advance(1);
             count += 1;
             moved += bytes;
-            if qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED) {
-                if entry.push(&completion(qp, &fields, bytes), tally, notices) {
-                    touched.push(qp.send_cq);
-                }
+            if (qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED))
+                && entry.push(&completion(qp, &fields, bytes), tally, notices)
+            {
+                touched.push(qp.send_cq);
             }
         }
         shaping.spend(paid, fetched, Ops(count as u64));

@@ -91,10 +91,10 @@ impl Plane {
             count += 1;
             moved += bytes;
             qp.send.advance(1);
-            if qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED) {
-                if entry.push(&completion(qp, &fields, bytes), tally, notices) {
-                    touched.push(qp.send_cq);
-                }
+            if (qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED))
+                && entry.push(&completion(qp, &fields, bytes), tally, notices)
+            {
+                touched.push(qp.send_cq);
             }
         }
         if count > 0 {
