@@ -153,6 +153,14 @@ impl<R: Rate> Bucket<R> {
         }
     }
 
+    /// Somebody could have what is there, or could from when there is something, and must wait for somebody else: what is lost by that
+    /// is made up for.
+    pub fn hold(&mut self, now: Nanos) {
+        if self.due.is_none() {
+            self.due = Some(if self.balance > 0 { now } else { self.positive_at() });
+        }
+    }
+
     /// What a millisecond is worth, in units.
     #[must_use]
     pub fn millisecond(&self) -> u64 {

@@ -114,6 +114,13 @@ impl Caps {
         }
     }
 
+    /// Somebody must wait for another who shares what leaves: see [`Bucket::hold`].
+    pub fn hold_out(&mut self, now: Nanos) {
+        if let Some(bucket) = &mut self.out {
+            bucket.hold(now);
+        }
+    }
+
     /// What may leave without a clock.
     #[inline]
     #[must_use]

@@ -21,6 +21,9 @@ pub const GRACE: Nanos = Nanos::micros(500);
 /// How long the container's own requests take to go when they may.
 const PROMPT: Nanos = Nanos::micros(50);
 
+/// Whoever looks less often than this does not see who comes in time.
+const HERE: Nanos = Nanos::micros(200);
+
 /// Start-time fair queueing among those who were refused (Goyal, Vin and Cheng, 1996), with room of a burst: whoever has had that
 /// much more than another one who waits lets him go first.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,8 @@ pub struct Order {
     parties: Vec<Entry>,
     /// What those who begin to wait are taken to have had.
     floor: u64,
+    /// When it was looked last whether somebody is late.
+    looked: Nanos,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +40,18 @@ struct Entry {
     party: Party,
     /// Bytes that it has had, counted from when all began.
     had: u64,
-    /// It was refused, and comes again at this time.
-    told: Option<Nanos>,
+    /// It was refused, and waits.
+    waits: Option<Wait>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// When it comes again.
+    told: Nanos,
+    /// A neighbour who is not there by then has lost his turn.
+    until: Nanos,
+    /// Nobody was here to see whether he came, and he has had more time for that.
+    excused: bool,
 }
 
 impl Order {
@@ -44,13 +59,13 @@ impl Order {
     #[inline]
     #[must_use]
     pub fn any_reader(&self) -> bool {
-        self.parties.iter().any(|entry| entry.party != Party::Own && entry.told.is_some())
+        self.parties.iter().any(|entry| entry.party != Party::Own && entry.waits.is_some())
     }
 
     /// Whether any other than this one waits, at `now`.
     pub fn any_but(&mut self, party: Party, now: Nanos) -> bool {
         self.forget_late(now);
-        self.parties.iter().any(|entry| entry.party != party && entry.told.is_some())
+        self.parties.iter().any(|entry| entry.party != party && entry.waits.is_some())
     }
 
     /// Whether it is the turn of this party, or nobody else's; else when it should ask again. `room`: see [`Order`].
@@ -59,11 +74,11 @@ impl Order {
         let had = self.entry(party).map_or(self.floor, |entry| entry.had.max(self.floor));
         let before = |entry: &&Entry| entry.party != party && entry.had.saturating_add(room.0) <= had;
         let others = self.parties.iter().filter(before).filter_map(|entry| {
-            let told = entry.told?;
+            let wait = entry.waits?;
             Some(match entry.party {
                 // It goes as soon as the rate lets it, and then that is closed again.
-                Party::Own => told.max(now).after(PROMPT),
-                Party::Reader(_) => told.after(GRACE),
+                Party::Own => wait.told.max(now).after(PROMPT),
+                Party::Reader(_) => wait.until,
             })
         });
         match others.max() {
@@ -76,10 +91,10 @@ impl Order {
     pub fn waits(&mut self, party: Party, told: Nanos) {
         let floor = self.floor;
         let entry = self.entry_or_new(party);
-        if entry.told.is_none() {
+        if entry.waits.is_none() {
             entry.had = entry.had.max(floor);
         }
-        entry.told = Some(told);
+        entry.waits = Some(Wait { told, until: told.after(GRACE), excused: false });
     }
 
     /// A party has had this much, and waits no more. Counts while others wait, or did not have as much.
@@ -89,18 +104,18 @@ impl Order {
         }
         let floor = self.floor;
         let entry = self.entry_or_new(party);
-        let begun = if entry.told.take().is_some() { entry.had } else { entry.had.max(floor) };
+        let begun = if entry.waits.take().is_some() { entry.had } else { entry.had.max(floor) };
         entry.had = begun.saturating_add(bytes.0);
-        let waiting = self.parties.iter().filter(|entry| entry.told.is_some()).map(|entry| entry.had);
+        let waiting = self.parties.iter().filter(|entry| entry.waits.is_some()).map(|entry| entry.had);
         self.floor = self.floor.max(waiting.min().map_or(begun, |least| least.min(begun)));
         let floor = self.floor;
-        self.parties.retain(|entry| entry.told.is_some() || entry.had > floor);
+        self.parties.retain(|entry| entry.waits.is_some() || entry.had > floor);
     }
 
     /// A party wants nothing any more.
     pub fn gave_up(&mut self, party: Party) {
         if let Some(entry) = self.parties.iter_mut().find(|entry| entry.party == party) {
-            entry.told = None;
+            entry.waits = None;
         }
     }
 
@@ -110,17 +125,25 @@ impl Order {
 
     fn entry_or_new(&mut self, party: Party) -> &mut Entry {
         let at = self.parties.iter().position(|entry| entry.party == party).unwrap_or_else(|| {
-            self.parties.push(Entry { party, had: self.floor, told: None });
+            self.parties.push(Entry { party, had: self.floor, waits: None });
             self.parties.len() - 1
         });
         &mut self.parties[at]
     }
 
-    /// Whoever does not come when it was told to has lost its turn.
+    /// A neighbour who does not come when he was told to has lost his turn; but once he is given more time, if nobody was here when
+    /// he was due. Own requests wait here, and are not late.
     pub fn forget_late(&mut self, now: Nanos) {
-        for entry in &mut self.parties {
-            if entry.told.is_some_and(|told| told.after(GRACE) < now) {
-                entry.told = None;
+        let before = self.looked;
+        self.looked = now.max(before);
+        let absent = now.since(before) > HERE;
+        for entry in self.parties.iter_mut().filter(|entry| entry.party != Party::Own) {
+            match &mut entry.waits {
+                Some(wait) if wait.until < now && absent && wait.until >= before && !wait.excused => {
+                    (wait.until, wait.excused) = (now.after(HERE), true);
+                }
+                Some(wait) if wait.until < now => entry.waits = None,
+                _ => {}
             }
         }
     }
@@ -150,11 +173,33 @@ mod tests {
     }
 
     #[test]
+    fn whoever_was_not_here_waits_once_more_and_not_for_ever() {
+        let mut order = Order::default();
+        order.waits(ONE, Nanos(100));
+        order.had(Party::Own, ROOM);
+        assert!(order.turn(Party::Own, ROOM, Nanos(0)).is_err());
+        let back = Nanos::millis(5);
+        assert_eq!(order.turn(Party::Own, ROOM, back), Err(back.after(HERE)));
+        assert_eq!(order.turn(Party::Own, ROOM, Nanos::millis(9)), Ok(()));
+    }
+
+    #[test]
+    fn own_requests_are_never_late() {
+        let mut order = Order::default();
+        order.waits(Party::Own, Nanos(100));
+        order.had(ONE, ROOM);
+        assert!(order.turn(ONE, ROOM, Nanos::millis(50)).is_err());
+        order.gave_up(Party::Own);
+        assert_eq!(order.turn(ONE, ROOM, Nanos::millis(50)), Ok(()));
+    }
+
+    #[test]
     fn who_comes_too_late_has_lost_its_turn_and_what_it_had_less() {
         let mut order = Order::default();
         order.waits(ONE, Nanos(100));
         order.had(Party::Own, Bytes(5000));
         let late = Nanos(101).after(GRACE);
+        assert!(order.turn(Party::Own, ROOM, Nanos(99).after(GRACE)).is_err());
         assert_eq!(order.turn(Party::Own, ROOM, late), Ok(()));
         order.waits(Party::Own, late);
         order.had(Party::Own, Bytes(1));

@@ -284,6 +284,8 @@ impl Scheduler {
                 let open = window.open(urgent, road.about, road.free_at, now);
                 if !open {
                     self.turns.join(piece.queue, lane);
+                    // What waits for the link holds nobody up who wants of the rate.
+                    self.order.gave_up(Party::Own);
                     return Err(Closed::Share);
                 }
             }
@@ -318,7 +320,8 @@ impl Scheduler {
             // Whether one is late needs a clock that is right.
             let turn = if fresh { self.order.turn(Party::Own, self.room(), now) } else { Err(now.after(Nanos(1))) };
             if let Err(at) = turn {
-                self.order.waits(Party::Own, at);
+                self.waits_for_rate(cost, at, now);
+                self.caps.hold_out(now);
                 return Err(at);
             }
         }
@@ -331,15 +334,19 @@ impl Scheduler {
             return Err(now.after(Nanos(1)));
         }
         let open = caps.open(cost, now, waiting);
-        // Nobody waits for requests that wait for something else.
-        let leaves = Cost { out: cost.out, ..Cost::default() };
-        if shares
-            && open.is_err()
-            && let Err(at) = self.caps.open(leaves, now, waiting)
-        {
-            self.order.waits(Party::Own, at);
+        if let (true, Err(at)) = (shares, open) {
+            self.waits_for_rate(cost, at, now);
         }
         open
+    }
+
+    /// Own requests of this cost come again at this time. Nobody waits for them if they wait for something else than what leaves.
+    fn waits_for_rate(&mut self, cost: Cost, at: Nanos, now: Nanos) {
+        let rest = Cost { out: Bytes(0), ..cost };
+        match self.caps.open(rest, now, self.waiting()) {
+            Ok(()) => self.order.waits(Party::Own, at),
+            Err(_) => self.order.gave_up(Party::Own),
+        }
     }
 
     /// How much more than another one who waits a party may have had: what the rate lets go at once.
@@ -417,6 +424,9 @@ impl Scheduler {
             self.order.gave_up(Party::Own);
         }
         let turn = self.order.turn(party, self.room(), now);
+        if turn.is_err() {
+            self.caps.hold_out(now);
+        }
         let may = turn.and_then(|()| self.lets_out(bytes, now));
         if let Err(at) = may {
             self.order.waits(party, at);

@@ -1,6 +1,6 @@
 //! A container's own requests and neighbours who READ out of it, under one rate: what each gets.
 
-use ringfence_sched::{BitRate, Bytes, Nanos, OpRate, Piece, Policy, Road, Scheduler};
+use ringfence_sched::{BitRate, Bytes, Class, Nanos, OpRate, Piece, Policy, Road, Scheduler};
 
 const ROAD: Road = Road { free_at: Nanos::NEVER, about: false };
 const OWN: u32 = 1;
@@ -28,11 +28,17 @@ fn reader(bytes: u64, late: u64, every: u64) -> Reader {
 
 /// A second of own requests of so many bytes, as many as go, and of these neighbours: parts of what the rate allows.
 fn shares(policy: &Policy, own: Option<u64>, readers: &[Reader]) -> (f64, Vec<f64>) {
+    shares_of(policy, own, readers, |_| STEP)
+}
+
+/// The same, with a worker whose turns are so far apart.
+fn shares_of(policy: &Policy, own: Option<u64>, readers: &[Reader], step: impl Fn(u64) -> Nanos) -> (f64, Vec<f64>) {
     let mut scheduler = Scheduler::new(policy, None, Nanos(0));
     let mut readers = readers.to_vec();
-    let (mut now, mut sent, mut waits) = (Nanos(0), 0, false);
+    let (mut now, mut sent, mut waits, mut turn) = (Nanos(0), 0, false, 0);
     while now < SECOND {
-        now = now.after(STEP);
+        now = now.after(step(turn));
+        turn += 1;
         scheduler.begin(now);
         while let Some(own) = own {
             if waits && scheduler.next(ROAD, now) != Some(OWN) {
@@ -133,4 +139,53 @@ fn nobody_waits_for_own_requests_that_wait_for_operations() {
     let policy = Policy { ops: OpRate::new(10), ..rate(1_000_000_000) };
     let (_, got) = shares(&policy, Some(4096), &[reader(4096, 100, 0)]);
     assert!(got[0] > 0.95, "{got:?}");
+}
+
+#[test]
+fn a_worker_that_is_seldom_there_gives_turns_all_the_same() {
+    for bits in [1_000_000_000, 10_000_000_000] {
+        for apart in [300, 700, 1500, 4000] {
+            let (sent, got) = shares_of(&rate(bits), Some(4096), &[reader(4096, 100, 0)], |_| Nanos::micros(apart));
+            assert!(sent > 0.3 && got[0] > 0.3, "{sent:.3} {got:?} at {bits}, {apart} µs apart");
+        }
+    }
+}
+
+/// It has its processor for a slice, and then another has it.
+#[test]
+fn what_a_worker_loses_with_its_processor_is_made_up_for() {
+    for bits in RATES {
+        for (on, off) in [(3_000, 3_000), (4_000, 8_000), (20_000, 4_000)] {
+            let step = |turn: u64| Nanos::micros(if turn % (on / 10) == 0 { off } else { 10 });
+            let (sent, got) = shares_of(&rate(bits), Some(4096), &[reader(4096, 100, 0)], step);
+            let what = format!("{sent:.3} {got:?} at {bits}, {on} µs and then {off} without");
+            assert!((0.97..=1.05).contains(&(sent + got[0])), "{what}");
+            assert!(sent > 0.3 && got[0] > 0.3, "{what}");
+        }
+    }
+}
+
+/// A neighbour was refused once, and has ended or lost interest.
+#[test]
+fn a_neighbour_that_does_not_come_again_is_forgotten() {
+    let read =
+        Piece { queue: OWN, bytes: Bytes(8), total: Bytes(8), first: true, fetches: true, own: false, on_link: 0 };
+    for does in [None, Some(read), Some(Piece { fetches: false, ..read })] {
+        // Urgent requests take no turns either.
+        let class = if does.is_some_and(|piece| !piece.fetches) { Class::Latency } else { Class::None };
+        let mut scheduler = Scheduler::new(&Policy { class, ..rate(1_000_000_000) }, None, Nanos(0));
+        let mut now = Nanos(1000);
+        scheduler.begin(now);
+        while scheduler.may_be_read(7, Bytes(4096), now).is_ok() {
+            scheduler.was_read(7, Bytes(4096));
+        }
+        for _ in 0..1000 {
+            now = now.after(Nanos::millis(1));
+            scheduler.begin(now);
+            if let Some(piece) = does {
+                assert_eq!(scheduler.ask(&piece, ROAD, now), Ok(()));
+            }
+        }
+        assert!(scheduler.in_hand().is_some() && !scheduler.wants_clock(), "{does:?}");
+    }
 }
