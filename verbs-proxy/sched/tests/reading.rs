@@ -156,7 +156,7 @@ fn a_worker_that_is_seldom_there_gives_turns_all_the_same() {
 fn what_a_worker_loses_with_its_processor_is_made_up_for() {
     for bits in RATES {
         for (on, off) in [(3_000, 3_000), (4_000, 8_000), (20_000, 4_000)] {
-            let step = |turn: u64| Nanos::micros(if turn % (on / 10) == 0 { off } else { 10 });
+            let step = |turn: u64| Nanos::micros(if turn.is_multiple_of(on / 10) { off } else { 10 });
             let (sent, got) = shares_of(&rate(bits), Some(4096), &[reader(4096, 100, 0)], step);
             let what = format!("{sent:.3} {got:?} at {bits}, {on} µs and then {off} without");
             assert!((0.97..=1.05).contains(&(sent + got[0])), "{what}");
