@@ -1,6 +1,6 @@
 //! Network namespaces: finding one again by its number, and working in it.
 
-use crate::mountinfo::Mountinfo;
+use crate::mountinfo::{Mountinfo, descriptor_path};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io;
@@ -17,9 +17,19 @@ pub fn own() -> io::Result<OwnedFd> {
     open(Path::new("/proc/self/ns/net"))
 }
 
+/// The namespace at `path`. What a container's process has put there in its stead, such as a FIFO or a device, is not opened: that may
+/// wait for somebody, or do something.
 fn open(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    if rustix::fs::fstatfs(&found)?.f_type != NSFS {
+        let message = format!("{} is no namespace", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    Ok(rustix::fs::open(descriptor_path(&found), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
+
+/// `NSFS_MAGIC` of `<linux/magic.h>`.
+const NSFS: rustix::fs::FsWord = 0x6e73_6673;
 
 /// Does `work` in the network namespace `namespace`, in a thread of its own: whatever becomes of that, this one never leaves its own.
 pub fn inside<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
@@ -93,6 +103,16 @@ mod tests {
     fn namespaces_are_found_and_worked_in() {
         found_by_a_process_and_by_a_descriptor_and_not_when_it_is_gone();
         work_in_another_leaves_this_one_as_it_is();
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_not_opened() {
+        let path = std::env::temp_dir().join(format!("ringfence-netns-{}", std::process::id()));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        // Nobody writes to it.
+        let opened = open(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     fn found_by_a_process_and_by_a_descriptor_and_not_when_it_is_gone() {
