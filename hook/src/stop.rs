@@ -10,8 +10,10 @@ use crate::failure::{Code, During, Failure};
 use crate::process;
 use crate::record::{Lock, MountPoint, Record, Records};
 use crate::rootfs::{Kind, Place};
+use crate::rootless;
 use crate::session;
 use crate::state::State;
+use crate::systemd;
 use crate::trust;
 use std::io::{self, Read};
 use std::path::Path;
@@ -75,6 +77,8 @@ pub(crate) fn release(config: &Config, records: &Records, record: &Record, patie
         trust::end(config, &record.container, proxy, PATIENCE);
     }
     let removed = session::remove(&config.run_dir, &record.container);
+    // Whatever the record says: systemd may have made it after its patience was at an end.
+    let removed = removed.and(if rootless::user().is_none() { systemd::end_scope(&record.container) } else { Ok(()) });
     let removed = record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and);
     removed.and(exclusive::take_back(config, records, record, patience))
 }

@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 const BUSCTL: &str = "/usr/bin/busctl";
 /// How long systemd may take; it is asked while the proxy starts, and takes some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long systemd may take to notice by itself that a scope is empty, before it is told to end it.
+const NOTICE: Duration = Duration::from_millis(100);
+/// Where systemd keeps a file for each transient unit for as long as it has that loaded (`systemd.unit(5)`).
+const TRANSIENT: &str = "/run/systemd/transient";
 
 /// Whether systemd is this host's init (`sd_booted(3)`).
 pub fn runs() -> bool {
@@ -23,10 +27,16 @@ pub fn unit(id: &str) -> String {
     format!("ringfence-{}.scope", id.replace('+', "\\x2b"))
 }
 
+/// What is told of the scope for the proxy of container `id`, and by which it is known as ours.
+fn description(id: &str) -> String {
+    format!("RDMA proxy of container {id}")
+}
+
 /// A transient scope unit for a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     pub unit: String,
+    pub description: String,
     pub slice: String,
     /// The container's own scope.
     pub before: Option<String>,
@@ -36,13 +46,14 @@ impl Scope {
     /// The scope beside the cgroup `own` of the container `id`, in the slice `parent`.
     pub fn beside(own: &Path, parent: &Path, id: &str) -> Self {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self { unit: unit(id), slice: name(parent), before: Some(name(own)).filter(|name| name.ends_with(".scope")) }
+        let before = Some(name(own)).filter(|name| name.ends_with(".scope"));
+        Self { unit: unit(id), description: description(id), slice: name(parent), before }
     }
 
     /// The arguments of `busctl` (`org.freedesktop.systemd1(5)`, StartTransientUnit).
     fn arguments(&self, proxy: i32, limits: &Limits) -> Vec<String> {
         let mut properties: Vec<(&str, Vec<String>)> = vec![
-            ("Description", vec!["s".into(), format!("RDMA proxy {}", self.unit)]),
+            ("Description", vec!["s".into(), self.description.clone()]),
             ("Slice", vec!["s".into(), self.slice.clone()]),
             ("PIDs", vec!["au".into(), "1".into(), proxy.to_string()]),
             // Nothing stays listed, whatever way the proxy ends.
@@ -139,6 +150,57 @@ pub fn allow_device(scope: &str, major: u32, minor: u32) -> io::Result<()> {
     Err(io::Error::other(format!("systemd does not allow it for {scope}: {said}")))
 }
 
+/// Sees that nothing is left of the scope of container `id`, whose proxy has ended, and waits for that.
+///
+/// systemd ends a scope when its last process does. Of a process that ended before it was moved, by the time that systemd had agreed
+/// to, it never hears: the scope stays, and with it, by `Before`, the container's own scope, so that no container of this name starts
+/// again.
+///
+/// # Errors
+/// If the scope is still there, and what systemd says.
+pub fn end_scope(id: &str) -> io::Result<()> {
+    end_scope_by(BUSCTL, Path::new(TRANSIENT), id)
+}
+
+fn end_scope_by(program: &str, transient: &Path, id: &str) -> io::Result<()> {
+    let unit = &unit(id);
+    let file = transient.join(unit);
+    if is_gone_within(NOTICE, &file, id) {
+        return Ok(());
+    }
+    let manager = "org.freedesktop.systemd1.Manager";
+    let call = [
+        "--system",
+        "--timeout=1",
+        "--quiet",
+        "call",
+        "org.freedesktop.systemd1",
+        "/org/freedesktop/systemd1",
+        manager,
+    ];
+    let mut command = Command::new(program);
+    command.args(call).args(["StopUnit", "ss", unit, "replace"]).env_clear().current_dir("/").stdin(Stdio::null());
+    let output = command.output().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    if is_gone_within(PATIENCE, &file, id) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("").trim().to_owned();
+    Err(io::Error::other(format!("systemd keeps {unit}, which is empty; `systemctl stop {unit}` ends it: {said}")))
+}
+
+/// Whether the scope of container `id` that `file` describes goes; one of this name that somebody else made is none of ours.
+fn is_gone_within(patience: Duration, file: &Path, id: &str) -> bool {
+    let deadline = Instant::now() + patience;
+    let ours = format!("Description={}", description(id));
+    while std::fs::read_to_string(file).is_ok_and(|text| text.lines().any(|line| line == ours)) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
 /// The properties of `cpu` (`systemd.resource-control(5)`).
 ///
 /// A quota holds from the proxy's start on, other than in directories: to set it later, another request would be waited for.
@@ -179,7 +241,7 @@ fn mask(list: &str) -> Option<Vec<String>> {
     Some(words.into_iter().chain(bytes.iter().map(u8::to_string)).collect())
 }
 
-/// A request under way. Given up when dropped.
+/// A request under way. When dropped, systemd has answered it or had its time: of a scope that comes later nobody would know.
 #[derive(Debug)]
 pub struct Request {
     child: Child,
@@ -206,12 +268,16 @@ impl Request {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.deadline = Instant::now();
         Ok(())
     }
 }
 
 impl Drop for Request {
     fn drop(&mut self) {
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < self.deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -238,7 +304,7 @@ mod tests {
         let arguments = scope().arguments(4242, &limits);
         let expected = "--system --timeout=1 --quiet call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
             org.freedesktop.systemd1.Manager StartTransientUnit ssa(sv)a(sa(sv)) ringfence-c\\x2b1.scope fail 7 \
-            Description s RDMA proxy ringfence-c\\x2b1.scope Slice s kube-pod1.slice PIDs au 1 4242 \
+            Description s RDMA proxy of container c+1 Slice s kube-pod1.slice PIDs au 1 4242 \
             CollectMode s inactive-or-failed TasksMax t 64 MemoryMax t 1073741824 \
             Before as 1 cri-containerd-c+1.scope 0";
         assert_eq!(arguments.join(" "), expected);
@@ -288,6 +354,28 @@ mod tests {
         // `ls` takes none of these options, and says so in several lines.
         let said = scope().request_by("/bin/ls", me, &Limits::default()).unwrap().wait(me).unwrap_err();
         assert!(said.starts_with("/bin/ls: ") && !said.contains('\n'), "{said}");
+    }
+
+    #[test]
+    fn a_scope_that_stays_is_stopped() {
+        let transient = tempfile::tempdir().unwrap();
+        let file = transient.path().join("ringfence-c1.scope");
+        end_scope_by("/nonexistent/busctl", transient.path(), "c1").unwrap();
+        // Somebody else's.
+        std::fs::write(&file, "[Unit]\nDescription=sleep 60\n").unwrap();
+        end_scope_by("/nonexistent/busctl", transient.path(), "c1").unwrap();
+        let ours = "[Scope]\n[Unit]\nDescription=RDMA proxy of container c1\n";
+        std::fs::write(&file, ours).unwrap();
+        // As systemd would, at the right call alone.
+        let busctl = transient.path().join("busctl");
+        let script = "#!/bin/sh\ncase \"$*\" in *' StopUnit ss ringfence-c1.scope replace') rm \"${0%/*}/ringfence-c1.scope\" ;; esac\n";
+        std::fs::write(&busctl, script).unwrap();
+        std::fs::set_permissions(&busctl, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        end_scope_by(busctl.to_str().unwrap(), transient.path(), "c1").unwrap();
+        assert!(!file.exists());
+        std::fs::write(&file, ours).unwrap();
+        let kept = end_scope_by("/bin/true", transient.path(), "c1").unwrap_err();
+        assert!(kept.to_string().starts_with("systemd keeps ringfence-c1.scope, which is empty"), "{kept}");
     }
 
     #[test]

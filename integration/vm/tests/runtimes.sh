@@ -48,6 +48,28 @@ taken() {
     systemctl stop ringfence-c1.scope
 }
 
+# A proxy that ends before systemd has moved it, of which systemd never hears: its scope would stay, and keep the container's.
+proxy_ends_at_once() {
+    local proxy=/usr/libexec/ringfence/ringfence-proxy moment
+    mv $proxy $proxy.away
+    for moment in 0 0.02 0.05 0.1 0.2; do
+        printf '#!/bin/sh\nsleep %s\nexit 1\n' $moment >$proxy
+        chmod 755 $proxy
+        bundle c1 test.slice:rf:c1
+        if up "runc --systemd-cgroup" c1; then echo "it started"; return 1; fi
+        grep -qF "did not start" /srv/c1/output
+    done
+    mv $proxy.away $proxy
+    bundle c1 test.slice:rf:c1
+    up "runc --systemd-cgroup" c1
+    no_warnings c1
+    # At once again, under the same name.
+    down runc c1
+    up "runc --systemd-cgroup" c1
+    no_warnings c1
+    down runc c1
+}
+
 exchanged() {
     local id
     for id in c1 c2; do
@@ -107,4 +129,5 @@ for runtime in runc crun; do
     check "$runtime: a container that takes too much memory" container_takes_too_much $runtime
 done
 check "runc: a scope that cannot be made fails nothing" taken
+check "runc: a proxy that ends at once leaves no scope" proxy_ends_at_once
 check "runc: a proxy that takes too much memory" proxy_takes_too_much
