@@ -52,14 +52,16 @@ taken() {
 proxy_ends_at_once() {
     local proxy=/usr/libexec/ringfence/ringfence-proxy moment
     mv $proxy $proxy.away
+    trap 'mv -f $proxy.away $proxy' EXIT
     for moment in 0 0.02 0.05 0.1 0.2; do
         printf '#!/bin/sh\nsleep %s\nexit 1\n' $moment >$proxy
         chmod 755 $proxy
         bundle c1 test.slice:rf:c1
         if up "runc --systemd-cgroup" c1; then echo "it started"; return 1; fi
-        grep -qF "did not start" /srv/c1/output
+        grep -qF "ended before it was ready" /srv/c1/output
     done
     mv $proxy.away $proxy
+    trap - EXIT
     bundle c1 test.slice:rf:c1
     up "runc --systemd-cgroup" c1
     no_warnings c1
