@@ -55,20 +55,31 @@ keep() {
     rm "$2"
 }
 
-# Begins a test command that takes what the following ones leave of the processors; `finish_beside` shows what came of it.
+# Begins test commands, one after the other, that take what the following ones leave of the processors; `finish_beside` shows what
+# came of them. Each is a word: a program or a function.
 begin_beside() {
-    beside=$*
+    besides=("$@")
     step "$* (begins)"
-    nice -n 10 "$@" >"$work/beside" 2>&1 &
+    (
+        renice -n 10 -p $BASHPID >/dev/null || true
+        for index in "${!besides[@]}"; do
+            status=0 began=$SECONDS
+            "${besides[index]}" >"$work/beside.$index" 2>&1 || status=$?
+            echo "took $((SECONDS - began)) s" >>"$work/beside.$index"
+            echo $status >"$work/status.$index"
+        done
+    ) &
     beside_pid=$!
 }
 
 finish_beside() {
-    local status=0
-    step "$beside"
-    wait "$beside_pid" || status=$?
-    cat "$work/beside"
-    keep "$status" "$work/beside" "$beside"
+    local index
+    wait "$beside_pid" || true
+    for index in "${!besides[@]}"; do
+        step "${besides[index]}"
+        cat "$work/beside.$index"
+        keep "$(cat "$work/status.$index" || echo 1)" "$work/beside.$index" "${besides[index]}"
+    done
 }
 
 skipped_steps=()
@@ -117,21 +128,21 @@ build_package
 export CARGO_TERM_COLOR=never
 # `--no-fail-fast`: the sum at the end is of all tests.
 tests cargo test --locked --workspace --no-fail-fast
+deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
+# Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
+loom_models() {
+    RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release --no-fail-fast \
+        --target-dir target/loom
+}
+# Each runs in a Debian or a directory of its own.
+debian_package() { hook/package/test-deb.sh "$deb"; }
+kubernetes_manifests() { examples/kubernetes/test.sh "$deb"; }
 # Some minutes, besides the build; integration/fuzz.sh says how to run them longer. The machine below leaves a processor idle most of
 # the time.
-begin_beside integration/fuzz.sh
+begin_beside integration/fuzz.sh loom_models debian_package kubernetes_manifests
 # What this machine's control groups and init cannot show.
 tests integration/vm/test.sh
-# Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
-tests env RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release \
-    --no-fail-fast --target-dir target/loom
-
 finish_beside
-
-# Each runs in a Debian or a directory of its own.
-deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
-tests hook/package/test-deb.sh "$deb"
-tests examples/kubernetes/test.sh "$deb"
 
 # "test result: ok. 12 passed; 0 failed; 1 ignored; …", one line of each test program. What says "SKIPPED: " is among its ignored.
 read -r passed failed skipped < <(awk '
