@@ -5,9 +5,9 @@
 //! A queue pair that has a rate of its own sends evenly what the scheduler gave to the card at once, and is held to it by the card
 //! even if the proxy were not. Few cards have that for RC queue pairs; `packet_pacing_caps` of `ibv_query_device_ex(3)` say which.
 
-mod tree;
 #[cfg(test)]
 mod recorder;
+mod tree;
 
 pub use tree::{Elements, Tree};
 
