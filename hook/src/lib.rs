@@ -5,6 +5,7 @@
 
 pub mod annotations;
 pub mod card;
+pub mod card_counters;
 pub mod config;
 pub mod device_filter;
 pub mod exclusive;

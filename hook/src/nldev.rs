@@ -3,6 +3,8 @@
 //! A socket speaks of the namespace that it was made in. The kernel does what it is asked before the request is sent: there is
 //! nothing to wait for but its answer.
 
+pub mod counters;
+
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::fmt;

@@ -5,6 +5,7 @@ use crate::output::plain;
 use anyhow::{Context, Result};
 use ringfence_hook::annotations::Mode;
 use ringfence_hook::card::{self, Card, Port, SYS};
+use ringfence_hook::card_counters;
 use ringfence_hook::config::{Config, Device, Kind};
 use ringfence_hook::exclusive::{self, Place};
 use ringfence_hook::rdma_cm;
@@ -85,7 +86,10 @@ fn of(config: &Config, device: &Device) -> Shown {
     let mut grants = None;
     if modes.contains(&Mode::Proxied) && !is_lent {
         match describe(config, &device.name) {
-            Ok(described) => grants = Some(described),
+            Ok(mut described) => {
+                described.help.push(card_counters::help(&device.name));
+                grants = Some(described);
+            }
             Err(error) => problems.push(plain(&format!("{error:#}"))),
         }
     }

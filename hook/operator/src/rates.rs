@@ -2,6 +2,7 @@
 
 use crate::output::{self, plain};
 use ringfence_hook::Container;
+use ringfence_hook::card_counters::CardCounters;
 use ringfence_hook::units::{show_ops, show_rate, show_size};
 use ringfence_launch::Limits;
 use ringfence_launch::counters::{OPCODES, Page, QUOTAS, STATUSES};
@@ -14,6 +15,8 @@ pub struct Sample {
     pub container: Container,
     /// Its counters, or why there are none.
     pub counted: Result<Page, String>,
+    /// What its card counts, if it does.
+    pub card: Option<CardCounters>,
     /// When: milliseconds since 1970.
     pub time_ms: u64,
     at: Instant,
@@ -40,9 +43,9 @@ pub struct Rates {
 
 impl Sample {
     /// Now.
-    pub fn new(container: Container, counted: Result<Page, String>) -> Self {
+    pub fn new(container: Container, counted: Result<Page, String>, card: Option<CardCounters>) -> Self {
         let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        Self { container, counted, time_ms, at: Instant::now() }
+        Self { container, counted, card, time_ms, at: Instant::now() }
     }
 
     /// What was done since `before`; nothing without that, or if it is another container of the same id.
@@ -144,7 +147,18 @@ pub fn describe(sample: &Sample, before: Option<&Sample>) -> String {
     text += &output::table(&quotas(page));
     text += "\n";
     text += &output::table(&others(page));
+    if let Some(card) = &sample.card {
+        text += "\n";
+        text += &output::table(&of_card(card));
+    }
     text
+}
+
+fn of_card(card: &CardCounters) -> Vec<[String; 2]> {
+    let header = ["CARD".to_owned(), String::new()];
+    let queue_pairs = ["queue pairs that it counts".to_owned(), card.queue_pairs.to_string()];
+    let values = card.values.iter().map(|(name, value)| [plain(name), value.to_string()]);
+    [header, queue_pairs].into_iter().chain(values).collect()
 }
 
 fn work(page: &Page) -> Vec<[String; 5]> {
@@ -224,7 +238,7 @@ pub mod tests {
         page.throttled_ns = millis * 250_000;
         page.quotas[0] = Quota { used: 2, limit: 256 };
         page.quotas[3] = Quota { used: 4096, limit: 16 << 30 };
-        let mut sample = Sample::new(container(id), Ok(page));
+        let mut sample = Sample::new(container(id), Ok(page), None);
         sample.at += Duration::from_millis(millis);
         sample
     }
@@ -289,6 +303,13 @@ pub mod tests {
         for name in OPCODES.iter().chain(&QUOTAS) {
             assert!(text.contains(name), "{name}");
         }
-        assert!(text.contains("10Gbit"), "{text}");
+        assert!(text.contains("10Gbit") && !text.contains("CARD"), "{text}");
+        let mut counted = sample("c1", 1000, 0);
+        let values = [("rdma_tx\n_bytes".into(), 4711)].into();
+        counted.card = Some(CardCounters { queue_pairs: 3, values });
+        let text = describe(&counted, None);
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let expected = ["CARD", "queue pairs that it counts 3", "rdma_tx\u{fffd}_bytes 4711"];
+        assert_eq!(lines[lines.len() - 3..], expected);
     }
 }

@@ -42,9 +42,11 @@ fn paced(library: &Path, _: &Path) -> Result<()> {
 
 fn described(library: &Path, _: &Path) -> Result<()> {
     let program = artifacts::ibverbs_proxy()?;
-    for (name, offered, detail) in
-        [("paced0", true, "1000 to 100000000 kbit/s"), ("test0", false, "its driver has no ibv_query_device_ex")]
-    {
+    for (name, offered, detail) in [
+        ("paced0", true, "1000 to 100000000 kbit/s"),
+        ("test0", false, "its driver has no ibv_query_device_ex"),
+        ("test0", false, "its driver is not mlx5, or libmlx5 is older than rdma-core 33"),
+    ] {
         let mut describe = command(&[&program.display().to_string(), DESCRIBE, name]);
         describe.env("LD_LIBRARY_PATH", library.parent().context("a library lies in a directory")?);
         let said = run(describe)?;

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod extended;
+mod mlx5;
 mod objects;
 
 pub use objects::{CardQp, Cq, Mr, Pd};
@@ -22,7 +23,7 @@ use std::mem::zeroed;
 use std::path::PathBuf;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What a call that returns an errno says.
 fn done(errno: c_int) -> Result<(), Errno> {
@@ -56,6 +57,8 @@ pub struct Card {
     /// What has been made in it and is not destroyed.
     made: Mutex<Made>,
     closed: AtomicBool,
+    /// What mlx5's library has besides, if the card is one of its; looked up when it is needed.
+    mlx5: OnceLock<Option<mlx5::Functions>>,
     /// A file of its kernel device's directory, which can be read as long as that is not being removed.
     sign: Option<OwnedFd>,
 }
@@ -172,7 +175,8 @@ impl Card {
         };
         let sign = rustix::fs::open(about.device.join("dev"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
         let made = Mutex::default();
-        let card = Self { library, context, channel, about, made, closed: AtomicBool::new(false), sign };
+        let (closed, mlx5) = (AtomicBool::new(false), OnceLock::new());
+        let card = Self { library, context, channel, about, made, closed, mlx5, sign };
         for fd in [card.completions(), card.events()].into_iter().flatten() {
             let flags = rustix::fs::fcntl_getfl(fd)?;
             rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?;
@@ -245,7 +249,7 @@ impl Card {
         }
         // SAFETY: all of it is there, and in use by nobody, as the caller promises; from now on nobody destroys it again.
         unsafe {
-            made.destroy(&self.library);
+            made.destroy(&self.library, self.mlx5.get().and_then(Option::as_ref));
             (self.library.destroy_comp_channel)(self.channel.as_ptr());
             (self.library.close_device)(self.context.as_ptr());
         }

@@ -4,7 +4,7 @@ use crate::attributes::{self, Most};
 use crate::card::{Card, CardQp, Cq, Mr, Pd};
 use crate::description;
 use crate::device::Made;
-use crate::help::Pacing;
+use crate::help::{Pacing, Tree};
 use ringfence_abi::{ibv_device_attr, ibv_port_attr};
 use ringfence_protocol::control::{AddressVector, DeviceInfo, GidInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;
@@ -60,6 +60,8 @@ pub struct CardControl {
     names: usize,
     /// The rates that the card holds queue pairs to.
     pub pacing: Pacing,
+    /// The cap that it holds them to together.
+    pub tree: Tree<Card>,
     /// Set while there is no card.
     pub absence: Option<Absence>,
     /// When it was seen last that the kernel is not removing the card.
@@ -116,6 +118,7 @@ impl CardControl {
             queues: Vec::new(),
             names: 0,
             pacing: Pacing::new(launch.limits.bandwidth),
+            tree: Tree::new(launch.limits.bandwidth),
             absence: None,
             looked: 0,
         })
@@ -126,6 +129,7 @@ impl CardControl {
         self.card = card;
         self.absence = None;
         self.pacing.forget();
+        self.tree.forget();
         if let Ok(attr) = self.card.attributes() {
             self.attr = attr;
         }

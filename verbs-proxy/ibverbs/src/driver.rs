@@ -74,6 +74,16 @@ fn pace(node: &mut Node<Ibverbs>, queue: u32, qp: &CardQp) -> Result<(), Errno> 
     Ok(())
 }
 
+/// Has the card hold a queue pair, which is in INIT or RTS there, to the cap of all of the container's, if it can.
+fn hang(node: &mut Node<Ibverbs>, qp: &CardQp) {
+    let CardControl { card, tree, .. } = &mut node.device;
+    // As above; a port that does not answer is no reason to hold anything back.
+    let mtu = || card.port(PORT).map_or(256, |port| 128 << port.active_mtu.min(5));
+    if let Some(said) = tree.hang(card, qp, mtu) {
+        node.voice.say(&said);
+    }
+}
+
 impl Driver for Ibverbs {
     type Control = CardControl;
 
@@ -150,6 +160,9 @@ impl Driver for Ibverbs {
                     node.voice.say(&without_interface(&node.device, source));
                 }
                 taken?;
+                if to == QpState::INIT || to == QpState::RTS {
+                    hang(node, &qp);
+                }
                 if to == QpState::RTS {
                     pace(node, queue, &qp)?;
                 }

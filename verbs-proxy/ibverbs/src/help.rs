@@ -1,10 +1,19 @@
 //! What a card may do beside the proxy's scheduler, and never instead of it: the scheduler holds each cap with or without.
 //!
+//! Tested by a recorder in the place of a card: the calls are made as documented, and nothing more is known.
+//!
 //! A queue pair that has a rate of its own sends evenly what the scheduler gave to the card at once, and is held to it by the card
 //! even if the proxy were not. Few cards have that for RC queue pairs; `packet_pacing_caps` of `ibv_query_device_ex(3)` say which.
 
+#[cfg(test)]
+mod recorder;
+mod tree;
+
+pub use tree::{Elements, Tree};
+
 use ringfence_proxy::launch::card::Help;
 use rustix::io::Errno;
+use std::fmt::Debug;
 use std::num::NonZeroU32;
 
 /// Rates that a card can hold a queue pair to, in kbit/s.
@@ -38,6 +47,37 @@ pub trait Hardware {
     /// # Errors
     /// The card's.
     fn limit(&self, qp: &Self::Qp, rate: NonZeroU32) -> Result<(), Errno>;
+
+    /// Where elements of a scheduling tree meet: each has what is below it send in turn.
+    type Node: Copy + Debug;
+    /// What queue pairs hang on.
+    type Leaf: Copy + Debug;
+
+    /// Whether there is a scheduling tree to be asked for. What the card says of it, it says when it is.
+    fn tree(&self) -> Probed<()>;
+
+    /// `mlx5dv_sched_node_create`: what is below it sends no more than so many Mbit/s together. A node without a parent has no such
+    /// cap.
+    ///
+    /// # Errors
+    /// The card's.
+    fn node(&self, parent: Option<Self::Node>, most: Option<NonZeroU32>) -> Result<Self::Node, Errno>;
+
+    /// `mlx5dv_sched_leaf_create`: one without a cap of its own.
+    ///
+    /// # Errors
+    /// The card's.
+    fn leaf(&self, parent: Self::Node) -> Result<Self::Leaf, Errno>;
+
+    /// `mlx5dv_modify_qp_sched_elem`: what the queue pair, which is in INIT or RTS, sends for itself goes by one leaf, and what it
+    /// sends for its peer, which READs, by the other.
+    ///
+    /// # Errors
+    /// The card's.
+    fn hang(&self, qp: &Self::Qp, requestor: Self::Leaf, responder: Self::Leaf) -> Result<(), Errno>;
+
+    /// Destroys all nodes and leaves, on which no queue pair hangs.
+    fn fell(&self);
 }
 
 /// Bytes of a packet that are not its payload, by which no card counts more: preamble, gap, Ethernet with a VLAN, IPv6, UDP, BTH, RETH
@@ -80,11 +120,15 @@ impl Pacing {
     }
 }
 
+/// Bits per second of payload, with the headers of packets that are full.
+fn with_headers(bandwidth: u64, mtu: u32) -> u64 {
+    bandwidth.saturating_add(bandwidth.saturating_mul(HEADERS) / u64::from(mtu.max(1)))
+}
+
 /// In kbit/s, such that the card, which may count headers, never holds back what the scheduler lets go. `None` if the card cannot
 /// send as fast.
 fn rate(bandwidth: u64, mtu: u32, paces: Paces) -> Option<NonZeroU32> {
-    let headers = bandwidth.saturating_mul(HEADERS) / u64::from(mtu.max(1));
-    let rate = bandwidth.saturating_add(headers).div_ceil(1000).max(u64::from(paces.least));
+    let rate = with_headers(bandwidth, mtu).div_ceil(1000).max(u64::from(paces.least));
     let rate = u32::try_from(rate).ok().filter(|rate| *rate <= paces.most)?;
     NonZeroU32::new(rate)
 }
@@ -96,38 +140,13 @@ pub fn told<H: Hardware>(card: &H) -> Vec<Help> {
         Probed::Offered(Paces { least, most }) => (true, format!("{least} to {most} kbit/s")),
         Probed::NotOffered(why) => (false, why),
     };
-    vec![Help { name: "rate per queue pair".into(), offered, detail }]
+    vec![Help { name: "rate per queue pair".into(), offered, detail }, tree::told(card)]
 }
 
 #[cfg(test)]
 mod tests {
+    use super::recorder::recorder;
     use super::*;
-    use std::cell::RefCell;
-
-    /// Records what it is asked, and answers as it is told: no card is behind it.
-    struct Recorder {
-        calls: RefCell<Vec<String>>,
-        paces: Probed<Paces>,
-        refuses: Option<Errno>,
-    }
-
-    impl Hardware for Recorder {
-        type Qp = u32;
-
-        fn paces(&self) -> Probed<Paces> {
-            self.calls.borrow_mut().push("paces".into());
-            self.paces.clone()
-        }
-
-        fn limit(&self, qp: &u32, rate: NonZeroU32) -> Result<(), Errno> {
-            self.calls.borrow_mut().push(format!("limit {qp} {rate}"));
-            self.refuses.map_or(Ok(()), Err)
-        }
-    }
-
-    fn recorder(paces: Probed<Paces>, refuses: Option<Errno>) -> Recorder {
-        Recorder { calls: RefCell::default(), paces, refuses }
-    }
 
     const PACES: Paces = Paces { least: 1000, most: 100_000_000 };
 
@@ -177,9 +196,9 @@ mod tests {
 
     #[test]
     fn what_was_probed_is_told() {
-        let [help] = &told(&recorder(Probed::Offered(PACES), None))[..] else { panic!("one") };
+        let [help, _] = &told(&recorder(Probed::Offered(PACES), None))[..] else { panic!("two") };
         assert_eq!((help.offered, help.detail.as_str()), (true, "1000 to 100000000 kbit/s"));
-        let [help] = &told(&recorder(Probed::NotOffered("why".into()), None))[..] else { panic!("one") };
+        let [help, _] = &told(&recorder(Probed::NotOffered("why".into()), None))[..] else { panic!("two") };
         assert_eq!((help.offered, help.detail.as_str()), (false, "why"));
     }
 }

@@ -95,7 +95,7 @@ fn open() -> Result<*mut c_void> {
 }
 
 /// Null for what the library has not.
-fn look_up(handle: *mut c_void, name: &CStr) -> *mut c_void {
+pub(crate) fn look_up(handle: *mut c_void, name: &CStr) -> *mut c_void {
     // SAFETY: the handle is open, and the name ends with a zero.
     unsafe { libc::dlsym(handle, name.as_ptr()) }
 }

@@ -3,6 +3,7 @@
 use crate::output::{self, plain};
 use crate::rates::{self, Sample, about, share_of};
 use anyhow::{Context, Result, bail};
+use ringfence_hook::card_counters::{CardCounters, Reading};
 use ringfence_hook::config::Config;
 use ringfence_hook::{Container, containers, counters};
 use ringfence_launch::Limits;
@@ -25,7 +26,8 @@ Rates are those of a quarter of a second, or of the interval of --watch; everyth
 OUT is what leaves its memory, whoever asks: SENDs, WRITEs, and what READs and atomics take out of it; FETCHED is what its own READs
 and atomics bring in, IN what is sent and written to it, OPS the work requests that it posts. After the slash stands the limit, against
 which a request of less than 64 bytes counts as 64: small ones reach it with fewer bytes. THROTTLED is the part of the time in which some of its queue pairs wait for these
-limits or for their share of the link, DELAY what 99 % of its requests wait at most before they go. With --watch, --json prints a line
+limits or for their share of the link, DELAY what 99 % of its requests wait at most before they go. Of one container it is shown as well what
+its card counts, if the operator has it count queue pairs (rdma-statistic(8)). With --watch, --json prints a line
 for each interval. The names in JSON are explained in ringfence-counters(7).")]
 pub struct Args {
     /// One container, by its id or the beginning of it; all, otherwise
@@ -52,7 +54,9 @@ struct Shown<'a> {
     time_ms: u64,
     limits: Option<&'a Limits>,
     counters: Option<&'a ringfence_launch::counters::Page>,
-    /// Why there are none.
+    /// What its card counts, if it does.
+    card: Option<&'a CardCounters>,
+    /// Why there are no counters.
     error: Option<&'a str>,
 }
 
@@ -85,11 +89,13 @@ impl Args {
         if let Some(name) = &self.container {
             found = vec![choose(found, name)?];
         }
+        let reading = Reading::take();
         let samples: Vec<Sample> = found
             .into_iter()
             .map(|container| {
                 let counted = counters(config, &container);
-                Sample::new(container, counted)
+                let card = reading.of(&container);
+                Sample::new(container, counted, card)
             })
             .collect();
         match (&self.container, samples.first()) {
@@ -106,6 +112,7 @@ impl Args {
             time_ms: sample.time_ms,
             limits: sample.container.limits.as_ref(),
             counters: sample.counted.as_ref().ok(),
+            card: sample.card.as_ref(),
             error: sample.counted.as_ref().err().map(String::as_str),
         });
         let shown = match &self.container {

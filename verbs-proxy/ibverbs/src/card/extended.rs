@@ -3,7 +3,7 @@
 // UNSAFETY: follows the pointers of a structure that libibverbs and the card's provider filled.
 #![allow(unsafe_code)]
 
-use super::{Card, CardQp, done};
+use super::{Card, CardQp, done, mlx5};
 use crate::help::{Hardware, Paces, Probed};
 use ringfence_abi::{ABI_IS_EXTENDED, ibv_device_attr_ex, ibv_qp_rate_limit_attr, verbs_context};
 use rustix::io::Errno;
@@ -81,5 +81,28 @@ impl Hardware for Card {
             ibv_qp_rate_limit_attr { rate_limit: rate.get(), max_burst_sz: 0, typical_pkt_sz: 0, comp_mask: 0 };
         // SAFETY: the queue pair is there, since a card that is not closed destroys none that somebody has; `attr` lives across the call.
         done(unsafe { limit(qp.raw(), &raw mut attr) })
+    }
+
+    type Node = mlx5::Node;
+    type Leaf = mlx5::Leaf;
+
+    fn tree(&self) -> Probed<()> {
+        self.has_tree()
+    }
+
+    fn node(&self, parent: Option<mlx5::Node>, most: Option<NonZeroU32>) -> Result<mlx5::Node, Errno> {
+        self.make_node(parent, most)
+    }
+
+    fn leaf(&self, parent: mlx5::Node) -> Result<mlx5::Leaf, Errno> {
+        self.make_leaf(parent)
+    }
+
+    fn hang(&self, qp: &CardQp, requestor: mlx5::Leaf, responder: mlx5::Leaf) -> Result<(), Errno> {
+        self.hang_on(qp, requestor, responder)
+    }
+
+    fn fell(&self) {
+        self.fell_tree();
     }
 }

@@ -3,7 +3,9 @@
 // UNSAFETY: everything here is a call of libibverbs with pointers that this module got from it, and keeps.
 #![allow(unsafe_code)]
 
+use super::mlx5::{self, Functions};
 use super::{Card, done, made};
+use crate::help::Elements;
 use crate::library::Library;
 use ringfence_abi::*;
 use ringfence_proxy::memory::MemoryRegion;
@@ -26,6 +28,8 @@ pub(super) struct Made {
     mrs: Vec<NonNull<ibv_mr>>,
     cqs: Vec<NonNull<ibv_cq>>,
     pds: Vec<NonNull<ibv_pd>>,
+    /// On which queue pairs hang.
+    pub(super) tree: Elements<mlx5::Node, mlx5::Leaf>,
 }
 
 impl Made {
@@ -33,10 +37,13 @@ impl Made {
     ///
     /// # Safety
     /// All of it is there, and in use by nobody.
-    pub(super) unsafe fn destroy(&mut self, library: &Library) {
+    pub(super) unsafe fn destroy(&mut self, library: &Library, mlx5: Option<&Functions>) {
         // SAFETY: as the caller promises. What a card that is gone says of it does not matter.
         unsafe {
             self.qps.drain(..).for_each(|qp| _ = (library.destroy_qp)(qp.as_ptr()));
+            if let Some(mlx5) = mlx5 {
+                mlx5.destroy(&mut self.tree);
+            }
             self.mrs.drain(..).for_each(|mr| _ = (library.dereg_mr)(mr.as_ptr()));
             self.cqs.drain(..).for_each(|cq| _ = (library.destroy_cq)(cq.as_ptr()));
             self.pds.drain(..).for_each(|pd| _ = (library.dealloc_pd)(pd.as_ptr()));
