@@ -125,8 +125,8 @@ fn with_headers(bandwidth: u64, mtu: u32) -> u64 {
     bandwidth.saturating_add(bandwidth.saturating_mul(HEADERS) / u64::from(mtu.max(1)))
 }
 
-/// In kbit/s, such that the card, which may count headers, never holds back what the scheduler lets go. `None` if the card cannot
-/// send as fast.
+/// In kbit/s, such that the card, which may count headers, holds back nothing of full packets that the scheduler lets go. Of messages
+/// that are shorter than their headers it then sends less than the scheduler would. `None` if the card cannot send as fast.
 fn rate(bandwidth: u64, mtu: u32, paces: Paces) -> Option<NonZeroU32> {
     let rate = with_headers(bandwidth, mtu).div_ceil(1000).max(u64::from(paces.least));
     let rate = u32::try_from(rate).ok().filter(|rate| *rate <= paces.most)?;
