@@ -4,8 +4,8 @@
 #   integration/vm/test.sh [--kernel backports] [FILE…]
 #
 # FILE of integration/vm/tests/, without .sh; by default all that are not by hand: suite, ibverbs, passthrough_more, rxe_cm,
-# rxe_more, rxe_cost, rxe_tenants, rxe_engines, rxe_own, exclusive. The machine has Debian's kernel unless that of its backports is
-# asked for.
+# rxe_more, rxe_cost, rxe_starts, rxe_tenants, rxe_engines, rxe_own, exclusive. The machine has Debian's kernel unless that of its
+# backports is asked for. Variables of the environment that begin with RINGFENCE_COST_ are handed on to it.
 #
 # Where there is no machine to be had, or RINGFENCE_SKIP_VM=1, they are skipped: counted as one that is ignored.
 set -euo pipefail
@@ -38,8 +38,8 @@ fi
 # What legal.sh runs.
 cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal{,_objects,_states,_posting}.c integration/clients/check.c -libverbs
 
-# What rxe_more.sh and rxe_cost.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
-if [[ " $* " =~ " rxe_more "|" rxe_cost " ]]; then
+# What rxe_more.sh and rxe_starts.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
+if [[ " $* " =~ " rxe_more "|" rxe_starts " ]]; then
     cc -std=gnu11 -O2 -o target/vm-reach integration/clients/reach.c -libverbs
     cc -std=gnu11 -O2 -static -DRDMA_STATIC_PROVIDERS=rxe -o target/vm-reach-static integration/clients/reach.c \
         -libverbs -lrxe-rdmav34 -libverbs -lnl-route-3 -lnl-3 -lpthread 2>"$log" || { cat "$log"; exit 1; }
@@ -78,15 +78,20 @@ PYTHON
     rm target/vm-messages
 fi
 
+# The machine's command, with the environment that files by hand are told by.
+variables=
+for name in "${!RINGFENCE_COST_@}"; do variables+="$name=${!name@Q} "; done
+command="${variables}integration/vm/tests.sh $*"
+
 echo "     Running integration/vm/tests.sh"
 # The suite alone takes three quarters of an hour where the processor is emulated and busy with other things.
 status=0
-integration/vm/run.sh ${kernel:+--kernel "${kernel[@]}"} --timeout 7200 "integration/vm/tests.sh $*" || status=$?
+integration/vm/run.sh ${kernel:+--kernel "${kernel[@]}"} --timeout 7200 "$command" || status=$?
 # Emulated processors have broken the kernel that ran on them before; what breaks it twice is something else.
 if [ "$status" -eq 125 ]; then
     echo "${0##*/}: the machine broke down; once more"
     echo "     Running integration/vm/tests.sh"
     status=0
-    integration/vm/run.sh ${kernel:+--kernel "${kernel[@]}"} --timeout 7200 "integration/vm/tests.sh $*" || status=$?
+    integration/vm/run.sh ${kernel:+--kernel "${kernel[@]}"} --timeout 7200 "$command" || status=$?
 fi
 exit "$status"

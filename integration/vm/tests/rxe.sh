@@ -53,10 +53,11 @@ between() {
     local server=$1 client=$2
     shift 2
     $server "$@" >/tmp/server 2>&1 &
+    # One that has ended the client will find out.
     # shellcheck disable=SC2086 # A command's words.
-    eventually ${inside-} sh -c 'ss -ltnH | grep -q ":18515 "'
+    eventually ${inside-} sh -c "ss -ltnH | grep -q ':18515 ' || ! kill -0 $!" || { cat /tmp/server; return 1; }
     # shellcheck disable=SC2086 # A command's words.
-    timeout 120 $client "$@" 127.0.0.1
+    timeout 120 $client "$@" 127.0.0.1 || { cat /tmp/server; return 1; }
     wait $! || { cat /tmp/server; return 1; }
 }
 

@@ -1,10 +1,14 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh and rxe.sh.
-# What a proxy costs beside the card: programs between two containers, and the same without proxies, by turns on the same device; and a
-# hundred starts in a row. By hand. Sourced by tests.sh.
+# What a proxy costs beside the card: programs between two containers, and the same without proxies, by turns on the same device. By
+# hand. Sourced by tests.sh, with these from the environment of test.sh:
+#
+#   RINGFENCE_COST_RUNS    how often each is measured, 3 by default
+#   RINGFENCE_COST_TOOLS   which of perftest's programs, all five by default
 
 # What came of it: test, bytes, how, figure.
 figures=/tmp/figures
-runs=3
+runs=${RINGFENCE_COST_RUNS:-3}
+tools=${RINGFENCE_COST_TOOLS:-ib_send_lat ib_write_lat ib_write_bw ib_read_bw ib_send_bw}
 
 # Runs a program with its server $1 and its client $2, each a command that runs a program somewhere; its line of figures.
 line_of() {
@@ -73,33 +77,15 @@ table() {
     done
 }
 
-# Containers that use the card and end, without having destroyed anything.
-starts() {
-    local before run
-    card_configuration ''
-    with_card c1 /test/c1 '.process.args = ["/tmp/reach"]'
-    cp "$here/../../target/vm-reach" "$rootfs/tmp/reach"
-    before=$(rdma resource show)
-    for ((run = 0; run < 100; run++)); do
-        (cd /srv/c1 && crun run c1 </dev/null >/srv/c1/output 2>&1) || { cat /srv/c1/output; return 1; }
-        grep -q "^rxe3: used" /srv/c1/output
-    done
-    eventually same "$(rdma resource show)" "$before" "the kernel's resources" || { rdma resource show; return 1; }
-    rm "$rootfs/tmp/reach"
-    eventually rmdir "$cgroups/test"
-    rm /etc/ringfence/conf.d/test.toml
-}
-
 rxe_checks() {
     local tool
     bring_perftest
     # shellcheck disable=SC2034 # For check.
     limit=1200
-    for tool in ib_send_lat ib_write_lat ib_write_bw ib_read_bw ib_send_bw; do
-        check "rxe: cost of $tool" cost $tool
+    for tool in $tools; do
+        check "rxe: cost of $tool" cost "$tool"
     done
     table
-    check "rxe: a hundred starts" starts
     unset limit
 }
 # shellcheck source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.
