@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 
 /// The kernel's file system, for everybody but tests.
@@ -71,6 +72,10 @@ pub enum Missing {
     Elsewhere { name: String },
     #[error("RDMA device {name} has no character device for verbs: modprobe ib_uverbs")]
     NoVerbs { name: String },
+    #[error(
+        "RDMA device {name} has no port {port}: its last is {last}; correct port of the [[device]] (`rdma link` lists them)"
+    )]
+    NoSuchPort { name: String, port: NonZeroU8, last: u32 },
     #[error("RDMA device {name} cannot be looked at: {error}")]
     Unreadable { name: String, error: io::Error },
 }
@@ -98,6 +103,7 @@ impl Missing {
             Self::NoSuchName { .. } => "rdma link, then correct the name of the [[device]]",
             Self::Elsewhere { .. } => "ringfence list, then end the container that has it",
             Self::NoVerbs { .. } => "modprobe ib_uverbs",
+            Self::NoSuchPort { .. } => "rdma link, then correct port of the [[device]]",
             Self::Unreadable { .. } => "dmesg | grep -i rdma",
         }
     }
@@ -162,12 +168,25 @@ impl Card {
         })
     }
 
-    /// What is not as programs need it, and what to do. A container starts all the same: it may come later.
-    pub fn complaints(&self) -> Vec<Complaint> {
-        // What containers are shown.
-        let Some(port) = self.ports.first() else {
-            let what = format!("RDMA device {} has no port", self.name);
-            return vec![Complaint { what, remedy: "dmesg | grep -i rdma".into() }];
+    /// Its port with this number.
+    ///
+    /// # Errors
+    /// With what to do.
+    pub fn port(&self, number: NonZeroU8) -> Result<&Port, Missing> {
+        let found = self.ports.iter().find(|port| port.number == u32::from(number.get()));
+        let last = self.ports.last().map_or(0, |port| port.number);
+        found.ok_or_else(|| Missing::NoSuchPort { name: self.name.clone(), port: number, last })
+    }
+
+    /// What of its port with this number is not as programs need it, and what to do. A container starts all the same, if there is such
+    /// a port: it may come later.
+    pub fn complaints(&self, number: NonZeroU8) -> Vec<Complaint> {
+        let port = match self.port(number) {
+            Ok(port) => port,
+            Err(missing) => {
+                let (what, remedy) = (missing.to_string(), missing.remedy().into());
+                return vec![Complaint { what, remedy }];
+            }
         };
         let place = format!("port {} of RDMA device {}", port.number, self.name);
         let interface = port.interfaces.first().map_or("its network interface", String::as_str);
@@ -274,6 +293,7 @@ pub fn is_of_one_namespace(sys: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ringfence_launch::FIRST_PORT;
 
     struct Sys(tempfile::TempDir);
 
@@ -326,7 +346,7 @@ mod tests {
             gids: 1,
             interfaces: vec!["eth1".into()],
         };
-        assert_eq!((card.ports.as_slice(), card.complaints()), (&[port][..], vec![]));
+        assert_eq!((card.ports.as_slice(), card.complaints(FIRST_PORT)), (&[port][..], vec![]));
     }
 
     #[test]
@@ -347,17 +367,34 @@ mod tests {
     }
 
     #[test]
+    fn the_port_that_is_used_is_looked_at() {
+        let sys = Sys::card("mlx5_0", "1: DOWN", GID);
+        for (file, text) in
+            [("state", "4: ACTIVE"), ("rate", "100 Gb/sec (4X EDR)"), ("link_layer", "Ethernet"), ("gids/0", GID)]
+        {
+            sys.write(&format!("class/infiniband/mlx5_0/ports/2/{file}"), &format!("{text}\n"));
+        }
+        let card = sys.find("mlx5_0").unwrap();
+        let [second, third] = [2, 3].map(|number| NonZeroU8::new(number).unwrap());
+        assert_eq!((card.complaints(FIRST_PORT).len(), card.complaints(second)), (1, vec![]));
+        assert_eq!(card.port(second).unwrap().state, "ACTIVE");
+        let error = card.port(third).unwrap_err().to_string();
+        assert!(error.starts_with("RDMA device mlx5_0 has no port 3: its last is 2; correct port of the"), "{error}");
+        assert!(card.complaints(third)[0].to_string().starts_with(&error), "{:?}", card.complaints(third));
+    }
+
+    #[test]
     fn a_port_that_is_down_and_one_without_addresses_are_told() {
         let card = Sys::card("mlx5_0", "1: DOWN", GID).find("mlx5_0").unwrap();
         let down = "port 1 of RDMA device mlx5_0 is DOWN: ip link set eth1 up, or check its cable";
-        assert_eq!(card.complaints().iter().map(ToString::to_string).collect::<Vec<_>>(), [down]);
+        assert_eq!(card.complaints(FIRST_PORT).iter().map(ToString::to_string).collect::<Vec<_>>(), [down]);
         let sys = Sys::card("mlx5_0", "4: ACTIVE", "0000:0000:0000:0000:0000:0000:0000:0000");
-        let complaints = sys.find("mlx5_0").unwrap().complaints();
+        let complaints = sys.find("mlx5_0").unwrap().complaints(FIRST_PORT);
         assert_eq!(complaints.len(), 1, "{complaints:?}");
         assert!(complaints[0].to_string().contains("has no GID: give its network interface an"), "{complaints:?}");
         sys.write("class/infiniband/mlx5_0/ports/1/link_layer", "InfiniBand\n");
         sys.write("class/infiniband/mlx5_0/ports/1/state", "2: INIT\n");
-        assert!(sys.find("mlx5_0").unwrap().complaints()[0].remedy.contains("subnet manager"));
+        assert!(sys.find("mlx5_0").unwrap().complaints(FIRST_PORT)[0].remedy.contains("subnet manager"));
     }
 
     #[test]

@@ -10,10 +10,8 @@ use ringfence_launch::card::Help;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU8;
 use std::path::Path;
-
-/// The only port of a card that containers are given.
-const PORT: u32 = 1;
 
 /// What a card counts of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -71,25 +69,25 @@ fn sum(counted: &[Counted], threads: &[i32]) -> Option<CardCounters> {
     sum
 }
 
-/// Whether the card with this name counts queue pairs, for `ringfence info`.
+/// Whether the port of the card with this name counts queue pairs, for `ringfence info`.
 #[must_use]
-pub fn help(card: &str) -> Help {
+pub fn help(card: &str, port: NonZeroU8) -> Help {
     let asked = Socket::open().and_then(|socket| {
         let devices = socket.devices()?;
         let device = devices.iter().find(|device| device.name == card);
         let index = device.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.index;
-        Ok((socket.counter_mode(index, PORT)?, socket.counted(index)?.len()))
+        Ok((socket.counter_mode(index, port.get().into())?, socket.counted(index)?.len()))
     });
     let (offered, detail) = match asked {
-        Ok((mode, counters)) => told(card, mode, counters),
+        Ok((mode, counters)) => told(card, port, mode, counters),
         Err(error) => (false, format!("the kernel does not say: {error}")),
     };
     Help { name: "counters per queue pair".into(), offered, detail }
 }
 
 /// The kernel tells of nobody's card whether it could: one that has counters bound can.
-fn told(card: &str, mode: Mode, counters: usize) -> (bool, String) {
-    let command = format!("rdma statistic qp set link {card}/{PORT} auto pid on");
+fn told(card: &str, port: NonZeroU8, mode: Mode, counters: usize) -> (bool, String) {
+    let command = format!("rdma statistic qp set link {card}/{port} auto pid on");
     let detail = match (mode, counters) {
         (Mode::None, 0) => return (false, format!("none is bound, which shows nothing of the card: try `{command}`")),
         (Mode::Auto { .. }, 0) => {
@@ -150,10 +148,10 @@ mod tests {
             (auto(false), 1, true, "by type"),
             (Mode::Manual, 1, true, "one by one"),
         ] {
-            let (is_offered, detail) = told("mlx5_0", mode, counters);
+            let (is_offered, detail) = told("mlx5_0", NonZeroU8::MIN, mode, counters);
             assert!(is_offered == offered && detail.contains(said), "{mode:?} {counters}: {detail}");
         }
-        let help = help("rf-none");
+        let help = help("rf-none", NonZeroU8::MIN);
         assert!(!help.offered && help.detail.starts_with("the kernel does not say: "), "{help:?}");
     }
 }

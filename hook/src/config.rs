@@ -10,6 +10,7 @@ mod tests;
 
 use crate::policy::Policy;
 use crate::units;
+use ringfence_launch::FIRST_PORT;
 use ringfence_launch::addresses::Gids;
 use ringfence_launch::marks::Marks;
 use ringfence_proxy::device::soft::control::SoftDevice;
@@ -180,6 +181,7 @@ impl Default for Config {
                 kind: Kind::Soft,
                 link: None,
                 nodes: Vec::new(),
+                port: FIRST_PORT,
                 gids: Gids::Namespace,
                 rdma_cm: false,
                 rdma_cgroup: false,

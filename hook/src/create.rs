@@ -102,6 +102,7 @@ fn card(grant: &Grant<'_>, init: &Init) -> Result<Option<Card>, Failure> {
     };
     let sys = Path::new(card::SYS);
     let found = Card::find(sys, &device.name).map_err(|missing| Failure::new(Code::Device, missing.to_string()))?;
+    found.port(device.port).map_err(|missing| Failure::new(Code::Device, missing.to_string()))?;
     // With the host's GIDs the proxy stays in the host's.
     let joins = !device.gids.are_of_host() && !rootless::is_own(init.network_namespace.as_fd());
     if card::is_of_one_namespace(sys) && joins {
@@ -272,6 +273,7 @@ impl Making<'_> {
                 name: device.name.clone(),
                 kind: device.kind.into(),
                 link: device.link,
+                port: device.port,
                 gids: device.gids.clone(),
                 marks: device.marks(limits.class),
             },
@@ -309,7 +311,7 @@ impl Making<'_> {
         self.record.proxy = Some(proxy);
         let mut others: Vec<String> = uids.is_none().then(|| SHARED_USER.to_owned()).into_iter().collect();
         let mut complaints: Vec<String> =
-            card.iter().flat_map(Card::complaints).map(|complaint| complaint.to_string()).collect();
+            card.iter().flat_map(|card| card.complaints(device.port)).map(|complaint| complaint.to_string()).collect();
         complaints.extend(without);
         complaints.iter().for_each(|warning| journal::warn(&self.record.container, warning));
         others.extend(complaints);

@@ -94,7 +94,7 @@ pub(crate) fn decide(device: &Device, card: &Card, has_own_network: bool) -> Res
     let Some(host) = host else { return Ok(Decision::Nothing(None)) };
     // The kernel looks for addresses in the namespace of who asks, and the GIDs are of another's. InfiniBand's are of no
     // namespace, and the container may have an interface of the card's all the same.
-    let is_ethernet = card.ports.first().is_some_and(|port| port.link_layer != "InfiniBand");
+    let is_ethernet = card.port(device.port).is_ok_and(|port| port.link_layer != "InfiniBand");
     if device.gids.are_of_host() && has_own_network && is_ethernet {
         return Ok(Decision::Nothing(Some(format!(
             "no {PATH}: it knows the addresses of the container's own network, and those of {} are the host's; give the container \

@@ -26,7 +26,7 @@ use rustix::mount::UnmountFlags;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// A device is some sixty files of a page each, and its GID table three names for each entry. The proxy can write to it.
+/// A device is some eighty files of a page each, and its GID table three names for each entry. The proxy can write to it.
 const LIMITS: [(&str, &str); 3] = [("mode", "0755"), ("size", "4m"), ("nr_inodes", "4k")];
 /// The character device of the tree's device.
 pub const NODE: &str = "uverbs0";

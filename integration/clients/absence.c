@@ -2,7 +2,7 @@
  * What a program sees of events of the port and of the card, and of a card that goes and comes back; on a card of provider.c, which does
  * as it is told by immediate data.
  *
- *   absence port             events of the port reach every context once, and its attributes follow
+ *   absence port DIRECTORY   events of the port reach every context once, and its attributes follow, as do its files in DIRECTORY
  *   absence fatal            what was under way is flushed in order; new contexts work when the card is back, old objects never
  *   absence drain SOCKET     the same for a card that the operator has given up, by the proxy's socket, until he says so
  *   absence removed          says "ready", and is busy until somebody takes the card away; the same then. For any card.
@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OTHER_PORT = 0x1000, UNDER_WAY = 24, RECEIVES = 8 };
+enum { OTHER_PORT = 0x1000, GIDS_GO = 0x2000, UNDER_WAY = 24, RECEIVES = 8 };
 
 static struct ibv_context *open_context(void)
 {
@@ -65,7 +65,60 @@ static struct ibv_port_attr port_of(struct ibv_context *context)
 	return port;
 }
 
-static void port_events(void)
+/* A port's file says this, without its end of line. */
+static void says(const char *directory, const char *name, const char *expected)
+{
+	char path[4096], line[256] = "";
+	FILE *file;
+
+	snprintf(path, sizeof(path), "%s/%s", directory, name);
+	file = fopen(path, "r");
+	CHECK(file, "%s: errno %d", path, errno);
+	if (fgets(line, sizeof(line), file))
+		line[strcspn(line, "\n")] = 0;
+	fclose(file);
+	CHECK(!strcmp(line, expected), "%s says \"%s\", not \"%s\"", path, line, expected);
+}
+
+static void says_gid(const char *directory, union ibv_gid gid, const char *kind)
+{
+	char text[64] = "";
+
+	for (int i = 0; i < 16; i += 2)
+		snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s%02x%02x", i ? ":" : "", gid.raw[i],
+			 gid.raw[i + 1]);
+	says(directory, "gids/0", text);
+	says(directory, "gid_attrs/types/0", kind);
+}
+
+static union ibv_gid first_gid(struct ibv_context *context)
+{
+	union ibv_gid gid;
+
+	CHECK_EQ(ibv_query_gid(context, 1, 0, &gid), 0);
+	return gid;
+}
+
+/* The card's table loses what was in it, which comes back of another kind. */
+static void gids_change(struct pair *p, struct ibv_context *context, const char *directory, struct region a,
+			struct region b)
+{
+	static const union ibv_gid none;
+	union ibv_gid gid = first_gid(context);
+
+	CHECK(memcmp(&gid, &none, sizeof(gid)), "there is no GID");
+	says_gid(directory, gid, "RoCE v2");
+	for (int back = 0; back < 2; back++) {
+		side_recv(p->b, p->qb, 0, b, 0, 64);
+		side_post(p->a, p->qa, happens(0, IBV_EVENT_GID_CHANGE | GIDS_GO, a, b));
+		CHECK_EQ(next(context, 5000), IBV_EVENT_GID_CHANGE);
+		says_gid(directory, back ? gid : none, back ? "IB/RoCE v1" : "RoCE v2");
+		union ibv_gid now = first_gid(context);
+		CHECK(!memcmp(&now, back ? &gid : &none, sizeof(now)), "round %d", back);
+	}
+}
+
+static void port_events(const char *directory)
 {
 	static const int relayed[] = {IBV_EVENT_PORT_ERR,	IBV_EVENT_PORT_ACTIVE, IBV_EVENT_LID_CHANGE,
 				      IBV_EVENT_PKEY_CHANGE, IBV_EVENT_SM_CHANGE,   IBV_EVENT_CLIENT_REREGISTER};
@@ -90,9 +143,18 @@ static void port_events(void)
 			CHECK_EQ(next(contexts[c], 5000), relayed[i]);
 		CHECK_EQ(port_of(contexts[1]).state,
 			 relayed[i] == IBV_EVENT_PORT_ERR ? IBV_PORT_DOWN : IBV_PORT_ACTIVE);
+		says(directory, "state", relayed[i] == IBV_EVENT_PORT_ERR ? "1: DOWN" : "4: ACTIVE");
+		says(directory, "phys_state", relayed[i] == IBV_EVENT_PORT_ERR ? "3: Disabled" : "5: LinkUp");
+		says(directory, "rate", relayed[i] == IBV_EVENT_PORT_ERR ? "2.5 Gb/sec (1X SDR)" : "100 Gb/sec (4X EDR)");
 		number++;
 	}
 	CHECK_EQ(port_of(contexts[0]).lid, lid + 1);
+	char expected[16];
+	snprintf(expected, sizeof(expected), "0x%x", lid + 1);
+	says(directory, "lid", expected);
+	gids_change(&p, contexts[0], directory, a, b);
+	CHECK_EQ(next(contexts[1], 5000), IBV_EVENT_GID_CHANGE);
+	CHECK_EQ(next(contexts[1], 5000), IBV_EVENT_GID_CHANGE);
 	for (int c = 0; c < 2; c++)
 		CHECK_EQ(next(contexts[c], 200), -1);
 }
@@ -240,8 +302,8 @@ static void removed(void)
 
 int main(int argc, char **argv)
 {
-	if (argc == 2 && !strcmp(argv[1], "port"))
-		port_events();
+	if (argc == 3 && !strcmp(argv[1], "port"))
+		port_events(argv[2]);
 	else if (argc == 2 && !strcmp(argv[1], "fatal"))
 		goes(NULL);
 	else if (argc == 2 && !strcmp(argv[1], "removed"))

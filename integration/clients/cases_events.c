@@ -48,18 +48,78 @@ static void solicited_events_only(struct pair *p)
 	for (int i = 0; i < 3; i++)
 		side_recv(p->b, p->qb, i, b, 0, 64);
 	CHECK_EQ(side_notify(p->b, RECV_CQ, true), 0);
-	side_post(p->a, p->qa, send);
-	side_wc(p->b, RECV_CQ, 0, IBV_WC_SUCCESS);
-	CHECK(!side_event(p->b, RECV_CQ, 50));
+	for (int i = 0; i < 2; i++) {
+		side_post(p->a, p->qa, send);
+		side_wc(p->b, RECV_CQ, i, IBV_WC_SUCCESS);
+		CHECK(!side_event(p->b, RECV_CQ, 50));
+	}
 	send.flags |= IBV_SEND_SOLICITED;
 	side_post(p->a, p->qa, send);
 	CHECK(side_event(p->b, RECV_CQ, 5000));
-	side_wc(p->b, RECV_CQ, 1, IBV_WC_SUCCESS);
+	side_wc(p->b, RECV_CQ, 2, IBV_WC_SUCCESS);
+}
+
+/* What no program may miss, whether or not it hears of more than it wants to. */
+static void solicited_events(struct pair *p)
+{
+	connect_pair(p, link_defaults);
+	struct region a = whole(p->a), b = whole(p->b);
+	struct send send = message(1, a, 0, 8), write = rdma(IBV_WR_RDMA_WRITE_WITH_IMM, 2, a, 0, 8, b, 4096);
+
+	send.flags |= IBV_SEND_SOLICITED;
+	write.flags |= IBV_SEND_SOLICITED;
+	for (int i = 0; i < 20; i++) {
+		side_recv(p->b, p->qb, i, b, 0, 64);
+		CHECK_EQ(side_notify(p->b, RECV_CQ, true), 0);
+		side_post(p->a, p->qa, i % 2 ? write : send);
+		CHECK(side_event(p->b, RECV_CQ, 5000), "round %d", i);
+		side_wc(p->b, RECV_CQ, i, IBV_WC_SUCCESS);
+		side_wc(p->a, SEND_CQ, i % 2 ? 2 : 1, IBV_WC_SUCCESS);
+	}
 	/* A completion in error counts as solicited. */
+	side_recv(p->b, p->qb, 77, b, 0, 64);
 	CHECK_EQ(side_notify(p->b, RECV_CQ, true), 0);
 	CHECK_EQ(to_state(p->b, p->qb, IBV_QPS_ERR), 0);
 	CHECK(side_event(p->b, RECV_CQ, 5000));
-	side_wc(p->b, RECV_CQ, 2, IBV_WC_WR_FLUSH_ERR);
+	side_wc(p->b, RECV_CQ, 77, IBV_WC_WR_FLUSH_ERR);
+}
+
+/* The flag is for the other end: a sender's own completion is not solicited, but for an error. */
+static void a_sender_solicits_nothing_of_itself(struct pair *p)
+{
+	connect_pair(p, link_defaults);
+	struct region a = whole(p->a), b = whole(p->b);
+	struct send send = message(1, a, 0, 8);
+
+	send.flags |= IBV_SEND_SOLICITED;
+	CHECK_EQ(side_notify(p->a, SEND_CQ, true), 0);
+	side_recv(p->b, p->qb, 2, b, 0, 64);
+	side_post(p->a, p->qa, send);
+	side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
+	CHECK(!side_event(p->a, SEND_CQ, 50));
+	CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_ERR), 0);
+	side_post(p->a, p->qa, send);
+	CHECK(side_event(p->a, SEND_CQ, 5000));
+	side_wc(p->a, SEND_CQ, 1, IBV_WC_WR_FLUSH_ERR);
+}
+
+/* Who has asked for any event has it, also after asking for solicited ones. */
+static void a_demand_is_not_weakened(struct pair *p)
+{
+	connect_pair(p, link_defaults);
+	struct region a = whole(p->a), b = whole(p->b);
+
+	for (int i = 0; i < 10; i++) {
+		side_recv(p->b, p->qb, i, b, 0, 64);
+		CHECK_EQ(side_notify(p->b, RECV_CQ, i % 2), 0);
+		CHECK_EQ(side_notify(p->b, RECV_CQ, !(i % 2)), 0);
+		side_post(p->a, p->qa, message(1, a, 0, 8));
+		CHECK(side_event(p->b, RECV_CQ, 5000), "round %d", i);
+		side_wc(p->b, RECV_CQ, i, IBV_WC_SUCCESS);
+		side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
+	}
+	/* One event was for both demands. */
+	CHECK(!side_event(p->b, RECV_CQ, 50));
 }
 
 /* The next event of `qp`'s side other than "communication established", which devices may or may not give. */
@@ -114,6 +174,9 @@ const struct test_case event_cases[] = {
 	{"an_event_for_the_next_completion", an_event_for_the_next_completion, false},
 	{"no_event_unless_asked_for", no_event_unless_asked_for, false},
 	{"solicited_events_only", solicited_events_only, false},
+	{"solicited_events", solicited_events, false},
+	{"a_sender_solicits_nothing_of_itself", a_sender_solicits_nothing_of_itself, false},
+	{"a_demand_is_not_weakened", a_demand_is_not_weakened, false},
 	{"access_error_event", access_error_event, false},
 	{"request_error_event", request_error_event, false},
 	{"no_events_in_peace", no_events_in_peace, false},

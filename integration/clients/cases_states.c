@@ -163,6 +163,129 @@ static void send_queue_drained(struct pair *p)
 	side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
 }
 
+/* Says that it wants to hear of it, in an attribute that counts only if the mask says so, too. */
+static int drain(struct side *side, int qp, bool said, bool masked)
+{
+	struct ibv_qp_attr attr = {.qp_state = IBV_QPS_SQD, .en_sqd_async_notify = said};
+
+	return side_modify(side, qp, &attr, IBV_QP_STATE | (masked ? IBV_QP_EN_SQD_ASYNC_NOTIFY : 0));
+}
+
+/* The next event other than "communication established", or -1. */
+static int event_of(struct side *side, int qp, int ms)
+{
+	struct event event;
+
+	do {
+		event = side_async(side, ms);
+	} while (event.type == IBV_EVENT_COMM_EST);
+	CHECK(event.type == -1 || event.qp == qp, "event %d of queue pair %d", event.type, event.qp);
+	return event.type;
+}
+
+static void drained_is_told_once_to_who_asks(struct pair *p)
+{
+	struct region a = side_reg(p->a, 0, 4096, ALL), b = side_reg(p->b, 0, 4096, ALL);
+	struct ibv_qp_attr changed = {.qp_state = IBV_QPS_SQD, .timeout = 15};
+
+	connect_pair(p, link_defaults);
+	for (int round = 0; round < 2; round++) {
+		/* There is nothing to drain. */
+		CHECK_EQ(drain(p->a, p->qa, true, true), 0);
+		CHECK_EQ(event_of(p->a, p->qa, 5000), IBV_EVENT_SQ_DRAINED);
+		CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_SQD), 0);
+		CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_RTS), 0);
+		CHECK_EQ(event_of(p->a, p->qa, 50), -1);
+		CHECK_EQ(drain(p->a, p->qa, true, false), 0);
+		CHECK_EQ(event_of(p->a, p->qa, 50), -1);
+		CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_RTS), 0);
+	}
+	/* A message that nobody receives yet is under way for a while. */
+	side_post(p->a, p->qa, message(1, a, 0, 8));
+	side_silent(p->a, SEND_CQ);
+	CHECK_EQ(drain(p->a, p->qa, true, true), 0);
+	side_post(p->a, p->qa, rdma(IBV_WR_RDMA_WRITE, 2, a, 0, 64, b, 0));
+	CHECK_EQ(event_of(p->a, p->qa, 50), -1);
+	CHECK_EQ(side_modify(p->a, p->qa, &changed, IBV_QP_STATE | IBV_QP_TIMEOUT), EINVAL);
+	/* That much it takes meanwhile, and the event still comes. */
+	CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_SQD), 0);
+	side_recv(p->b, p->qb, 3, b, 0, 64);
+	side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
+	CHECK_EQ(event_of(p->a, p->qa, 5000), IBV_EVENT_SQ_DRAINED);
+	side_silent(p->a, SEND_CQ);
+	CHECK_EQ(side_modify(p->a, p->qa, &changed, IBV_QP_STATE | IBV_QP_TIMEOUT), 0);
+	CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_RTS), 0);
+	side_wc(p->a, SEND_CQ, 2, IBV_WC_SUCCESS);
+	CHECK_EQ(event_of(p->a, p->qa, 50), -1);
+}
+
+/* All that a drained send queue may be told, and that it obeys. */
+static void a_drained_queue_takes_attributes(struct pair *p)
+{
+	struct region a = side_reg(p->a, 0, 4096, ALL), b = side_reg(p->b, 0, 4096, ALL);
+	struct ibv_qp_attr attr = {
+		.qp_state = IBV_QPS_SQD,
+		.port_num = 1,
+		.qp_access_flags = ALL,
+		.timeout = 13,
+		.retry_cnt = 6,
+		.rnr_retry = 0,
+		.max_rd_atomic = 2,
+		.max_dest_rd_atomic = 2,
+		.min_rnr_timer = 2,
+		.ah_attr = {.is_global = 1, .port_num = 1, .grh = {.hop_limit = 63}},
+	};
+	const int mask = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS | IBV_QP_TIMEOUT |
+			 IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_MAX_DEST_RD_ATOMIC |
+			 IBV_QP_MIN_RNR_TIMER | IBV_QP_AV;
+
+	connect_pair(p, link_defaults);
+	attr.ah_attr.grh.dgid = side_gid(p->b, &attr.ah_attr.dlid);
+	CHECK_EQ(drain(p->a, p->qa, true, true), 0);
+	CHECK_EQ(event_of(p->a, p->qa, 5000), IBV_EVENT_SQ_DRAINED);
+	/* What both ends must agree on stays. */
+	CHECK_EQ(side_modify(p->a, p->qa, &attr, mask | IBV_QP_PATH_MTU), EINVAL);
+	side_post(p->a, p->qa, rdma(IBV_WR_RDMA_WRITE, 1, a, 0, 64, b, 0));
+	CHECK_EQ(side_modify(p->a, p->qa, &attr, mask), 0);
+	CHECK_EQ(side_state(p->a, p->qa), IBV_QPS_SQD);
+	side_silent(p->a, SEND_CQ);
+	CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_RTS), 0);
+	side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
+	side_post(p->a, p->qa, rdma(IBV_WR_RDMA_READ, 2, a, 0, 64, b, 0));
+	side_wc(p->a, SEND_CQ, 2, IBV_WC_SUCCESS);
+	/* It was to try for ever; now not again. */
+	side_post(p->a, p->qa, message(3, a, 0, 8));
+	side_wc(p->a, SEND_CQ, 3, IBV_WC_RNR_RETRY_EXC_ERR);
+}
+
+/* Where a card has no such state: EOPNOTSUPP, and the queue pair is as it was. Where it has, this is what any may do. */
+static void a_queue_that_cannot_be_told_goes_on(struct pair *p)
+{
+	struct region a = side_reg(p->a, 0, 4096, ALL), b = side_reg(p->b, 0, 4096, ALL);
+	struct ibv_qp_attr attr = {.qp_state = IBV_QPS_SQD, .rnr_retry = 0, .qp_access_flags = 0};
+	int told;
+
+	connect_pair(p, link_defaults);
+	CHECK_EQ(drain(p->a, p->qa, true, true), 0);
+	CHECK_EQ(event_of(p->a, p->qa, 5000), IBV_EVENT_SQ_DRAINED);
+	told = side_modify(p->a, p->qa, &attr, IBV_QP_STATE | IBV_QP_RNR_RETRY);
+	CHECK(told == 0 || told == EOPNOTSUPP, "errno %d", told);
+	CHECK_EQ(side_state(p->a, p->qa), IBV_QPS_SQD);
+	/* Rights need no drained queue: the peer loses its. */
+	CHECK_EQ(side_modify(p->a, p->qa, &attr, IBV_QP_STATE | IBV_QP_ACCESS_FLAGS), 0);
+	CHECK_EQ(to_state(p->a, p->qa, IBV_QPS_RTS), 0);
+	side_post(p->a, p->qa, message(1, a, 0, 8));
+	if (told) {
+		side_silent(p->a, SEND_CQ);
+		side_recv(p->b, p->qb, 2, b, 0, 64);
+		side_wc(p->a, SEND_CQ, 1, IBV_WC_SUCCESS);
+		side_post(p->b, p->qb, rdma(IBV_WR_RDMA_WRITE, 3, b, 0, 64, a, 0));
+		side_wc(p->b, SEND_CQ, 3, IBV_WC_REM_ACCESS_ERR);
+	} else {
+		side_wc(p->a, SEND_CQ, 1, IBV_WC_RNR_RETRY_EXC_ERR);
+	}
+}
+
 static void full_send_queue(struct pair *p)
 {
 	struct link_options options = link_defaults;
@@ -242,6 +365,9 @@ const struct test_case state_cases[] = {
 	{"reset_and_reuse", reset_and_reuse, false},
 	{"error_reset_and_reuse", error_reset_and_reuse, false},
 	{"send_queue_drained", send_queue_drained, false},
+	{"drained_is_told_once_to_who_asks", drained_is_told_once_to_who_asks, false},
+	{"a_drained_queue_takes_attributes", a_drained_queue_takes_attributes, false},
+	{"a_queue_that_cannot_be_told_goes_on", a_queue_that_cannot_be_told_goes_on, false},
 	{"full_send_queue", full_send_queue, false},
 	{"refused_requests", refused_requests, false},
 	{"registration_flags", registration_flags, false},

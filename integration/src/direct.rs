@@ -10,11 +10,13 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::marks::Marks;
 use ringfence_proxy::launch::{
-    Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, Launch, Limits, Uids, Worker,
+    Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, FIRST_PORT, Launch, Limits, Uids, Worker,
 };
+use ringfence_proxy::sysfs::{CLASSES, DEVICES, VERBS};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,6 +38,8 @@ pub struct Node {
     before: Vec<String>,
     /// Containers' network namespace; this process's own by default.
     netns: PathBuf,
+    /// Whether proxies write what programs read of the device beside verbs.
+    shows: bool,
 }
 
 /// A running proxy and the process that stands for its container's init. Both end when this is dropped.
@@ -54,6 +58,7 @@ impl Node {
                 name: "soft0".into(),
                 kind: DeviceKind::Soft,
                 link,
+                port: FIRST_PORT,
                 gids: Gids::default(),
                 marks: Marks::default(),
             },
@@ -67,6 +72,7 @@ impl Node {
             name: name.into(),
             kind: DeviceKind::Ibverbs,
             link: None,
+            port: FIRST_PORT,
             gids: Gids::default(),
             marks: Marks::default(),
         };
@@ -78,7 +84,7 @@ impl Node {
         for path in [dir.clone(), dir.join("containers"), dir.join("fabric")] {
             std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        Ok(Self { dir, device, provider, before: Vec::new(), netns: "/proc/self/ns/net".into() })
+        Ok(Self { dir, device, provider, before: Vec::new(), netns: "/proc/self/ns/net".into(), shows: false })
     }
 
     /// The same, whose proxies are run by a program that runs another.
@@ -91,6 +97,11 @@ impl Node {
     /// Containers have the device with this name, from now on.
     pub fn rename_device(&mut self, name: &str) {
         self.device.name = name.into();
+    }
+
+    /// Containers have this port of the card, from now on.
+    pub fn use_port(&mut self, port: NonZeroU8) {
+        self.device.port = port;
     }
 
     /// Grants containers these GIDs of the card, from now on.
@@ -106,6 +117,11 @@ impl Node {
     /// Containers have this network namespace, from now on.
     pub fn in_netns(&mut self, netns: &Netns) {
         self.netns = netns.path();
+    }
+
+    /// What programs read of the device beside verbs is in [`DirectProxy::sys`], from now on.
+    pub fn show(&mut self) {
+        self.shows = true;
     }
 
     /// Its run-time directory.
@@ -130,13 +146,14 @@ impl Node {
             device: self.device.clone(),
             limits,
             worker: Worker::default(),
-            sysfs: false,
+            sysfs: self.shows,
         };
         let file = dir.join("launch.json");
         std::fs::write(&file, serde_json::to_vec(&launch)?)?;
         let pid = rustix::process::Pid::from_child(&init);
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         let (mut ready, ready_writer) = std::io::pipe()?;
+        let tree = if self.shows { Some(empty_tree(&dir.join("sys"))?) } else { None };
         let mapping = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
         let program = match self.device.kind {
             DeviceKind::Soft => artifacts::proxy()?,
@@ -148,12 +165,14 @@ impl Node {
         if let Some(provider) = &self.provider {
             command.env("LD_LIBRARY_PATH", provider.parent().context("a library lies in a directory")?);
         }
-        command.arg("--launch").arg(&file).stdin(Stdio::null()).fd_mappings(vec![
+        let mut handles = vec![
             mapping(listener, FD_LISTENER),
             mapping(pidfd, FD_INIT),
             mapping(ready_writer.into(), FD_READY),
             mapping(File::open(&self.netns)?.into(), FD_NETNS),
-        ])?;
+        ];
+        handles.extend(tree.map(|tree| mapping(tree, FD_SYSFS)));
+        command.arg("--launch").arg(&file).stdin(Stdio::null()).fd_mappings(handles)?;
         let proxy = command.spawn().context("cannot start the proxy")?;
         // The command still holds our copy of the pipe's writing end; without it the read ends with the proxy's.
         drop(command);
@@ -176,6 +195,12 @@ impl DirectProxy {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.dir.join("mount/verbs.sock")
+    }
+
+    /// What its container's programs would read in `/sys`, if its node shows it.
+    #[must_use]
+    pub fn sys(&self) -> PathBuf {
+        self.dir.join("sys")
     }
 
     /// Its process.
@@ -244,6 +269,14 @@ impl Drop for DirectProxy {
             child.wait().ok();
         }
     }
+}
+
+/// What the hook hands a proxy to show the device in; the hook's is a file system of its own.
+fn empty_tree(root: &Path) -> Result<OwnedFd> {
+    for class in [DEVICES, VERBS] {
+        std::fs::create_dir_all(root.join(CLASSES).join(class))?;
+    }
+    Ok(File::open(root)?.into())
 }
 
 fn listen_at(path: &Path) -> Result<OwnedFd> {

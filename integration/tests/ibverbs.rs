@@ -4,6 +4,8 @@
 //!
 //! With RINGFENCE_CARD=NAME in the environment the card is the kernel's of that name, and two proxies use it.
 
+#[path = "ibverbs/edges.rs"]
+mod edges;
 #[path = "ibverbs/grants.rs"]
 mod grants;
 #[path = "ibverbs/help.rs"]
@@ -25,7 +27,10 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// What is not as it should be yet, or cannot be shown here.
 const NOT_YET: &[(&str, &str)] = &[
-    ("solicited_events_only", "a card's completion does not say that it is solicited: each counts as such"),
+    (
+        "solicited_events_only",
+        "a card's completion does not say that it is solicited: each of a receive request counts as such",
+    ),
     ("receiver_not_ready", "there is no time in the card that is not there"),
 ];
 
@@ -133,6 +138,7 @@ fn trials() -> Result<Vec<Trial>> {
     trials.extend(grants::trials(&card, peers.clone()));
     if let Card::Provider(library, _) = &card {
         trials.extend(help::trials(library, &peers));
+        trials.extend(edges::trials(library, &semantics, &absence));
     }
     for words in PROGRAMS {
         let card = card.clone();
@@ -205,12 +211,19 @@ fn run_removed(card: &str, program: &Path) -> Result<()> {
 }
 
 fn run_absence(card: &Card, program: &Path, case: &str) -> Result<()> {
-    let node = card.node()?;
+    absence_on(card.node()?, card.name(), program, case)
+}
+
+fn absence_on(mut node: Node, card: &str, program: &Path, case: &str) -> Result<()> {
+    node.show();
     let mut proxy = node.proxy(Limits::default())?;
     let mut command = proxy.command(program)?;
     command.arg(case);
+    if case == "port" {
+        command.arg(proxy.sys().join("class/infiniband").join(card).join("ports/1"));
+    }
     if case == "drain" {
-        let sockets = node.dir().join("fabric").join(card.name()).join("sockets");
+        let sockets = node.dir().join("fabric").join(card).join("sockets");
         let socket = std::fs::read_dir(&sockets)?.next().context("no socket")??.path();
         command.arg(socket);
     }

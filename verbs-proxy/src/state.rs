@@ -20,7 +20,7 @@ const RTS: u32 = Mask::TIMEOUT.0 | Mask::RETRY_CNT.0 | Mask::RNR_RETRY.0 | Mask:
 
 /// What may change while a queue pair sends.
 const SENDING: u32 = Mask::ALT_PATH.0 | Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0 | Mask::PATH_MIG_STATE.0;
-/// What may change while it does not: anything but what both ends must agree on.
+/// What may change while it does not, and nothing of it is under way: anything but what both ends must agree on.
 const DRAINED: u32 = SENDING
     | INIT
     | Mask::AV.0
@@ -50,6 +50,13 @@ pub enum Denied {
     /// Attributes are not allowed in this transition.
     #[error("attribute mask has {0:#x}, which this transition does not take")]
     Surplus(u32),
+}
+
+/// Whether changing these attributes needs a send queue that is drained, and not merely draining: requests that are under way would go
+/// on to another peer, or by other timers, than they began with.
+#[must_use]
+pub fn needs_drained(from: QpState, to: QpState, mask: u32) -> bool {
+    (from, to) == (QpState::SQD, QpState::SQD) && mask & DRAINED & !SENDING != 0
 }
 
 /// Whether `mask` may take a queue pair from `from` to `to`.
@@ -128,6 +135,15 @@ mod tests {
         case(QpState::SQD, QpState::SQD, state | Mask::PATH_MTU.0, Err(Denied::Surplus(Mask::PATH_MTU.0)));
         case(QpState::RTS, QpState::RTS, state | Mask::ALT_PATH.0 | Mask::PATH_MIG_STATE.0, Ok(()));
         case(QpState::ERR, QpState::RESET, state, Ok(()));
+    }
+
+    #[test]
+    fn what_is_under_way_goes_on_as_it_began() {
+        let sqd = |mask: u32| needs_drained(QpState::SQD, QpState::SQD, Mask::STATE.0 | mask);
+        assert!(sqd(Mask::AV.0) && sqd(Mask::TIMEOUT.0 | Mask::ACCESS_FLAGS.0) && sqd(Mask::PKEY_INDEX.0));
+        assert!(!sqd(0) && !sqd(Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0));
+        assert!(!needs_drained(QpState::RTS, QpState::SQD, Mask::STATE.0 | Mask::EN_SQD_ASYNC_NOTIFY.0));
+        assert!(!needs_drained(QpState::INIT, QpState::RTR, Mask::STATE.0 | RTR));
     }
 
     #[test]

@@ -40,9 +40,10 @@ pub struct Shown {
 }
 
 /// What libibverbs says of a card, by the proxy's program, which can load it.
-pub fn describe(config: &Config, name: &str) -> Result<Description> {
+pub fn describe(config: &Config, device: &Device) -> Result<Description> {
     let program = config.proxy.program(Kind::Ibverbs);
-    let text = process::output(Command::new(&program).args([DESCRIBE, name]), PATIENCE)?;
+    let text =
+        process::output(Command::new(&program).args([DESCRIBE, &device.name, &device.port.to_string()]), PATIENCE)?;
     serde_json::from_str(&text).with_context(|| format!("{} is of another version", program.display()))
 }
 
@@ -82,12 +83,12 @@ fn of(config: &Config, device: &Device) -> Shown {
         problems.push(exclusive::SHARED.to_owned());
     }
     problems.extend(rdma_cm::Host::of(Path::new(SYS), device).err().map(|missing| missing.to_string()));
-    problems.extend(card.iter().flat_map(Card::complaints).map(|complaint| complaint.to_string()));
+    problems.extend(card.iter().flat_map(|card| card.complaints(device.port)).map(|complaint| complaint.to_string()));
     let mut grants = None;
     if modes.contains(&Mode::Proxied) && !is_lent {
-        match describe(config, &device.name) {
+        match describe(config, device) {
             Ok(mut described) => {
-                described.help.push(card_counters::help(&device.name));
+                described.help.push(card_counters::help(&device.name, device.port));
                 grants = Some(described);
             }
             Err(error) => problems.push(plain(&format!("{error:#}"))),

@@ -3,8 +3,8 @@
 use super::{Config, Device, Inject, Kind, Proxy};
 use crate::annotations::{DEVICE_NAME, Mode, is_device_name};
 use crate::units;
-use ringfence_launch::Class;
 use ringfence_launch::addresses::Gids;
+use ringfence_launch::{Class, FIRST_PORT};
 use std::path::{Component, Path};
 
 /// The longest path of a socket: `sun_path` without the zero at its end.
@@ -117,6 +117,16 @@ impl Device {
             Kind::Soft if self.gids != Gids::Namespace => {
                 return Err(format!(
                     "device {name}: gids is for kind = \"ibverbs\" only: a soft device has those of its container's addresses"
+                ));
+            }
+            Kind::Soft if self.port != FIRST_PORT => {
+                return Err(format!("device {name}: port is for kind = \"ibverbs\" only: a soft device has one"));
+            }
+            Kind::Ibverbs if self.port != FIRST_PORT && self.rdma_cm => {
+                return Err(format!(
+                    "device {name}: rdma-cm is for port = 1 only: the kernel speaks of port {} of the card to librdmacm, which containers \
+                     have as port 1; leave out rdma-cm, or use port 1",
+                    self.port
                 ));
             }
             Kind::Soft if self.rdma_cm => {

@@ -2,10 +2,11 @@
 
 use super::{optional_rate, show_optional_rate};
 use crate::annotations::Mode;
-use ringfence_launch::Class;
 use ringfence_launch::addresses::Gids;
 use ringfence_launch::marks::{Marks, ServiceLevel, TrafficClass};
+use ringfence_launch::{Class, FIRST_PORT};
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 
 /// `[[device]]`
@@ -22,6 +23,9 @@ pub struct Device {
     /// Device nodes for containers in mode passthrough, at the same path there; in mode exclusive those that are not for verbs.
     #[serde(default)]
     pub nodes: Vec<PathBuf>,
+    /// Which of a card's ports containers with a proxy have; they see it as port 1.
+    #[serde(default = "first_port")]
+    pub port: NonZeroU8,
     /// Which of a card's GIDs containers see, and speak under.
     #[serde(default)]
     pub gids: Gids,
@@ -40,6 +44,10 @@ pub struct Device {
     /// Both, of containers of class `latency`, where they differ.
     #[serde(default, skip_serializing_if = "Marks::are_none")]
     pub latency: Marks,
+}
+
+fn first_port() -> NonZeroU8 {
+    FIRST_PORT
 }
 
 /// Kinds of devices.

@@ -46,6 +46,7 @@ const ALL: &str = r#"
             name = "mlx5_0"
             kind = "ibverbs"
             nodes = ["/dev/infiniband/uverbs0"]
+            port = 1
             gids = ["10.9.1.1", "fd00::1"]
             rdma-cm = true
             rdma-cgroup = true
@@ -94,6 +95,9 @@ fn every_key_is_read() {
     assert_eq!(config.inject.directory_name(), "rf");
     assert!(!config.inject.userfaultfd && !config.inject.sysfs && config.inject.has_node());
     assert_eq!(config.devices[0].link, Some(25_000_000_000));
+    assert_eq!(config.devices[1].port.get(), 1);
+    let second = Config::parse("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nport = 2").unwrap();
+    assert_eq!(second.devices[0].port.get(), 2);
     assert_eq!(config.devices[1].nodes, [PathBuf::from("/dev/infiniband/uverbs0")]);
     let marks = |class| {
         let marks = config.devices[1].marks(class);
@@ -145,6 +149,9 @@ fn mistakes_are_named() {
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\n[[device]]\nname = \"a\"\nkind = \"soft\"", "given twice"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\n[[device]]\nname = \"a\"\nkind = \"soft\"", "given twice"),
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\ngids = \"host\"", "gids is for kind = \"ibverbs\" only"),
+        ("[[device]]\nname = \"a\"\nkind = \"soft\"\nport = 2", "port is for kind = \"ibverbs\" only"),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nport = 0", "line 4: port: "),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nport = 2\nrdma-cm = true", "rdma-cm is for port = 1 only"),
         ("[[device]]\nname = \"a\"\nkind = \"soft\"\nrdma-cm = true", "rdma-cm is for kind = \"ibverbs\" only"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\nrdma-cgroup = true", "and it has none"),
         (

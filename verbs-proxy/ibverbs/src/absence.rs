@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use crate::card::Card;
-use crate::control::{Absence, FIRST_PAUSE, LONGEST_PAUSE, PORT};
+use crate::control::{Absence, FIRST_PAUSE, LONGEST_PAUSE};
 use crate::device::{self, Ibverbs, Open};
 use ringfence_protocol::verbs::EventType;
 use ringfence_proxy::control::node::Node;
@@ -33,8 +33,7 @@ pub fn begin(node: &mut Node<Ibverbs>, why: &str) {
     unsafe { node.device.card.close() };
     node.worker.call(device::forgotten);
     node.announced.push(EventType::DEVICE_FATAL);
-    node.gids_fresh_until = 0;
-    let _ = node.gid(0);
+    node.refresh_port();
     node.device.absence = Some(Absence { next: now() + FIRST_PAUSE, pause: FIRST_PAUSE, drained: false });
 }
 
@@ -63,13 +62,12 @@ pub fn look_for_it(node: &mut Node<Ibverbs>) {
 
 fn use_card(node: &mut Node<Ibverbs>, card: Card) -> anyhow::Result<()> {
     let card = Arc::new(card);
-    let port = card.port(PORT)?;
+    let port = card.port()?;
     let open = Open::new(Arc::clone(&card))?;
     node.worker.call(move |plane| device::renew(plane, open, &port));
     node.voice.say(&format!("RDMA device {} is back", card.about.name));
     node.device.use_card(card);
-    node.gids_fresh_until = 0;
-    let _ = node.gid(0);
+    node.refresh_port();
     Ok(())
 }
 

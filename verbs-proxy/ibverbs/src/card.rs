@@ -10,7 +10,7 @@ mod objects;
 pub use objects::{CardQp, Cq, Mr, Pd};
 
 use crate::library::Library;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use objects::Made;
 use ringfence_abi::*;
 use ringfence_protocol::control::NO_INDEX;
@@ -20,6 +20,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, c_int};
 use std::mem::zeroed;
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +55,8 @@ pub struct Card {
     channel: NonNull<ibv_comp_channel>,
     /// What is known of it without asking it.
     pub about: About,
+    /// That of its ports which is used.
+    port: NonZeroU8,
     /// What has been made in it and is not destroyed.
     made: Mutex<Made>,
     closed: AtomicBool,
@@ -91,14 +94,20 @@ unsafe impl Send for Card {}
 unsafe impl Sync for Card {}
 
 impl Card {
-    /// Opens the card with this name.
+    /// Opens the card with this name, to use this port of it.
     ///
     /// # Errors
     /// With what to do.
-    pub fn open(name: &str) -> Result<Self> {
+    pub fn open(name: &str, port: NonZeroU8) -> Result<Self> {
         let library = Arc::new(Library::load()?);
         let (context, about) = Self::listed(&library, |devices| Self::open_of(&library, devices, name))?;
-        Self::of(library, context, about)
+        let card = Self::of(library, context, about, port)?;
+        let ports = card.attributes().with_context(|| format!("cannot query RDMA device {name}"))?.phys_port_cnt;
+        ensure!(
+            port.get() <= ports,
+            "RDMA device {name} has no port {port}: its last is {ports}; correct port of the [[device]] (`rdma link` lists them)"
+        );
+        Ok(card)
     }
 
     /// Opens the card that has this one's GUID now, whatever its name: this one is gone and may be back. `None` if it is not.
@@ -117,7 +126,7 @@ impl Card {
             let name = unsafe { CStr::from_ptr((**device).name.as_ptr()) }.to_string_lossy().into_owned();
             Self::open_of(library, devices, &name).map(Some)
         })?;
-        opened.map(|(context, about)| Self::of(Arc::clone(library), context, about)).transpose()
+        opened.map(|(context, about)| Self::of(Arc::clone(library), context, about, self.port)).transpose()
     }
 
     /// Whether a card with this one's GUID is there, open or not.
@@ -159,10 +168,10 @@ impl Card {
         // SAFETY: as above.
         let context = made(unsafe { (self.library.open_device)(device) })
             .with_context(|| format!("cannot open RDMA device {name} as the user that the proxy is"))?;
-        Self::of(Arc::clone(&self.library), context, self.about.clone())
+        Self::of(Arc::clone(&self.library), context, self.about.clone(), self.port)
     }
 
-    fn of(library: Arc<Library>, context: NonNull<ibv_context>, about: About) -> Result<Self> {
+    fn of(library: Arc<Library>, context: NonNull<ibv_context>, about: About, port: NonZeroU8) -> Result<Self> {
         // SAFETY: the context is open.
         let channel = match made(unsafe { (library.create_comp_channel)(context.as_ptr()) }) {
             Ok(channel) => channel,
@@ -176,7 +185,7 @@ impl Card {
         let sign = rustix::fs::open(about.device.join("dev"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
         let made = Mutex::default();
         let (closed, mlx5) = (AtomicBool::new(false), OnceLock::new());
-        let card = Self { library, context, channel, about, made, closed, mlx5, sign };
+        let card = Self { library, context, channel, about, port, made, closed, mlx5, sign };
         for fd in [card.completions(), card.events()].into_iter().flatten() {
             let flags = rustix::fs::fcntl_getfl(fd)?;
             rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?;
@@ -265,13 +274,19 @@ impl Card {
         Ok(attr)
     }
 
-    /// `struct ibv_port_attr`.
-    pub fn port(&self, port: u8) -> Result<ibv_port_attr, Errno> {
+    /// The number of its port that is used.
+    #[must_use]
+    pub fn port_number(&self) -> u8 {
+        self.port.get()
+    }
+
+    /// `struct ibv_port_attr`, of the port that is used.
+    pub fn port(&self) -> Result<ibv_port_attr, Errno> {
         self.check()?;
         // SAFETY: plain data; the call fills it, or as much of it as it knows.
         let mut attr = unsafe { zeroed() };
         // SAFETY: the context is open, and `attr` lives across the call.
-        done(unsafe { (self.library.query_port)(self.context.as_ptr(), port, &raw mut attr) })?;
+        done(unsafe { (self.library.query_port)(self.context.as_ptr(), self.port.get(), &raw mut attr) })?;
         Ok(attr)
     }
 

@@ -25,8 +25,6 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-/// The port that containers are shown.
-pub const PORT: u8 = 1;
 /// The default partition, with full membership: the only one that is shown.
 const DEFAULT_PKEY: u16 = 0xffff;
 /// Completions of one of the card's queues, which several queue pairs share.
@@ -183,12 +181,6 @@ impl CardControl {
         }
     }
 
-    /// The container's GID table.
-    #[must_use]
-    pub fn gid_table(&self) -> Vec<[u8; 16]> {
-        self.gids.iter().map(|info| info.gid).collect()
-    }
-
     /// The queue pair with this number.
     #[must_use]
     pub fn queue_pair(&self, number: u32) -> Option<Arc<CardQp>> {
@@ -231,7 +223,7 @@ impl CardControl {
     }
 
     fn port_attributes(&self) -> Result<ibv_port_attr, Errno> {
-        self.card.port(PORT)
+        self.card.port()
     }
 }
 
@@ -367,7 +359,7 @@ impl Control for CardControl {
     }
 
     fn set_addresses(&mut self, addresses: &Addresses) {
-        let granted = attributes::granted(&self.card.gids(), PORT, addresses, &self.granted);
+        let granted = attributes::granted(&self.card.gids(), self.card.port_number(), addresses, &self.granted);
         (self.gids, self.indices) = granted.into_iter().unzip();
     }
 

@@ -1,7 +1,6 @@
 //! What is told of a card to an operator.
 
 use crate::card::Card;
-use crate::control::PORT;
 use crate::help;
 use anyhow::{Context, Result};
 use ringfence_abi::{ibv_device_attr, ibv_gid_entry};
@@ -9,23 +8,24 @@ use ringfence_proxy::launch::Limits;
 use ringfence_proxy::launch::card::{Description, Gid};
 use std::ffi::c_int;
 use std::net::Ipv6Addr;
+use std::num::NonZeroU8;
 
 fn count(of: c_int) -> u32 {
     u32::try_from(of).unwrap_or(0)
 }
 
-/// Opens the card with this name, and describes it.
+/// Opens the card with this name, to use this port of it, and describes it.
 ///
 /// # Errors
 /// As those of [`Card::open`].
-pub fn describe(name: &str) -> Result<Description> {
-    let card = Card::open(name)?;
+pub fn describe(name: &str, port: NonZeroU8) -> Result<Description> {
+    let card = Card::open(name, port)?;
     let attr = card.attributes().with_context(|| format!("cannot query RDMA device {name}"))?;
-    Ok(Description { help: help::told(&card), ..of(name, &attr, &card.gids()) })
+    Ok(Description { help: help::told(&card), ..of(name, port.get(), &attr, &card.gids()) })
 }
 
-fn of(name: &str, attr: &ibv_device_attr, gids: &[ibv_gid_entry]) -> Description {
-    let gids = gids.iter().filter(|entry| entry.port_num == u32::from(PORT)).map(|entry| Gid {
+fn of(name: &str, port: u8, attr: &ibv_device_attr, gids: &[ibv_gid_entry]) -> Description {
+    let gids = gids.iter().filter(|entry| entry.port_num == u32::from(port)).map(|entry| Gid {
         index: entry.gid_index,
         gid: Ipv6Addr::from(entry.gid.0).to_string(),
         // `enum ibv_gid_type`
@@ -91,7 +91,7 @@ mod tests {
             raw[10..].copy_from_slice(&[0xff, 0xff, 10, 9, 1, 1]);
             ibv_gid_entry { gid: ibv_gid(raw), gid_index: 3, port_num, gid_type, ndev_ifindex: 7 }
         };
-        let said = of("mlx5_0", &attributes(), &[entry(1, 2), entry(2, 2), entry(1, 9)]);
+        let said = of("mlx5_0", 1, &attributes(), &[entry(1, 2), entry(2, 2), entry(1, 9)]);
         let gid = |kind: &str| Gid { index: 3, gid: "::ffff:10.9.1.1".into(), kind: kind.into() };
         assert_eq!(said.gids, [gid("RoCE v2"), gid("unknown")]);
         assert_eq!((said.max_qp, said.max_mr, said.max_mr_bytes, said.atomics), (100, 0, 1 << 40, true));

@@ -26,7 +26,6 @@ mod receives;
 mod speed;
 
 use crate::card::{Card, CardQp, Cq, Mr};
-use crate::control::PORT;
 use crate::names::{Kind, Lives, Name, Number};
 use batch::{Batch, Refused, Request};
 use completions::completed;
@@ -214,7 +213,7 @@ impl Ibverbs {
     /// # Errors
     /// What the card says.
     pub fn new(card: Arc<Card>, made: Made) -> Result<Self, Errno> {
-        let load = Load::of(&card.port(PORT)?);
+        let load = Load::of(&card.port()?);
         Ok(Self {
             open: Some(Open::new(card)?),
             before: 0,

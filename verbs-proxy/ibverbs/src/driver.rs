@@ -4,13 +4,15 @@
 use crate::absence;
 use crate::attributes;
 use crate::card::{CardQp, Event, Of};
-use crate::control::{CardControl, PORT};
+use crate::control::CardControl;
 use crate::device::{self, Ibverbs, Task};
+use crate::drained::{self, Refused};
 use ringfence_protocol::control::{ModifyQp, QpAttr};
 use ringfence_protocol::verbs::{EventType, QpAttrMask as Mask, QpState};
 use ringfence_proxy::control::driver::Driver;
 use ringfence_proxy::control::node::Node;
 use ringfence_proxy::device::control::Control;
+use ringfence_proxy::state;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
@@ -22,9 +24,6 @@ const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
 
 /// Asynchronous events that are taken at once.
 const MOST_EVENTS: usize = 64;
-
-/// What a queue pair may be told while it sends, without the card being drained.
-const SENDING: u32 = Mask::STATE.0 | Mask::CUR_STATE.0 | Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0;
 
 /// The card's number of a queue pair. `EIO` if that card is gone: another queue pair may have the number on the next.
 fn number(node: &Node<Ibverbs>, queue: u32) -> Result<u32, Errno> {
@@ -38,19 +37,33 @@ fn card_qp(node: &Node<Ibverbs>, queue: u32) -> Result<Arc<CardQp>, Errno> {
     node.device.queue_pair(number(node, queue)?).ok_or(Errno::INVAL)
 }
 
-fn take_to(qp: &CardQp, state: QpState) -> Result<(), Errno> {
-    let mut attr = attributes::queue_pair(&Default::default(), state, PORT, 0);
-    qp.modify(&mut attr, Mask::STATE.0)
+/// The card's index of the GID that a request names as its source, if it names one.
+fn source(node: &Node<Ibverbs>, request: &ModifyQp) -> Result<u8, Errno> {
+    let QpAttr { mask, av, .. } = &request.attr;
+    match mask & Mask::AV.0 != 0 && av.is_global != 0 {
+        true => node.device.source(av.sgid_index).ok_or(Errno::NODATA),
+        false => Ok(0),
+    }
 }
 
 /// Takes the card's queue pair to its error state, and lets the plane know.
 fn stop(node: &Node<Ibverbs>, queue: u32, incarnation: u64, qp: &CardQp) {
-    if let Err(error) = take_to(qp, QpState::ERR) {
+    if let Err(error) = qp.take_to(QpState::ERR) {
         // In RESET it has nothing. A card that does not obey is gone; its completions will not come, and destroying the queue pair
         // is what remains.
         node.voice.say(&format!("queue pair {}: the card does not take it to the error state: {error}", qp.number));
     }
     node.worker.call(move |plane| device::stopped(plane, queue, incarnation));
+}
+
+/// The card's queue pair can neither go on nor back: it is in error, and so is the container's.
+fn stuck(node: &Node<Ibverbs>, queue: u32, qp: &CardQp) -> Result<(), Errno> {
+    let incarnation = node.worker.call(move |plane| {
+        plane.to_error(queue);
+        Some(plane.qps[queue as usize].as_ref()?.incarnation)
+    });
+    stop(node, queue, incarnation.ok_or(Errno::INVAL)?, qp);
+    Ok(())
 }
 
 /// What is to be done where the kernel has no interface for the source of a connection. Upstream it says so only of one that is gone.
@@ -78,7 +91,7 @@ fn pace(node: &mut Node<Ibverbs>, queue: u32, qp: &CardQp) -> Result<(), Errno> 
 fn hang(node: &mut Node<Ibverbs>, qp: &CardQp) {
     let CardControl { card, tree, .. } = &mut node.device;
     // As above; a port that does not answer is no reason to hold anything back.
-    let mtu = || card.port(PORT).map_or(256, |port| 128 << port.active_mtu.min(5));
+    let mtu = || card.port().map_or(256, |port| 128 << port.active_mtu.min(5));
     if let Some(said) = tree.hang(card, qp, mtu) {
         node.voice.say(&said);
     }
@@ -120,7 +133,7 @@ impl Driver for Ibverbs {
             QpState::RESET => {
                 // The plane first: it posts nothing more. Then the card, which is done with memory when it returns.
                 commit(node)?;
-                take_to(&qp, QpState::RESET)?;
+                qp.take_to(QpState::RESET)?;
                 let name = qp.cq.name;
                 node.worker.call(move |plane| device::drain(plane, name));
             }
@@ -129,31 +142,35 @@ impl Driver for Ibverbs {
                 let incarnation = node.worker.call(move |plane| Some(plane.qps[queue as usize].as_ref()?.incarnation));
                 stop(node, queue, incarnation.ok_or(Errno::INVAL)?, &qp);
             }
-            // The plane drains by itself; the card need not know. What only a drained card takes is not offered.
-            QpState::SQD => {
-                if mask & !(Mask::STATE.0 | Mask::CUR_STATE.0 | Mask::EN_SQD_ASYNC_NOTIFY.0) != 0 {
-                    return Err(Errno::OPNOTSUPP);
+            // The plane drains by itself, and the card need not know.
+            QpState::SQD if from == QpState::RTS => commit(node)?,
+            // It has nothing of the queue pair if that matters: the plane has seen to it.
+            QpState::SQD if state::needs_drained(from, to, mask) => {
+                let source = source(node, &request)?;
+                let mut attr =
+                    attributes::queue_pair(&request.attr, QpState::SQD, node.device.card.port_number(), source);
+                let changed = drained::change(&*qp, &mut attr, mask & !Mask::PATH_MIG_STATE.0);
+                if let Err(Refused { error, is_stuck }) = changed {
+                    if is_stuck {
+                        stuck(node, queue, &qp)?;
+                    }
+                    return Err(error);
                 }
                 commit(node)?;
             }
-            QpState::RTS if from == QpState::SQD || from == QpState::RTS => {
-                if mask & !SENDING != 0 {
-                    return Err(Errno::OPNOTSUPP);
-                }
-                let mut attr = attributes::queue_pair(&request.attr, QpState::RTS, PORT, 0);
+            QpState::SQD | QpState::RTS if from == QpState::SQD || from == QpState::RTS => {
                 let what = mask & (Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0);
                 if what != 0 {
+                    let mut attr =
+                        attributes::queue_pair(&request.attr, QpState::RTS, node.device.card.port_number(), 0);
                     qp.modify(&mut attr, what)?;
                 }
                 commit(node)?;
             }
             to => {
                 // The card first: what the plane posts from then on, it takes.
-                let source = match mask & Mask::AV.0 != 0 && request.attr.av.is_global != 0 {
-                    true => node.device.source(request.attr.av.sgid_index).ok_or(Errno::NODATA)?,
-                    false => 0,
-                };
-                let mut attr = attributes::queue_pair(&request.attr, to, PORT, source);
+                let source = source(node, &request)?;
+                let mut attr = attributes::queue_pair(&request.attr, to, node.device.card.port_number(), source);
                 // Path migration is InfiniBand's, and its only state here is that of the card.
                 let taken = qp.modify(&mut attr, mask & !(Mask::PATH_MIG_STATE.0 | Mask::CUR_STATE.0));
                 if taken == Err(Errno::NODEV) && mask & Mask::AV.0 != 0 {
@@ -248,19 +265,18 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
                 plane.to_error(queue);
             }
         }),
-        Of::Port(port) if port != u32::from(PORT) => {}
+        Of::Port(port) if port != u32::from(node.device.card.port_number()) => {}
         Of::Port(_) => {
-            let had = node.device.gid_table();
-            // What is shown is read again.
-            node.gids_fresh_until = 0;
-            let _ = node.gid(0);
+            let had = node.device.gids().map(<[_]>::to_vec);
+            // What is shown is read again, before somebody hears of it.
+            node.refresh_port();
             if matches!(kind, EventType::PORT_ACTIVE | EventType::DEVICE_SPEED_CHANGE)
-                && let Ok(port) = node.device.card.port(PORT)
+                && let Ok(port) = node.device.card.port()
             {
                 node.worker.call(move |plane| device::resized(plane, &port));
             }
             // The card's table has entries of other containers as well.
-            if kind != EventType::GID_CHANGE || had != node.device.gid_table() {
+            if kind != EventType::GID_CHANGE || had.as_deref() != node.device.gids() {
                 node.announced.push(kind);
             }
         }

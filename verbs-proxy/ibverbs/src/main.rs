@@ -30,14 +30,17 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.as_slice() {
-        [option, name] if option == DESCRIBE => describe(&name.to_string_lossy()),
+        [option, name] if option == DESCRIBE => describe(&name.to_string_lossy(), "1"),
+        [option, name, port] if option == DESCRIBE => describe(&name.to_string_lossy(), &port.to_string_lossy()),
         _ => process::main::<CardProxy>(),
     }
 }
 
 /// For `ringfence info` and `ringfence doctor`.
-fn describe(name: &str) -> ExitCode {
-    let described = description::describe(name).and_then(|card| Ok(serde_json::to_string(&card)?));
+fn describe(name: &str, port: &str) -> ExitCode {
+    let port = port.parse().with_context(|| format!("{port:?} is no number of a port: 1 to 255"));
+    let described =
+        port.and_then(|port| description::describe(name, port)).and_then(|card| Ok(serde_json::to_string(&card)?));
     match described {
         Ok(card) => println!("{card}"),
         Err(error) => {
@@ -56,7 +59,7 @@ impl Program for CardProxy {
     fn open(opening: &Opening<'_>) -> Result<((), CardControl)> {
         raise_locked_limit();
         let name = &opening.launch.device.name;
-        let card = Arc::new(Card::open(name)?);
+        let card = Arc::new(Card::open(name, opening.launch.device.port)?);
         // Queue pairs are connected by rdma_cm alone there, which would let the container name others' queue pairs; and siw looks
         // for the pages of a region at the address of the process that registers it.
         ensure!(

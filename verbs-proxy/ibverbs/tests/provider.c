@@ -12,10 +12,11 @@
  * a completion queue is polled, so that something is always under way, and all when one is armed.
  *
  * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE;
- * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID.
+ * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID; twoport0
+ * has a second port, which is the one that works; undrained0 has no state SQD.
  *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
- * of a port that no container has. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
+ * of a port that no container has; with 0x2000 the GIDs go before it, or come back as those of RoCE v1. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
  * cards has been read some times.
  */
 #include <arpa/inet.h>
@@ -95,6 +96,8 @@ struct qp {
 	unsigned int send_head, send_count, receive_head, receive_count;
 	/* kbit/s. */
 	uint32_t rate;
+	/* In SQD, and nobody has asked since. */
+	int draining;
 };
 
 struct card {
@@ -108,14 +111,14 @@ static struct card *card_of(struct ibv_context *context)
 	return (struct card *)((char *)context - offsetof(struct card, verbs.context));
 }
 
-/* Of the one port. */
+/* Of the port that works. */
 static struct {
 	enum ibv_port_state state;
 	uint16_t lid;
 } port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, DEVICES };
+enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, TWO_PORTS, UNDRAINED, DEVICES };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
@@ -123,11 +126,19 @@ static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_RNIC, .transport_type = IBV_TRANSPORT_IWARP, .name = "iwarp0", .dev_name = "uverbs2"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "paced0", .dev_name = "uverbs3"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "marked0", .dev_name = "uverbs4"},
-	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "elsewhere0", .dev_name = "uverbs5"}};
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "elsewhere0", .dev_name = "uverbs5"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "twoport0", .dev_name = "uverbs6"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "undrained0", .dev_name = "uverbs7"}};
+static uint8_t working_port(struct ibv_context *context)
+{
+	return context->device == &devices[TWO_PORTS] ? 2 : 1;
+}
+
 /* How often the list of cards is read without this one. */
 static int away[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
-static int gid_count;
+/* Of the table all but the first are gone. */
+static int gid_count, gids_gone;
 static struct mr *mrs[MOST_MRS];
 static uint8_t mr_lives[MOST_MRS];
 static struct qp *qps[MOST_QPS];
@@ -180,7 +191,7 @@ static void list_gids(void)
 	static const uint8_t foreign[16] = {0x20, 0x01, 0x0d, 0xb8, 1};
 	struct ifaddrs *list, *at;
 
-	gid_count = 0;
+	gid_count = gids_gone = 0;
 	/* Of somebody else on this card. */
 	add_gid(foreign);
 	if (getifaddrs(&list))
@@ -260,7 +271,7 @@ int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 	attr->max_res_rd_atom = 16 * MOST_QPS;
 	attr->atomic_cap = IBV_ATOMIC_HCA;
 	attr->max_pkeys = 1;
-	attr->phys_port_cnt = 1;
+	attr->phys_port_cnt = working_port(context);
 	return 0;
 }
 
@@ -282,8 +293,13 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 
 	if (card_of(context)->gone)
 		return EIO;
-	if (port != 1)
+	if (!port || port > working_port(context))
 		return EINVAL;
+	if (port != working_port(context)) {
+		attr->state = IBV_PORT_DOWN;
+		attr->gid_tbl_len = 2 * MOST_GIDS;
+		return 0;
+	}
 	attr->state = port1.state;
 	attr->lid = port1.lid;
 	attr->max_mtu = attr->active_mtu = IBV_MTU_4096;
@@ -291,9 +307,9 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 	attr->port_cap_flags = IBV_PORT_IP_BASED_GIDS | IBV_PORT_CM_SUP;
 	attr->max_msg_sz = 1 << 31;
 	attr->pkey_tbl_len = 1;
-	attr->active_width = 2;
-	attr->active_speed = 32;
-	attr->phys_state = 5;
+	attr->active_width = port1.state == IBV_PORT_ACTIVE ? 2 : 1;
+	attr->active_speed = port1.state == IBV_PORT_ACTIVE ? 32 : 1;
+	attr->phys_state = port1.state == IBV_PORT_ACTIVE ? 5 : 3;
 	attr->link_layer = IBV_LINK_LAYER_ETHERNET;
 	return 0;
 }
@@ -301,12 +317,18 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 ssize_t _ibv_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *entries, size_t most, uint32_t flags,
 			     size_t size)
 {
-	size_t count = (size_t)gid_count < most ? (size_t)gid_count : most;
+	size_t count = gids_gone ? 1 : (size_t)gid_count < most ? (size_t)gid_count : most;
 
-	(void)context;
 	if (flags || size != sizeof(*entries))
 		return -EINVAL;
 	memcpy(entries, gids, count * size);
+	for (size_t i = 0; i < count; i++)
+		entries[i].port_num = working_port(context);
+	/* The other port has somebody's address at the index of the first of the container's. */
+	if (working_port(context) == 2 && count < most) {
+		entries[count] = gids[0];
+		entries[count++].gid_index = 3;
+	}
 	return count;
 }
 
@@ -424,7 +446,7 @@ int ibv_query_gid(struct ibv_context *context, uint8_t port, int index, union ib
 	for (int i = 0; i < gid_count; i++)
 		if (gids[i].gid_index == (uint32_t)index)
 			*gid = gids[i].gid;
-	return port == 1 ? 0 : EINVAL;
+	return port == working_port(context) ? 0 : EINVAL;
 }
 
 const char *ibv_wc_status_str(enum ibv_wc_status status)
@@ -625,13 +647,22 @@ static void event(struct qp *qp, enum ibv_event_type type)
 static void happen(struct qp *qp, uint32_t what)
 {
 	struct card *card = card_of(qp->base.context);
-	struct ibv_async_event event = {.event_type = what & 0xfff, .element.port_num = what & 0x1000 ? 2 : 1};
+	struct ibv_async_event event = {.event_type = what & 0xfff, .element.port_num = working_port(qp->base.context)};
 
+	/* Of another one. */
+	if (what & 0x1000)
+		event.element.port_num = 3 - event.element.port_num;
+
+	if (what & 0x2000) {
+		gids_gone = !gids_gone;
+		for (int i = 0; i < gid_count; i++)
+			gids[i].gid_type = IBV_GID_TYPE_ROCE_V1;
+	}
 	if (event.event_type == IBV_EVENT_PORT_ERR)
 		port1.state = IBV_PORT_DOWN;
 	else if (event.event_type == IBV_EVENT_PORT_ACTIVE)
 		port1.state = IBV_PORT_ACTIVE;
-	else if (event.event_type == IBV_EVENT_LID_CHANGE && event.element.port_num == 1)
+	else if (event.event_type == IBV_EVENT_LID_CHANGE && event.element.port_num == working_port(qp->base.context))
 		port1.lid++;
 	else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
 		card->gone = 1;
@@ -958,6 +989,10 @@ static int may_go(enum ibv_qp_state from, enum ibv_qp_state to)
 {
 	if (to == IBV_QPS_RESET || to == IBV_QPS_ERR)
 		return 1;
+	if (from == IBV_QPS_SQD)
+		return to == IBV_QPS_SQD || to == IBV_QPS_RTS;
+	if (to == IBV_QPS_SQD)
+		return from == IBV_QPS_RTS;
 	return to == from ? from != IBV_QPS_RESET : to == from + 1 && to <= IBV_QPS_RTS;
 }
 
@@ -970,14 +1005,19 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 	if (is_gone(qp))
 		return EIO;
 	pthread_mutex_lock(&lock);
-	if (!may_go(base->state, to)) {
+	if (base->context->device == &devices[UNDRAINED] && to == IBV_QPS_SQD)
+		to = -1;
+	/* It is drained as soon as somebody has looked, and takes what only a drained one takes. */
+	if (!may_go(base->state, to) || (base->state == IBV_QPS_SQD && qp->draining && to != IBV_QPS_ERR && to != IBV_QPS_RESET) ||
+	    (base->state == IBV_QPS_RTS && mask & ~(IBV_QP_STATE | IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER)) ||
+	    (mask & IBV_QP_PORT && attr->port_num != working_port(base->context))) {
 		pthread_mutex_unlock(&lock);
 		return EINVAL;
 	}
 	if (mask & IBV_QP_AV) {
 		for (int i = 0; i < gid_count; i++)
 			known |= gids[i].gid_index == attr->ah_attr.grh.sgid_index;
-		if (!attr->ah_attr.is_global || !known || attr->ah_attr.port_num != 1) {
+		if (!attr->ah_attr.is_global || !known || attr->ah_attr.port_num != working_port(base->context)) {
 			pthread_mutex_unlock(&lock);
 			return EINVAL;
 		}
@@ -997,6 +1037,11 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 		qp->attr.dest_qp_num = attr->dest_qp_num;
 	if (mask & IBV_QP_RNR_RETRY)
 		qp->attr.rnr_retry = attr->rnr_retry;
+	if (base->state == IBV_QPS_RTS && to == IBV_QPS_SQD) {
+		if (qp->send_count)
+			broken("a queue pair is to drain that has something to send");
+		qp->draining = 1;
+	}
 	if (to == IBV_QPS_ERR) {
 		fail(qp);
 		pump(qp);
@@ -1017,9 +1062,13 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 
 int ibv_query_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask, struct ibv_qp_init_attr *init)
 {
+	struct qp *qp = (struct qp *)base;
+
 	(void)mask;
 	(void)init;
 	pthread_mutex_lock(&lock);
+	attr->sq_draining = base->state == IBV_QPS_SQD && qp->draining;
+	qp->draining = 0;
 	attr->qp_state = attr->cur_qp_state = base->state;
 	pthread_mutex_unlock(&lock);
 	return 0;

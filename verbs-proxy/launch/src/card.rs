@@ -1,4 +1,4 @@
-//! What `ringfence-proxy-ibverbs --describe NAME` says of a card, as one line of JSON: what its verbs say and no file does. For
+//! What `ringfence-proxy-ibverbs --describe NAME [PORT]` says of a card, as one line of JSON: what its verbs say and no file does. For
 //! `ringfence info` and `ringfence doctor`, which are linked statically and cannot load libibverbs.
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ pub struct Description {
     pub max_rd_atomic: u32,
     /// Whether it has atomics.
     pub atomics: bool,
-    /// The card's GIDs of its first port, with the index that each has on the host; containers have their own order.
+    /// The GIDs of that port of the card's, with the index that each has on the host; containers have their own order.
     pub gids: Vec<Gid>,
     /// What the card may do beside the proxy's scheduler.
     pub help: Vec<Help>,

@@ -14,6 +14,7 @@ use addresses::{Gids, Peers};
 use marks::Marks;
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 
 /// The listening SEQPACKET socket, bound by the hook to `<container_dir>/mount/verbs.sock`, mode 0666.
@@ -86,12 +87,22 @@ pub struct Device {
     pub kind: DeviceKind,
     /// Bits per second of the modelled link that all containers of the device share; `None` for as fast as memory.
     pub link: Option<u64>,
+    /// Which of a card's ports the container has, as its port 1.
+    #[serde(default = "first_port")]
+    pub port: NonZeroU8,
     /// Which of a card's GIDs are the container's. Those of the software device are always of the container's network namespace.
     #[serde(default)]
     pub gids: Gids,
     /// What a card's packets are marked with.
     #[serde(default)]
     pub marks: Marks,
+}
+
+/// What a card has one of at least.
+pub const FIRST_PORT: NonZeroU8 = NonZeroU8::MIN;
+
+fn first_port() -> NonZeroU8 {
+    FIRST_PORT
 }
 
 /// Backends.

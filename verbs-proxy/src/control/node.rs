@@ -179,6 +179,16 @@ impl<D: Driver> Node<D> {
         }
     }
 
+    /// The device's port may have changed: brings what programs read of it up to date, its GID table included.
+    pub fn refresh_port(&mut self) {
+        self.gids_fresh_until = 0;
+        self.refresh_gids();
+        let info = self.device.port(self.port.lid());
+        if let Some(shown) = &mut self.shown {
+            shown.update_port(&info);
+        }
+    }
+
     /// Addresses may have changed.
     pub fn hear_addresses(&mut self) {
         if let Some(shown) = &mut self.shown {

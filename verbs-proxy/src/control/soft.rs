@@ -23,7 +23,13 @@ impl Driver for Soft {
 
     fn modify_qp(node: &mut Node<Self>, queue: u32, request: &ModifyQp) -> Result<(), Errno> {
         let has_av = request.attr.mask & QpAttrMask::AV.0 != 0;
-        let destination = if has_av { node.resolve(&request.attr.av, request.attr.dest_qp_num) } else { None };
+        // A drained queue pair is given another path to the peer that it has.
+        let peer = match request.attr.mask & QpAttrMask::DEST_QPN.0 != 0 {
+            true => request.attr.dest_qp_num,
+            false if has_av => node.worker.call(move |plane| plane.query_qp(queue))?.dest_qp_num,
+            false => 0,
+        };
+        let destination = if has_av { node.resolve(&request.attr.av, peer) } else { None };
         let request = *request;
         let tickets = node.worker.call(move |plane| {
             plane.modify_qp(queue, &request, destination)?;

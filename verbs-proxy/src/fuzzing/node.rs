@@ -15,7 +15,7 @@ use crate::fabric::neighbours::Neighbours;
 use crate::fabric::ports::Taken;
 use crate::launch::addresses::Gids;
 use crate::launch::marks::Marks;
-use crate::launch::{Device, DeviceKind, Limits};
+use crate::launch::{Device, DeviceKind, FIRST_PORT, Limits};
 use crate::memory::{RegionTable, places};
 use crate::plane::bell::Bell;
 use crate::shared::{Holes, Mapping, SealedFile};
@@ -119,6 +119,7 @@ impl Scene {
             kind: DeviceKind::Soft,
             link: None,
             gids: Gids::default(),
+            port: FIRST_PORT,
             marks: Marks::default(),
         };
         let lids = [own.port.lid(), other.port.lid()];

@@ -338,6 +338,12 @@ impl<D: Device> Qp<D> {
         matches!(self.state, QpState::RTR | QpState::RTS | QpState::SQD)
     }
 
+    /// In SQD, with requests that were begun before and are not finished.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.state == QpState::SQD && !self.pending.is_empty()
+    }
+
     /// Forgets all requests: the transition to RESET. The container goes on at the given ring positions.
     pub fn reset(&mut self, send: Position, receive: Position) {
         self.state = QpState::RESET;

@@ -45,6 +45,9 @@ impl<D: Device> Plane<D> {
         let claimed = has(Mask::CUR_STATE).then_some(attr.cur_state);
         state::check(qp.state, to, claimed, attr.mask).map_err(|_| Errno::INVAL)?;
         check_values(attr)?;
+        if state::needs_drained(qp.state, to, attr.mask) && qp.is_draining() {
+            return Err(Errno::INVAL);
+        }
         Ok((qp.state, to))
     }
 
@@ -55,7 +58,7 @@ impl<D: Device> Plane<D> {
         request: &ModifyQp,
         destination: Option<D::Destination>,
     ) -> Result<(), Errno> {
-        let (_, to) = self.check_modify(queue, request)?;
+        let (from, to) = self.check_modify(queue, request)?;
         let qp = self.qps.get_mut(queue as usize).and_then(Option::as_mut).ok_or(Errno::INVAL)?;
         let attr = &request.attr;
         let has = |bit: Mask| attr.mask & bit.0 != 0;
@@ -77,7 +80,10 @@ impl<D: Device> Plane<D> {
         merge(&mut qp.attr, attr);
         (qp.retries, qp.rnr_retries) = (qp.attr.retry_cnt, qp.attr.rnr_retry);
         qp.state = to;
-        qp.attr.en_sqd_async_notify = u32::from(to == QpState::SQD && attr.en_sqd_async_notify != 0);
+        if from != to {
+            let wanted = has(Mask::EN_SQD_ASYNC_NOTIFY) && attr.en_sqd_async_notify != 0;
+            qp.attr.en_sqd_async_notify = u32::from(wanted);
+        }
         D::modified(self, queue, attr.mask, destination);
         self.activate(queue);
         Ok(())
@@ -86,8 +92,7 @@ impl<D: Device> Plane<D> {
     /// `ibv_query_qp`.
     pub fn query_qp(&self, queue: u32) -> Result<QpAttr, Errno> {
         let qp = self.qps.get(queue as usize).and_then(Option::as_ref).ok_or(Errno::INVAL)?;
-        let draining = qp.state == QpState::SQD && !qp.pending.is_empty();
-        Ok(QpAttr { state: qp.state, cur_state: qp.state, sq_draining: u32::from(draining), ..qp.attr })
+        Ok(QpAttr { state: qp.state, cur_state: qp.state, sq_draining: u32::from(qp.is_draining()), ..qp.attr })
     }
 }
 

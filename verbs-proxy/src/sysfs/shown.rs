@@ -1,9 +1,10 @@
 //! The part of the files that changes while the container runs: its addresses come and go, and with engines that make its network
-//! after the hooks all but the first GID come then.
+//! after the hooks all but the first GID come then; and a card's port goes down and comes back.
 
-use super::tree::{Changing, write_tree};
+use super::tree::{Changing, PortFiles, attributes, write_tree};
 use super::{Device, Entry, text};
 use crate::pacing::Nanos;
+use ringfence_protocol::control::PortInfo;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::ftruncate;
 use rustix::io::{Errno, pwrite};
@@ -17,9 +18,11 @@ const MOST_MESSAGES: usize = 64;
 /// `RTMGRP_LINK`, for names, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` of `<linux/rtnetlink.h>`.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
-/// A device that is shown, whose first port's GID table is kept up to date.
+/// A device that is shown, whose first port is kept up to date.
 #[derive(Debug)]
 pub struct Shown {
+    /// Of the port's attributes, each with what it says.
+    attributes: Vec<(OwnedFd, String)>,
     entries: Vec<(Changing, Entry)>,
     /// Where the kernel tells of changes in the network namespace that this process is in.
     changes: OwnedFd,
@@ -37,11 +40,16 @@ impl Shown {
         // Protocol 0 is routing.
         let changes = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
         bind(&changes, &SocketAddrNetlink::new(0, GROUPS))?;
-        let files = write_tree(device, root)?.into_iter().next().unwrap_or_default();
         let port = device.ports.first();
+        let (files, gids) = match write_tree(device, root)?.into_iter().next() {
+            Some(PortFiles { attributes, gids }) => (attributes, gids),
+            None => (Vec::new(), Vec::new()),
+        };
+        let said = port.map(|port| attributes(&port.info)).into_iter().flatten().map(|(_, content)| content);
+        let attributes = files.into_iter().zip(said).collect();
         let entry = |index: usize| port.and_then(|port| port.gids.get(index).cloned()).unwrap_or_else(Entry::empty);
-        let entries = files.into_iter().enumerate().map(|(index, files)| (files, entry(index))).collect();
-        Ok(Self { entries, changes, quiet_until: 0 })
+        let entries = gids.into_iter().enumerate().map(|(index, files)| (files, entry(index))).collect();
+        Ok(Self { attributes, entries, changes, quiet_until: 0 })
     }
 
     /// When changes are heard of again.
@@ -59,6 +67,15 @@ impl Shown {
                 // Too many for the socket: the kernel says so once.
                 Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
                 Err(_) => break,
+            }
+        }
+    }
+
+    /// Brings the files of the port up to date, but for its GID table.
+    pub fn update_port(&mut self, info: &PortInfo) {
+        for ((file, shown), (_, content)) in self.attributes.iter_mut().zip(attributes(info)) {
+            if *shown != content && write_line(file, &content).is_ok() {
+                *shown = content;
             }
         }
     }
@@ -83,8 +100,13 @@ impl AsFd for Shown {
 
 /// If it fails, as on a full file system, it is tried again with the next change.
 fn write_entry(files: &Changing, entry: &Entry) -> Result<(), Errno> {
-    pwrite(&files.gid, text::gid(&entry.info.gid).as_bytes(), 0)?;
-    let interface = text::interface(&entry.interface);
-    pwrite(&files.interface, interface.as_bytes(), 0)?;
-    ftruncate(&files.interface, interface.len() as u64)
+    write_line(&files.gid, &text::gid(&entry.info.gid))?;
+    write_line(&files.interface, &text::interface(&entry.interface))?;
+    write_line(&files.kind, text::gid_type(entry))
+}
+
+/// Who reads meanwhile finds the new line, with the end of the old one behind it if that was longer.
+fn write_line(file: &OwnedFd, line: &str) -> Result<(), Errno> {
+    pwrite(file, line.as_bytes(), 0)?;
+    ftruncate(file, line.len() as u64)
 }

@@ -132,3 +132,28 @@ fn gids_come_and_go() {
     shown.update([entry(9, GidType::ROCE_V2, "e")]);
     assert_eq!((seen(0), seen(1), seen(15)), (some("0009", "e\n"), some("0000", ""), some("0000", "")));
 }
+
+#[test]
+fn a_port_and_the_kinds_of_its_gids_change() {
+    let sys = tempfile::tempdir().unwrap();
+    let device = card();
+    let mut shown = Shown::new(&device, &root(sys.path())).unwrap();
+    let ports = sys.path().join("class/infiniband/mlx5_3/ports");
+    let read = |port: u32, name: &str| read_to_string(ports.join(port.to_string()).join(name)).unwrap();
+    let up = ["4: ACTIVE\n", "5: LinkUp\n", "400 Gb/sec (4X NDR)\n", "0x11\n"];
+    let seen = |port| ["state", "phys_state", "rate", "lid"].map(|name| read(port, name));
+    assert_eq!(seen(1), up);
+
+    // Each line is shorter than before.
+    let info = PortInfo { state: 1, phys_state: 3, active_width: 1, active_speed: 32, lid: 1, ..device.ports[0].info };
+    shown.update_port(&info);
+    assert_eq!(seen(1), ["1: DOWN\n", "3: Disabled\n", "25 Gb/sec (1X EDR)\n", "0x1\n"]);
+    assert_eq!((read(1, "link_layer").as_str(), read(2, "state").as_str()), ("InfiniBand\n", "4: ACTIVE\n"));
+    shown.update_port(&device.ports[0].info);
+    assert_eq!(seen(1), up);
+
+    let kinds = || [0, 1, 2].map(|index| read(1, &format!("gid_attrs/types/{index}")));
+    assert_eq!(kinds(), ["IB/RoCE v1\n", "RoCE v2\n", "RoCE v2\n"]);
+    shown.update([entry(1, GidType::ROCE_V2, ""), entry(1, GidType::IB_ROCE_V1, "")]);
+    assert_eq!(kinds(), ["RoCE v2\n", "IB/RoCE v1\n", "RoCE v2\n"]);
+}

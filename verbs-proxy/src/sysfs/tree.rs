@@ -1,7 +1,7 @@
 //! The files.
 
 use super::{CHANGING_GIDS, CLASSES, DEVICES, Device, Entry, MAX_GID_TABLE, PLACEHOLDER, Parent, Port, VERBS, text};
-use ringfence_protocol::control::GidInfo;
+use ringfence_protocol::control::{GidInfo, PortInfo};
 use ringfence_protocol::verbs::GidType;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, linkat, mkdirat, openat, symlinkat};
@@ -14,27 +14,52 @@ const PROVIDER_ABI: &str = "1\n";
 /// Where directories of devices are, in the class [`VERBS`].
 const HIDDEN: &str = ".ringfence";
 
+/// Files of a port that can be written to.
+#[derive(Debug)]
+pub struct PortFiles {
+    /// Those of its attributes, in the order of [`attributes`].
+    pub attributes: Vec<OwnedFd>,
+    /// The beginning of its GID table.
+    pub gids: Vec<Changing>,
+}
+
 /// Files of an entry of the GID table that can be written to.
 #[derive(Debug)]
 pub struct Changing {
     pub gid: OwnedFd,
     pub interface: OwnedFd,
+    pub kind: OwnedFd,
 }
 
-/// Makes all files of `device` in the tree with the root `root`, and returns what may change of each port's GID table.
+/// What a port's attributes are in their files; the names are always the same, in the same order.
+pub fn attributes(info: &PortInfo) -> [(&'static str, String); 9] {
+    [
+        ("state", text::state(info.state)),
+        ("phys_state", text::physical_state(info.phys_state)),
+        ("rate", text::rate(info.active_width, info.active_speed)),
+        ("lid", format!("0x{:x}\n", info.lid)),
+        ("lid_mask_count", format!("{}\n", info.lmc)),
+        ("sm_lid", format!("0x{:x}\n", info.sm_lid)),
+        ("sm_sl", format!("{}\n", info.sm_sl)),
+        ("cap_mask", format!("0x{:08x}\n", info.port_cap_flags)),
+        ("link_layer", text::link_layer(info.link_layer).to_owned()),
+    ]
+}
+
+/// Makes all files of `device` in the tree with the root `root`, and returns what may change of each port.
 ///
 /// To be called while the process has one thread: files are readable for everybody, whatever its mask is.
 ///
 /// # Errors
 /// What the kernel says of the file system.
-pub fn write_tree(device: &Device, root: &OwnedFd) -> Result<Vec<Vec<Changing>>, Errno> {
+pub fn write_tree(device: &Device, root: &OwnedFd) -> Result<Vec<PortFiles>, Errno> {
     let mask = rustix::process::umask(Mode::empty());
     let result = all(device, root);
     rustix::process::umask(mask);
     result
 }
 
-fn all(device: &Device, root: &OwnedFd) -> Result<Vec<Vec<Changing>>, Errno> {
+fn all(device: &Device, root: &OwnedFd) -> Result<Vec<PortFiles>, Errno> {
     let name = text::terminated(&device.info.name);
     let verbs_name = format!("uverbs{}", device.verbs);
     let (parent, to_parent) = match &device.parent {
@@ -120,21 +145,9 @@ impl Directory {
         Ok(())
     }
 
-    fn port(&self, port: &Port) -> Result<Vec<Changing>, Errno> {
-        let info = &port.info;
-        for (name, content) in [
-            ("state", text::state(info.state)),
-            ("phys_state", text::physical_state(info.phys_state)),
-            ("rate", text::rate(info.active_width, info.active_speed)),
-            ("lid", format!("0x{:x}\n", info.lid)),
-            ("lid_mask_count", format!("{}\n", info.lmc)),
-            ("sm_lid", format!("0x{:x}\n", info.sm_lid)),
-            ("sm_sl", format!("{}\n", info.sm_sl)),
-            ("cap_mask", format!("0x{:08x}\n", info.port_cap_flags)),
-            ("link_layer", text::link_layer(info.link_layer).to_owned()),
-        ] {
-            self.file(name, &content)?;
-        }
+    fn port(&self, port: &Port) -> Result<PortFiles, Errno> {
+        let files = attributes(&port.info);
+        let attributes = files.iter().map(|(name, content)| self.file(name, content)).collect::<Result<_, _>>()?;
         let pkeys = self.make("pkeys")?;
         for (index, key) in port.pkeys.iter().enumerate() {
             pkeys.file(&index.to_string(), &format!("0x{key:04x}\n"))?;
@@ -147,7 +160,8 @@ impl Directory {
                 }
             }
         }
-        self.gids(&port.gids, (info.gid_tbl_len as usize).min(MAX_GID_TABLE))
+        let gids = self.gids(&port.gids, (port.info.gid_tbl_len as usize).min(MAX_GID_TABLE))?;
+        Ok(PortFiles { attributes, gids })
     }
 
     fn gids(&self, entries: &[Entry], length: usize) -> Result<Vec<Changing>, Errno> {
@@ -163,8 +177,11 @@ impl Directory {
             if index < changing {
                 let gid = gids.file(&name, &text::gid(&entry.info.gid))?;
                 let interface = interfaces.file(&name, &text::interface(&entry.interface))?;
-                files.push(Changing { gid, interface });
-            } else if index == changing {
+                let kind = types.file(&name, text::gid_type(entry))?;
+                files.push(Changing { gid, interface, kind });
+                continue;
+            }
+            if index == changing {
                 gids.file(&name, &text::gid(&entry.info.gid))?;
                 interfaces.file(&name, "")?;
             } else {

@@ -4,7 +4,7 @@ use super::Report;
 use crate::cards;
 use ringfence_hook::annotations::Mode;
 use ringfence_hook::card::{self, Card, Complaint};
-use ringfence_hook::config::{Cgroup, Config, Kind};
+use ringfence_hook::config::{Cgroup, Config, Device, Kind};
 use ringfence_hook::{exclusive, rdma_cm, uids, userfaultfd};
 use ringfence_proxy::sysfs::PLACEHOLDER;
 use rustix::process::{Resource, getrlimit};
@@ -131,7 +131,7 @@ fn devices(report: &mut Report, config: &Config) {
             continue;
         }
         if proxied {
-            card(report, config, name);
+            card(report, config, device);
             match rdma_cm::Host::of(Path::new(card::SYS), device) {
                 Ok(Some(_)) => report.ok("devices", format!("{name}: containers connect by {}, too", rdma_cm::PATH)),
                 Ok(None) => {}
@@ -187,10 +187,10 @@ fn netns_mode(report: &mut Report, config: &Config, is_of_one_namespace: bool) {
     }
 }
 
-/// Whether the card `name` can be had by proxies.
-fn card(report: &mut Report, config: &Config, name: &str) {
+/// Whether the card that `device` is can be had by proxies.
+fn card(report: &mut Report, config: &Config, device: &Device) {
     const SUBJECT: &str = "devices";
-    let program = config.proxy.program(Kind::Ibverbs);
+    let (name, program) = (&device.name, config.proxy.program(Kind::Ibverbs));
     if !program.exists() {
         let message = format!("{name}: the proxy for cards, {}, is missing", program.display());
         return report.fail(SUBJECT, message, "apt-get install ringfence-ibverbs");
@@ -199,13 +199,13 @@ fn card(report: &mut Report, config: &Config, name: &str) {
     match &found {
         Ok(card) => {
             report.ok(SUBJECT, format!("{name}: an RDMA card with node GUID {}", card.node_guid));
-            for Complaint { what, remedy } in card.complaints() {
+            for Complaint { what, remedy } in card.complaints(device.port) {
                 report.warn(SUBJECT, what, remedy);
             }
         }
         Err(missing) => report.fail(SUBJECT, missing.to_string(), missing.remedy()),
     }
-    match cards::describe(config, name) {
+    match cards::describe(config, device) {
         Ok(card) => report.ok(SUBJECT, format!("{name}: opened by libibverbs; {}", cards::show(&card))),
         Err(error) if format!("{error:#}").contains("libibverbs") => {
             report.fail(SUBJECT, format!("{name}: {error:#}"), "apt-get install libibverbs1 ibverbs-providers");

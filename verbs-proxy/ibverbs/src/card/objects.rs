@@ -8,6 +8,7 @@ use super::{Card, done, made};
 use crate::help::Elements;
 use crate::library::Library;
 use ringfence_abi::*;
+use ringfence_protocol::verbs::{QpAttrMask, QpState};
 use ringfence_proxy::memory::MemoryRegion;
 use ringfence_proxy::plane::qp::Caps;
 use rustix::fd::{AsRawFd, BorrowedFd};
@@ -308,17 +309,31 @@ impl CardQp {
         done(unsafe { (self.pd.card.library.modify_qp)(self.raw.as_ptr(), attr, mask.cast_signed()) })
     }
 
+    /// `ibv_modify_qp` to a state that needs no attributes.
+    pub fn take_to(&self, state: QpState) -> Result<(), Errno> {
+        // SAFETY: plain data.
+        let mut attr = ibv_qp_attr { qp_state: state.0, ..unsafe { zeroed() } };
+        self.modify(&mut attr, QpAttrMask::STATE.0)
+    }
+
     /// The state that the card has it in, `enum ibv_qp_state`.
     pub fn state(&self) -> Result<u32, Errno> {
-        /// `IBV_QP_STATE`.
-        const STATE: c_int = 1;
+        self.query().map(|attr| attr.qp_state)
+    }
+
+    /// Whether the card has it in SQD, and has not finished what was begun.
+    pub fn is_draining(&self) -> Result<bool, Errno> {
+        self.query().map(|attr| attr.qp_state == QpState::SQD.0 && attr.sq_draining != 0)
+    }
+
+    fn query(&self) -> Result<ibv_qp_attr, Errno> {
         self.pd.card.check()?;
         // SAFETY: plain data; the call fills it.
         let (mut attr, mut init): (ibv_qp_attr, ibv_qp_init_attr) = unsafe { (zeroed(), zeroed()) };
-        let query = self.pd.card.library.query_qp;
+        let (query, what) = (self.pd.card.library.query_qp, QpAttrMask::STATE.0.cast_signed());
         // SAFETY: the queue pair is there; both live across the call.
-        done(unsafe { query(self.raw.as_ptr(), &raw mut attr, STATE, &raw mut init) })?;
-        Ok(attr.qp_state)
+        done(unsafe { query(self.raw.as_ptr(), &raw mut attr, what, &raw mut init) })?;
+        Ok(attr)
     }
 
     /// Posts a list of send requests. If it is not taken whole: the first that is not, and why.

@@ -5,7 +5,6 @@
 use super::{Ibverbs, Plane};
 use crate::attributes;
 use crate::card::{Card, CardQp, Cq, Mr, Pd};
-use crate::control::PORT;
 use crate::device::Made;
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -14,6 +13,7 @@ use ringfence_protocol::layout::{CqHeader, RINGS_OFFSET, cq_bytes, qp_bytes};
 use ringfence_protocol::ring::{Consumer, Producer, Slot};
 use ringfence_protocol::verbs::{Access, Opcode, QpAttrMask as Mask, QpState, SendFlags, WcStatus};
 use ringfence_protocol::work::{SendBase, SendFields, Sge};
+use ringfence_proxy::launch::FIRST_PORT;
 use ringfence_proxy::memory::{MemoryRegion, PdId, RegionTable, places};
 use ringfence_proxy::plane::CqEntry;
 use ringfence_proxy::plane::qp::{Caps, NewQp, Owner};
@@ -54,7 +54,7 @@ struct Rig {
 }
 
 fn rig(policy: &Policy) -> Rig {
-    let card = Arc::new(Card::open("test0").unwrap());
+    let card = Arc::new(Card::open("test0", FIRST_PORT).unwrap());
     let (pd, cq) = (Pd::new(&card).unwrap(), Cq::new(&card, 8192, 0).unwrap());
     let made = Made::new(Mutex::default());
     let device = Ibverbs::new(Arc::clone(&card), Arc::clone(&made)).unwrap();
@@ -109,7 +109,7 @@ fn rig(policy: &Policy) -> Rig {
         ];
         for (state, attr, mask) in ways {
             let attr = QpAttr { mask: mask | Mask::STATE.0, state, ..attr };
-            qp.modify(&mut attributes::queue_pair(&attr, state, PORT, 1), attr.mask).unwrap();
+            qp.modify(&mut attributes::queue_pair(&attr, state, FIRST_PORT.get(), 1), attr.mask).unwrap();
             plane.modify_qp(queue, &ModifyQp { attr, ..ModifyQp::default() }, Some(())).unwrap();
         }
     }
