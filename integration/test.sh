@@ -120,7 +120,8 @@ else
     skip_step shellcheck "it is not installed"
 fi
 
-build_release
+# Those that build_package needs as well: together they take both processors, of which each program's linking takes one.
+build_release --package ringfence --package ringfence-shim-wrapper
 build_ibverbs
 build_obedient
 build_package
