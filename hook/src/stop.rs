@@ -71,14 +71,18 @@ pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::R
     forget(records, record, lock.as_ref())
 }
 
-/// The part of [`undo`] outside of the root file system: proxy, directory, cgroups, and the card, which may take `patience` to come back.
+/// The part of [`undo`] outside of the root file system: proxy, directory, cgroups, and what others may take `patience` to give back,
+/// the card and systemd's scope.
 pub(crate) fn release(config: &Config, records: &Records, record: &Record, patience: Duration) -> io::Result<()> {
     if let Some(proxy) = record.proxy {
         trust::end(config, &record.container, proxy, PATIENCE);
     }
     let removed = session::remove(&config.run_dir, &record.container);
     // Whatever the record says: systemd may have made it after its patience was at an end.
-    let removed = removed.and(if rootless::user().is_none() { systemd::end_scope(&record.container) } else { Ok(()) });
+    let removed = removed.and(match rootless::user() {
+        None => systemd::end_scope(&record.container, patience),
+        Some(_) => Ok(()),
+    });
     let removed = record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and);
     removed.and(exclusive::take_back(config, records, record, patience))
 }

@@ -156,17 +156,22 @@ pub fn allow_device(scope: &str, major: u32, minor: u32) -> io::Result<()> {
 /// to, it never hears: the scope stays, and with it, by `Before`, the container's own scope, so that no container of this name starts
 /// again.
 ///
+/// Without `patience` nothing is waited for, and systemd is not asked.
+///
 /// # Errors
 /// If the scope is still there, and what systemd says.
-pub fn end_scope(id: &str) -> io::Result<()> {
-    end_scope_by(BUSCTL, Path::new(TRANSIENT), id)
+pub fn end_scope(id: &str, patience: Duration) -> io::Result<()> {
+    end_scope_by(BUSCTL, Path::new(TRANSIENT), id, patience)
 }
 
-fn end_scope_by(program: &str, transient: &Path, id: &str) -> io::Result<()> {
+fn end_scope_by(program: &str, transient: &Path, id: &str, patience: Duration) -> io::Result<()> {
     let unit = &unit(id);
     let file = transient.join(unit);
-    if is_gone_within(NOTICE, &file, id) {
+    if is_gone_within(NOTICE.min(patience), &file, id) {
         return Ok(());
+    }
+    if patience.is_zero() {
+        return Err(io::Error::other(format!("systemd still has {unit}")));
     }
     let manager = "org.freedesktop.systemd1.Manager";
     let call = [
@@ -181,7 +186,7 @@ fn end_scope_by(program: &str, transient: &Path, id: &str) -> io::Result<()> {
     let mut command = Command::new(program);
     command.args(call).args(["StopUnit", "ss", unit, "replace"]).env_clear().current_dir("/").stdin(Stdio::null());
     let output = command.output().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
-    if is_gone_within(PATIENCE, &file, id) {
+    if is_gone_within(PATIENCE.min(patience), &file, id) {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("").trim().to_owned();
@@ -360,21 +365,25 @@ mod tests {
     fn a_scope_that_stays_is_stopped() {
         let transient = tempfile::tempdir().unwrap();
         let file = transient.path().join("ringfence-c1.scope");
-        end_scope_by("/nonexistent/busctl", transient.path(), "c1").unwrap();
+        end_scope_by("/nonexistent/busctl", transient.path(), "c1", PATIENCE).unwrap();
         // Somebody else's.
         std::fs::write(&file, "[Unit]\nDescription=sleep 60\n").unwrap();
-        end_scope_by("/nonexistent/busctl", transient.path(), "c1").unwrap();
+        end_scope_by("/nonexistent/busctl", transient.path(), "c1", PATIENCE).unwrap();
         let ours = "[Scope]\n[Unit]\nDescription=RDMA proxy of container c1\n";
         std::fs::write(&file, ours).unwrap();
+        let begin = Instant::now();
+        let there = end_scope_by("/nonexistent/busctl", transient.path(), "c1", Duration::ZERO).unwrap_err();
+        assert_eq!(there.to_string(), "systemd still has ringfence-c1.scope");
+        assert!(begin.elapsed() < NOTICE);
         // As systemd would, at the right call alone.
         let busctl = transient.path().join("busctl");
         let script = "#!/bin/sh\ncase \"$*\" in *' StopUnit ss ringfence-c1.scope replace') rm \"${0%/*}/ringfence-c1.scope\" ;; esac\n";
         std::fs::write(&busctl, script).unwrap();
         std::fs::set_permissions(&busctl, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        end_scope_by(busctl.to_str().unwrap(), transient.path(), "c1").unwrap();
+        end_scope_by(busctl.to_str().unwrap(), transient.path(), "c1", PATIENCE).unwrap();
         assert!(!file.exists());
         std::fs::write(&file, ours).unwrap();
-        let kept = end_scope_by("/bin/true", transient.path(), "c1").unwrap_err();
+        let kept = end_scope_by("/bin/true", transient.path(), "c1", PATIENCE).unwrap_err();
         assert!(kept.to_string().starts_with("systemd keeps ringfence-c1.scope, which is empty"), "{kept}");
     }
 
