@@ -34,6 +34,7 @@ pub fn trials(library: &Path, semantics: &Path, absence: &Path) -> Vec<Trial> {
         test("a_card_that_comes_back_is_used_by_the_same_port", second_port_again, |programs| &programs.absence),
         test("a_port_that_is_not_there_is_refused", no_such_port, |programs| &programs.semantics),
         test("a_card_that_cannot_drain_refuses_and_goes_on", undrained, |programs| &programs.semantics),
+        test("a_card_that_never_says_that_it_has_drained_is_told", draining, |programs| &programs.semantics),
     ]
 }
 
@@ -105,4 +106,10 @@ fn undrained(library: &Path, semantics: &Path) -> Result<()> {
     let node = Node::with_card("undrained0", Some(library))?;
     run_case(&node, semantics, "send_queue_drained")?;
     run_case(&node, semantics, "a_queue_that_cannot_be_told_goes_on")
+}
+
+/// As rxe, of a queue that has gone round once.
+fn draining(library: &Path, semantics: &Path) -> Result<()> {
+    let node = Node::with_card("draining0", Some(library))?;
+    CASES.iter().try_for_each(|case| run_case(&node, semantics, case))
 }

@@ -13,7 +13,8 @@
  *
  * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE;
  * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID; twoport0
- * has a second port, which is the one that works; undrained0 has no state SQD.
+ * has a second port, which is the one that works; undrained0 has no state SQD; draining0
+ * never says that it has drained, as rxe.
  *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
  * of a port that no container has; with 0x2000 the GIDs go before it, or come back as those of RoCE v1. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
@@ -118,7 +119,7 @@ static struct {
 } port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, TWO_PORTS, UNDRAINED, DEVICES };
+enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, TWO_PORTS, UNDRAINED, DRAINING, DEVICES };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
@@ -128,7 +129,8 @@ static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "marked0", .dev_name = "uverbs4"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "elsewhere0", .dev_name = "uverbs5"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "twoport0", .dev_name = "uverbs6"},
-	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "undrained0", .dev_name = "uverbs7"}};
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "undrained0", .dev_name = "uverbs7"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "draining0", .dev_name = "uverbs8"}};
 static uint8_t working_port(struct ibv_context *context)
 {
 	return context->device == &devices[TWO_PORTS] ? 2 : 1;
@@ -996,9 +998,18 @@ static int may_go(enum ibv_qp_state from, enum ibv_qp_state to)
 	return to == from ? from != IBV_QPS_RESET : to == from + 1 && to <= IBV_QPS_RTS;
 }
 
+/* It takes what only a drained one takes when somebody has looked; draining0 takes it, and goes on if it is taken for one in RTS. */
+static bool is_held_up(struct qp *qp, enum ibv_qp_state from, enum ibv_qp_state to, int mask)
+{
+	if (qp->base.state != IBV_QPS_SQD || !qp->draining || to == IBV_QPS_ERR || to == IBV_QPS_RESET)
+		return false;
+	return qp->base.context->device != &devices[DRAINING] || (mask & IBV_QP_STATE && from == IBV_QPS_SQD);
+}
+
 int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 {
 	struct qp *qp = (struct qp *)base;
+	enum ibv_qp_state from = mask & IBV_QP_CUR_STATE ? attr->cur_qp_state : base->state;
 	enum ibv_qp_state to = mask & IBV_QP_STATE ? attr->qp_state : base->state;
 	int known = 0;
 
@@ -1007,8 +1018,7 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 	pthread_mutex_lock(&lock);
 	if (base->context->device == &devices[UNDRAINED] && to == IBV_QPS_SQD)
 		to = -1;
-	/* It is drained as soon as somebody has looked, and takes what only a drained one takes. */
-	if (!may_go(base->state, to) || (base->state == IBV_QPS_SQD && qp->draining && to != IBV_QPS_ERR && to != IBV_QPS_RESET) ||
+	if (!may_go(from, to) || is_held_up(qp, from, to, mask) ||
 	    (base->state == IBV_QPS_RTS && mask & ~(IBV_QP_STATE | IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER)) ||
 	    (mask & IBV_QP_PORT && attr->port_num != working_port(base->context))) {
 		pthread_mutex_unlock(&lock);
@@ -1037,7 +1047,7 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 		qp->attr.dest_qp_num = attr->dest_qp_num;
 	if (mask & IBV_QP_RNR_RETRY)
 		qp->attr.rnr_retry = attr->rnr_retry;
-	if (base->state == IBV_QPS_RTS && to == IBV_QPS_SQD) {
+	if (to == IBV_QPS_SQD && mask & IBV_QP_STATE) {
 		if (qp->send_count)
 			broken("a queue pair is to drain that has something to send");
 		qp->draining = 1;
@@ -1068,7 +1078,8 @@ int ibv_query_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask, struct
 	(void)init;
 	pthread_mutex_lock(&lock);
 	attr->sq_draining = base->state == IBV_QPS_SQD && qp->draining;
-	qp->draining = 0;
+	if (base->context->device != &devices[DRAINING])
+		qp->draining = 0;
 	attr->qp_state = attr->cur_qp_state = base->state;
 	pthread_mutex_unlock(&lock);
 	return 0;

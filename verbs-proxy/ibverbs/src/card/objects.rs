@@ -316,6 +316,14 @@ impl CardQp {
         self.modify(&mut attr, QpAttrMask::STATE.0)
     }
 
+    /// To RTS, with the caller's word that it is there.
+    pub fn take_back(&self) -> Result<(), Errno> {
+        let rts = QpState::RTS.0;
+        // SAFETY: plain data.
+        let mut attr = ibv_qp_attr { qp_state: rts, cur_qp_state: rts, ..unsafe { zeroed() } };
+        self.modify(&mut attr, QpAttrMask::STATE.0 | QpAttrMask::CUR_STATE.0)
+    }
+
     /// The state that the card has it in, `enum ibv_qp_state`.
     pub fn state(&self) -> Result<u32, Errno> {
         self.query().map(|attr| attr.qp_state)
