@@ -7,6 +7,7 @@ use crate::cgroup;
 use crate::config::Config;
 use crate::exclusive;
 use crate::failure::{Code, During, Failure};
+use crate::journal;
 use crate::process;
 use crate::record::{Lock, MountPoint, Record, Records};
 use crate::rootfs::{Kind, Place};
@@ -79,10 +80,15 @@ pub(crate) fn release(config: &Config, records: &Records, record: &Record, patie
     }
     let removed = session::remove(&config.run_dir, &record.container);
     // Whatever the record says: systemd may have made it after its patience was at an end.
-    let removed = removed.and(match rootless::user() {
-        None => systemd::end_scope(&record.container, patience),
-        Some(_) => Ok(()),
-    });
+    if rootless::user().is_none() {
+        // The id is free already: a container that has it by now has a scope of the same name.
+        let is_meant =
+            || records.load(&record.container).is_ok_and(|now| now.is_none_or(|now| now.init == record.init));
+        if let Err(error) = systemd::end_scope(&record.container, patience, is_meant) {
+            // Where a proxy is accounted fails nobody's start or end.
+            journal::warn(&record.container, &error.to_string());
+        }
+    }
     let removed = record.cgroups.iter().map(|directory| cgroup::remove(directory)).fold(removed, Result::and);
     removed.and(exclusive::take_back(config, records, record, patience))
 }

@@ -97,15 +97,7 @@ impl Scope {
     }
 
     fn request_by(&self, program: &str, proxy: i32, limits: &Limits) -> io::Result<Request> {
-        let child = Command::new(program)
-            .args(self.arguments(proxy, limits))
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+        let child = spawn(Command::new(program).args(self.arguments(proxy, limits)), program)?;
         Ok(Request { child, unit: self.unit.clone(), deadline: Instant::now() + PATIENCE })
     }
 }
@@ -156,41 +148,58 @@ pub fn allow_device(scope: &str, major: u32, minor: u32) -> io::Result<()> {
 /// to, it never hears: the scope stays, and with it, by `Before`, the container's own scope, so that no container of this name starts
 /// again.
 ///
-/// Without `patience` nothing is waited for, and systemd is not asked.
+/// Without `patience` systemd is asked, and nothing waited for. It is not asked if `is_meant` says that the scope is another's by now.
 ///
 /// # Errors
-/// If the scope is still there, and what systemd says.
-pub fn end_scope(id: &str, patience: Duration) -> io::Result<()> {
-    end_scope_by(BUSCTL, Path::new(TRANSIENT), id, patience)
+/// If the scope is still there, with what systemd says.
+pub fn end_scope(id: &str, patience: Duration, is_meant: impl FnOnce() -> bool) -> io::Result<()> {
+    end_scope_by(BUSCTL, Path::new(TRANSIENT), id, patience, is_meant)
 }
 
-fn end_scope_by(program: &str, transient: &Path, id: &str, patience: Duration) -> io::Result<()> {
+fn end_scope_by(
+    program: &str,
+    transient: &Path,
+    id: &str,
+    patience: Duration,
+    is_meant: impl FnOnce() -> bool,
+) -> io::Result<()> {
     let unit = &unit(id);
     let file = transient.join(unit);
-    if is_gone_within(NOTICE.min(patience), &file, id) {
+    if is_gone_within(NOTICE.min(patience), &file, id) || !is_meant() {
         return Ok(());
     }
-    if patience.is_zero() {
-        return Err(io::Error::other(format!("systemd still has {unit}")));
-    }
-    let manager = "org.freedesktop.systemd1.Manager";
-    let call = [
-        "--system",
-        "--timeout=1",
-        "--quiet",
-        "call",
-        "org.freedesktop.systemd1",
-        "/org/freedesktop/systemd1",
-        manager,
-    ];
+    let call = ["--system", "--timeout=1", "--quiet", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"];
     let mut command = Command::new(program);
-    command.args(call).args(["StopUnit", "ss", unit, "replace"]).env_clear().current_dir("/").stdin(Stdio::null());
-    let output = command.output().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
-    if is_gone_within(PATIENCE.min(patience), &file, id) {
+    command.args(call).args(["org.freedesktop.systemd1.Manager", "StopUnit", "ss", unit, "replace"]);
+    let mut child = spawn(&mut command, program)?;
+    if patience.is_zero() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("").trim().to_owned();
-    Err(io::Error::other(format!("systemd keeps {unit}, which is empty; `systemctl stop {unit}` ends it: {said}")))
+    // Not for longer, whatever becomes of the bus.
+    let is_gone = is_gone_within(PATIENCE.min(patience), &file, id);
+    let _ = child.kill();
+    let said = first_line(&mut child);
+    let _ = child.wait();
+    if is_gone {
+        return Ok(());
+    }
+    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+    Err(io::Error::other(format!("systemd keeps {unit}, which is empty{said}: systemctl stop {unit}")))
+}
+
+/// Starts a program of systemd's that may complain.
+fn spawn(command: &mut Command, program: &str) -> io::Result<Child> {
+    let command =
+        command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))
+}
+
+/// Of what a program that has ended complained of.
+fn first_line(child: &mut Child) -> String {
+    let mut text = String::new();
+    let stderr = child.stderr.take().map(|stderr| stderr.take(1024));
+    let _ = stderr.map(|mut stderr| stderr.read_to_string(&mut text));
+    text.lines().next().unwrap_or("").trim().to_owned()
 }
 
 /// Whether the scope of container `id` that `file` describes goes; one of this name that somebody else made is none of ours.
@@ -262,11 +271,8 @@ impl Request {
             if let Ok(Some(status)) = self.child.try_wait()
                 && !status.success()
             {
-                let mut text = String::new();
-                let stderr = self.child.stderr.take().map(|stderr| stderr.take(1024));
-                let _ = stderr.map(|mut stderr| stderr.read_to_string(&mut text));
-                let line = text.lines().next().unwrap_or("").trim();
-                return Err(if line.is_empty() { format!("busctl: {status}") } else { line.to_owned() });
+                let line = first_line(&mut self.child);
+                return Err(if line.is_empty() { format!("busctl: {status}") } else { line });
             }
             if Instant::now() >= self.deadline {
                 return Err(format!("no answer within {} ms", PATIENCE.as_millis()));
@@ -364,27 +370,48 @@ mod tests {
     #[test]
     fn a_scope_that_stays_is_stopped() {
         let transient = tempfile::tempdir().unwrap();
-        let file = transient.path().join("ringfence-c1.scope");
-        end_scope_by("/nonexistent/busctl", transient.path(), "c1", PATIENCE).unwrap();
+        let (file, busctl) = (transient.path().join("ringfence-c1.scope"), transient.path().join("busctl"));
+        let end = |program: &str, patience, is_meant| {
+            end_scope_by(program, transient.path(), "c1", patience, || is_meant).map_err(|error| error.to_string())
+        };
+        end("/nonexistent/busctl", PATIENCE, true).unwrap();
         // Somebody else's.
         std::fs::write(&file, "[Unit]\nDescription=sleep 60\n").unwrap();
-        end_scope_by("/nonexistent/busctl", transient.path(), "c1", PATIENCE).unwrap();
-        let ours = "[Scope]\n[Unit]\nDescription=RDMA proxy of container c1\n";
-        std::fs::write(&file, ours).unwrap();
-        let begin = Instant::now();
-        let there = end_scope_by("/nonexistent/busctl", transient.path(), "c1", Duration::ZERO).unwrap_err();
-        assert_eq!(there.to_string(), "systemd still has ringfence-c1.scope");
-        assert!(begin.elapsed() < NOTICE);
-        // As systemd would, at the right call alone.
-        let busctl = transient.path().join("busctl");
-        let script = "#!/bin/sh\ncase \"$*\" in *' StopUnit ss ringfence-c1.scope replace') rm \"${0%/*}/ringfence-c1.scope\" ;; esac\n";
-        std::fs::write(&busctl, script).unwrap();
-        std::fs::set_permissions(&busctl, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        end_scope_by(busctl.to_str().unwrap(), transient.path(), "c1", PATIENCE).unwrap();
+        end("/nonexistent/busctl", PATIENCE, true).unwrap();
+        let ours = || std::fs::write(&file, "[Scope]\n[Unit]\nDescription=RDMA proxy of container c1\n").unwrap();
+        ours();
+        end("/nonexistent/busctl", PATIENCE, false).unwrap();
+        // As systemd would, at the right call alone. Written by a process that has ended: a file that is open for writing anywhere
+        // is not executed.
+        let script =
+            "case \"$*\" in *' StopUnit ss ringfence-c1.scope replace') rm \"${0%/*}/ringfence-c1.scope\" ;; esac";
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$2\" && chmod 755 \"$2\"";
+        let written = Command::new("/bin/sh").args(["-c", write, "sh", script]).arg(&busctl).status().unwrap();
+        assert!(written.success());
+        let busctl = busctl.to_str().unwrap();
+        end(busctl, PATIENCE, true).unwrap();
         assert!(!file.exists());
-        std::fs::write(&file, ours).unwrap();
-        let kept = end_scope_by("/bin/true", transient.path(), "c1", PATIENCE).unwrap_err();
-        assert!(kept.to_string().starts_with("systemd keeps ringfence-c1.scope, which is empty"), "{kept}");
+        ours();
+        end(busctl, Duration::ZERO, true).unwrap();
+        assert!(is_gone_within(Duration::from_secs(10), &file, "c1"));
+        ours();
+        let kept = end("/bin/true", PATIENCE, true).unwrap_err();
+        assert_eq!(kept, "systemd keeps ringfence-c1.scope, which is empty: systemctl stop ringfence-c1.scope");
+        let kept = end("/bin/ls", PATIENCE, true).unwrap_err();
+        assert!(kept.contains("which is empty (/bin/ls: unrecognized option"), "{kept}");
+    }
+
+    #[test]
+    fn a_bus_that_hangs_is_not_waited_for() {
+        let transient = tempfile::tempdir().unwrap();
+        std::fs::write(transient.path().join("ringfence-c1.scope"), "Description=RDMA proxy of container c1\n")
+            .unwrap();
+        let begin = Instant::now();
+        let hang = transient.path().join("hang");
+        let write = "printf '#!/bin/sh\\nexec sleep 60\\n' >\"$1\" && chmod 755 \"$1\"";
+        assert!(Command::new("/bin/sh").args(["-c", write, "sh"]).arg(&hang).status().unwrap().success());
+        end_scope_by(hang.to_str().unwrap(), transient.path(), "c1", PATIENCE, || true).unwrap_err();
+        assert!(begin.elapsed() < Duration::from_secs(10));
     }
 
     #[test]
