@@ -89,7 +89,9 @@ pub fn help(card: &str, port: NonZeroU8) -> Help {
 fn told(card: &str, port: NonZeroU8, mode: Mode, counters: usize) -> (bool, String) {
     let command = format!("rdma statistic qp set link {card}/{port} auto pid on");
     let detail = match (mode, counters) {
-        (Mode::None, 0) => return (false, format!("none is bound, which shows nothing of the card: try `{command}`")),
+        (Mode::None, 0) => {
+            return (false, format!("none is bound; where the driver can, as mlx5's, `{command}` has them bound"));
+        }
         (Mode::Auto { .. }, 0) => {
             return (
                 false,
@@ -142,7 +144,7 @@ mod tests {
     fn only_what_counts_is_offered() {
         let auto = |by_process| Mode::Auto { by_process };
         for (mode, counters, offered, said) in [
-            (Mode::None, 0, false, "try `rdma statistic qp set link mlx5_0/1 auto pid on`"),
+            (Mode::None, 0, false, "`rdma statistic qp set link mlx5_0/1 auto pid on` has"),
             (auto(true), 0, false, "or its driver cannot"),
             (auto(true), 2, true, "each process's"),
             (auto(false), 1, true, "by type"),

@@ -89,7 +89,9 @@ impl Args {
         if let Some(name) = &self.container {
             found = vec![choose(found, name)?];
         }
-        let reading = Reading::take();
+        // Only these show it, and to ask a card takes its time.
+        let shows_card = self.container.is_some() || self.json;
+        let reading = if shows_card { Reading::take() } else { Reading::default() };
         let samples: Vec<Sample> = found
             .into_iter()
             .map(|container| {
