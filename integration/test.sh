@@ -58,10 +58,14 @@ keep() {
 # Begins test commands, one after the other, that take what the following ones leave of the processors; `finish_beside` shows what
 # came of them. Each is a word: a program or a function.
 begin_beside() {
+    local index
     besides=("$@")
+    for index in "${!besides[@]}"; do
+        : >"$work/beside.$index"
+        echo 1 >"$work/status.$index"
+    done
     step "$* (begins)"
     (
-        renice -n 10 -p $BASHPID >/dev/null || true
         for index in "${!besides[@]}"; do
             status=0 began=$SECONDS
             "${besides[index]}" >"$work/beside.$index" 2>&1 || status=$?
@@ -78,7 +82,7 @@ finish_beside() {
     for index in "${!besides[@]}"; do
         step "${besides[index]}"
         cat "$work/beside.$index"
-        keep "$(cat "$work/status.$index" || echo 1)" "$work/beside.$index" "${besides[index]}"
+        keep "$(cat "$work/status.$index")" "$work/beside.$index" "${besides[index]}"
     done
 }
 
@@ -130,9 +134,11 @@ export CARGO_TERM_COLOR=never
 # `--no-fail-fast`: the sum at the end is of all tests.
 tests cargo test --locked --workspace --no-fail-fast
 deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
+# What computes gives way to the machine.
+fuzzers() { nice -n 10 integration/fuzz.sh; }
 # Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
 loom_models() {
-    RUSTFLAGS='--cfg loom' cargo test --locked --package ringfence-protocol --lib --tests --release --no-fail-fast \
+    RUSTFLAGS='--cfg loom' nice -n 10 cargo test --locked --package ringfence-protocol --lib --tests --release --no-fail-fast \
         --target-dir target/loom
 }
 # Each runs in a Debian or a directory of its own.
@@ -140,7 +146,7 @@ debian_package() { hook/package/test-deb.sh "$deb"; }
 kubernetes_manifests() { examples/kubernetes/test.sh "$deb"; }
 # Some minutes, besides the build; integration/fuzz.sh says how to run them longer. The machine below leaves a processor idle most of
 # the time.
-begin_beside integration/fuzz.sh loom_models debian_package kubernetes_manifests
+begin_beside fuzzers loom_models debian_package kubernetes_manifests
 # What this machine's control groups and init cannot show.
 tests integration/vm/test.sh
 finish_beside

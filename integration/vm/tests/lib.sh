@@ -81,6 +81,9 @@ clean() {
     ip netns delete rf
     rmdir "$cgroups/test"
     rm -f /etc/ringfence/conf.d/test.toml
+    # Programs and libraries that a test put away.
+    find /usr/libexec/ringfence /usr/lib/x86_64-linux-gnu -maxdepth 1 -name '*.away' |
+        while read -r away; do mv -f "$away" "${away%.away}"; done
     ringfence gc
 } >/dev/null 2>&1
 

@@ -57,19 +57,19 @@ proxy_ends_at_once() {
         printf '#!/bin/sh\nsleep %s\nexit 1\n' $moment >$proxy
         chmod 755 $proxy
         bundle c1 test.slice:rf:c1
-        if up "runc --systemd-cgroup" c1; then echo "it started"; return 1; fi
+        if up "$1 --systemd-cgroup" c1; then echo "it started"; return 1; fi
         grep -qF "ended before it was ready" /srv/c1/output
     done
     mv $proxy.away $proxy
     trap - EXIT
     bundle c1 test.slice:rf:c1
-    up "runc --systemd-cgroup" c1
+    up "$1 --systemd-cgroup" c1
     no_warnings c1
     # At once again, under the same name.
-    down runc c1
-    up "runc --systemd-cgroup" c1
+    down "$1" c1
+    up "$1 --systemd-cgroup" c1
     no_warnings c1
-    down runc c1
+    down "$1" c1
 }
 
 exchanged() {
@@ -129,7 +129,7 @@ for runtime in runc crun; do
     check "$runtime: a directory with limits beside the container's directory" sibling $runtime
     check "$runtime: data between two containers" exchanged $runtime
     check "$runtime: a container that takes too much memory" container_takes_too_much $runtime
+    check "$runtime: a proxy that ends at once leaves no scope" proxy_ends_at_once $runtime
 done
 check "runc: a scope that cannot be made fails nothing" taken
-check "runc: a proxy that ends at once leaves no scope" proxy_ends_at_once
 check "runc: a proxy that takes too much memory" proxy_takes_too_much
