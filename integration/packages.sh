@@ -27,14 +27,17 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
 
-# The programs that the hook starts and injects, as they would be installed; with further arguments of cargo's.
+# Further programs that build_release is to build, as arguments of cargo's.
+more_programs=()
+# The programs that the hook starts and injects, as they would be installed.
 build_release() {
     if ! command -v cargo >/dev/null; then
         echo "${0##*/}: no cargo in PATH; a Rust toolchain can be had from https://rustup.rs" >&2
         return 1
     fi
     echo "==> cargo build --release, verbs-proxy/preload/link.sh"
-    cargo build --quiet --locked --release --package ringfence-proxy --package ringfence-hook --package ringfence-integration "$@"
+    cargo build --quiet --locked --release --package ringfence-proxy --package ringfence-hook --package ringfence-integration \
+        "${more_programs[@]}"
     verbs-proxy/preload/link.sh >/dev/null
 }
 

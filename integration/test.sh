@@ -125,7 +125,8 @@ else
 fi
 
 # Those that build_package needs as well: together they take both processors, of which each program's linking takes one.
-build_release --package ringfence --package ringfence-shim-wrapper
+more_programs=(--package ringfence --package ringfence-shim-wrapper)
+build_release
 build_ibverbs
 build_obedient
 build_package
