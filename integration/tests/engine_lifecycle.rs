@@ -30,6 +30,9 @@ const TESTS: [NodeTest<Containerd>; 3] = [
 
 const OURS: &str = "/usr/bin/ringfence-runtime";
 
+/// Says by its exit code whether the device is there: of what a short program writes, `ctr run` has lost all.
+const SEES: [&str; 3] = ["sh", "-c", "ibv_devices | grep soft0"];
+
 /// 510 of three releases. Seven of ten by podman under runc, crun and ringfence-runtime, the rest by ctr with our shim.
 fn in_a_row(scene: &Scene) -> Result<()> {
     let node = &scene.node;
@@ -39,12 +42,11 @@ fn in_a_row(scene: &Scene) -> Result<()> {
         let ended = match round % 10 {
             0 | 3 | 6 => {
                 let options = ["--runtime", "io.containerd.ringfence.v2", "--annotation", ENABLE];
-                containerd::once(node, &options, &["ibv_devices"])?
+                containerd::once(node, &options, &SEES)?
             }
-            n => podman(node, ["runc", "crun", OURS][n % 3]).once(&["--annotation", ENABLE], &["ibv_devices"])?,
+            n => podman(node, ["runc", "crun", OURS][n % 3]).once(&["--annotation", ENABLE], &SEES)?,
         };
-        let output = ended.success().with_context(|| format!("start {round}"))?;
-        ensure!(output.contains("soft0"), "start {round}: no soft0 in:\n{output}");
+        ended.success().with_context(|| format!("start {round}: it failed, or saw no soft0"))?;
         if round == 19 {
             descriptors = Some(node.descriptors(containerd)?);
         }
