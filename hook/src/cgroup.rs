@@ -1,8 +1,10 @@
 //! cgroups: where a proxy is accounted, and which device nodes a container may open.
 
 use crate::state::Rdma;
+use crate::systemd;
 use ringfence_proxy::rdma_cgroup::lift_limits;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,22 @@ pub fn remove(directory: &Path) -> io::Result<()> {
                 std::thread::sleep(Duration::from_millis(5));
             }
             result => return result,
+        }
+    }
+}
+
+/// Lets the proxy `pid` of `container` have the processor to itself while it ends: with what little of it its container may have, that
+/// could take longer than anybody waits. Other cgroups than its own stay as they are, and so does what cannot be changed.
+pub fn lift_processor_limit(pid: i32, container: &str) {
+    let names = [format!("ringfence-{container}"), systemd::unit(container)];
+    let is_its = |membership: &Membership| {
+        membership.directory.file_name().is_some_and(|name| names.iter().any(|its| name.to_str() == Some(its)))
+    };
+    for Membership { directory, .. } in of(pid).unwrap_or_default().into_iter().filter(is_its) {
+        for (file, unlimited) in [("cpu.cfs_quota_us", "-1"), ("cpu.max", "max")] {
+            if let Ok(mut file) = File::options().write(true).open(directory.join(file)) {
+                let _ = file.write_all(unlimited.as_bytes());
+            }
         }
     }
 }

@@ -352,7 +352,7 @@ impl Making<'_> {
 
     fn undo(&mut self) {
         if let Some(proxy) = self.proxy.take() {
-            proxy.abandon();
+            proxy.abandon(&self.record.container);
         }
         // The first failure is the one to tell; what could not be undone stays on record for the next clean-up.
         let _ = stop::undo(self.config, self.records, &self.record);

@@ -1,5 +1,6 @@
 //! Starting the proxy.
 
+use crate::cgroup;
 use crate::config::{self, Config, Kind};
 use crate::failure::{Code, During, Failure};
 use crate::placement::Entrances;
@@ -246,8 +247,9 @@ impl Proxy {
         }
     }
 
-    /// Ends the proxy.
-    pub fn abandon(self) {
+    /// Ends the proxy of `container`.
+    pub fn abandon(self, container: &str) {
+        cgroup::lift_processor_limit(self.pid.as_raw_nonzero().get(), container);
         process::end(self.pidfd.as_fd(), PATIENCE);
         let _ = rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG);
     }

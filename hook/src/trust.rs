@@ -4,6 +4,7 @@
 //! the container whose name it bears, only if nobody but us can have written it, and only of what a hook makes.
 
 use crate::annotations::is_device_name;
+use crate::cgroup;
 use crate::config::{CARD_PROXY, Config};
 use crate::process::{self, Process};
 use crate::record::{MountPoint, Record, Records};
@@ -196,8 +197,17 @@ pub fn end(config: &Config, container: &str, process: Process, patience: Duratio
         }
         program = self::program(config, container, process.pid);
     }
-    if program == Program::Proxy {
-        process::end(pidfd.as_fd(), patience);
+    match program {
+        Program::Proxy => {
+            cgroup::lift_processor_limit(process.pid, container);
+            process::end(pidfd.as_fd(), patience);
+        }
+        // Its memory is gone; its cgroups are its own until the rest is.
+        Program::Ended => {
+            cgroup::lift_processor_limit(process.pid, container);
+            process::wait(pidfd.as_fd(), patience);
+        }
+        Program::Starting | Program::Other(_) => {}
     }
     program
 }

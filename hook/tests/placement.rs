@@ -5,7 +5,7 @@ mod common;
 use common::{Lab, succeeded, with_lab};
 use ringfence_trials::{skip, tests};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         a_proxy_has_the_processors_of_its_container,
         the_administrators_processors_go_before_the_containers,
         a_busy_proxy_stays_within_its_containers_limit_and_cpus,
+        a_proxy_with_hardly_any_processor_goes_with_its_container,
         a_proxy_is_beside_its_container_with_limits_of_its_own,
         inherit_leaves_a_proxy_with_the_runtime,
         version_2_alone,
@@ -75,11 +76,15 @@ fn last_cpu() -> String {
 
 /// What stands in the file `name` of the proxy's cgroup of version 1.
 fn of_cgroup(lab: &Lab, controller: &str, name: &str) -> String {
+    std::fs::read_to_string(cgroup_of(lab, controller).join(name)).unwrap().trim().to_owned()
+}
+
+/// The proxy's cgroup of version 1.
+fn cgroup_of(lab: &Lab, controller: &str) -> PathBuf {
     let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", lab.proxies()[0])).unwrap();
     let is_of = |line: &&str| line.split(':').nth(1).unwrap().split(',').any(|bound| bound == controller);
     let directory = cgroup.lines().find(is_of).unwrap().rsplit(':').next().unwrap().to_owned();
-    let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{controller}{directory}/{name}")).unwrap();
-    text.trim().to_owned()
+    PathBuf::from(format!("/sys/fs/cgroup/{controller}{directory}"))
 }
 
 /// By runc and by crun, which make and fill cgroups in ways of their own.
@@ -183,6 +188,26 @@ fn a_busy_proxy_stays_within_its_containers_limit_and_cpus() {
             let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
             assert_eq!(allowed.trim(), last_cpu());
         }
+    });
+}
+
+/// A process needs the processor even to be killed, and gets none while its limit is used up.
+fn a_proxy_with_hardly_any_processor_goes_with_its_container() {
+    with_lab(|lab| {
+        if !version_1("cpu") {
+            skip("needs the cpu controller of cgroup version 1");
+        }
+        lab.configure("busy", "");
+        lab.create();
+        let directory = cgroup_of(lab, "cpu");
+        for (file, microseconds) in [("cpu.cfs_period_us", "1000000"), ("cpu.cfs_quota_us", "1000")] {
+            std::fs::write(directory.join(file), microseconds).unwrap();
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        let begin = Instant::now();
+        succeeded(&lab.runc(&["delete", "-f", &lab.id]));
+        // A second for a proxy to do as it is told, and another for its being killed.
+        assert!(begin.elapsed() < Duration::from_millis(1900), "{:?}", begin.elapsed());
     });
 }
 
