@@ -17,8 +17,13 @@ pub struct Needs {
 
 /// Runs the tests that `list` returns. One at a time: they measure, and the machine may have two cores.
 pub fn main(label: &str, needs: &Needs, list: impl FnOnce() -> Result<Vec<Trial>>) -> ExitCode {
+    at_a_time(1, label, needs, list)
+}
+
+/// As [`main`], `threads` at a time.
+pub fn at_a_time(threads: usize, label: &str, needs: &Needs, list: impl FnOnce() -> Result<Vec<Trial>>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(1);
+    arguments.test_threads.get_or_insert(threads);
     // Tests that are ignored are so by what they find.
     arguments.ignored = false;
     let missing = needs.built.iter().find_map(|built| built().err());
