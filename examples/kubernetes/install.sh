@@ -8,7 +8,8 @@
 # PREFIX   where the programs go on the node, /opt/ringfence: writable on nodes whose /usr is not
 # CONFIG   the administrator's configuration, /config/config.toml; without it the node keeps its own, or all defaults hold
 # ENGINE   the node's engine, containerd
-# RESTART  what restarts it; on k3s "systemctl restart k3s" (or k3s-agent)
+# RESTART  what restarts it, run in this container; on k3s
+#          "nsenter --target 1 --mount --uts --ipc --net --pid -- systemctl restart k3s" (or k3s-agent)
 #
 # The engine is restarted only if its configuration changed. Containers that run are not disturbed by that.
 set -eu

@@ -146,7 +146,7 @@ check "it cannot be installed without libibverbs" not inside dpkg -i /cards.deb
 inside dpkg -i --force-depends /cards.deb >/dev/null 2>&1 || true
 check "its program starts" says ringfence-proxy-ibverbs inside /usr/libexec/ringfence/ringfence-proxy-ibverbs --version
 check "and says which library it lacks" says "libibverbs1 and ibverbs-providers" \
-    inside /usr/libexec/ringfence/ringfence-proxy-ibverbs --describe mlx5_9
+    inside /usr/libexec/ringfence/ringfence-proxy-ibverbs --describe mlx5_9 1
 check "ringfence doctor says so, too" says "libibverbs1 and ibverbs-providers" inside ringfence doctor
 check "it goes" inside dpkg -P ringfence-ibverbs
 check "and leaves nothing" inside test ! -e /usr/libexec/ringfence/ringfence-proxy-ibverbs

@@ -115,7 +115,7 @@ fn described() -> Result<()> {
     let describe = |name: &str| -> Result<std::process::Output> {
         let library = client::provider()?;
         let mut command = Command::new(artifacts::ibverbs_proxy()?);
-        command.args(["--describe", name]).env("LD_LIBRARY_PATH", library.parent().unwrap_or(Path::new("/")));
+        command.args(["--describe", name, "1"]).env("LD_LIBRARY_PATH", library.parent().unwrap_or(Path::new("/")));
         Ok(command.output()?)
     };
     let found: Description = serde_json::from_slice(&describe("test0")?.stdout)?;

@@ -47,7 +47,7 @@ fn described(library: &Path, _: &Path) -> Result<()> {
         ("test0", false, "its driver has no ibv_query_device_ex"),
         ("test0", false, "its driver is not mlx5, or libmlx5 is older than rdma-core 33"),
     ] {
-        let mut describe = command(&[&program.display().to_string(), DESCRIBE, name]);
+        let mut describe = command(&[&program.display().to_string(), DESCRIBE, name, "1"]);
         describe.env("LD_LIBRARY_PATH", library.parent().context("a library lies in a directory")?);
         let said = run(describe)?;
         let help = serde_json::from_str::<Description>(&said)?.help;

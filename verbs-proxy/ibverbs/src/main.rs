@@ -30,7 +30,6 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.as_slice() {
-        [option, name] if option == DESCRIBE => describe(&name.to_string_lossy(), "1"),
         [option, name, port] if option == DESCRIBE => describe(&name.to_string_lossy(), &port.to_string_lossy()),
         _ => process::main::<CardProxy>(),
     }

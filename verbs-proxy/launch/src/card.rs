@@ -1,4 +1,4 @@
-//! What `ringfence-proxy-ibverbs --describe NAME [PORT]` says of a card, as one line of JSON: what its verbs say and no file does. For
+//! What `ringfence-proxy-ibverbs --describe NAME PORT` says of a card, as one line of JSON: what its verbs say and no file does. For
 //! `ringfence info` and `ringfence doctor`, which are linked statically and cannot load libibverbs.
 
 use serde::{Deserialize, Serialize};

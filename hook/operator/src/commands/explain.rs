@@ -18,7 +18,7 @@ Examples:
   ringfence explain --bundle /run/containerd/io.containerd.runtime.v2.task/k8s.io/ID
   ringfence explain --policy gold
 
-The exit status is the hook's: 0 if the container would start, with RDMA or without; see ringfence-hook(8).")]
+The exit status is the hook's as far as annotations and configuration decide: 0 if they let the container start, with RDMA or without; see ringfence-hook(8). Whether the card, its port and its proxy are there, ringfence doctor says.")]
 pub struct Args {
     /// A bundle, whose config.json is looked at
     #[arg(long, value_name = "DIR")]

@@ -198,6 +198,10 @@ fn card(report: &mut Report, config: &Config, device: &Device) {
     let found = Card::find(Path::new(card::SYS), name);
     match &found {
         Ok(card) => {
+            if card::iwarp(Path::new(card::SYS)).contains(name) {
+                let message = format!("{name}: an iWARP card, whose queue pairs no proxy can connect");
+                return report.fail(SUBJECT, message, "name another card in /etc/ringfence, or allow mode passthrough for it");
+            }
             report.ok(SUBJECT, format!("{name}: an RDMA card with node GUID {}", card.node_guid));
             for Complaint { what, remedy } in card.complaints(device.port) {
                 report.warn(SUBJECT, what, remedy);
@@ -212,7 +216,7 @@ fn card(report: &mut Report, config: &Config, device: &Device) {
         }
         // Told above.
         Err(_) if found.is_err() => {}
-        Err(error) => report.fail(SUBJECT, format!("{name}: {error:#}"), "sudo ringfence doctor"),
+        Err(error) => report.fail(SUBJECT, format!("{name}: {error:#}"), "dmesg | grep -i -e rdma -e infiniband"),
     }
 }
 
