@@ -200,7 +200,11 @@ fn card(report: &mut Report, config: &Config, device: &Device) {
         Ok(card) => {
             if card::iwarp(Path::new(card::SYS)).contains(name) {
                 let message = format!("{name}: an iWARP card, whose queue pairs no proxy can connect");
-                return report.fail(SUBJECT, message, "name another card in /etc/ringfence, or allow mode passthrough for it");
+                return report.fail(
+                    SUBJECT,
+                    message,
+                    "name another card in /etc/ringfence, or allow mode passthrough for it",
+                );
             }
             report.ok(SUBJECT, format!("{name}: an RDMA card with node GUID {}", card.node_guid));
             for Complaint { what, remedy } in card.complaints(device.port) {
