@@ -266,6 +266,29 @@ static void misaligned_atomic(struct pair *p)
 	fails(p, a, b, rdma(IBV_WR_ATOMIC_FETCH_AND_ADD, 1, a, 0, 8, b, 4), IBV_WC_REM_INV_REQ_ERR, true);
 }
 
+/* A driver may refuse to take it, as rxe's library does, with one before it in the same list whose completion nobody has asked for. */
+static void misaligned_atomic_behind_a_write(struct pair *p)
+{
+	struct region a, b;
+	struct send chain[2];
+	struct ibv_wc wcs[2];
+
+	simple(p, &a, &b);
+	chain[0] = rdma(IBV_WR_RDMA_WRITE, 1, a, 0, 8, b, 0);
+	chain[0].sge[1] = chain[0].sge[0];
+	chain[0].sge[1].addr += 64;
+	chain[0].sges = 2;
+	chain[1] = rdma(IBV_WR_ATOMIC_FETCH_AND_ADD, 2, a, 128, 8, b, 4);
+	CHECK_EQ(side_try_post(p->a, p->qa, chain, 2, NULL), 0);
+	CHECK_EQ(side_poll(p->a, SEND_CQ, wcs, 2, 5000), 2);
+	CHECK_EQ(wcs[0].wr_id, 1);
+	CHECK_EQ(wcs[0].status, IBV_WC_SUCCESS);
+	CHECK_EQ(wcs[1].wr_id, 2);
+	CHECK(wcs[1].status == IBV_WC_REM_INV_REQ_ERR || wcs[1].status == IBV_WC_LOC_QP_OP_ERR, "%s",
+	      ibv_wc_status_str(wcs[1].status));
+	is_in_error(p->a, p->qa, a);
+}
+
 static void send_longer_than_the_receive(struct pair *p)
 {
 	struct region a, b;
@@ -575,6 +598,7 @@ const struct test_case error_cases[] = {
 	{"queue_pair_forbids_read", queue_pair_forbids_read, false},
 	{"queue_pair_forbids_atomics", queue_pair_forbids_atomics, false},
 	{"misaligned_atomic", misaligned_atomic, false},
+	{"misaligned_atomic_behind_a_write", misaligned_atomic_behind_a_write, false},
 	{"send_longer_than_the_receive", send_longer_than_the_receive, false},
 	{"receive_with_unknown_lkey", receive_with_unknown_lkey, false},
 	{"receive_without_local_write", receive_without_local_write, false},

@@ -28,11 +28,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What a call that returns an errno says.
 fn done(errno: c_int) -> Result<(), Errno> {
-    // Some say -1 and leave it in `errno`.
+    // Some say -1 and leave it in `errno`, and some providers say it with the kernel's sign.
     match errno {
         0 => Ok(()),
         -1 => Err(last()),
-        errno => Err(Errno::from_raw_os_error(errno)),
+        errno => Err(match errno.unsigned_abs() {
+            errno @ 1..4096 => Errno::from_raw_os_error(errno.cast_signed()),
+            _ => Errno::IO,
+        }),
     }
 }
 
@@ -85,6 +88,15 @@ pub struct About {
     pub node: Option<PathBuf>,
     /// What that is in `/sys`.
     pub device: PathBuf,
+}
+
+impl About {
+    /// The kernel's driver of the device that it is on.
+    #[must_use]
+    pub fn driver(&self) -> Option<String> {
+        let driver = std::fs::read_link(self.sysfs.join("device/driver")).ok()?;
+        Some(driver.file_name()?.to_str()?.to_owned())
+    }
 }
 
 // SAFETY: libibverbs may be called by several threads at once (verbs of one object are locked or ordered by it); what the fields say

@@ -448,6 +448,8 @@ impl Device for Ibverbs {
             },
             bytes: piece.bytes,
             awaited: work.signaled && last,
+            // On other than 8 aligned bytes, or where the card has none.
+            may_be_refused: is_atomic,
             room: card.sends,
         });
         let sent = Sent { piece: *piece, fetches };
@@ -547,6 +549,7 @@ impl Device for Ibverbs {
     fn removed(plane: &mut Plane, qp: &mut Qp) {
         let pieces = plane.device.forget(qp.queue, &mut qp.device);
         pieces.iter().for_each(|piece| plane.departed(piece, plane.now));
+        plane.device.load.forget(qp.queue);
     }
 
     fn prepare_sleep(&self) -> bool {
@@ -603,5 +606,11 @@ pub fn stopped(plane: &mut Plane, queue: u32, incarnation: u64) {
 /// Takes what is left of former lives out of a completion queue, so that it has room for those to come.
 pub fn drain(plane: &mut Plane, name: usize) {
     let Some(index) = plane.device.queues.iter().position(|queue| queue.cq.name == name) else { return };
-    while poll_queue(plane, index) == BATCH {}
+    // Of the living there may come more all the time; what is left of former lives is within what fits.
+    let most = plane.device.queues[index].cq.capacity as usize / BATCH + 1;
+    for _ in 0..most {
+        if poll_queue(plane, index) < BATCH {
+            break;
+        }
+    }
 }

@@ -258,13 +258,18 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
     match of {
         // What the plane tells by itself, of what it does.
         Of::Qp(_) if kind == EventType::SQ_DRAINED => {}
-        Of::Qp(number) => node.worker.call(move |plane| {
-            let Some(queue) = plane.by_number.get(&number).copied() else { return };
-            plane.event(queue, kind);
-            if matches!(kind, EventType::QP_FATAL | EventType::QP_REQ_ERR | EventType::QP_ACCESS_ERR) {
-                plane.to_error(queue);
-            }
-        }),
+        Of::Qp(number) => {
+            let fails = matches!(kind, EventType::QP_FATAL | EventType::QP_REQ_ERR | EventType::QP_ACCESS_ERR)
+                // Nobody but this thread resets it, which may have been since the card said so.
+                && node.device.queue_pair(number).is_some_and(|qp| qp.state().is_ok_and(|state| state == QpState::ERR.0));
+            node.worker.call(move |plane| {
+                let Some(queue) = plane.by_number.get(&number).copied() else { return };
+                plane.event(queue, kind);
+                if fails {
+                    plane.to_error(queue);
+                }
+            });
+        }
         Of::Port(port) if port != u32::from(node.device.card.port_number()) => {}
         Of::Port(_) => {
             let had = node.device.gids().map(<[_]>::to_vec);

@@ -85,7 +85,17 @@ library! {
 /// The library's file, as programs that are linked against it name it.
 const FILE: &CStr = c"libibverbs.so.1";
 
+/// By this libmlx5 leaves received data to the card. Else it copies short messages itself, out of completions to where the receive
+/// request says, which is an address of the container's (`mlx5dv_create_qp(3)`, on `MLX5DV_QP_CREATE_DISABLE_SCATTER_TO_CQE`).
+pub const LEAVES_DATA_TO_THE_CARD: (&CStr, &CStr) = (c"MLX5_SCATTER_TO_CQE", c"0");
+
 fn open() -> Result<*mut c_void> {
+    let (name, value) = LEAVES_DATA_TO_THE_CARD;
+    // SAFETY: both end with a zero; nothing of this program looks at its environment but the libraries, when cards are opened and
+    // queue pairs made, which is afterwards.
+    if unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) } != 0 {
+        bail!("cannot set {} in the environment: {}", name.to_string_lossy(), std::io::Error::last_os_error());
+    }
     // SAFETY: a name that ends with a zero; what the library does when it is loaded it does in every verbs program.
     let handle = unsafe { libc::dlopen(FILE.as_ptr(), libc::RTLD_NOW) };
     if handle.is_null() {
@@ -117,4 +127,17 @@ fn complaint() -> String {
     }
     // SAFETY: as above.
     unsafe { CStr::from_ptr(said) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libmlx5_is_told_to_leave_received_data_alone() {
+        // With the library or without it.
+        let _ = open();
+        let (name, value) = LEAVES_DATA_TO_THE_CARD;
+        assert_eq!(std::env::var(name.to_str().unwrap()).as_deref(), Ok(value.to_str().unwrap()));
+    }
 }

@@ -66,6 +66,13 @@ impl Program for CardProxy {
             "RDMA device {name} is iWARP, which cannot be shared by a proxy yet: its queue pairs are connected by rdma_cm only; \
              give it to a trusted container with mode=passthrough"
         );
+        // It copies short messages that arrive to where the receive request says, which is an address of the container's, and nothing
+        // keeps it from that (`handle_recv_inl_data` of rdma-core's providers/hns).
+        ensure!(
+            card.about.driver().is_none_or(|driver| !driver.starts_with("hns")),
+            "RDMA device {name} is of the driver hns, whose library writes received data to addresses of the container's in this process; \
+             give it to a trusted container with mode=passthrough"
+        );
         let mut control =
             CardControl::new(card, opening.launch).with_context(|| format!("cannot query RDMA device {name}"))?;
         control.set_addresses(&addresses::list());

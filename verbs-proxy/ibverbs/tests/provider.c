@@ -14,7 +14,8 @@
  * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE;
  * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID; twoport0
  * has a second port, which is the one that works; undrained0 has no state SQD; draining0
- * never says that it has drained, as rxe.
+ * never says that it has drained, as rxe, and does not take an atomic on other than 8 aligned bytes, of which its errno is negative, as
+ * that of rxe before rdma-core 44.
  *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
  * of a port that no container has; with 0x2000 the GIDs go before it, or come back as those of RoCE v1. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
@@ -929,6 +930,11 @@ static int post_send(struct ibv_qp *base, struct ibv_send_wr *wr, struct ibv_sen
 		if (qp->base.state < IBV_QPS_RTS || wr->num_sge > (int)qp->cap.max_send_sge ||
 		    (qp->base.context->device == &devices[PACED] && qp->rate != PACE)) {
 			error = EINVAL;
+			break;
+		}
+		if (qp->base.context->device == &devices[DRAINING] && wr->opcode == IBV_WR_ATOMIC_FETCH_AND_ADD &&
+		    wr->wr.atomic.remote_addr % 8) {
+			error = -EINVAL;
 			break;
 		}
 		if (qp->send_count == qp->cap.max_send_wr)

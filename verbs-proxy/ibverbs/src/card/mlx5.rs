@@ -120,8 +120,7 @@ impl Card {
     /// Looked up once.
     fn mlx5(&self) -> Option<&Functions> {
         let find = || {
-            let driver = std::fs::read_link(self.about.sysfs.join("device/driver")).ok()?;
-            if !is_driver(driver.file_name()?.to_str()?) {
+            if !is_driver(&self.about.driver()?) {
                 return None;
             }
             let functions = Functions::loaded()?;

@@ -3,7 +3,7 @@
 //! A completion says that all before it are complete as well, so not each of them need make one. But it must not be waited for long:
 //! by what counts the bytes in flight, nor by the application, whose completion it is. So a run of requests with one signal at its end
 //! is short, and shorter if the application waits for one within it. What the card is given last is signaled in any case; a
-//! request that fails says so, signaled or not.
+//! request that fails says so, signaled or not. One that the card's library does not even take has the last before it signaled.
 
 // UNSAFETY: posts C structures with addresses of the lists beside them.
 #![allow(unsafe_code)]
@@ -86,6 +86,8 @@ pub(super) struct Request {
     pub bytes: u32,
     /// The application waits for its completion.
     pub awaited: bool,
+    /// The card's library may refuse it for what it is. It fails when those before it have completed, which they must be heard to have.
+    pub may_be_refused: bool,
     /// Requests that the queue holds.
     pub room: usize,
 }
@@ -145,7 +147,7 @@ impl Batch {
     /// Adds a request; there is room.
     pub(super) fn add(&mut self, request: &Request) {
         let bytes = u64::from(request.bytes);
-        if self.count > 0 && self.run.ends_before(bytes, request.room) {
+        if self.count > 0 && (request.may_be_refused || self.run.ends_before(bytes, request.room)) {
             self.signal_last();
         }
         self.listed += request.sges;
@@ -189,8 +191,13 @@ mod tests {
     use super::*;
 
     fn signaled(requests: &[(u32, bool)]) -> Vec<bool> {
+        signaled_before(requests, usize::MAX)
+    }
+
+    /// With a request at `refused` that may be.
+    fn signaled_before(requests: &[(u32, bool)], refused: usize) -> Vec<bool> {
         let mut batch = Batch::new();
-        for (bytes, awaited) in requests {
+        for (place, (bytes, awaited)) in requests.iter().enumerate() {
             batch.add(&Request {
                 wr_id: 0,
                 sges: 0,
@@ -200,6 +207,7 @@ mod tests {
                 to: target { rdma: rdma { remote_addr: 0, rkey: 0 } },
                 bytes: *bytes,
                 awaited: *awaited,
+                may_be_refused: place == refused,
                 room: 256,
             });
         }
@@ -214,6 +222,12 @@ mod tests {
         (expected[7], expected[9]) = (true, true);
         assert_eq!(signaled(&[(8, true); 10]), expected);
         assert_eq!(signaled(&[(8, false)]), [true]);
+    }
+
+    #[test]
+    fn what_is_before_a_request_that_may_be_refused_is_signaled() {
+        assert_eq!(signaled_before(&[(8, true); 4], 2), [false, true, false, true]);
+        assert_eq!(signaled_before(&[(8, true); 2], 0), [false, true]);
     }
 
     #[test]

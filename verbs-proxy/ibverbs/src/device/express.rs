@@ -127,6 +127,7 @@ pub(super) fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> us
             to: target { rdma: rdma { remote_addr: fields.remote_addr, rkey: fields.rkey } },
             bytes,
             awaited: wqe.signaled,
+            may_be_refused: false,
             room,
         });
         if let Some(delay) = wqe.release(*now) {

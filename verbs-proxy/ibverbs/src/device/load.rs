@@ -95,6 +95,11 @@ impl Load {
         self.waiting.push_back(queue);
     }
 
+    /// This queue pair waits for nothing any more.
+    pub(super) fn forget(&mut self, queue: u32) {
+        self.waiting.retain(|waiting| *waiting != queue);
+    }
+
     pub(super) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -156,6 +161,8 @@ mod tests {
         load.wait(3);
         assert_eq!(load.next_waiting(), None);
         load.left(&sent(300_000, false));
-        assert_eq!([load.next_waiting(), load.next_waiting()], [Some(3), None]);
+        load.wait(4);
+        load.forget(3);
+        assert_eq!([load.next_waiting(), load.next_waiting()], [Some(4), None]);
     }
 }
