@@ -39,7 +39,7 @@ root=$work/root
 # shellcheck disable=SC2016 # mmdebstrap's shell is to expand $1, the new root.
 # The initial RAM disk is made while the kernel is installed, so its few modules are to be known before.
 mmdebstrap --quiet --mode=root --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" \
-    --aptopt='APT::Install-Recommends false' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/rdma-core/tests/*' \
+    --aptopt='APT::Install-Recommends false' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/rdma-core*' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --essential-hook="tar -C '$vm/guest' -c . | tar -C \"\$1\" --no-same-owner -x" \
     --customize-hook='chroot "$1" systemctl --quiet enable vm-command.service' \
