@@ -103,7 +103,7 @@ fn clean(config: &Config, records: &Records, container: &str) -> Result<Vec<Stri
     what.extend(record.mount_points.iter().map(|point| record.root.join(&point.path).display().to_string()));
     what.extend(record.lent.as_ref().map(|lent| format!("RDMA device {}", lent.name)));
     stop::release(config, records, &record, stop::CARD_PATIENCE)
-        .and_then(|()| stop::forget(records, &record, Some(&lock)))
+        .and_then(|()| stop::forget(config, records, &record, Some(&lock)))
         .map_err(|error| error.to_string())?;
     match records.load(container) {
         Ok(None) => Ok(what),

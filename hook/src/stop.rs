@@ -69,7 +69,7 @@ pub(crate) fn undo(config: &Config, records: &Records, record: &Record) -> io::R
         true => None,
         false => records.lock_exclusive(OTHERS)?,
     };
-    forget(records, record, lock.as_ref())
+    forget(config, records, record, lock.as_ref())
 }
 
 /// The part of [`undo`] outside of the root file system: proxy, directory, cgroups, and what others may take `patience` to give back,
@@ -95,21 +95,40 @@ pub(crate) fn release(config: &Config, records: &Records, record: &Record, patie
 
 /// The rest of [`undo`]. Without `exclusive`, a container that is being made may be about to mount upon the same mount points,
 /// and they stay, on record.
-pub(crate) fn forget(records: &Records, record: &Record, exclusive: Option<&Lock<'_>>) -> io::Result<()> {
+pub(crate) fn forget(
+    config: &Config,
+    records: &Records,
+    record: &Record,
+    exclusive: Option<&Lock<'_>>,
+) -> io::Result<()> {
     if !record.mount_points.is_empty() {
-        if exclusive.is_none() || is_in_use(records, record)? {
+        if exclusive.is_none() {
             return Ok(());
         }
-        remove_mount_points(&record.root, &record.mount_points)?;
+        let Some(mount_points) = unused_mount_points(config, records, record)? else { return Ok(()) };
+        remove_mount_points(&record.root, &mount_points)?;
     }
     records.remove(&record.container)
 }
 
-/// Whether another container lives on the root file system of `record`.
-fn is_in_use(records: &Records, record: &Record) -> io::Result<bool> {
-    let others = records.containers()?.into_iter().filter(|container| *container != record.container);
-    let mut others = others.filter_map(|container| records.load(&container).ok().flatten());
-    Ok(others.any(|other| other.root == record.root && other.init.is_alive()))
+/// The mount points of `record` and of the others on its root file system, the outer ones first; `None` if another container lives there.
+///
+/// Those of the others as well, which have ended and are still on record: of containers that start at once one makes a directory and
+/// another what is to be in it, and whichever is forgotten first, the directory is to go.
+fn unused_mount_points(config: &Config, records: &Records, record: &Record) -> io::Result<Option<Vec<MountPoint>>> {
+    let mut mount_points = record.mount_points.clone();
+    for container in records.containers()?.into_iter().filter(|container| *container != record.container) {
+        let other = records.load(&container).ok().flatten();
+        let Some(other) = other.filter(|other| other.root == record.root) else { continue };
+        if other.init.is_alive() {
+            return Ok(None);
+        }
+        if let Ok(Some(other)) = trust::load(config, records, &container) {
+            mount_points.extend(other.mount_points);
+        }
+    }
+    mount_points.sort_by_key(|mount_point| mount_point.path.matches('/').count());
+    Ok(Some(mount_points))
 }
 
 /// Removes those of `mount_points` that are still empty.
@@ -150,8 +169,8 @@ fn sweep(config: &Config, records: &Records) {
         // A proxy that is still there is ending by itself.
         if !record.init.is_alive() && !record.proxy.is_some_and(process::Process::is_alive) {
             // The next sweep tries again.
-            let _ =
-                release(config, records, &record, Duration::ZERO).and_then(|()| forget(records, &record, Some(&lock)));
+            let _ = release(config, records, &record, Duration::ZERO)
+                .and_then(|()| forget(config, records, &record, Some(&lock)));
         }
     }
 }

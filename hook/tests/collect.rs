@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         a_container_whose_record_is_lost_keeps_its_proxy,
         an_orphaned_proxy_is_ended,
         mount_points_under_a_living_container_wait,
+        one_containers_mount_points_lie_in_anothers,
     ])
 }
 
@@ -141,6 +142,29 @@ fn mount_points_under_a_living_container_wait() {
         succeeded(&lab.runc(&["delete", "-f", &lab.id]));
         assert_eq!(lab.collect().len(), 1);
     });
+}
+
+/// As when two start at once: one makes the directory and the other what is in it. In either order of their names.
+fn one_containers_mount_points_lie_in_anothers() {
+    for outer_is_first in [true, false] {
+        with_lab(|lab| {
+            abandoned(lab);
+            let path = lab.path("run/state").join(format!("{}.json", lab.id));
+            let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let points = record["mount-points"].as_array().unwrap().clone();
+            let (outer, inner): (Vec<_>, Vec<_>) =
+                points.into_iter().partition(|point| !point["path"].as_str().unwrap().contains('/'));
+            assert!(!outer.is_empty() && !inner.is_empty(), "{record}");
+            let [first, second] = if outer_is_first { [outer, inner] } else { [inner, outer] };
+            record["mount-points"] = first.into();
+            std::fs::write(&path, record.to_string()).unwrap();
+            let second_id = format!("{}-second", lab.id);
+            (record["container"], record["cgroups"]) = (json!(second_id), json!([]));
+            record["mount-points"] = second.into();
+            std::fs::write(lab.path("run/state").join(format!("{second_id}.json")), record.to_string()).unwrap();
+            assert_eq!(lab.collect().len(), 2);
+        });
+    }
 }
 
 /// A record of this lab's container as the hook would write it, were it not for `change`.
