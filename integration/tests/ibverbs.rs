@@ -289,10 +289,15 @@ fn run_orders(card: &Card, program: &Path, seed: u32, limits: Limits) -> Result<
     let node = card.node()?;
     let mut proxy = node.proxy(limits)?;
     let mut command = proxy.command(program)?;
-    command.args([seed.to_string().as_str(), if card.has_a_wire() { "10" } else { "40" }]);
-    Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
+    let seed = seed.to_string();
+    let arguments = [seed.as_str(), if card.has_a_wire() { "10" } else { "40" }];
+    command.args(arguments);
+    let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program");
     ensure!(!proxy.has_ended(), "the proxy has ended");
-    Ok(())
+    match (ended, card) {
+        (Err(error), Card::Kernel(name)) => Err(as_without_proxy(name, program, &arguments, error)),
+        (ended, _) => ended.map(drop),
+    }
 }
 
 fn run_semantics(card: &Card, program: &Path, case: &str, two: bool) -> Result<()> {
@@ -304,15 +309,15 @@ fn run_semantics(card: &Card, program: &Path, case: &str, two: bool) -> Result<(
     let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program");
     ensure!(!proxy.has_ended() && !peer.has_ended(), "a proxy has ended");
     match (ended, card) {
-        (Err(error), Card::Kernel(name)) => Err(as_without_proxy(name, program, case, error)),
+        (Err(error), Card::Kernel(name)) => Err(as_without_proxy(name, program, &[case, "one"], error)),
         (ended, _) => ended.map(drop),
     }
 }
 
 /// What the kernel's card does not do by itself, its proxy cannot. Such a case counts as one that could not be shown.
-fn as_without_proxy(card: &str, program: &Path, case: &str, error: Error) -> Error {
+fn as_without_proxy(card: &str, program: &Path, arguments: &[&str], error: Error) -> Error {
     let mut alone = Command::new(program);
-    alone.args([case, "one"]);
+    alone.args(arguments);
     let native = Running::start(alone).and_then(|running| running.wait(LIMIT)).and_then(Ended::success);
     match native {
         Ok(_) => error.context("it does not fail without a proxy"),
