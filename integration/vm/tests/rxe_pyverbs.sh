@@ -2,8 +2,8 @@
 # rdma-core's own tests by pyverbs, with the card itself and with a proxy before it: what ends well there ends well here, or is skipped for
 # want of what a proxy does not offer. By hand. Sourced by tests.sh.
 
-suite=/usr/share/doc/rdma-core/tests
-runner=/srv/pyverbs.py
+suite=/srv/suite/tests
+runner=/srv/suite/run.py
 outcomes=/tmp/outcomes
 
 # Runs the tests of module $1 of the suite by a command that runs a program somewhere; a line for each: its name and what became of it.
@@ -18,6 +18,10 @@ module() {
 
 beside_each_other() {
     local name
+    mkdir -p $suite
+    cp /usr/share/doc/rdma-core/tests/* $suite
+    # As Debian packages documents.
+    gunzip --force $suite/*.gz
     cat >$runner <<'PYTHON'
 import importlib, os, sys, unittest
 directory, device, gid, module = sys.argv[1:]
