@@ -200,11 +200,13 @@ fn card(report: &mut Report, config: &Config, device: &Device) {
         Ok(card) => {
             if card::iwarp(Path::new(card::SYS)).contains(name) {
                 let message = format!("{name}: an iWARP card, whose queue pairs no proxy can connect");
-                return report.fail(
-                    SUBJECT,
-                    message,
-                    "name another card in /etc/ringfence, or allow mode passthrough for it",
-                );
+                // Where it may be given away as it is, nothing is wrong with naming it.
+                return match config.policy.allows(Mode::Passthrough) {
+                    true => report.warn(SUBJECT, message, "ask for it with mode=passthrough only"),
+                    false => {
+                        report.fail(SUBJECT, message, "name another card in /etc/ringfence, or allow mode passthrough")
+                    }
+                };
             }
             report.ok(SUBJECT, format!("{name}: an RDMA card with node GUID {}", card.node_guid));
             for Complaint { what, remedy } in card.complaints(device.port) {
