@@ -2,7 +2,6 @@
  * Measures one thing of one process, beside its floor where it has one, and prints lines "name value". What goes from one
  * process to another is in bench_pair.c.
  *
- *   bench cache-line            round trips of a cache line between two cores, ns
  *   bench register BYTES        ibv_reg_mr of fresh memory beside pwrite into a new memory file, ns
  *   bench again BYTES BUFFERS   register, WRITE from, deregister these buffers in turn, beside pwrite into a memory file, ns
  *   bench rounds COUNT          mappings, and KiB of memory, after so many more of such rounds of 4 KiB
@@ -10,52 +9,12 @@
 #include "bench_time.h"
 #include "loop.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include <x86intrin.h>
 
-enum { SAMPLES = 200000, ROUNDS = 5 };
-
-/* A cache line each. */
-static _Alignas(64) atomic_uint ping, pong_line[32];
-static unsigned trips;
-
-static void *answer(void *unused)
-{
-	(void)unused;
-	pin(1);
-	for (unsigned i = 1; i <= trips; i++) {
-		while (atomic_load_explicit(&ping, memory_order_acquire) != i)
-			;
-		atomic_store_explicit(&pong_line[16], i, memory_order_release);
-	}
-	return NULL;
-}
-
-static void cache_line(void)
-{
-	unsigned samples = (unsigned)amount(SAMPLES), warm_up = samples / 10;
-	uint64_t *ticks = calloc(samples, sizeof *ticks);
-	pthread_t thread;
-
-	trips = samples + warm_up;
-	pin(0);
-	pthread_create(&thread, NULL, answer, NULL);
-	for (unsigned i = 1; i <= trips; i++) {
-		uint64_t start = __rdtsc();
-		atomic_store_explicit(&ping, i, memory_order_release);
-		while (atomic_load_explicit(&pong_line[16], memory_order_acquire) != i)
-			;
-		if (i > warm_up)
-			ticks[i - warm_up - 1] = __rdtsc() - start;
-	}
-	pthread_join(thread, NULL);
-	print_percentiles(ticks, samples);
-}
+enum { ROUNDS = 5 };
 
 static void reg(size_t bytes)
 {
@@ -170,9 +129,7 @@ int main(int argc, char **argv)
 	const char *what = argc > 1 ? argv[1] : "";
 	uint64_t bytes = argc > 2 ? strtoull(argv[2], NULL, 0) : 0;
 
-	if (!strcmp(what, "cache-line"))
-		cache_line();
-	else if (!strcmp(what, "register") && bytes)
+	if (!strcmp(what, "register") && bytes)
 		reg(bytes);
 	else if (!strcmp(what, "again") && bytes && argc > 3)
 		again(bytes, atoi(argv[3]));

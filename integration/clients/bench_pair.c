@@ -2,7 +2,8 @@
  * Measures requests to a process that only lies there: of another container if RINGFENCE_FAR names its socket, else of the same.
  * Prints lines "name value". BENCH_QUICK in the environment makes it short, and of no use but to see that it works.
  *
- *   bench_pair latency [inline | idle N]      8-byte WRITE, post to polled completion, ns; beside N idle queue pairs
+ *   bench_pair latency [inline | idle N]      8-byte WRITE, post to polled completion, ns, and a cache line's round trip between
+ *                                             two cores meanwhile; beside N idle queue pairs
  *   bench_pair rate OPCODE [idle N]           8 bytes in batches of 32, per second; `send` to a receiver that polls
  *   bench_pair bandwidth OPCODE BYTES         over 64 MiB, beside memcpy, bytes per second
  *   bench_pair cap BYTES SECONDS [read]       bytes completed in each window of 100 ms; and `away`, for how many nanoseconds of it
@@ -19,7 +20,7 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
-enum { WALK = 64 << 20, SAMPLES = 200000, BATCH = 32, ROUNDS = 5 };
+enum { WALK = 64 << 20, BATCH = 32, ROUNDS = 3 };
 
 static enum ibv_wr_opcode opcode_of(const char *name)
 {
@@ -40,8 +41,9 @@ static enum ibv_wr_opcode opcode_of(const char *name)
 
 static void latency(bool is_inline, int idle)
 {
-	size_t samples = amount(SAMPLES), warm_up = samples / 10;
-	uint64_t *ticks = calloc(samples, sizeof *ticks);
+	static uint64_t ticks[TIMED];
+	size_t samples = amount(TIMED), warm_up = amount(TIMED_WARM_UP);
+	struct rounds rounds = {0};
 	struct road road = road_open((struct road_options){.bytes = 4096, .qps = 1 + idle});
 	struct ibv_sge sge = {.length = 8};
 	struct ibv_send_wr wr = road_request(&road, IBV_WR_RDMA_WRITE, &sge), *bad;
@@ -50,17 +52,20 @@ static void latency(bool is_inline, int idle)
 	if (is_inline)
 		wr.send_flags |= IBV_SEND_INLINE;
 	pin(0);
-	for (size_t i = 0; i < samples + warm_up; i++) {
-		uint64_t start = __rdtsc();
+	for (int round = 0; round < TIMED_ROUNDS; round++) {
+		for (size_t i = 0; i < warm_up + samples; i++) {
+			uint64_t start = __rdtsc();
 
-		CHECK(ibv_post_send(road.qps[0], &wr, &bad) == 0, "ibv_post_send");
-		while (ibv_poll_cq(road.cq, 1, &wc) == 0)
-			;
-		if (i >= warm_up)
-			ticks[i - warm_up] = __rdtsc() - start;
-		CHECK(wc.status == IBV_WC_SUCCESS, "%s", ibv_wc_status_str(wc.status));
+			CHECK(ibv_post_send(road.qps[0], &wr, &bad) == 0, "ibv_post_send");
+			while (ibv_poll_cq(road.cq, 1, &wc) == 0)
+				;
+			if (i >= warm_up)
+				ticks[i - warm_up] = __rdtsc() - start;
+			CHECK(wc.status == IBV_WC_SUCCESS, "%s", ibv_wc_status_str(wc.status));
+		}
+		rounds_take(&rounds, ticks, samples);
 	}
-	print_percentiles(ticks, samples);
+	rounds_print(&rounds);
 	road_close(&road);
 }
 
@@ -80,7 +85,7 @@ static void rate(enum ibv_wr_opcode opcode, int idle)
 	pin(0);
 	for (int measured = 0; measured < 2; measured++) {
 		uint64_t base = completed, start = now_ns();
-		uint64_t end = start + amount(measured ? 1500000000u : 500000000u);
+		uint64_t end = start + amount(measured ? 750000000u : 250000000u);
 
 		while (now_ns() < end) {
 			/* Three batches under way keep the worker busy while this side polls. */

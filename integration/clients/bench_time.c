@@ -1,7 +1,9 @@
 /* See bench_time.h. */
 #include "bench_time.h"
 
+#include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -60,15 +62,6 @@ static int ascending(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-void print_percentiles(uint64_t *ticks, size_t count)
-{
-	double ns = tick_ns();
-
-	qsort(ticks, count, sizeof *ticks, ascending);
-	printf("p50 %.1f\np99 %.1f\np999 %.1f\n", (double)ticks[count / 2] * ns, (double)ticks[count * 99 / 100] * ns,
-	       (double)ticks[count * 999 / 1000] * ns);
-}
-
 static int ascending_doubles(const void *a, const void *b)
 {
 	double x = *(const double *)a, y = *(const double *)b;
@@ -80,4 +73,63 @@ double median(double *values, size_t count)
 {
 	qsort(values, count, sizeof *values, ascending_doubles);
 	return values[count / 2];
+}
+
+/* A cache line each. */
+static _Alignas(64) atomic_uint ping;
+static _Alignas(64) atomic_uint pong;
+
+static void *answer(void *trips)
+{
+	pin(1);
+	for (unsigned i = 1; i <= *(unsigned *)trips; i++) {
+		while (atomic_load_explicit(&ping, memory_order_acquire) != i)
+			;
+		atomic_store_explicit(&pong, i, memory_order_release);
+	}
+	return NULL;
+}
+
+/* The median of round trips of a cache line, in ticks. */
+static double cache_line(void)
+{
+	enum { TRIPS = 5000 };
+	static uint64_t ticks[TRIPS];
+	unsigned samples = (unsigned)amount(TRIPS), warm_up = samples / 10, trips = samples + warm_up;
+	pthread_t thread;
+
+	atomic_store(&ping, 0);
+	atomic_store(&pong, 0);
+	CHECK(pthread_create(&thread, NULL, answer, &trips) == 0, "pthread_create");
+	for (unsigned i = 1; i <= trips; i++) {
+		uint64_t start = __rdtsc();
+		atomic_store_explicit(&ping, i, memory_order_release);
+		while (atomic_load_explicit(&pong, memory_order_acquire) != i)
+			;
+		if (i > warm_up)
+			ticks[i - warm_up - 1] = __rdtsc() - start;
+	}
+	pthread_join(thread, NULL);
+	qsort(ticks, samples, sizeof *ticks, ascending);
+	return (double)ticks[samples / 2];
+}
+
+void rounds_take(struct rounds *rounds, uint64_t *ticks, size_t count)
+{
+	int round = rounds->count++;
+
+	CHECK(round < TIMED_ROUNDS, "more rounds than there is room for");
+	qsort(ticks, count, sizeof *ticks, ascending);
+	rounds->p50[round] = (double)ticks[count / 2];
+	rounds->p99[round] = (double)ticks[count * 99 / 100];
+	rounds->line[round] = cache_line();
+}
+
+void rounds_print(struct rounds *rounds)
+{
+	double ns = tick_ns();
+	size_t count = (size_t)rounds->count;
+
+	printf("line %.1f\np50 %.1f\np99 %.1f\n", median(rounds->line, count) * ns, median(rounds->p50, count) * ns,
+	       median(rounds->p99, count) * ns);
 }

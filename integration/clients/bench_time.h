@@ -16,7 +16,18 @@ void *memory(size_t length);
 /* `count`, or a little of it where BENCH_QUICK is set: then the figures mean nothing, and only that they come is asked. */
 uint64_t amount(uint64_t count);
 
-/* Sorts times in ticks, and prints the median and what few exceed. */
-void print_percentiles(uint64_t *ticks, size_t count);
+/*
+ * Times of several rounds, each beside round trips of a cache line between the first two cores: what is a neighbour's core in one
+ * second is on the other side of the machine in the next, if a hypervisor wants it so.
+ */
+enum { TIMED_ROUNDS = 21, TIMED = 10000, TIMED_WARM_UP = 1000 };
+struct rounds {
+	int count;
+	double line[TIMED_ROUNDS], p50[TIMED_ROUNDS], p99[TIMED_ROUNDS];
+};
+/* Takes the times of a round, in ticks, which it sorts; the calling thread is on core 0. */
+void rounds_take(struct rounds *rounds, uint64_t *ticks, size_t count);
+/* Prints, in nanoseconds, the medians of the rounds' medians and of what one in a hundred exceeds in each. */
+void rounds_print(struct rounds *rounds);
 /* Sorts. */
 double median(double *values, size_t count);

@@ -23,14 +23,22 @@ pub struct Figure {
     name: String,
     unit: &'static str,
     goal: Option<Goal>,
-    /// Of each run the value and its floor.
-    samples: Vec<(f64, Option<f64>)>,
+    /// Of each turn of each run the value and its floor.
+    samples: Vec<Sample>,
 }
+
+/// A turn's value and its floor.
+pub type Sample = (f64, Option<f64>);
 
 impl Figure {
     /// A figure without a floor or a goal.
     pub fn new(name: &str, value: f64, unit: &'static str) -> Self {
         Self { name: name.to_owned(), unit, goal: None, samples: vec![(value, None)] }
+    }
+
+    /// A figure of several turns.
+    pub fn of(name: &str, unit: &'static str, samples: Vec<Sample>) -> Self {
+        Self { name: name.to_owned(), unit, goal: None, samples }
     }
 
     /// Beside this floor, in the same unit.
@@ -59,7 +67,7 @@ impl Figure {
         &self.name
     }
 
-    /// The median of the runs.
+    /// The median of the turns of all runs.
     pub fn value(&self) -> f64 {
         median(self.samples.iter().map(|(value, _)| *value).collect())
     }
@@ -68,7 +76,7 @@ impl Figure {
         self.samples.iter().map(|(_, floor)| *floor).collect::<Option<Vec<_>>>().map(median)
     }
 
-    /// Of each run by itself: what changes between two runs then meets value and floor alike.
+    /// Of each turn by itself: what changes between two turns then meets value and floor alike.
     fn ratio(&self) -> Option<f64> {
         self.samples.iter().map(|(value, floor)| Some(value / (*floor)?)).collect::<Option<Vec<_>>>().map(median)
     }
@@ -124,14 +132,14 @@ impl Figure {
         ]
     }
 
-    /// All of it, with each run's.
+    /// All of it, with each turn's.
     pub fn json(&self) -> Value {
         let goal = self.goal.map(|_| self.goal_text());
-        let of_runs = |of: fn(&(f64, Option<f64>)) -> Value| self.samples.iter().map(of).collect::<Vec<_>>();
+        let of_turns = |of: fn(&Sample) -> Value| self.samples.iter().map(of).collect::<Vec<_>>();
         json!({
             "name": self.name, "unit": self.unit, "value": self.value(), "floor": self.floor(), "ratio": self.ratio(),
             "goal": goal, "met": self.met(), "margin": self.margin(),
-            "values": of_runs(|(value, _)| json!(value)), "floors": of_runs(|(_, floor)| json!(floor)),
+            "values": of_turns(|(value, _)| json!(value)), "floors": of_turns(|(_, floor)| json!(floor)),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::figure::{Figure, Goal};
 use crate::programs::{Effort, Ends, Place, Said};
-use anyhow::Result;
+use anyhow::{Error, Result};
 use ringfence_proxy::launch::{Class, Limits};
 
 /// Every kind of policy that a device without a modelled link takes, at rates that never bind.
@@ -22,31 +22,47 @@ impl Both {
         Ok(Self { plain: ends(&Limits::default())?, shaped: ends(&unbinding())? })
     }
 
-    /// What programs say without and with.
-    fn measure(&self, words: &[&str], effort: Effort) -> Result<(Said, Said)> {
+    /// What programs say without and with, in turns.
+    fn measure(&self, words: &[&str], effort: Effort) -> Result<Turns> {
         in_turns(effort, || self.plain.measure(words), || self.shaped.measure(words))
     }
+}
 
-    /// One value of that.
-    fn value(&self, words: &[&str], name: &str, effort: Effort) -> Result<(f64, f64)> {
-        let (plain, shaped) = self.measure(words, effort)?;
-        Ok((plain.one(name)?, shaped.one(name)?))
+/// What two things that are to be compared have said, one turn after the other.
+struct Turns(Vec<(Said, Said)>);
+
+/// Measures two things that are to be compared in several turns: where the kernel finds a program's pages makes a fifth of the
+/// difference that one turn of each shows, and the machine's mood changes within seconds.
+fn in_turns(effort: Effort, one: impl Fn() -> Result<Said>, other: impl Fn() -> Result<Said>) -> Result<Turns> {
+    Ok(Turns((0..turns(effort)).map(|_| Ok((one()?, other()?))).collect::<Result<_>>()?))
+}
+
+/// How many turns there are.
+pub fn turns(effort: Effort) -> usize {
+    if effort.quick { 1 } else { 5 }
+}
+
+impl Turns {
+    /// A figure of the first, beside another value of it, if that has one.
+    fn first(&self, name: &str, said: &str, (scale, unit): Unit, floor: Option<&str>) -> Result<Figure> {
+        let sample = |(first, _): &(Said, Said)| {
+            Ok((first.one(said)? / scale, floor.map(|floor| Ok::<_, Error>(first.one(floor)? / scale)).transpose()?))
+        };
+        Ok(Figure::of(name, unit, self.0.iter().map(sample).collect::<Result<_>>()?))
+    }
+
+    /// A figure of the second, beside the same of the first.
+    fn second(&self, name: &str, said: &str, (scale, unit): Unit) -> Result<Figure> {
+        let sample = |(first, second): &(Said, Said)| Ok((second.one(said)? / scale, Some(first.one(said)? / scale)));
+        Ok(Figure::of(name, unit, self.0.iter().map(sample).collect::<Result<_>>()?))
     }
 }
 
-/// Measures two things that are to be compared, the medians of several turns: where the kernel finds a program's pages makes a fifth of
-/// the difference that one turn of each shows, and a change of the machine's mood meets both.
-fn in_turns(effort: Effort, one: impl Fn() -> Result<Said>, other: impl Fn() -> Result<Said>) -> Result<(Said, Said)> {
-    let turns = if effort.quick { 1 } else { TURNS };
-    let (mut ones, mut others) = (Vec::new(), Vec::new());
-    for _ in 0..turns {
-        ones.push(one()?);
-        others.push(other()?);
-    }
-    Ok((Said::median(&ones), Said::median(&others)))
-}
-
-const TURNS: usize = 3;
+/// What a program's values are divided by, and what they are then.
+type Unit = (f64, &'static str);
+const NS: Unit = (1.0, "ns");
+const MILLIONS: Unit = (1e6, "M/s");
+const GIGABYTES: Unit = (1e9, "GB/s");
 
 fn under_policy(name: &str) -> String {
     format!("{name}, under policy")
@@ -55,16 +71,15 @@ fn under_policy(name: &str) -> String {
 /// Post to polled completion. The far program sleeps.
 pub fn latency(place: Place, effort: Effort) -> Result<Vec<Figure>> {
     let both = Both::new(place, effort)?;
-    let line = both.plain.floor(&["cache-line"])?.one("p50")?;
-    let mut figures = vec![Figure::new("cache line, round trip between two cores, median", line, "ns")];
+    let mut figures = Vec::new();
     for (kind, words) in [("WRITE 8 B", &["latency"][..]), ("WRITE 8 B inline", &["latency", "inline"])] {
-        let (plain, shaped) = both.measure(words, effort)?;
-        for (which, name, most) in [("median", "p50", 2.5), ("p99", "p99", 4.0)] {
-            let (plain, shaped) = (plain.one(name)?, shaped.one(name)?);
+        let turns = both.measure(words, effort)?;
+        let name = format!("cache line, round trip between two cores, median, beside {kind}");
+        figures.push(turns.first(&name, "line", NS, None)?);
+        for (which, said, most) in [("median", "p50", 2.5), ("p99", "p99", 4.0)] {
             let name = format!("{kind}, post to polled completion, {which}");
-            figures.push(Figure::new(&name, plain, "ns").beside(line).goal(Goal::RatioAtMost(most)));
-            let name = under_policy(&name);
-            figures.push(Figure::new(&name, shaped, "ns").beside(plain).goal(Goal::RatioAtMost(1.15)));
+            figures.push(turns.first(&name, said, NS, Some("line"))?.goal(Goal::RatioAtMost(most)));
+            figures.push(turns.second(&under_policy(&name), said, NS)?.goal(Goal::RatioAtMost(1.15)));
         }
     }
     Ok(figures)
@@ -74,11 +89,9 @@ fn rates(place: Place, effort: Effort, kinds: &[(&str, &str, f64)]) -> Result<Ve
     let both = Both::new(place, effort)?;
     let mut figures = Vec::new();
     for (name, opcode, least) in kinds {
-        let (plain, shaped) = both.value(&["rate", opcode], "rate", effort)?;
-        let (plain, shaped) = (plain / 1e6, shaped / 1e6);
-        figures.push(Figure::new(name, plain, "M/s").goal(Goal::AtLeast(*least)));
-        let shaped = Figure::new(&under_policy(name), shaped, "M/s").beside(plain);
-        figures.push(shaped.goal(Goal::RatioAtLeast(0.9)));
+        let turns = both.measure(&["rate", opcode], effort)?;
+        figures.push(turns.first(name, "rate", MILLIONS, None)?.goal(Goal::AtLeast(*least)));
+        figures.push(turns.second(&under_policy(name), "rate", MILLIONS)?.goal(Goal::RatioAtLeast(0.9)));
     }
     Ok(figures)
 }
@@ -103,13 +116,10 @@ fn sizes(place: Place, effort: Effort, kinds: &[(&str, &str)], sizes: &[(&str, &
     let mut figures = Vec::new();
     for (kind, opcode) in kinds {
         for (bytes, size, least) in sizes {
-            let words = ["bandwidth", opcode, bytes];
-            let (plain, shaped) = both.measure(&words, effort)?;
-            let (memcpy, moved) = (plain.one("memcpy")? / 1e9, plain.one("moved")? / 1e9);
+            let turns = both.measure(&["bandwidth", opcode, bytes], effort)?;
             let name = format!("{kind} {size} over 64 MiB");
-            figures.push(Figure::new(&name, moved, "GB/s").beside(memcpy).goal(Goal::RatioAtLeast(*least)));
-            let shaped = Figure::new(&under_policy(&name), shaped.one("moved")? / 1e9, "GB/s").beside(moved);
-            figures.push(shaped.goal(Goal::RatioAtLeast(0.9)));
+            figures.push(turns.first(&name, "moved", GIGABYTES, Some("memcpy"))?.goal(Goal::RatioAtLeast(*least)));
+            figures.push(turns.second(&under_policy(&name), "moved", GIGABYTES)?.goal(Goal::RatioAtLeast(0.9)));
         }
     }
     Ok(figures)
@@ -134,15 +144,14 @@ pub fn weighted(effort: Effort) -> Result<Vec<Figure>> {
     let on = |limits: Limits| Ends::on(link, limits.clone(), Some(limits), effort);
     let both = Both { plain: on(Limits::default())?, shaped: on(Limits { weight: Some(100), ..unbinding() })? };
     let mut figures = Vec::new();
-    for (name, words, said, scale, unit) in [
-        ("WRITE 8 B, post to polled completion, median", &["latency"][..], "p50", 1.0, "ns"),
-        ("WRITE 8 B, batches of 32", &["rate", "write"], "rate", 1e6, "M/s"),
-        ("WRITE 64 KiB over 64 MiB", &["bandwidth", "write", "65536"], "moved", 1e9, "GB/s"),
-        ("READ 64 KiB over 64 MiB", &["bandwidth", "read", "65536"], "moved", 1e9, "GB/s"),
+    for (name, words, said, unit) in [
+        ("WRITE 8 B, post to polled completion, median", &["latency"][..], "p50", NS),
+        ("WRITE 8 B, batches of 32", &["rate", "write"], "rate", MILLIONS),
+        ("WRITE 64 KiB over 64 MiB", &["bandwidth", "write", "65536"], "moved", GIGABYTES),
+        ("READ 64 KiB over 64 MiB", &["bandwidth", "read", "65536"], "moved", GIGABYTES),
     ] {
-        let (plain, shaped) = both.value(words, said, effort)?;
-        let goal = if unit == "ns" { Goal::RatioAtMost(1.15) } else { Goal::RatioAtLeast(0.9) };
-        figures.push(Figure::new(&under_policy(name), shaped / scale, unit).beside(plain / scale).goal(goal));
+        let goal = if unit == NS { Goal::RatioAtMost(1.15) } else { Goal::RatioAtLeast(0.9) };
+        figures.push(both.measure(words, effort)?.second(&under_policy(name), said, unit)?.goal(goal));
     }
     Ok(figures)
 }
@@ -156,14 +165,8 @@ pub fn idle_queues(effort: Effort) -> Result<Vec<Figure>> {
         let crowd = [words, &["idle", idle]].concat();
         in_turns(effort, || ends.measure(words), || ends.measure(&crowd))
     };
-    let (alone, crowd) = beside(&["latency"])?;
-    let (alone, crowd) = (alone.one("p50")?, crowd.one("p50")?);
-    let latency = Figure::new("WRITE 8 B, median, beside 1,000 idle queue pairs", crowd, "ns");
-    let (alone_rate, crowd_rate) = beside(&["rate", "write"])?;
-    let (alone_rate, crowd_rate) = (alone_rate.one("rate")? / 1e6, crowd_rate.one("rate")? / 1e6);
-    let rate = Figure::new("WRITE 8 B, batches of 32, beside 1,000 idle queue pairs", crowd_rate, "M/s");
-    Ok(vec![
-        latency.beside(alone).goal(Goal::RatioAtMost(1.1)),
-        rate.beside(alone_rate).goal(Goal::RatioAtLeast(1.0 / 1.1)),
-    ])
+    let latency = beside(&["latency"])?.second("WRITE 8 B, median, beside 1,000 idle queue pairs", "p50", NS)?;
+    let name = "WRITE 8 B, batches of 32, beside 1,000 idle queue pairs";
+    let rate = beside(&["rate", "write"])?.second(name, "rate", MILLIONS)?;
+    Ok(vec![latency.goal(Goal::RatioAtMost(1.1)), rate.goal(Goal::RatioAtLeast(1.0 / 1.1))])
 }

@@ -51,17 +51,6 @@ impl Said {
         Ok(self.all(name)?[0])
     }
 
-    /// By name, the median of what it has said in each of several turns, in which it says the same names.
-    pub fn median(turns: &[Said]) -> Said {
-        let names = turns.first().into_iter().flat_map(|said| said.0.keys());
-        let median = |name: &String| {
-            let mut values: Vec<f64> = turns.iter().filter_map(|said| said.one(name).ok()).collect();
-            values.sort_by(f64::total_cmp);
-            (name.clone(), vec![values[values.len() / 2]])
-        };
-        Said(names.map(median).collect())
-    }
-
     /// All values of this name, of which there is one at least.
     pub fn all(&self, name: &str) -> Result<&[f64]> {
         self.0.get(name).map(Vec::as_slice).with_context(|| format!("the program said no {name}"))
@@ -144,10 +133,5 @@ impl Ends {
     /// Measures between the two.
     pub fn measure(&self, words: &[&str]) -> Result<Said> {
         finish(start(&self.near, self.far.as_ref(), &pair()?, words, self.effort)?)
-    }
-
-    /// Measures the floor, which no proxy has a part in.
-    pub fn floor(&self, words: &[&str]) -> Result<Said> {
-        run(&self.near, &alone()?, words, self.effort)
     }
 }
