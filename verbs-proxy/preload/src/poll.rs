@@ -23,32 +23,42 @@ pub enum Waiting {
     Spin,
     /// Lets others run first.
     Yield,
-    /// As well, and looks whether the proxy still lives.
+    /// As well, and says afterwards how often the thread has lost its processor.
+    Count,
+    /// Lets others run, and looks whether the proxy still lives.
     LookAround,
 }
 
 /// How long to spin on an empty queue before letting others run.
 ///
-/// Where there are more spinning threads than processors, whoever spins keeps away the one that it waits for. Nobody
-/// tells us, but a spin that ends in vain does: each makes the next shorter, each success makes it longer.
+/// Where there are more spinning threads than processors, whoever spins keeps away the one that it waits for. Nobody tells us, but what
+/// comes of yields does: the kernel counts how often a thread has lost its processor, and one that yields to nobody keeps it. Then a yield
+/// takes longer than a fast round trip, and is not worth it until a spin has been in vain for long.
 #[derive(Debug)]
 pub struct Idle {
     empty: u32,
     limit: u32,
     most: u32,
+    /// Since it was last counted.
+    yields: u32,
+    /// How often the thread had lost its processor by then.
+    lost: Option<u32>,
 }
 
 impl Idle {
-    /// Empty polls that take a few microseconds: longer than a fast round trip, shorter than a change of threads.
+    /// Empty polls that take a few microseconds: longer than a fast round trip.
     const MOST: u32 = 1024;
+    /// Empty polls that take less than a change of threads does.
     const LEAST: u32 = 8;
+    /// Yields between two counts.
+    const COUNTED: u32 = 16;
     /// Polls with a yield in between, before asking the kernel about the proxy.
     const LOOK_AROUND: u32 = 4096;
 
     /// `yield_at_once`: there is one processor.
     pub fn new(yield_at_once: bool) -> Self {
         let most = if yield_at_once { 0 } else { Self::MOST };
-        Self { empty: 0, limit: most, most }
+        Self { empty: 0, limit: most, most, yields: 0, lost: None }
     }
 
     /// Nothing was there.
@@ -58,21 +68,29 @@ impl Idle {
         if self.empty <= self.limit {
             return Waiting::Spin;
         }
-        if self.empty - self.limit == 1 {
-            self.limit = (self.limit / 2).max(Self::LEAST).min(self.most);
+        self.yields += 1;
+        if self.empty.is_multiple_of(Self::LOOK_AROUND) {
+            Waiting::LookAround
+        } else if self.yields >= Self::COUNTED && self.most > 0 {
+            Waiting::Count
+        } else {
+            Waiting::Yield
         }
-        if self.empty.is_multiple_of(Self::LOOK_AROUND) { Waiting::LookAround } else { Waiting::Yield }
     }
 
     /// Something was there.
     #[inline(always)]
     pub fn something(&mut self) {
-        if self.empty != 0 {
-            if self.empty <= self.limit && self.limit < self.most {
-                self.limit = (self.limit * 2).min(self.most);
-            }
-            self.empty = 0;
+        self.empty = 0;
+    }
+
+    /// The thread has lost its processor so often since it began. It does not matter if that is now and then another thread's count.
+    fn counted(&mut self, lost: u32) {
+        if let Some(before) = self.lost.replace(lost) {
+            let crowded = lost.wrapping_sub(before) >= self.yields / 2;
+            self.limit = if crowded { Self::LEAST } else { self.most };
         }
+        self.yields = 0;
     }
 }
 
@@ -196,6 +214,10 @@ pub fn wait(queue: &Cq, waiting: Waiting) -> bool {
         return false;
     }
     sys::sched_yield();
+    if waiting == Waiting::Count {
+        let lost = sys::lost_processor();
+        queue.ring.lock().idle.counted(lost);
+    }
     true
 }
 
@@ -251,28 +273,43 @@ fn work_completion(completion: &Completion) -> ibv_wc {
 mod tests {
     use super::*;
 
+    /// Waits `rounds` times in vain for a moment, in which each yield loses the processor if `crowded`. How long the last spin was.
+    fn spin_after(idle: &mut Idle, lost: &mut u32, rounds: u32, crowded: bool) -> u32 {
+        let mut spun = 0;
+        for _ in 0..rounds {
+            spun = 0;
+            loop {
+                match idle.nothing() {
+                    Waiting::Spin => spun += 1,
+                    waiting => {
+                        *lost = lost.wrapping_add(u32::from(crowded));
+                        if waiting == Waiting::Count {
+                            idle.counted(*lost);
+                        }
+                        break;
+                    }
+                }
+            }
+            idle.something();
+        }
+        spun
+    }
+
     #[test]
-    fn spins_shorten_when_in_vain_and_lengthen_when_not() {
-        let mut idle = Idle::new(false);
-        for _ in 0..Idle::MOST {
-            assert_eq!(idle.nothing(), Waiting::Spin);
-        }
-        assert_eq!(idle.nothing(), Waiting::Yield);
-        idle.something();
-        for _ in 0..Idle::MOST / 2 {
-            assert_eq!(idle.nothing(), Waiting::Spin);
-        }
-        idle.something();
-        for _ in 0..Idle::MOST {
-            assert_eq!(idle.nothing(), Waiting::Spin);
-        }
+    fn spins_are_short_where_yields_lose_the_processor_and_long_where_they_do_not() {
+        let (mut idle, mut lost) = (Idle::new(false), u32::MAX - 20);
+        let rounds = 3 * Idle::COUNTED;
+        assert_eq!(spin_after(&mut idle, &mut lost, rounds, false), Idle::MOST);
+        assert_eq!(spin_after(&mut idle, &mut lost, rounds, true), Idle::LEAST);
+        assert_eq!(spin_after(&mut idle, &mut lost, rounds, true), Idle::LEAST);
+        assert_eq!(spin_after(&mut idle, &mut lost, rounds, false), Idle::MOST);
     }
 
     #[test]
     fn one_processor_never_spins_and_sometimes_looks_around() {
         let mut idle = Idle::new(true);
         let looks = (0..3 * Idle::LOOK_AROUND).filter(|_| match idle.nothing() {
-            Waiting::Spin => panic!("spins"),
+            Waiting::Spin | Waiting::Count => panic!("spins, or might"),
             Waiting::Yield => false,
             Waiting::LookAround => true,
         });

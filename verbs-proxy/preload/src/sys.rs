@@ -79,6 +79,16 @@ pub fn sched_yield() {
     unsafe { libc::syscall(libc::SYS_sched_yield) };
 }
 
+/// How often the calling thread has lost its processor to another one, by yielding or otherwise: `ru_nivcsw` of getrusage(2), in the
+/// lowest bits. 0 where the kernel does not say, which is as good as never.
+pub fn lost_processor() -> u32 {
+    // SAFETY: plain data, which the kernel writes.
+    let mut usage: libc::rusage = unsafe { core::mem::zeroed() };
+    // SAFETY: the memory is writable for the call.
+    unsafe { libc::syscall(libc::SYS_getrusage, libc::RUSAGE_THREAD, &raw mut usage) };
+    usage.ru_nivcsw as u32
+}
+
 /// Sleeps while `word` holds `expected`.
 pub fn futex_wait(word: &AtomicU32, expected: u32) {
     // SAFETY: the word outlives the call; without a timeout the kernel reads nothing else.
