@@ -52,8 +52,10 @@ pub struct Bucket<R: Rate> {
     rate: R,
     /// Units.
     burst: u64,
-    /// Negative while in debt.
+    /// Negative while in debt. Without what was charged since: see [`Self::settle`].
     balance: i128,
+    /// Units that were charged and are not taken off the balance yet, as wide numbers cost as much as a small request does.
+    charged: u64,
     updated: Nanos,
     /// Somebody could not have what he wanted, and could from this time on.
     due: Option<Nanos>,
@@ -92,7 +94,7 @@ impl<R: Rate> Bucket<R> {
     pub fn new(rate: R, now: Nanos) -> Self {
         let burst = (rate.per_second() / 1000).max(R::SMALLEST_BURST);
         let balance = i128::from(burst) * SCALE;
-        Self { rate, burst, balance, updated: now, due: None, in_hand: burst / 4 }
+        Self { rate, burst, balance, charged: 0, updated: now, due: None, in_hand: burst / 4 }
     }
 
     /// The burst in units: bits or operations.
@@ -105,8 +107,15 @@ impl<R: Rate> Bucket<R> {
         i128::from(time.0).saturating_mul(i128::from(self.rate.per_second()))
     }
 
+    /// Takes what was charged off the balance.
+    fn settle(&mut self) {
+        let charged = i128::from(std::mem::take(&mut self.charged));
+        self.balance = self.balance.saturating_sub(charged * SCALE);
+    }
+
     /// Earns what the time since the last look is worth.
     pub fn refill(&mut self, now: Nanos, waiting: Waiting) {
+        self.settle();
         let elapsed = now.since(self.updated);
         self.updated = self.updated.max(now);
         let late = self.due.map_or(Nanos(0), |due| waiting.made_up(now.since(due)));
@@ -148,6 +157,7 @@ impl<R: Rate> Bucket<R> {
 
     /// Whoever was charged last was not refused, and may want more all the same: if nothing is left he is late from when there is.
     pub fn expect(&mut self) {
+        self.settle();
         if self.balance <= 0 {
             self.due = Some(self.positive_at());
         }
@@ -156,6 +166,7 @@ impl<R: Rate> Bucket<R> {
     /// Somebody could have what is there, or could from when there is something, and must wait for somebody else: what is lost by that
     /// is made up for.
     pub fn hold(&mut self, now: Nanos) {
+        self.settle();
         if self.due.is_none() {
             self.due = Some(if self.balance > 0 { now } else { self.positive_at() });
         }
@@ -168,9 +179,10 @@ impl<R: Rate> Bucket<R> {
     }
 
     /// Charges what goes, whatever the balance.
+    #[inline]
     pub fn charge(&mut self, amount: R::Amount) {
         let units = R::units(amount);
-        self.balance = self.balance.saturating_sub(i128::from(units) * SCALE);
+        self.charged = self.charged.saturating_add(units);
         self.in_hand = self.in_hand.saturating_sub(units);
     }
 
