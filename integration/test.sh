@@ -150,6 +150,8 @@ kubernetes_manifests() { examples/kubernetes/test.sh "$deb"; }
 begin_beside fuzzers loom_models debian_package kubernetes_manifests
 # What this machine's control groups and init cannot show.
 tests integration/vm/test.sh
+# And what only a newer kernel than Debian's own can: a card in a container's own network.
+tests integration/vm/test.sh --kernel backports rxe_own
 finish_beside
 
 # "test result: ok. 12 passed; 0 failed; 1 ignored; …", one line of each test program. What says "SKIPPED: " is among its ignored.

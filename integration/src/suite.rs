@@ -71,8 +71,8 @@ impl<D> Scene<D> {
 /// A test on a node, and its name.
 pub type NodeTest<D> = (&'static str, fn(&Scene<D>) -> Result<()>);
 
-/// Runs the tests of an engine, as [`main`] does, on nodes of every Debian release, one node of each for all; a release without
-/// nodes is skipped, loudly.
+/// Runs the tests of an engine on nodes of every Debian release, one node of each for all, two releases beside each other: one leaves a
+/// processor idle half of the time. A release without nodes is skipped, loudly.
 ///
 /// `prepare` makes of a node what the tests get; `tests` are those of a release. After each test nothing of ours may be left on
 /// it; when a test fails, the next gets a new node.
@@ -82,38 +82,42 @@ pub fn on_nodes<D: Send + 'static>(
     tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
 ) -> ExitCode {
     let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    main(label, &needs, || Ok(on_each_node(prepare, tests)))
+    at_a_time(2, label, &needs, || Ok(in_turns(Suite::ALL.map(|suite| on_node(suite, prepare, &tests)))))
 }
 
-fn on_each_node<D: Send + 'static>(
+/// A test of each list in turn, as those of one list wait for each other.
+pub fn in_turns(lists: impl IntoIterator<Item = Vec<Trial>>) -> Vec<Trial> {
+    let mut trials: Vec<_> = lists.into_iter().flat_map(|list| list.into_iter().enumerate()).collect();
+    trials.sort_by_key(|(place, _)| *place);
+    trials.into_iter().map(|(_, trial)| trial).collect()
+}
+
+fn on_node<D: Send + 'static>(
+    suite: Suite,
     prepare: fn(Node) -> Result<Scene<D>>,
     tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
 ) -> Vec<Trial> {
-    let mut trials = Vec::new();
-    for suite in Suite::ALL {
-        if let Some(reason) = Node::obstacle(suite) {
-            let reason = reason.lines().last().unwrap_or_default().to_owned();
-            trials.push(skipped(suite.name(), reason));
-            continue;
-        }
-        // Gone with the last test that holds it.
-        let shared = Arc::new(Mutex::new(None));
-        for (name, run) in tests(suite) {
-            let shared = Arc::clone(&shared);
-            trials.push(test(format!("{}: {name}", suite.name()), move || {
-                let mut scene = shared.lock().expect("no test panics");
-                if scene.is_none() {
-                    let prepared = Node::start(suite).and_then(prepare);
-                    *scene = Some(prepared.with_context(|| format!("cannot prepare a node of {}", suite.name()))?);
-                }
-                let prepared = scene.as_ref().context("prepared above")?;
-                let outcome = run(prepared).and_then(|()| prepared.node.is_clean());
-                if outcome.is_err() {
-                    *scene = None;
-                }
-                outcome
-            }));
-        }
+    if let Some(reason) = Node::obstacle(suite) {
+        let reason = reason.lines().last().unwrap_or_default().to_owned();
+        return vec![skipped(suite.name(), reason)];
     }
-    trials
+    // Gone with the last test that holds it.
+    let shared = Arc::new(Mutex::new(None));
+    let trial = |(name, run): NodeTest<D>| {
+        let shared = Arc::clone(&shared);
+        test(format!("{}: {name}", suite.name()), move || {
+            let mut scene = shared.lock().expect("no test panics");
+            if scene.is_none() {
+                let prepared = Node::start(suite).and_then(prepare);
+                *scene = Some(prepared.with_context(|| format!("cannot prepare a node of {}", suite.name()))?);
+            }
+            let prepared = scene.as_ref().context("prepared above")?;
+            let outcome = run(prepared).and_then(|()| prepared.node.is_clean());
+            if outcome.is_err() {
+                *scene = None;
+            }
+            outcome
+        })
+    };
+    tests(suite).into_iter().map(trial).collect()
 }

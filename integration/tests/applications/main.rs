@@ -16,7 +16,7 @@ use engine::{Engine, Stage};
 use ringfence_integration::artifacts;
 use ringfence_integration::node::applications::Applications;
 use ringfence_integration::node::{Node, Suite};
-use ringfence_integration::suite::{Needs, at_a_time, test};
+use ringfence_integration::suite::{Needs, at_a_time, in_turns, test};
 use ringfence_trials::{Arguments, Trial};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,13 +26,8 @@ const SUITES: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
 
 fn main() -> ExitCode {
     let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter", "tar", "cp"], built: &[artifacts::package] };
-    // Beside each other, as one leaves a processor idle half of the time. A test of each in turn: those of one release wait for each
-    // other.
-    at_a_time(SUITES.len(), "ringfence-applications", &needs, || {
-        let mut trials: Vec<_> = SUITES.into_iter().flat_map(|suite| trials(suite).into_iter().enumerate()).collect();
-        trials.sort_by_key(|(place, _)| *place);
-        Ok(trials.into_iter().map(|(_, trial)| trial).collect())
-    })
+    // Beside each other, as one leaves a processor idle half of the time.
+    at_a_time(SUITES.len(), "ringfence-applications", &needs, || Ok(in_turns(SUITES.map(trials))))
 }
 
 /// What a release's tests share: made by the first that needs it, gone with the last.
