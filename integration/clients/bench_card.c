@@ -27,8 +27,11 @@ static void take(struct loop *loop)
 {
 	struct ibv_wc wc;
 
-	while (ibv_poll_cq(loop->cq, 1, &wc) == 0)
+	int found;
+
+	while ((found = ibv_poll_cq(loop->cq, 1, &wc)) == 0)
 		;
+	CHECK(found == 1, "ibv_poll_cq: %d", found);
 	CHECK(wc.status == IBV_WC_SUCCESS, "%s", ibv_wc_status_str(wc.status));
 }
 

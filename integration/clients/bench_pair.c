@@ -48,6 +48,7 @@ static void latency(bool is_inline, int idle)
 	struct ibv_sge sge = {.length = 8};
 	struct ibv_send_wr wr = road_request(&road, IBV_WR_RDMA_WRITE, &sge), *bad;
 	struct ibv_wc wc;
+	int found;
 
 	if (is_inline)
 		wr.send_flags |= IBV_SEND_INLINE;
@@ -57,10 +58,11 @@ static void latency(bool is_inline, int idle)
 			uint64_t start = __rdtsc();
 
 			CHECK(ibv_post_send(road.qps[0], &wr, &bad) == 0, "ibv_post_send");
-			while (ibv_poll_cq(road.cq, 1, &wc) == 0)
+			while ((found = ibv_poll_cq(road.cq, 1, &wc)) == 0)
 				;
 			if (i >= warm_up)
 				ticks[i - warm_up] = __rdtsc() - start;
+			CHECK(found == 1, "ibv_poll_cq: %d", found);
 			CHECK(wc.status == IBV_WC_SUCCESS, "%s", ibv_wc_status_str(wc.status));
 		}
 		rounds_take(&rounds, ticks, samples);

@@ -27,7 +27,7 @@ struct rounds {
 };
 /* Takes the times of a round, in ticks, which it sorts; the calling thread is on core 0. */
 void rounds_take(struct rounds *rounds, uint64_t *ticks, size_t count);
-/* Prints, in nanoseconds, the medians of the rounds' medians and of what one in a hundred exceeds in each. */
+/* Prints, in nanoseconds, the medians of the rounds' medians and of what one in a hundred exceeds in each round. */
 void rounds_print(struct rounds *rounds);
 /* Sorts. */
 double median(double *values, size_t count);

@@ -105,7 +105,7 @@ impl Node {
         unshare.arg(script("init.sh")).arg(&root).arg(&cgroup).arg(if cgroups == Cgroups::V1 { "v1" } else { "v2" });
         let mut unshare = Running::start(unshare)?;
         let mut init = None;
-        wait_until("the node to be ready", Duration::from_secs(10), || {
+        wait_until("the node to be ready", Duration::from_secs(60), || {
             init = init.or_else(|| child_of(unshare.pid()));
             let ready = init.is_some_and(|init| Path::new(&format!("/proc/{init}/root/run/node-is-ready")).exists());
             ready || unshare.has_ended()
@@ -223,7 +223,7 @@ impl Node {
     /// Fails unless there are soon `number` proxies.
     pub fn proxies_are(&self, number: usize) -> Result<()> {
         let mut now = Vec::new();
-        wait_until(&format!("{number} proxies"), Duration::from_secs(5), || {
+        wait_until(&format!("{number} proxies"), Duration::from_secs(20), || {
             now = self.pids("ringfence-proxy").unwrap_or_default();
             now.len() == number
         })

@@ -71,7 +71,7 @@ impl<D> Scene<D> {
 /// A test on a node, and its name.
 pub type NodeTest<D> = (&'static str, fn(&Scene<D>) -> Result<()>);
 
-/// Runs the tests of an engine on nodes of every Debian release, one node of each for all, two releases beside each other: one leaves a
+/// Runs the tests of an engine on nodes of every Debian release, one node of each for all, two tests beside each other: one leaves a
 /// processor idle half of the time. A release without nodes is skipped, loudly.
 ///
 /// `prepare` makes of a node what the tests get; `tests` are those of a release. After each test nothing of ours may be left on
@@ -81,8 +81,18 @@ pub fn on_nodes<D: Send + 'static>(
     prepare: fn(Node) -> Result<Scene<D>>,
     tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
 ) -> ExitCode {
+    on_nodes_at_a_time(2, label, prepare, tests)
+}
+
+/// As [`on_nodes`], `threads` tests at a time.
+pub fn on_nodes_at_a_time<D: Send + 'static>(
+    threads: usize,
+    label: &str,
+    prepare: fn(Node) -> Result<Scene<D>>,
+    tests: impl Fn(Suite) -> Vec<NodeTest<D>>,
+) -> ExitCode {
     let needs = Needs { programs: &["mmdebstrap", "unshare", "nsenter"], built: &[artifacts::package] };
-    at_a_time(2, label, &needs, || Ok(in_turns(Suite::ALL.map(|suite| on_node(suite, prepare, &tests)))))
+    at_a_time(threads, label, &needs, || Ok(in_turns(Suite::ALL.map(|suite| on_node(suite, prepare, &tests)))))
 }
 
 /// A test of each list in turn, as those of one list wait for each other.

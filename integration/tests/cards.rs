@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let needs = Needs {
-        programs: &["cc", "sleep", "setpriv", "prlimit"],
+        programs: &["cc", "sleep", "setpriv", "prlimit", "unshare"],
         built: &[artifacts::ibverbs_proxy, artifacts::library],
     };
     suite::main("ringfence-cards", &needs, || {
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             test("too_little_locked_memory", little_memory),
             test("a_policy_that_grants_more_than_the_card_has", beyond_the_card),
             test("a_gid_index_that_the_container_has_not", no_such_gid),
+            test("no_gid_for_the_containers_addresses", no_own_gid),
             test("a_card_is_described", described),
             test("what_the_kernel_says_of_the_card_is_told_in_the_containers_terms", kernels_terms),
         ];
@@ -109,6 +110,16 @@ fn no_such_gid() -> Result<()> {
     ensure!(found == "No data available", "{found}");
     await_line(&node, "a queue pair was to send from GID index 77, where the container's table has none")?;
     await_line(&node, "a queue pair was to send from GID index 7, where")
+}
+
+/// A network namespace without an address.
+fn no_own_gid() -> Result<()> {
+    let node = with_provider()?.run_by(&["unshare", "--net"]);
+    let _proxy = node.proxy(Limits::default())?;
+    await_line(
+        &node,
+        "has no GID yet that is an address of the container's network namespace: give the container an interface of",
+    )
 }
 
 fn described() -> Result<()> {

@@ -19,7 +19,8 @@ fn main() -> ExitCode {
         containerd::load_default(&node)?;
         Ok(Scene::new(node, daemon))
     };
-    suite::on_nodes("ringfence-lifecycle", prepare, |_: Suite| TESTS.to_vec())
+    // One at a time: 64 containers that start at once are enough.
+    suite::on_nodes_at_a_time(1, "ringfence-lifecycle", prepare, |_: Suite| TESTS.to_vec())
 }
 
 const TESTS: [NodeTest<Containerd>; 3] = [

@@ -36,13 +36,13 @@ struct Arguments {
     /// Measures this group only; may be given several times.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// How often each group is measured; the table has the medians. Groups that start containers are measured once.
+    /// How often each group is measured; the table has the medians of all turns. Groups that start containers are measured once.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
     /// How many containers of each kind the groups `hook` and `startup` start, with Ringfence and without.
     #[arg(long, value_name = "N", default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
     starts: u16,
-    /// Writes all figures, of each run too, to this file.
+    /// Writes all figures, of each turn too, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Draws how far the figures are from their goals into this file.

@@ -89,7 +89,7 @@ impl Report {
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
         let widths: [usize; COLUMNS.len()] = std::array::from_fn(width);
-        let runs = if self.runs == 1 { "one run".to_owned() } else { format!("median of {} runs", self.runs) };
+        let runs = if self.runs == 1 { "one run".to_owned() } else { format!("medians of {} runs", self.runs) };
         let mut text = format!("{}; {runs}.\n\n", self.circumstances.line());
         for (index, row) in rows.iter().enumerate() {
             let cells: Vec<_> =
@@ -156,7 +156,7 @@ mod tests {
         let group = Group { name: "a", title: "A", figures: vec![figure], failures: vec!["no a|b\nmore".into()] };
         let report = Report { circumstances, runs: 3, groups: vec![group] };
         let expected = "\
-2026-11-26, Some CPU, 2 cores, Linux 6.12; median of 3 runs.
+2026-11-26, Some CPU, 2 cores, Linux 6.12; medians of 3 runs.
 
 |        |   value |   floor | ratio | goal        |        |
 |--------|--------:|--------:|------:|-------------|--------|

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long the last of it may take to go: a proxy drains, and a control group stays busy for a moment.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What of ours is on a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

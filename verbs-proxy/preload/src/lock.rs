@@ -36,6 +36,11 @@ impl<T> Spin<T> {
         SpinGuard { lock: self }
     }
 
+    /// The value, if nobody has it.
+    pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
+        (self.held.swap(1, Ordering::Acquire) == 0).then(|| SpinGuard { lock: self })
+    }
+
     #[cold]
     fn wait(&self) {
         let mut spins = 0;

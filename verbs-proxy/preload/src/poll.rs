@@ -23,8 +23,8 @@ pub enum Waiting {
     Spin,
     /// Lets others run first.
     Yield,
-    /// As well, and says afterwards how often the thread has lost its processor.
-    Count,
+    /// As well, and says whether somebody did.
+    Sample,
     /// Lets others run, and looks whether the proxy still lives.
     LookAround,
 }
@@ -39,10 +39,9 @@ pub struct Idle {
     empty: u32,
     limit: u32,
     most: u32,
-    /// Since it was last counted.
     yields: u32,
-    /// How often the thread had lost its processor by then.
-    lost: Option<u32>,
+    /// Whether somebody ran in the yields that were looked at, the last one lowest.
+    lost: u8,
 }
 
 impl Idle {
@@ -50,15 +49,19 @@ impl Idle {
     const MOST: u32 = 1024;
     /// Empty polls that take less than a change of threads does.
     const LEAST: u32 = 8;
-    /// Yields between two counts.
-    const COUNTED: u32 = 16;
+    /// One of so many yields is looked at, as that costs as much as a yield ...
+    const SAMPLED: u32 = 16;
+    /// ... and in these of the last ones nobody may have run before spins are long again: before it is another's turn, the kernel may
+    /// give a thread that yields its processor back several times.
+    const RECENT: u8 = 0b1111;
     /// Polls with a yield in between, before asking the kernel about the proxy.
     const LOOK_AROUND: u32 = 4096;
 
     /// `yield_at_once`: there is one processor.
     pub fn new(yield_at_once: bool) -> Self {
         let most = if yield_at_once { 0 } else { Self::MOST };
-        Self { empty: 0, limit: most, most, yields: 0, lost: None }
+        // The first yield is looked at.
+        Self { empty: 0, limit: most, most, yields: Self::SAMPLED - 1, lost: 0 }
     }
 
     /// Nothing was there.
@@ -68,11 +71,11 @@ impl Idle {
         if self.empty <= self.limit {
             return Waiting::Spin;
         }
-        self.yields += 1;
+        self.yields = self.yields.wrapping_add(1);
         if self.empty.is_multiple_of(Self::LOOK_AROUND) {
             Waiting::LookAround
-        } else if self.yields >= Self::COUNTED && self.most > 0 {
-            Waiting::Count
+        } else if self.yields.is_multiple_of(Self::SAMPLED) && self.most > 0 {
+            Waiting::Sample
         } else {
             Waiting::Yield
         }
@@ -84,13 +87,11 @@ impl Idle {
         self.empty = 0;
     }
 
-    /// The thread has lost its processor so often since it began. It does not matter if that is now and then another thread's count.
-    fn counted(&mut self, lost: u32) {
-        if let Some(before) = self.lost.replace(lost) {
-            let crowded = lost.wrapping_sub(before) >= self.yields / 2;
-            self.limit = if crowded { Self::LEAST } else { self.most };
-        }
-        self.yields = 0;
+    /// What became of [`Waiting::Sample`]: whether the thread lost its processor.
+    fn sampled(&mut self, lost: bool) {
+        self.lost = self.lost << 1 | u8::from(lost);
+        let crowded = self.lost & Self::RECENT != 0;
+        self.limit = if crowded { Self::LEAST } else { self.most };
     }
 }
 
@@ -213,10 +214,16 @@ pub fn wait(queue: &Cq, waiting: Waiting) -> bool {
     if waiting == Waiting::LookAround && connection::is_gone(&queue.connection) {
         return false;
     }
+    if waiting != Waiting::Sample {
+        sys::sched_yield();
+        return true;
+    }
+    let before = sys::lost_processor();
     sys::sched_yield();
-    if waiting == Waiting::Count {
-        let lost = sys::lost_processor();
-        queue.ring.lock().idle.counted(lost);
+    let lost = sys::lost_processor() != before;
+    // Who polls the queue meanwhile may hold it for long, and its next sample is as good.
+    if let Some(mut ring) = queue.ring.try_lock() {
+        ring.idle.sampled(lost);
     }
     true
 }
@@ -274,20 +281,15 @@ mod tests {
     use super::*;
 
     /// Waits `rounds` times in vain for a moment, in which each yield loses the processor if `crowded`. How long the last spin was.
-    fn spin_after(idle: &mut Idle, lost: &mut u32, rounds: u32, crowded: bool) -> u32 {
+    fn spin_after(idle: &mut Idle, rounds: u32, crowded: bool) -> u32 {
         let mut spun = 0;
         for _ in 0..rounds {
             spun = 0;
             loop {
                 match idle.nothing() {
                     Waiting::Spin => spun += 1,
-                    waiting => {
-                        *lost = lost.wrapping_add(u32::from(crowded));
-                        if waiting == Waiting::Count {
-                            idle.counted(*lost);
-                        }
-                        break;
-                    }
+                    Waiting::Sample => break idle.sampled(crowded),
+                    Waiting::Yield | Waiting::LookAround => break,
                 }
             }
             idle.something();
@@ -297,19 +299,19 @@ mod tests {
 
     #[test]
     fn spins_are_short_where_yields_lose_the_processor_and_long_where_they_do_not() {
-        let (mut idle, mut lost) = (Idle::new(false), u32::MAX - 20);
-        let rounds = 3 * Idle::COUNTED;
-        assert_eq!(spin_after(&mut idle, &mut lost, rounds, false), Idle::MOST);
-        assert_eq!(spin_after(&mut idle, &mut lost, rounds, true), Idle::LEAST);
-        assert_eq!(spin_after(&mut idle, &mut lost, rounds, true), Idle::LEAST);
-        assert_eq!(spin_after(&mut idle, &mut lost, rounds, false), Idle::MOST);
+        let mut idle = Idle::new(false);
+        assert_eq!(spin_after(&mut idle, 3 * Idle::SAMPLED, false), Idle::MOST);
+        assert_eq!(spin_after(&mut idle, 2 * Idle::SAMPLED, true), Idle::LEAST);
+        // One yield to nobody says little.
+        assert_eq!(spin_after(&mut idle, 2 * Idle::SAMPLED, false), Idle::LEAST);
+        assert_eq!(spin_after(&mut idle, 6 * Idle::SAMPLED, false), Idle::MOST);
     }
 
     #[test]
     fn one_processor_never_spins_and_sometimes_looks_around() {
         let mut idle = Idle::new(true);
         let looks = (0..3 * Idle::LOOK_AROUND).filter(|_| match idle.nothing() {
-            Waiting::Spin | Waiting::Count => panic!("spins, or might"),
+            Waiting::Spin | Waiting::Sample => panic!("spins, or might"),
             Waiting::Yield => false,
             Waiting::LookAround => true,
         });

@@ -79,8 +79,8 @@ pub fn sched_yield() {
     unsafe { libc::syscall(libc::SYS_sched_yield) };
 }
 
-/// How often the calling thread has lost its processor to another one, by yielding or otherwise: `ru_nivcsw` of getrusage(2), in the
-/// lowest bits. 0 where the kernel does not say, which is as good as never.
+/// How often the calling thread has lost its processor to another one, by yielding or otherwise: `ru_nivcsw` of getrusage(2), its lowest
+/// bits. 0 where the kernel does not say, which is as good as never.
 pub fn lost_processor() -> u32 {
     // SAFETY: plain data, which the kernel writes.
     let mut usage: libc::rusage = unsafe { core::mem::zeroed() };
