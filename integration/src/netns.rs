@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// One network namespace with one address; gone when dropped.
+/// A network namespace; gone when dropped.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
-    /// The address of its end of the pair.
+    /// The address of its end of the pair; none if it is [`alone`].
     pub address: String,
 }
 
@@ -51,6 +51,11 @@ pub fn pair() -> Result<(Netns, Netns)> {
         run(command(&["ip", "-n", &netns.name, "link", "set", "eth0", "up"]))?;
     }
     Ok((a, b))
+}
+
+/// One without an address but its loopback's.
+pub fn alone() -> Result<Netns> {
+    Netns::new(format!("rf{}a", NEXT.fetch_add(1, Ordering::Relaxed) % 256), "")
 }
 
 /// Whether something listens to a TCP port in the network namespace of the process `pid`.

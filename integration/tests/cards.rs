@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
-use ringfence_integration::{artifacts, client, sandbox, suite};
+use ringfence_integration::{artifacts, client, netns, sandbox, suite};
 use ringfence_proxy::launch::Limits;
 use ringfence_proxy::launch::card::Description;
 use ringfence_trials::Trial;
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let needs = Needs {
-        programs: &["cc", "sleep", "setpriv", "prlimit", "unshare"],
+        programs: &["cc", "sleep", "setpriv", "prlimit", "ip"],
         built: &[artifacts::ibverbs_proxy, artifacts::library],
     };
     suite::main("ringfence-cards", &needs, || {
@@ -114,7 +114,9 @@ fn no_such_gid() -> Result<()> {
 
 /// A network namespace without an address.
 fn no_own_gid() -> Result<()> {
-    let node = with_provider()?.run_by(&["unshare", "--net"]);
+    let netns = netns::alone()?;
+    let mut node = with_provider()?;
+    node.in_netns(&netns);
     let _proxy = node.proxy(Limits::default())?;
     await_line(
         &node,
