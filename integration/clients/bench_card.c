@@ -26,7 +26,6 @@ static struct ibv_send_wr write_of(struct ibv_mr *to, struct ibv_sge *sge)
 static void take(struct loop *loop)
 {
 	struct ibv_wc wc;
-
 	int found;
 
 	while ((found = ibv_poll_cq(loop->cq, 1, &wc)) == 0)

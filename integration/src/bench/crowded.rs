@@ -19,7 +19,7 @@ pub fn figures(effort: Effort) -> Result<Vec<Figure>> {
     let said = perftest::run(&server, &client, "ib_write_lat", &["-n", count, "-x", "0"])?;
     let latency = perftest::latencies(&said).first().copied().with_context(|| format!("no figures in:\n{said}"))?;
     Ok(vec![
-        // What was reached when the workers began to give way was 2.2 and 12 µs; where they do not, it is milliseconds.
+        // 2.2 and 12 µs is what was reached when the workers began to give way.
         Figure::new("ib_write_lat, 4 spinning parties on 2 cores, typical", latency.typical, "µs")
             .goal(Goal::AtMost(10.0)),
         Figure::new("ib_write_lat, 4 spinning parties on 2 cores, p99", latency.p99, "µs").goal(Goal::AtMost(100.0)),
