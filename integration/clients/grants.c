@@ -124,7 +124,8 @@ static void edges(void)
 	begin(100, SIZE);
 	side_fill(pair.b, 0, 100, 5);
 	side_fill(pair.b, 100 + SIZE, PAGE, 6);
-	CHECK(!warm(IBV_WR_RDMA_WRITE, 8, 5), "a page that other bytes share was granted");
+	CHECK(!warm(IBV_WR_RDMA_WRITE, 8, 5), "a page that other bytes share was granted to write");
+	CHECK(!warm(IBV_WR_RDMA_READ, 8, 5), "a page that other bytes share was granted to read");
 	side_fill(pair.a, 0, SIZE, 7);
 	side_post(pair.a, pair.qa, rdma(IBV_WR_RDMA_WRITE, 8, local, 0, SIZE, remote, 0));
 	side_wc(pair.a, SEND_CQ, 8, IBV_WC_SUCCESS);

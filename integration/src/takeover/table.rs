@@ -126,12 +126,13 @@ pub fn rows() -> Vec<Row> {
         never("a signal to another process: another proxy, the engine, init", attempts::processes::signals()),
         // Without root, files cannot be made immutable, and neighbours are shown a buffer of the link's in their place.
         row(
-            "the memory file of a region that a neighbour's work request named: reading",
+            "the memory file of a region that a neighbour's work request named, if it is whole pages of nothing else: reading",
             [Yes(PAGES), Yes(PAGES), No],
             attempts::memory::reading(),
         ),
         never("the same file: writing, resizing, sealing, removing pages", attempts::memory::writing()),
         row("the same, when it has handed the file to its container", [No; 3], attempts::memory::handed_over()),
+        never("bytes beside such a region, on its first or last page", attempts::memory::edges()),
         never("memory that no work request named", attempts::memory::unnamed()),
         never("a link under another port's name", attempts::neighbours::other_name()),
         always(

@@ -1,8 +1,6 @@
 //! Grants as the control thread gives them and waits for their end ([`crate::device::soft::grants`]).
 //!
-//! A neighbour writes to memory only through a descriptor that it can write with, and such a descriptor reaches all of its file. So
-//! only files are shown that hold nothing but whole pages of the region: bytes beside a region, on its first and last page, are
-//! never reachable, nor are other regions of the same file. What lies on such pages goes by the responder.
+//! What is shown for writing are the same files that are shown for reading (`super::shown`), by descriptors that can write.
 //!
 //! Such a file is made immutable first, so that nobody can take pages away from it: neither the neighbour, nor the container, for
 //! whose hole the neighbour's fault would have to wait. Whoever can write to a file can hold its lock, which emptying it takes:
@@ -10,7 +8,7 @@
 
 use super::node::Node;
 use crate::device::soft::grants::BYTES;
-use crate::device::soft::grants::giving::{Extent, View, Wish};
+use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::link::Shared;
 use crate::device::soft::links::LinkId;
 use crate::device::soft::tickets::Ticket;
@@ -43,10 +41,6 @@ const PAUSE: std::time::Duration = std::time::Duration::from_micros(20);
 pub struct Writable {
     /// Its name among what is shared.
     pub name: u32,
-    /// Byte of the region's mapping where it begins.
-    pub start: u64,
-    /// Bytes.
-    pub bytes: u64,
     /// Its files, whole.
     pub runs: Vec<SharedRun>,
     /// They are immutable.
@@ -56,42 +50,21 @@ pub struct Writable {
 /// The node's part.
 #[derive(Debug, Default)]
 pub struct Granted {
-    /// By the region's name; `None` if none of it can be shown.
-    writable: HashMap<u32, Option<Writable>>,
+    /// By the region's name.
+    writable: HashMap<u32, Writable>,
     /// A grant was given once: whoever ends what can be granted asks the worker.
     any: bool,
 }
 
 /// Whether memory is there to be granted.
 enum Shown {
-    Yes(View),
+    /// By this name.
+    Yes(u32),
     /// When the neighbour has answered.
     Later,
     /// Somebody is in the way, or slow: later it may be possible.
     Again,
     Never,
-}
-
-/// The longest row of files that are whole and hold nothing but pages of the region.
-fn whole_files(runs: &[SharedRun], extent: Extent) -> Option<(u64, Vec<SharedRun>)> {
-    let end = extent.first.checked_add(extent.length)?;
-    let bytes = |row: &[SharedRun]| row.iter().map(|run| run.bytes).sum::<u64>();
-    let mut best: Option<(u64, Vec<SharedRun>)> = None;
-    let (mut row, mut at) = (Vec::new(), 0);
-    for run in runs {
-        let (first, last) = (at, at + run.bytes);
-        at = last;
-        let whole = run.file.own().is_some_and(|file| run.offset == 0 && run.bytes == file.bytes() as u64);
-        if whole && first >= extent.first && last <= end {
-            row.push(run.clone());
-            if best.as_ref().is_none_or(|(_, best)| bytes(best) < bytes(&row)) {
-                best = Some((last - bytes(&row), row.clone()));
-            }
-        } else {
-            row.clear();
-        }
-    }
-    best
 }
 
 impl Node {
@@ -134,15 +107,16 @@ impl Node {
             return self.worker.call(move |plane| plane.revoke_link(link));
         }
         for wish in wishes {
-            let extent = self.worker.call(move |plane| plane.wished_for(link, &wish));
             // What is not wished for any more has been forgotten by the worker.
-            let Some(extent) = extent else { continue };
+            if !self.worker.call(move |plane| plane.is_wished_for(link, &wish)) {
+                continue;
+            }
             let shown = match wish.writes {
-                true => self.show_writable(position, link, &wish, extent),
-                false => self.show_readable(position, link, &wish, extent),
+                true => self.show_writable(position, link, &wish),
+                false => self.show_readable(position, link, &wish),
             };
-            let view = match shown {
-                Shown::Yes(view) => view,
+            let share = match shown {
+                Shown::Yes(share) => share,
                 Shown::Later => {
                     self.neighbours.list[position].granting.wishes.push(wish);
                     continue;
@@ -154,7 +128,7 @@ impl Node {
                 Shown::Never => continue,
             };
             self.granted.any = true;
-            let grant = self.worker.call(move |plane| plane.give(link, &wish, &view));
+            let grant = self.worker.call(move |plane| plane.give(link, &wish, share));
             if let Some(grant) = grant
                 && let Err(fault) = self.neighbours.list[position].send_grant(grant)
             {
@@ -189,8 +163,8 @@ impl Node {
         Ok((theirs, copies))
     }
 
-    /// A region as it is mapped here: the neighbour may have been shown it for what was written from it.
-    fn show_readable(&mut self, position: usize, link: LinkId, wish: &Wish, extent: Extent) -> Shown {
+    /// The neighbour may have been shown it already, for what was written from it.
+    fn show_readable(&mut self, position: usize, link: LinkId, wish: &Wish) -> Shown {
         let share = wish.share;
         let granting = &mut self.neighbours.list[position].granting;
         let offer = !granting.offered.contains(&share);
@@ -203,7 +177,7 @@ impl Node {
             Some(state)
         });
         match state {
-            Some(Some(true)) => Shown::Yes(View { share, start: extent.first, bytes: extent.length }),
+            Some(Some(true)) => Shown::Yes(share),
             Some(Some(false)) => Shown::Later,
             Some(None) if offer => {
                 granting.offered.insert(share);
@@ -219,23 +193,14 @@ impl Node {
         }
     }
 
-    fn show_writable(&mut self, position: usize, link: LinkId, wish: &Wish, extent: Extent) -> Shown {
+    fn show_writable(&mut self, position: usize, link: LinkId, wish: &Wish) -> Shown {
         if !self.granted.writable.contains_key(&wish.share) {
             let Some(backing) = self.shares.get(&wish.share) else { return Shown::Never };
-            let writable = whole_files(&backing.runs, extent).map(|(start, runs)| Writable {
-                name: 0,
-                start,
-                bytes: runs.iter().map(|run| run.bytes).sum(),
-                runs,
-                immutable: false,
-            });
-            let writable = writable.map(|writable| Writable { name: self.next_share(), ..writable });
+            let runs = backing.shown.clone();
+            let writable = Writable { name: self.next_share(), runs, immutable: false };
             self.granted.writable.insert(wish.share, writable);
         }
-        let Some(Some(Writable { name, start, bytes, .. })) = self.granted.writable.get(&wish.share) else {
-            return Shown::Never;
-        };
-        let (name, start, bytes) = (*name, *start, *bytes);
+        let Some(&Writable { name, .. }) = self.granted.writable.get(&wish.share) else { return Shown::Never };
         if let Err(shown) = self.make_grantable(wish.share) {
             return shown;
         }
@@ -249,7 +214,7 @@ impl Node {
             shared.get(&name).map(|shared| shared.confirmed)
         });
         match state {
-            Some(true) => Shown::Yes(View { share: name, start, bytes }),
+            Some(true) => Shown::Yes(name),
             Some(false) => {
                 if offer {
                     neighbour.owe(Owed::Writable(wish.share));
@@ -272,7 +237,7 @@ impl Node {
             return Err(Shown::Again);
         }
         let Self { granted, warden, closers, .. } = self;
-        let Some(Some(writable)) = granted.writable.get_mut(&share) else { return Err(Shown::Never) };
+        let Some(writable) = granted.writable.get_mut(&share) else { return Err(Shown::Never) };
         if writable.immutable {
             return Ok(());
         }
@@ -291,13 +256,13 @@ impl Node {
 
     /// What a region that is owed for writing is made of.
     pub(super) fn writable(&self, share: u32) -> Option<(u32, Vec<SharedRun>)> {
-        let writable = self.granted.writable.get(&share)?.as_ref()?;
+        let writable = self.granted.writable.get(&share)?;
         Some((writable.name, writable.runs.clone()))
     }
 
     /// A region is gone: the name by which it was shown for writing.
     pub(super) fn forget_writable(&mut self, share: u32) -> Option<u32> {
-        self.granted.writable.remove(&share)?.map(|writable| writable.name)
+        self.granted.writable.remove(&share).map(|writable| writable.name)
     }
 
     /// Whether a grant may be there to be taken back.

@@ -144,7 +144,7 @@ impl Node {
                     continue;
                 }
                 Owed::Region(share) => match self.shares.get(&share) {
-                    Some(backing) => (share, backing.runs.clone()),
+                    Some(backing) => (share, backing.shown.clone()),
                     // Deregistered meanwhile.
                     None => continue,
                 },

@@ -16,6 +16,7 @@ pub mod obedient;
 mod peers;
 pub mod quota;
 pub mod session;
+mod shown;
 mod soft;
 pub mod spares;
 

@@ -11,6 +11,7 @@ use ringfence_protocol::verbs::Access;
 use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A protection domain, unique in the proxy's lifetime.
@@ -36,6 +37,13 @@ pub enum AccessFault {
 /// What a device keeps of a region. When it is dropped, the device reaches the memory no more.
 pub type Hold = Box<dyn Debug + Send>;
 
+/// Bytes of a region's mapping.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shown {
+    start: u64,
+    bytes: u64,
+}
+
 /// A memory region.
 #[derive(Debug)]
 pub struct MemoryRegion {
@@ -54,7 +62,8 @@ pub struct MemoryRegion {
     /// What peers call it when it is shared with them.
     pub share: u32,
     present: RefCell<Present>,
-    withheld: Cell<bool>,
+    /// Bytes of the mapping.
+    shown: Cell<Shown>,
 }
 
 // SAFETY: `first` points into `mapping`, which is an address range of the process, not of a thread.
@@ -86,8 +95,16 @@ impl MemoryRegion {
             mapping,
             share,
             present: RefCell::default(),
-            withheld: Cell::new(false),
+            shown: Cell::default(),
         })
+    }
+
+    /// Neighbours may see these bytes of its mapping, which begin and end with a page and are all its own; none, if nothing is said.
+    #[must_use]
+    pub fn shown(self, bytes: Range<u64>) -> Self {
+        // What its container can take pages away from is nothing that a neighbour could rely on.
+        let bytes = if self.guard.is_some() { 0..0 } else { bytes };
+        Self { shown: Cell::new(Shown { start: bytes.start, bytes: bytes.end.saturating_sub(bytes.start) }), ..self }
     }
 
     /// The region as a device has registered it, with the key by which its work requests name it there.
@@ -110,7 +127,7 @@ impl MemoryRegion {
 
     /// Offset in the region's mapping of `address`, which must have been admitted.
     #[must_use]
-    pub fn mapping_offset(&self, piece: &Piece<'_>) -> u64 {
+    fn mapping_offset(&self, piece: &Piece<'_>) -> u64 {
         (piece.address.addr() - self.mapping.base().as_ptr().addr()) as u64
     }
 
@@ -138,21 +155,27 @@ impl MemoryRegion {
         self.length
     }
 
-    /// Where in its mapping it begins.
+    /// The application's address of the first byte that neighbours may see, and how many they may; `None` if there are none.
     #[must_use]
-    pub fn first_offset(&self) -> u64 {
-        (self.first.addr() - self.mapping.base().as_ptr().addr()) as u64
+    pub fn shown_extent(&self) -> Option<(u64, u64)> {
+        let Shown { start, bytes } = self.shown.get();
+        let first = (self.first.addr() - self.mapping.base().as_ptr().addr()) as u64;
+        (bytes > 0).then(|| (self.iova + start.saturating_sub(first), bytes))
     }
 
-    /// Whether no neighbour gets to see it, because its container can take pages away: what neighbours get of it is copied for them.
+    /// Where in what neighbours see of the region `piece` is, an admitted part; `None` if some of it is not theirs to see: what they
+    /// get of that is copied for them.
+    #[inline]
     #[must_use]
-    pub fn is_copied(&self) -> bool {
-        self.guard.is_some() || self.withheld.get()
+    pub fn shown_at(&self, piece: &Piece<'_>) -> Option<u64> {
+        let Shown { start, bytes } = self.shown.get();
+        let at = self.mapping_offset(piece).checked_sub(start)?;
+        (at <= bytes && piece.bytes as u64 <= bytes - at).then_some(at)
     }
 
     /// No neighbour is to see it.
     pub fn withhold(&self) {
-        self.withheld.set(true);
+        self.shown.set(Shown::default());
     }
 
     /// Sees that a neighbour which copies from `piece`, an admitted part, finds all pages there. The neighbour must be able to see

@@ -4,12 +4,12 @@ use super::Attack;
 use super::{attempt, descriptors, judge, neighbours};
 use crate::takeover::hands::call;
 use crate::takeover::table::{Attempt, Seen};
-use crate::takeover::victim::{BESIDE, BESIDE_AT, REGION, SECRET};
+use crate::takeover::victim::{BESIDE, BESIDE_AT, EDGE, REGION, SECRET};
 use anyhow::{Context, Result, ensure};
 use nix::libc::{self, AT_FDCWD, F_ADD_SEALS, F_SEAL_WRITE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_RDWR};
 use nix::libc::{MAP_SHARED, PROT_READ, PROT_WRITE};
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
 const MADV_REMOVE: u64 = 9;
@@ -79,6 +79,26 @@ pub(in crate::takeover) fn writing() -> Vec<Attempt> {
     attempts.into_iter().map(|attempt| Attempt { control: false, ..attempt }).collect()
 }
 
+/// What is no part of the region that was sent.
+pub(in crate::takeover) fn edges() -> Vec<Attempt> {
+    vec![Attempt {
+        name: "bytes before the region, on its first page",
+        run: |a| {
+            let Some((number, fd, said)) = next_file(a, "send-edged")? else {
+                return Ok(Seen::Nothing("no file came".to_owned()));
+            };
+            let file = File::from(fd);
+            let mut bytes = vec![0; file.metadata()?.len() as usize];
+            file.read_exact_at(&mut bytes, 0)?;
+            if bytes.windows(EDGE.len()).any(|window| window == EDGE) {
+                return Ok(Seen::Reached(format!("in {number}, which came with {said}")));
+            }
+            Ok(Seen::Nothing(format!("not in the file that came with {said}")))
+        },
+        control: false,
+    }]
+}
+
 /// What the container can do with it.
 pub(in crate::takeover) fn handed_over() -> Vec<Attempt> {
     vec![Attempt { name: "opening it again, in the container", run: in_the_container, control: false }]
@@ -116,10 +136,24 @@ fn map(attack: &mut Attack, protection: i32, offset: u64) -> Result<Result<u64, 
     attack.hands.call(libc::SYS_mmap, &[0, 4096, protection as u64, MAP_SHARED as u64, number, offset])
 }
 
-/// Takes the next message of the victim's proxy before the proxy's own program does: it brings a region.
+/// Keeps the file of the next region that the victim sends something of.
 fn catch(attack: &mut Attack) -> Result<Seen> {
     let exchange = attack.exchange.clone().context("no victim to exchange data with")?;
     exchange.hear("linked")?;
+    let Some((number, fd, said)) = next_file(attack, "send-another")? else {
+        return Ok(Seen::Nothing("no region came from the victim's proxy".to_owned()));
+    };
+    let size = File::from(fd.try_clone()?).metadata()?.len();
+    // Longer than the region, so that the program's mapping of it can grow.
+    ensure!(size >= REGION, "a file of {size} bytes with {said}");
+    attack.share = Some((number, fd));
+    Ok(Seen::Reached(format!("{number} came with {said}")))
+}
+
+/// Has the victim send something, and takes the message of its proxy before the proxy's own program does: the number of the
+/// descriptor that it brings, a copy, and what it says.
+fn next_file(attack: &mut Attack, word: &str) -> Result<Option<(i32, OwnedFd, String)>> {
+    let exchange = attack.exchange.clone().context("no victim to exchange data with")?;
     let links = links(attack)?;
     let watched: Vec<u64> = links.iter().map(|link| link | (libc::POLLIN as u64) << 32).collect();
     let mut calls = vec![call(libc::SYS_poll, &[attack.hands.words(&watched), watched.len() as u64, 1500])];
@@ -132,22 +166,16 @@ fn catch(attack: &mut Attack) -> Result<Seen> {
         calls.push(call(libc::SYS_recvmsg, &[*link, message, (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64]));
         rooms.push((text, control));
     }
-    exchange.say("send-another", &[])?;
+    exchange.say(word, &[])?;
     let answers = attack.hands.calls(&calls)?;
     let came = answers[1..].iter().zip(rooms).find_map(|(answer, room)| Some((answer.ok()?, room)));
-    let Some((bytes, (text, control))) = came else {
-        return Ok(Seen::Nothing(format!("no region came from the victim's proxy: {answers:?}")));
-    };
+    let Some((bytes, (text, control))) = came else { return Ok(None) };
     let length = u64::from_ne_bytes(attack.hands.get(control, 8).try_into()?);
     let said = String::from_utf8_lossy(attack.hands.get(text, bytes as usize)).into_owned();
     ensure!(length >= 20, "a message without descriptors: {said}");
     let number = attack.hands.number(control + 16);
     let fd = attack.hands.fetch(number)?.context("a descriptor that is none")?;
-    let size = File::from(fd.try_clone()?).metadata()?.len();
-    // Longer than the region, so that the program's mapping of it can grow.
-    ensure!(size >= REGION, "a file of {size} bytes with {said}");
-    attack.share = Some((number, fd));
-    Ok(Seen::Reached(format!("{number} came with {said}")))
+    Ok(Some((number, fd, said)))
 }
 
 /// The proxy's ends of its links with the victim's: made by the one or by the other.

@@ -6,6 +6,7 @@ use crate::control::driver::Driver;
 use crate::control::lent::Lent;
 use crate::control::node::Node;
 use crate::control::quota::{Resource, Taken};
+use crate::control::shown::whole_files;
 use crate::control::spares::{Fresh, Kind, Spare};
 use crate::device::control::Control;
 use crate::fabric::neighbours::{Backing, SharedRun, amount};
@@ -300,7 +301,7 @@ fn register_dmabuf<D: Driver>(
     let Node { entrance, device, .. } = node;
     let (region, rkey) = device.register_dmabuf(region, fd, request.offset)?;
     let granted = entrance.insert(region, || device.key()).ok_or(Errno::NOMEM)?;
-    node.shares.insert(share, Backing { granted, runs: Vec::new(), lease, taken });
+    node.shares.insert(share, Backing { granted, shown: Vec::new(), lease, taken });
     Ok((granted, rkey.unwrap_or(granted.key), share))
 }
 
@@ -345,9 +346,10 @@ fn register<D: Driver>(
     let share = node.next_share();
     let (first, length, iova) = (request.first_offset as usize, request.length, request.iova);
     let region = MemoryRegion::new(mapping, first, length, iova, pd, request.access, share).ok_or(Errno::INVAL)?;
+    let (bytes, shown) = whole_files(runs, &(request.first_offset..request.first_offset.saturating_add(length)));
     let Node { entrance, device, .. } = node;
-    let (region, rkey) = device.register(region)?;
+    let (region, rkey) = device.register(region.shown(bytes))?;
     let granted = entrance.insert(region, || device.key()).ok_or(Errno::NOMEM)?;
-    node.shares.insert(share, Backing { granted, runs: runs.to_vec(), lease, taken });
+    node.shares.insert(share, Backing { granted, shown, lease, taken });
     Ok((granted, rkey.unwrap_or(granted.key), share))
 }

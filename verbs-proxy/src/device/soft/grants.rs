@@ -55,10 +55,8 @@ pub struct Grant {
     pub iova: u64,
     /// Bytes.
     pub length: u64,
-    /// Memory that the responder shares ...
+    /// Memory that the responder shares, which begins with the first byte.
     pub share: u32,
-    /// ... and where in it the first byte is.
-    pub offset: u64,
 }
 
 /// Both roles of one end of a link.

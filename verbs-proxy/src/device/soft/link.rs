@@ -35,7 +35,7 @@ const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
 pub(crate) const SLOTS_AT: [usize; 2] = [HEADER, RING_BYTES + HEADER];
 /// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
 /// node after an upgrade turn each other away.
-const VERSION: usize = 5;
+const VERSION: usize = 6;
 /// Bytes of a link's memory file.
 pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 

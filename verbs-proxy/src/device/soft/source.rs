@@ -144,15 +144,13 @@ fn by_name(
             .admit(sge.lkey, qp.pd, sge.addr + skipped, length, Access(0))
             .map_err(|fault| Source::Fault(fault as u16))?;
         let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
-        if region.is_copied() {
-            return Err(Source::Foreign);
-        }
+        let Some(addr) = region.shown_at(&memory) else { return Err(Source::Foreign) };
         if !link.name(region.share) {
             return Err(Source::NotShared(sge.lkey, region.share));
         }
         region.make_present(&memory);
         let place = usize::from(count) % part.len();
-        part[place] = Sge { addr: region.mapping_offset(&memory), length: length as u32, lkey: region.share };
+        part[place] = Sge { addr, length: length as u32, lkey: region.share };
         count += 1;
         if place + 1 == part.len() {
             extensions.push(work::pack_sges(&part));
@@ -165,7 +163,7 @@ fn by_name(
     Ok(Packed { pieces: count, ..Packed::default() })
 }
 
-/// The same for a piece that is memory of the container's own, if only in part: all of it is copied to the link's buffer.
+/// The same for a piece that the neighbour must not see, if only in part: all of it is copied to the link's buffer.
 fn bounce(
     qp: &Qp,
     asked: Admitted<'_>,

@@ -32,8 +32,8 @@ pub struct SharedRun {
 pub struct Backing {
     /// Its place among the container's.
     pub granted: Granted,
-    /// Its pages.
-    pub runs: Vec<SharedRun>,
+    /// What of it neighbours may see, if anything.
+    pub shown: Vec<SharedRun>,
     /// What its own mapping takes.
     pub lease: Lease,
     /// What it takes of the quota.

@@ -9,15 +9,21 @@ pub use link::run as link;
 pub use rings::run as rings;
 
 use super::*;
+use crate::shared::{Run, RunFile};
 use arbitrary::Arbitrary;
 use ringfence_protocol::layout::CqHeader;
 use ringfence_protocol::ring::Words;
+use rustix::mm::ProtFlags;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// What the container has registered: some pages in the middle of its memory, but for their edges.
 const FIRST: usize = 16 * PAGE + 100;
 const LENGTH: usize = 32 * PAGE - 300;
+
+/// What of the region are whole pages, which neighbours see.
+const SHOWN: Range<usize> = FIRST.next_multiple_of(PAGE)..(FIRST + LENGTH) / PAGE * PAGE;
 
 /// What no request may read or write: a word for each place.
 fn secret(at: usize) -> u64 {
@@ -170,11 +176,18 @@ impl Ledger {
 fn guarded((policy, link): Shape) -> Rig {
     let mut rig = Rig::shaped(&policy, link);
     drop(rig.plane.regions.remove(rig.granted));
-    let region = MemoryRegion::new(Arc::clone(&rig.memory), FIRST, LENGTH as u64, IOVA, PD, ALL, 1).unwrap();
-    rig.granted = rig.entrance.insert(region, || 7).unwrap();
-    rig.key = rig.granted.key;
+    let run = Run { file: RunFile::Sealed(&rig.file), offset: SHOWN.start, bytes: SHOWN.len() };
+    rig.shown = Arc::new(Mapping::of_runs(&[run], ProtFlags::READ | ProtFlags::WRITE, false).unwrap());
+    register(&mut rig);
     rig.put(0, untouched());
     rig
+}
+
+/// Registers it, by the key that it always has.
+fn register(rig: &mut Rig) {
+    let region = MemoryRegion::new(Arc::clone(&rig.memory), FIRST, LENGTH as u64, IOVA, PD, ALL, 1).unwrap();
+    rig.granted = rig.entrance.insert(region.shown(SHOWN.start as u64..SHOWN.end as u64), || 7).unwrap();
+    rig.key = rig.granted.key;
 }
 
 /// The memory as a rig begins with it: secrets, and nothing where the region is.

@@ -4,7 +4,7 @@ mod counting;
 mod reading;
 
 use super::*;
-use crate::device::soft::grants::giving::{View, Wish};
+use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::grants::using::GrantFault;
 use crate::device::soft::grants::{BYTES as PAGE_BYTES, Grant};
 use crate::device::soft::qp::Road;
@@ -53,7 +53,7 @@ impl Scene {
 
     /// Shows rig 0 the other's memory, writable or not.
     fn show(&mut self, share: u32, writable: bool) {
-        let mapping = Arc::clone(&self.two.rigs[1].memory);
+        let mapping = Arc::clone(&self.two.rigs[1].shown);
         let [zero, one] = self.two.links;
         let entry = Share { mapping, lease: lease(), writable };
         self.two.rigs[0].plane.device.links.get_mut(zero).unwrap().shares.insert(share, entry);
@@ -65,9 +65,7 @@ impl Scene {
         let [zero, one] = self.two.links;
         let share = if wish.writes { WRITABLE } else { 1 };
         self.show(share, wish.writes);
-        let extent = self.two.rigs[1].plane.wished_for(one, &wish)?;
-        let view = View { share, start: extent.first, bytes: extent.length };
-        let grant = self.two.rigs[1].plane.give(one, &wish, &view)?;
+        let grant = self.two.rigs[1].plane.give(one, &wish, share)?;
         self.two.rigs[0].plane.take_grant(zero, grant).unwrap();
         self.grants.push(grant);
         Some(grant)
@@ -393,15 +391,15 @@ fn grants_that_make_no_sense_are_refused_and_those_too_late_are_of_no_use() {
     let [zero, _] = scene.two.links;
     let grant = scene.grants[0];
     let plane = &mut scene.two.rigs[0].plane;
-    let memory = |share, offset, length| GrantFault::Memory { share, offset, length };
+    let memory = |share, length| GrantFault::Memory { share, length };
     for (wrong, fault) in [
         (Grant { slot: 1024, ..grant }, GrantFault::Slot(1024)),
         (Grant { slot: u32::MAX, ..grant }, GrantFault::Slot(u32::MAX)),
         (Grant { generation: 0, ..grant }, GrantFault::Generation),
-        (Grant { share: 5, ..grant }, memory(5, 0, MEMORY as u64)),
-        (Grant { length: 0, ..grant }, memory(WRITABLE, 0, 0)),
-        (Grant { offset: 1, ..grant }, memory(WRITABLE, 1, MEMORY as u64)),
-        (Grant { offset: u64::MAX, ..grant }, memory(WRITABLE, u64::MAX, MEMORY as u64)),
+        (Grant { share: 5, ..grant }, memory(5, MEMORY as u64)),
+        (Grant { length: 0, ..grant }, memory(WRITABLE, 0)),
+        (Grant { length: MEMORY as u64 + 1, ..grant }, memory(WRITABLE, MEMORY as u64 + 1)),
+        (Grant { length: u64::MAX, ..grant }, memory(WRITABLE, u64::MAX)),
         (Grant { share: 1, ..grant }, GrantFault::ReadOnly(1)),
     ] {
         assert_eq!(plane.take_grant(zero, wrong), Err(fault), "{wrong:?}");

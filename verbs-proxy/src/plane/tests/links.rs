@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::device::soft::wire::{self, Kind, Request, Response};
+use crate::shared::{Run, RunFile};
+use rustix::mm::ProtFlags;
 
 /// A write of `length` bytes to the other rig's memory.
 fn write(two: &TwoRigs, length: u32) -> SendFields {
@@ -304,6 +306,35 @@ fn memory_whose_pages_can_be_taken_away_is_copied_for_neighbours() {
         let shared = &two.rigs[lender].plane.device.links.get(link).unwrap().shared;
         assert_eq!(shared.len(), 1, "only the buffer is shared");
         assert!(!shared.contains_key(&1));
+    }
+}
+
+#[test]
+fn what_lies_on_the_edges_of_a_region_is_copied_for_neighbours_and_the_rest_is_shown() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    let rig = &mut two.rigs[0];
+    drop(rig.plane.regions.remove(rig.granted));
+    let region = MemoryRegion::new(Arc::clone(&rig.memory), 100, MEMORY as u64 - 200, IOVA, PD, ALL, 1).unwrap();
+    let region = region.shown(PAGE as u64..(MEMORY - PAGE) as u64);
+    rig.key = rig.entrance.insert(region, crate::control::session::random).unwrap().key;
+    let run = Run { file: RunFile::Sealed(&rig.file), offset: PAGE, bytes: MEMORY - 2 * PAGE };
+    rig.shown = Arc::new(Mapping::of_runs(&[run], ProtFlags::READ, false).unwrap());
+    let pattern: Vec<u8> = (0..90_000u32).map(|i| (i * 7 / 3) as u8).collect();
+    rig.put(100, &pattern);
+    let link = two.links[0];
+    let shared = |two: &TwoRigs| {
+        let link = two.rigs[0].plane.device.links.get(link).unwrap();
+        (link.shared.contains_key(&1), link.bounce.is_some())
+    };
+    // On the first page in part, on others whole, and, in pieces, on both kinds.
+    for (at, bytes, expected) in [(0, 4000, (false, true)), (4096, 4096, (true, true)), (0, 90_000, (true, true))] {
+        let (rkey, fields) = (two.rigs[1].key, two.rigs[0].fields(Opcode::RDMA_WRITE, at, 120_000, bytes));
+        post(&mut a, &SendFields { rkey, ..fields });
+        two.turns();
+        assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+        let at = at as usize;
+        assert!(two.rigs[1].take(120_000, bytes as usize) == pattern[at..at + bytes as usize], "{bytes} at {at}");
+        assert_eq!(shared(&two), expected, "{bytes} at {at}");
     }
 }
 

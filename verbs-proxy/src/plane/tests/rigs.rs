@@ -24,6 +24,8 @@ pub(super) struct Rig<D: Device = Soft> {
     pub(super) _cq: Arc<Mapping>,
     pub(super) memory: Arc<Mapping>,
     pub(super) file: SealedFile,
+    /// What neighbours see of the region.
+    pub(super) shown: Arc<Mapping>,
     pub(super) entrance: Entrance,
     pub(super) granted: Granted,
     pub(super) key: u32,
@@ -59,9 +61,21 @@ impl<D: Device> Rig<D> {
         let file = SealedFile::create("memory", MEMORY).unwrap();
         let memory = Arc::new(Mapping::of(&file).unwrap());
         let region = MemoryRegion::new(Arc::clone(&memory), 0, MEMORY as u64, IOVA, PD, ALL, 1).unwrap();
+        let (region, shown) = (region.shown(0..MEMORY as u64), Arc::clone(&memory));
         let granted = entrance.insert(region, crate::control::session::random).unwrap();
         let completions = Consumer::new(crate::shared::ring_slots(&cq, RINGS_OFFSET, SLOTS), 0);
-        Self { plane, completions, _cq: cq, memory, file, entrance, granted, key: granted.key, events: Vec::new() }
+        Self {
+            plane,
+            completions,
+            _cq: cq,
+            memory,
+            file,
+            shown,
+            entrance,
+            granted,
+            key: granted.key,
+            events: Vec::new(),
+        }
     }
 
     pub(super) fn qp(&mut self, queue: u32, number: u32) -> RigQp {
@@ -249,7 +263,7 @@ impl TwoRigs {
     }
 
     pub(super) fn share(&mut self, from: usize) {
-        let mapping = Arc::clone(&self.rigs[from].memory);
+        let mapping = Arc::clone(&self.rigs[from].shown);
         let lease = Budget::new(65_530).take_own(Amount { mappings: 1, bytes: MEMORY as u64 }).unwrap();
         let (own, other) = (self.links[from], self.links[1 - from]);
         self.rigs[1 - from]

@@ -40,26 +40,6 @@ pub struct Wish {
     pub writes: bool,
 }
 
-/// Where the memory of a [`Wish`] is in the region's mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Byte of the mapping where the region begins.
-    pub first: u64,
-    /// Its bytes.
-    pub length: u64,
-}
-
-/// What of a region a neighbour has mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
-    /// By this name.
-    pub share: u32,
-    /// Byte of the region's mapping where that begins.
-    pub start: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
 /// Grants of ours that one neighbour has.
 #[derive(Debug, Default)]
 pub struct Giving {
@@ -182,7 +162,9 @@ impl Plane {
         let Self { device: Soft { links, .. }, regions, qps, by_number, notices, .. } = self;
         let Some(link) = links.get_mut(at) else { return };
         let Some(qp) = by_number.get(&request.to).and_then(|queue| qps[*queue as usize].as_deref()) else { return };
-        let Some(region) = regions.get(request.rkey).filter(|region| request.total > 0 && !region.is_copied()) else {
+        let Some(region) =
+            regions.get(request.rkey).filter(|region| request.total > 0 && region.shown_extent().is_some())
+        else {
             return;
         };
         let (queue, incarnation, key, share) = (qp.queue, qp.incarnation, request.rkey, region.share);
@@ -204,7 +186,8 @@ impl Plane {
         }
     }
 
-    fn still_wanted(&self, at: LinkId, wish: &Wish) -> Option<(&Qp, &MemoryRegion)> {
+    /// With what of the region can be granted: the application's address, and bytes.
+    fn still_wanted(&self, at: LinkId, wish: &Wish) -> Option<(&Qp, &MemoryRegion, (u64, u64))> {
         let link = self.device.links.get(at)?;
         let qp = self.qps.get(wish.queue as usize)?.as_deref().filter(|qp| qp.incarnation == wish.incarnation)?;
         let region = self.regions.get(wish.key)?;
@@ -212,28 +195,22 @@ impl Plane {
             && qp.device.port == link.port
             && region.share == wish.share
             && region.pd() == qp.pd
-            && !region.is_copied()
             && admitted(qp, region, wish.writes) != 0
             && link.grants.giving.asked.contains(wish);
-        holds.then_some((qp, region))
+        holds.then_some((qp, region, region.shown_extent()?))
     }
 
-    /// Where the memory of a wish is, if it still is one.
+    /// Whether a wish still is one.
     #[must_use]
-    pub fn wished_for(&self, at: LinkId, wish: &Wish) -> Option<Extent> {
-        let (_, region) = self.still_wanted(at, wish)?;
-        Some(Extent { first: region.first_offset(), length: region.length() })
+    pub fn is_wished_for(&self, at: LinkId, wish: &Wish) -> bool {
+        self.still_wanted(at, wish).is_some()
     }
 
-    /// Grants a wish over what the neighbour has mapped; what it must be told. `None` if it does not hold any more.
+    /// Grants a wish over what the neighbour has mapped of the region, by the name `share`; what it must be told. `None` if it does
+    /// not hold any more.
     #[must_use]
-    pub fn give(&mut self, at: LinkId, wish: &Wish, view: &View) -> Option<Grant> {
-        let (qp, region) = self.still_wanted(at, wish)?;
-        // What of the view is the region's: all of it, if the control thread can count.
-        let ahead = view.start.checked_sub(region.first_offset())?;
-        if view.bytes == 0 || ahead.checked_add(view.bytes)? > region.length() {
-            return None;
-        }
+    pub fn give(&mut self, at: LinkId, wish: &Wish, share: u32) -> Option<Grant> {
+        let (qp, region, (iova, length)) = self.still_wanted(at, wish)?;
         let grant = Grant {
             slot: 0,
             generation: 0,
@@ -241,14 +218,12 @@ impl Plane {
             from: qp.attr.dest_qp_num,
             key: wish.key,
             access: admitted(qp, region, wish.writes),
-            iova: region.iova() + ahead,
-            length: view.bytes,
-            share: view.share,
-            // A view to write is mapped for itself, one to read as the region is.
-            offset: if wish.writes { 0 } else { view.start },
+            iova,
+            length,
+            share,
         };
         let link = self.device.links.get_mut(at)?;
-        if !link.has_mapped(view.share) {
+        if !link.has_mapped(share) {
             return None;
         }
         link.grants.theirs.as_ref()?;

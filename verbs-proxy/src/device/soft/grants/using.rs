@@ -58,12 +58,10 @@ pub enum GrantFault {
     #[error("a grant of no generation")]
     Generation,
     /// It is of memory that is not shared, or not there.
-    #[error("a grant of {length} bytes at {offset} of memory {share}, which has not been shared with them")]
+    #[error("a grant of {length} bytes of memory {share}, which has not been shared with them")]
     Memory {
         /// Its name.
         share: u32,
-        /// Where.
-        offset: u64,
         /// How much.
         length: u64,
     },
@@ -142,7 +140,7 @@ impl Grant {
             return None;
         }
         // Within the mapping, as was checked when the grant came.
-        Piece::of(mapping, (self.offset + at) as usize, bytes as usize)
+        Piece::of(mapping, at as usize, bytes as usize)
     }
 }
 
@@ -283,17 +281,15 @@ impl Plane {
     /// A neighbour grants us something: a claim. Whether it is of use now shows when it is used.
     pub fn take_grant(&mut self, at: LinkId, grant: Grant) -> Result<(), GrantFault> {
         let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
-        let Grant { slot, generation, share, offset, length, .. } = grant;
+        let Grant { slot, generation, share, length, .. } = grant;
         if slot as usize >= SLOTS {
             return Err(GrantFault::Slot(slot));
         }
         if generation == 0 {
             return Err(GrantFault::Generation);
         }
-        let shared = link.shares.get(&share).filter(|shared| {
-            offset.checked_add(length).is_some_and(|end| end <= shared.mapping.bytes() as u64) && length > 0
-        });
-        let Some(shared) = shared else { return Err(GrantFault::Memory { share, offset, length }) };
+        let shared = link.shares.get(&share).filter(|shared| (1..=shared.mapping.bytes() as u64).contains(&length));
+        let Some(shared) = shared else { return Err(GrantFault::Memory { share, length }) };
         if grant.writes() && !shared.writable {
             return Err(GrantFault::ReadOnly(share));
         }

@@ -3,7 +3,7 @@
 //! What is said between them comes late, twice, out of order, or not at all.
 
 use super::*;
-use crate::device::soft::grants::giving::{View, Wish};
+use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::grants::{BYTES as PAGE_BYTES, Grant};
 use arbitrary::Unstructured;
 
@@ -50,7 +50,6 @@ struct Claim {
     access: u8,
     iova: u32,
     length: u32,
-    offset: u32,
     tame: bool,
 }
 
@@ -228,22 +227,18 @@ impl Scene {
         let wishes = &self.sides[of].wishes;
         let Some(wish) = (if last { wishes.last() } else { wishes.first() }).copied() else { return };
         let (plane, link) = (&mut self.two.rigs[of].plane, self.two.links[of]);
-        let Some(extent) = plane.wished_for(link, &wish) else { return };
-        let inside = (extent.first, extent.length) == (FIRST as u64, LENGTH as u64);
-        assert!(inside && self.sides[of].registered, "what is wished for is no region: {extent:?}");
+        if !plane.is_wished_for(link, &wish) {
+            return;
+        }
+        assert!(self.sides[of].registered, "what is wished for is no region: {wish:?}");
         let share = if wish.writes { WRITABLE } else { 1 };
-        // Writable memory is mapped for itself, from the region's first byte on.
-        let view = View { share, start: extent.first, bytes: extent.length };
-        let entry = Share { mapping: Arc::clone(&self.two.rigs[of].memory), lease: lease(), writable: wish.writes };
+        let entry = Share { mapping: Arc::clone(&self.two.rigs[of].shown), lease: lease(), writable: wish.writes };
         drop(self.with_link(1 - of, |link| link.shares.insert(share, entry)));
         self.with_link(of, |link| link.shared.insert(share, Shared::CONFIRMED));
-        let Some(mut grant) = self.two.rigs[of].plane.give(link, &wish, &view) else { return };
-        assert_eq!((grant.iova, grant.length), (IOVA, LENGTH as u64), "{grant:?}");
+        let Some(grant) = self.two.rigs[of].plane.give(link, &wish, share) else { return };
+        let shown = (IOVA + (SHOWN.start - FIRST) as u64, SHOWN.len() as u64);
+        assert_eq!((grant.iova, grant.length), shown, "{grant:?}");
         assert_eq!(grant.access & !ALL.0, 0, "{grant:?}");
-        if wish.writes {
-            // Here the whole memory is mapped.
-            grant.offset = FIRST as u64;
-        }
         let side = &mut self.sides[of];
         if side.grants.len() < 64 {
             side.grants.push(grant);
@@ -261,7 +256,7 @@ impl Scene {
     }
 
     fn claim(&mut self, of: usize, claim: &Claim) {
-        let Claim { slot, generation, access, iova, length, offset, tame } = *claim;
+        let Claim { slot, generation, access, iova, length, tame } = *claim;
         let numbers = [100, 200];
         let length = if tame { u64::from(length) % SCRAP_BYTES as u64 + 1 } else { u64::from(length) << 20 };
         let grant = Grant {
@@ -274,7 +269,6 @@ impl Scene {
             iova: if tame { IOVA + u64::from(iova) % LENGTH as u64 } else { u64::from(iova) << 32 | u64::from(iova) },
             length,
             share: SCRAP,
-            offset: if tame { u64::from(offset) % SCRAP_BYTES as u64 } else { u64::from(offset) << 40 },
         };
         let _ = self.two.rigs[1 - of].plane.take_grant(self.two.links[1 - of], grant);
     }
@@ -289,10 +283,7 @@ impl Scene {
 
     fn register(&mut self, of: usize) {
         if !std::mem::replace(&mut self.sides[of].registered, true) {
-            let rig = &mut self.two.rigs[of];
-            let region = MemoryRegion::new(Arc::clone(&rig.memory), FIRST, LENGTH as u64, IOVA, PD, ALL, 1).unwrap();
-            rig.granted = rig.entrance.insert(region, || 7).unwrap();
-            rig.key = rig.granted.key;
+            register(&mut self.two.rigs[of]);
         }
     }
 

@@ -268,7 +268,7 @@ impl World {
         let keys = self.keys;
         self.with(end, |rig, _| {
             let region = MemoryRegion::new(Arc::clone(&rig.memory), 0, MEMORY as u64, IOVA, PD, ALL, 1).unwrap();
-            rig.granted = rig.entrance.insert(region, || keys).unwrap();
+            rig.granted = rig.entrance.insert(region.shown(0..MEMORY as u64), || keys).unwrap();
             rig.key = rig.granted.key;
         });
     }
