@@ -183,6 +183,7 @@ impl Default for Config {
                 nodes: Vec::new(),
                 port: FIRST_PORT,
                 gids: Gids::Namespace,
+                pkeys: None,
                 rdma_cm: false,
                 rdma_cgroup: false,
                 service_level: None,

@@ -275,6 +275,7 @@ impl Making<'_> {
                 link: device.link,
                 port: device.port,
                 gids: device.gids.clone(),
+                pkeys: device.pkeys.clone(),
                 marks: device.marks(limits.class),
             },
             limits,

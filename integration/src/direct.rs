@@ -9,6 +9,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::marks::Marks;
+use ringfence_proxy::launch::pkeys::Pkey;
 use ringfence_proxy::launch::{
     Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, FIRST_PORT, Launch, Limits, Uids, Worker,
 };
@@ -60,6 +61,7 @@ impl Node {
                 link,
                 port: FIRST_PORT,
                 gids: Gids::default(),
+                pkeys: None,
                 marks: Marks::default(),
             },
             None,
@@ -74,6 +76,7 @@ impl Node {
             link: None,
             port: FIRST_PORT,
             gids: Gids::default(),
+            pkeys: None,
             marks: Marks::default(),
         };
         Self::with(device, provider.map(Path::to_owned))
@@ -107,6 +110,11 @@ impl Node {
     /// Grants containers these GIDs of the card, from now on.
     pub fn grant_gids(&mut self, gids: Gids) {
         self.device.gids = gids;
+    }
+
+    /// Containers are in these partitions of the card's, from now on.
+    pub fn grant_pkeys(&mut self, pkeys: Option<Vec<Pkey>>) {
+        self.device.pkeys = pkeys;
     }
 
     /// Packets are marked with these, from now on.

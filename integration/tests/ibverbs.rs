@@ -10,6 +10,8 @@ mod edges;
 mod grants;
 #[path = "ibverbs/help.rs"]
 mod help;
+#[path = "ibverbs/partitions.rs"]
+mod partitions;
 
 use anyhow::{Context, Error, Result, ensure};
 use ringfence_integration::command::{Ended, Running, run, wait_until};
@@ -139,6 +141,7 @@ fn trials() -> Result<Vec<Trial>> {
     if let Card::Provider(library, _) = &card {
         trials.extend(help::trials(library, &peers));
         trials.extend(edges::trials(library, &semantics, &absence));
+        trials.extend(partitions::trials(library)?);
     }
     for words in PROGRAMS {
         let card = card.clone();

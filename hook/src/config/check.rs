@@ -4,7 +4,7 @@ use super::{Config, Device, Inject, Kind, Proxy};
 use crate::annotations::{DEVICE_NAME, Mode, is_device_name};
 use crate::units;
 use ringfence_launch::addresses::Gids;
-use ringfence_launch::{Class, FIRST_PORT};
+use ringfence_launch::{Class, FIRST_PORT, pkeys};
 use std::path::{Component, Path};
 
 /// The longest path of a socket: `sun_path` without the zero at its end.
@@ -119,6 +119,11 @@ impl Device {
                     "device {name}: gids is for kind = \"ibverbs\" only: a soft device has those of its container's addresses"
                 ));
             }
+            Kind::Soft if self.pkeys.is_some() => {
+                return Err(format!(
+                    "device {name}: pkeys is for kind = \"ibverbs\" only: a soft device has the default partition"
+                ));
+            }
             Kind::Soft if self.port != FIRST_PORT => {
                 return Err(format!("device {name}: port is for kind = \"ibverbs\" only: a soft device has one"));
             }
@@ -153,6 +158,9 @@ impl Device {
                 return Err(format!("device {name}: link is for kind = \"soft\" only: a card has its own"));
             }
             _ => {}
+        }
+        if let Some(keys) = &self.pkeys {
+            pkeys::check(keys).map_err(|error| format!("device {name}: {error}"))?;
         }
         if let Some(rate) = self.link.filter(|rate| *rate < ringfence_launch::MIN_LINK) {
             let (rate, least) = (units::show_rate(rate), units::show_rate(ringfence_launch::MIN_LINK));

@@ -4,6 +4,7 @@ use super::{optional_rate, show_optional_rate};
 use crate::annotations::Mode;
 use ringfence_launch::addresses::Gids;
 use ringfence_launch::marks::{Marks, ServiceLevel, TrafficClass};
+use ringfence_launch::pkeys::Pkey;
 use ringfence_launch::{Class, FIRST_PORT};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU8;
@@ -29,6 +30,9 @@ pub struct Device {
     /// Which of a card's GIDs containers see, and speak under.
     #[serde(default)]
     pub gids: Gids,
+    /// Which of a card's partitions containers with a proxy are in; `None`: the first of the port's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pkeys: Option<Vec<Pkey>>,
     /// Whether containers have the kernel's rdma_cm, to connect by.
     #[serde(default)]
     pub rdma_cm: bool,

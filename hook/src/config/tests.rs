@@ -171,6 +171,10 @@ fn mistakes_are_named() {
             "service-level and traffic-class are for kind = \"ibverbs\" only",
         ),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = []", "gids = [] names no address"),
+        ("[[device]]\nname = \"a\"\nkind = \"soft\"\npkeys = [0xffff]", "pkeys is for kind = \"ibverbs\" only"),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\npkeys = []", "device a: pkeys = [] names no partition"),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\npkeys = [0x8001, 0x8001]", "device a: pkeys has 0x8001 twice"),
+        ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\npkeys = [0x8000]", "line 4: pkeys: 0x8000 is no P_Key"),
         ("[[device]]\nname = \"a\"\nkind = \"ibverbs\"\ngids = [\"eth0\"]", "line 4: gids: "),
         (
             "[policy.bounds]\npeers = [\"10.9.0.1/16\"]",

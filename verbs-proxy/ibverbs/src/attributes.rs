@@ -12,6 +12,7 @@ use ringfence_protocol::work;
 use ringfence_proxy::control::node::GID_TABLE;
 use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::launch::addresses::Gids;
+use ringfence_proxy::launch::pkeys::Pkey;
 use ringfence_proxy::plane::intake::MAX_MESSAGE;
 use ringfence_proxy::plane::setup::MAX_RD_ATOMIC;
 use std::ffi::c_int;
@@ -38,6 +39,8 @@ pub struct Most {
     pub mr_bytes: u64,
     /// Protection domains.
     pub pd: u32,
+    /// Entries for P_Keys.
+    pub pkeys: u32,
 }
 
 /// No more than the card has.
@@ -81,7 +84,7 @@ pub fn device(card: &ibv_device_attr, most: &Most) -> OpenReply {
         max_srq: 0,
         max_srq_wr: 0,
         max_srq_sge: 0,
-        max_pkeys: 1,
+        max_pkeys: most.pkeys,
         local_ca_ack_delay: u32::from(card.local_ca_ack_delay),
         phys_port_cnt: 1,
         max_inline: work::MAX_INLINE,
@@ -89,9 +92,9 @@ pub fn device(card: &ibv_device_attr, most: &Most) -> OpenReply {
     }
 }
 
-/// `struct ibv_port_attr` for the container.
+/// `struct ibv_port_attr` for the container, which has so many entries for P_Keys.
 #[must_use]
-pub fn port(card: &ibv_port_attr) -> PortInfo {
+pub fn port(card: &ibv_port_attr, pkeys: usize) -> PortInfo {
     PortInfo {
         state: card.state,
         max_mtu: card.max_mtu,
@@ -102,7 +105,7 @@ pub fn port(card: &ibv_port_attr) -> PortInfo {
         max_msg_sz: card.max_msg_sz.min(MAX_MESSAGE),
         bad_pkey_cntr: 0,
         qkey_viol_cntr: 0,
-        pkey_tbl_len: 1,
+        pkey_tbl_len: pkeys as u32,
         lid: u32::from(card.lid),
         sm_lid: u32::from(card.sm_lid),
         lmc: u32::from(card.lmc),
@@ -144,9 +147,33 @@ pub fn granted(card: &[ibv_gid_entry], port: u8, addresses: &Addresses, gids: &G
     granted.take(GID_TABLE).collect()
 }
 
-/// What the card is told of a transition to `state`. `source`: the card's index of the source GID.
+/// The container's table of P_Keys: those that it is `granted`, else the card's first; with each its index in the `card`'s table, if it
+/// is there. Zero stands for one that is not.
 #[must_use]
-pub fn queue_pair(attr: &QpAttr, state: QpState, port: u8, source: u8) -> ibv_qp_attr {
+pub fn partitions(card: &[u16], granted: Option<&[Pkey]>) -> Vec<(u16, Option<u16>)> {
+    let Some(granted) = granted else { return vec![(card.first().copied().unwrap_or(0), Some(0))] };
+    let entry = |key: &Pkey| {
+        let key = u16::from(*key);
+        let index = card.iter().position(|entry| *entry == key).and_then(|index| u16::try_from(index).ok());
+        (if index.is_some() { key } else { 0 }, index)
+    };
+    granted.iter().map(entry).collect()
+}
+
+/// The card's own words for what a queue pair is told in the container's.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The port.
+    pub port: u8,
+    /// The index of the source GID.
+    pub source: u8,
+    /// That of the P_Key.
+    pub pkey: u16,
+}
+
+/// What the card is told of a transition to `state`.
+#[must_use]
+pub fn queue_pair(attr: &QpAttr, state: QpState, place: Place) -> ibv_qp_attr {
     // SAFETY: plain data, for which zeros are nothing said.
     let nothing: ibv_qp_attr = unsafe { std::mem::zeroed() };
     let av = &attr.av;
@@ -163,7 +190,7 @@ pub fn queue_pair(attr: &QpAttr, state: QpState, port: u8, source: u8) -> ibv_qp
             grh: ibv_global_route {
                 dgid: ibv_gid(av.dgid),
                 flow_label: av.flow_label,
-                sgid_index: source,
+                sgid_index: place.source,
                 hop_limit: av.hop_limit,
                 traffic_class: av.traffic_class,
             },
@@ -172,13 +199,13 @@ pub fn queue_pair(attr: &QpAttr, state: QpState, port: u8, source: u8) -> ibv_qp
             src_path_bits: av.src_path_bits,
             static_rate: av.static_rate,
             is_global: av.is_global,
-            port_num: port,
+            port_num: place.port,
         },
-        pkey_index: 0,
+        pkey_index: place.pkey,
         max_rd_atomic: attr.max_rd_atomic as u8,
         max_dest_rd_atomic: attr.max_dest_rd_atomic as u8,
         min_rnr_timer: attr.min_rnr_timer as u8,
-        port_num: port,
+        port_num: place.port,
         timeout: attr.timeout as u8,
         retry_cnt: attr.retry_cnt as u8,
         rnr_retry: attr.rnr_retry as u8,
@@ -230,11 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn a_container_is_in_the_partitions_that_it_is_granted() {
+        let card = [0xffff, 0, 0x8001, 0x0002];
+        assert_eq!(partitions(&card, None), [(0xffff, Some(0))]);
+        let keys: Vec<Pkey> = [0x0002, 0x8003, 0x8001].into_iter().map(|key| Pkey::try_from(key).unwrap()).collect();
+        assert_eq!(partitions(&card, Some(&keys)), [(2, Some(3)), (0, None), (0x8001, Some(2))]);
+        assert_eq!(partitions(&[], None), [(0, Some(0))]);
+    }
+
+    #[test]
     fn the_card_or_the_policy_limits_whichever_is_lower() {
         // SAFETY: plain data.
         let card: ibv_device_attr = unsafe { std::mem::zeroed() };
         let card = ibv_device_attr { max_qp: 100, max_mr: -1, max_qp_wr: 4096, max_mr_size: 1 << 20, ..card };
-        let most = Most { qp: 256, qp_wr: 128, cq: 7, cqe: 9, mr: 5, mr_bytes: 1 << 30, pd: 1 };
+        let most = Most { qp: 256, qp_wr: 128, cq: 7, cqe: 9, mr: 5, mr_bytes: 1 << 30, pd: 1, pkeys: 1 };
         let shown = device(&card, &most);
         assert_eq!((shown.max_qp, shown.max_qp_wr, shown.max_mr, shown.max_mr_size), (100, 128, 0, 1 << 20));
     }

@@ -302,6 +302,23 @@ impl Card {
         Ok(attr)
     }
 
+    /// The table of P_Keys of the port that is used; zero for an empty entry.
+    ///
+    /// # Errors
+    /// What the card says.
+    pub fn pkeys(&self) -> Result<Vec<u16>, Errno> {
+        let entries = self.port()?.pkey_tbl_len;
+        let entry = |index| {
+            let mut key = 0;
+            // SAFETY: the context is open, and `key` lives across the call.
+            let said = unsafe {
+                (self.library.query_pkey)(self.context.as_ptr(), self.port.get(), c_int::from(index), &raw mut key)
+            };
+            done(said).map(|()| u16::from_be(key))
+        };
+        (0..entries).map(entry).collect()
+    }
+
     /// The entries of all ports' GID tables that are not empty.
     #[must_use]
     pub fn gids(&self) -> Vec<ibv_gid_entry> {

@@ -15,6 +15,7 @@ use ringfence_proxy::device::soft::control::SoftDevice;
 use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::marks::Marks;
+use ringfence_proxy::launch::pkeys::Pkey;
 use ringfence_proxy::launch::{Launch, Limits};
 use ringfence_proxy::memory::{MemoryRegion, PdId};
 use ringfence_proxy::pacing::Nanos;
@@ -25,8 +26,6 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-/// The default partition, with full membership: the only one that is shown.
-const DEFAULT_PKEY: u16 = 0xffff;
 /// Completions of one of the card's queues, which several queue pairs share.
 const CQE: u32 = 8192;
 /// Pieces of one queue pair that the card has at once: as many requests as the plane takes in.
@@ -46,11 +45,15 @@ pub struct CardControl {
     pub card: Arc<Card>,
     limits: Limits,
     granted: Gids,
+    partitions: Option<Vec<Pkey>>,
     marks: Marks,
     attr: ibv_device_attr,
     gids: Vec<GidInfo>,
     /// The card's index of each.
     indices: Vec<u8>,
+    pkeys: Vec<u16>,
+    /// The card's index of each that it has.
+    pkey_indices: Vec<Option<u16>>,
     pds: HashMap<PdId, Arc<Pd>>,
     made: Made,
     queues: Vec<Shared>,
@@ -103,14 +106,17 @@ impl CardControl {
     /// What the card says.
     pub fn new(card: Arc<Card>, launch: &Launch) -> Result<Self, Errno> {
         let attr = card.attributes()?;
-        Ok(Self {
+        let mut control = Self {
             card,
             limits: launch.limits.clone(),
             granted: launch.device.gids.clone(),
+            partitions: launch.device.pkeys.clone(),
             marks: launch.device.marks,
             attr,
             gids: Vec::new(),
             indices: Vec::new(),
+            pkeys: Vec::new(),
+            pkey_indices: Vec::new(),
             pds: HashMap::new(),
             made: Made::default(),
             queues: Vec::new(),
@@ -119,7 +125,41 @@ impl CardControl {
             tree: Tree::new(launch.limits.bandwidth),
             absence: None,
             looked: 0,
-        })
+        };
+        control.read_pkeys()?;
+        Ok(control)
+    }
+
+    /// Reads the card's table of P_Keys again.
+    ///
+    /// # Errors
+    /// What the card says; nothing has changed then.
+    pub fn read_pkeys(&mut self) -> Result<(), Errno> {
+        let table = attributes::partitions(&self.card.pkeys()?, self.partitions.as_deref());
+        (self.pkeys, self.pkey_indices) = table.into_iter().unzip();
+        Ok(())
+    }
+
+    /// That the card lacks a partition which the container is granted.
+    #[must_use]
+    pub fn missing_pkey(&self) -> Option<String> {
+        let granted = self.partitions.as_ref()?;
+        let missing = granted[self.pkey_indices.iter().position(Option::is_none)?];
+        let has = self.card.pkeys().unwrap_or_default();
+        let has: Vec<_> = has.iter().filter(|key| **key != 0).map(|key| format!("{key:#06x}")).collect();
+        Some(format!(
+            "RDMA device {} has no P_Key {missing} at port {}, but {}; correct pkeys of the [[device]], or have the subnet manager \
+             give it that",
+            self.card.about.name,
+            self.card.port_number(),
+            has.join(", ")
+        ))
+    }
+
+    /// The card's index of the container's P_Key number `index`.
+    #[must_use]
+    pub fn partition(&self, index: u32) -> Option<u16> {
+        self.pkey_indices.get(index as usize).copied().flatten()
     }
 
     /// Goes on with this card, which is the same, opened again. Nothing has been made in it.
@@ -130,6 +170,10 @@ impl CardControl {
         self.tree.forget();
         if let Ok(attr) = self.card.attributes() {
             self.attr = attr;
+        }
+        // What it has not, queue pairs cannot be in.
+        if self.read_pkeys().is_err() {
+            self.pkey_indices.fill(None);
         }
     }
 
@@ -253,13 +297,14 @@ impl Control for CardControl {
             mr: limit(Resource::Mr),
             mr_bytes: quota.limit(Resource::MrBytes),
             pd: limit(Resource::Other),
+            pkeys: self.pkeys.len() as u32,
         };
         attributes::device(&self.attr, &most)
     }
 
     fn port(&self, _: u16) -> PortInfo {
         // A card that does not answer has no port that could be used: all zero is IBV_PORT_NOP.
-        self.port_attributes().map(|attr| attributes::port(&attr)).unwrap_or_default()
+        self.port_attributes().map(|attr| attributes::port(&attr, self.pkeys.len())).unwrap_or_default()
     }
 
     fn shown(&self, quota: &Quota, lid: u16, gids: Vec<sysfs::Entry>) -> sysfs::Device {
@@ -284,7 +329,7 @@ impl Control for CardControl {
             parent,
             ports: vec![sysfs::Port {
                 info: self.port(lid),
-                pkeys: vec![DEFAULT_PKEY],
+                pkeys: self.pkeys.clone(),
                 gids,
                 counters: Vec::new(),
                 hw_counters: Vec::new(),
@@ -369,6 +414,15 @@ impl Control for CardControl {
 
     fn find_gid(&self, index: u32) -> Option<u32> {
         let found = self.indices.iter().position(|known| u32::from(*known) == index);
+        found.and_then(|found| u32::try_from(found).ok())
+    }
+
+    fn pkeys(&self) -> &[u16] {
+        &self.pkeys
+    }
+
+    fn find_pkey(&self, index: u32) -> Option<u32> {
+        let found = self.pkey_indices.iter().position(|known| known.map(u32::from) == Some(index));
         found.and_then(|found| u32::try_from(found).ok())
     }
 

@@ -2,7 +2,7 @@
 //! card's asynchronous events.
 
 use crate::absence;
-use crate::attributes;
+use crate::attributes::{self, Place};
 use crate::card::{CardQp, Event, Of};
 use crate::control::CardControl;
 use crate::device::{self, Ibverbs, Task};
@@ -37,13 +37,18 @@ fn card_qp(node: &Node<Ibverbs>, queue: u32) -> Result<Arc<CardQp>, Errno> {
     node.device.queue_pair(number(node, queue)?).ok_or(Errno::INVAL)
 }
 
-/// The card's index of the GID that a request names as its source, if it names one.
-fn source(node: &Node<Ibverbs>, request: &ModifyQp) -> Result<u8, Errno> {
-    let QpAttr { mask, av, .. } = &request.attr;
-    match mask & Mask::AV.0 != 0 && av.is_global != 0 {
-        true => node.device.source(av.sgid_index).ok_or(Errno::NODATA),
-        false => Ok(0),
-    }
+/// The card's port, and its indices of the GID and of the P_Key that a request names, if it names some.
+fn place(node: &Node<Ibverbs>, request: &ModifyQp) -> Result<Place, Errno> {
+    let QpAttr { mask, av, pkey_index, .. } = &request.attr;
+    let source = match mask & Mask::AV.0 != 0 && av.is_global != 0 {
+        true => node.device.source(av.sgid_index).ok_or(Errno::NODATA)?,
+        false => 0,
+    };
+    let pkey = match mask & Mask::PKEY_INDEX.0 != 0 {
+        true => node.device.partition(*pkey_index).ok_or(Errno::INVAL)?,
+        false => 0,
+    };
+    Ok(Place { port: node.device.card.port_number(), source, pkey })
 }
 
 /// Takes the card's queue pair to its error state, and lets the plane know.
@@ -146,9 +151,7 @@ impl Driver for Ibverbs {
             QpState::SQD if from == QpState::RTS => commit(node)?,
             // It has nothing of the queue pair if that matters: the plane has seen to it.
             QpState::SQD if state::needs_drained(from, to, mask) => {
-                let source = source(node, &request)?;
-                let mut attr =
-                    attributes::queue_pair(&request.attr, QpState::SQD, node.device.card.port_number(), source);
+                let mut attr = attributes::queue_pair(&request.attr, QpState::SQD, place(node, &request)?);
                 let changed = drained::change(&*qp, &mut attr, mask & !Mask::PATH_MIG_STATE.0);
                 if let Err(Refused { error, is_stuck }) = changed {
                     if is_stuck {
@@ -161,20 +164,19 @@ impl Driver for Ibverbs {
             QpState::SQD | QpState::RTS if from == QpState::SQD || from == QpState::RTS => {
                 let what = mask & (Mask::ACCESS_FLAGS.0 | Mask::MIN_RNR_TIMER.0);
                 if what != 0 {
-                    let mut attr =
-                        attributes::queue_pair(&request.attr, QpState::RTS, node.device.card.port_number(), 0);
+                    let mut attr = attributes::queue_pair(&request.attr, QpState::RTS, place(node, &request)?);
                     qp.modify(&mut attr, what)?;
                 }
                 commit(node)?;
             }
             to => {
                 // The card first: what the plane posts from then on, it takes.
-                let source = source(node, &request)?;
-                let mut attr = attributes::queue_pair(&request.attr, to, node.device.card.port_number(), source);
+                let place = place(node, &request)?;
+                let mut attr = attributes::queue_pair(&request.attr, to, place);
                 // Path migration is InfiniBand's, and its only state here is that of the card.
                 let taken = qp.modify(&mut attr, mask & !(Mask::PATH_MIG_STATE.0 | Mask::CUR_STATE.0));
                 if taken == Err(Errno::NODEV) && mask & Mask::AV.0 != 0 {
-                    node.voice.say(&without_interface(&node.device, source));
+                    node.voice.say(&without_interface(&node.device, place.source));
                 }
                 taken?;
                 if to == QpState::INIT || to == QpState::RTS {
@@ -273,6 +275,10 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
         Of::Port(port) if port != u32::from(node.device.card.port_number()) => {}
         Of::Port(_) => {
             let had = node.device.gids().map(<[_]>::to_vec);
+            let had_pkeys = node.device.pkeys().to_vec();
+            if let Err(error) = node.device.read_pkeys() {
+                node.voice.say(&format!("cannot read the card's P_Keys: {error}"));
+            }
             // What is shown is read again, before somebody hears of it.
             node.refresh_port();
             if matches!(kind, EventType::PORT_ACTIVE | EventType::DEVICE_SPEED_CHANGE)
@@ -280,8 +286,13 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
             {
                 node.worker.call(move |plane| device::resized(plane, &port));
             }
-            // The card's table has entries of other containers as well.
-            if kind != EventType::GID_CHANGE || had.as_deref() != node.device.gids() {
+            // The card's tables have entries of other containers as well.
+            let concerns = match kind {
+                EventType::GID_CHANGE => had.as_deref() != node.device.gids(),
+                EventType::PKEY_CHANGE => had_pkeys != node.device.pkeys(),
+                _ => true,
+            };
+            if concerns {
                 node.announced.push(kind);
             }
         }

@@ -1,6 +1,6 @@
 //! `ringfence-proxy-ibverbs`: the proxy with a real card.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ringfence_proxy::device::control::Control;
 use ringfence_proxy::fabric::addresses;
 use ringfence_proxy::launch::card::DESCRIBE;
@@ -75,6 +75,9 @@ impl Program for CardProxy {
         );
         let mut control =
             CardControl::new(card, opening.launch).with_context(|| format!("cannot query RDMA device {name}"))?;
+        if let Some(missing) = control.missing_pkey() {
+            bail!(missing);
+        }
         control.set_addresses(&addresses::list());
         Ok(((), control))
     }

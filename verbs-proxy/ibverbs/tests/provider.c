@@ -13,7 +13,8 @@
  *
  * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE;
  * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID; twoport0
- * has a second port, which is the one that works; undrained0 has no state SQD; draining0
+ * has a second port, which is the one that works; undrained0 has no state SQD; parted0 is in three partitions, of which
+ * IBV_EVENT_PKEY_CHANGE takes one away or brings it back; draining0
  * never says that it has drained, as rxe, and does not take an atomic on other than 8 aligned bytes, of which its errno is negative, as
  * that of rxe before rdma-core 44.
  *
@@ -121,7 +122,7 @@ static struct {
 } port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, TWO_PORTS, UNDRAINED, DRAINING, DEVICES };
+enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, TWO_PORTS, UNDRAINED, DRAINING, PARTED, DEVICES };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
@@ -132,7 +133,17 @@ static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "elsewhere0", .dev_name = "uverbs5"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "twoport0", .dev_name = "uverbs6"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "undrained0", .dev_name = "uverbs7"},
-	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "draining0", .dev_name = "uverbs8"}};
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "draining0", .dev_name = "uverbs8"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "parted0", .dev_name = "uverbs9"}};
+
+/* Of parted0; a full member of the third, a limited one of the fourth. */
+static uint16_t partitions[] = {0xffff, 0, 0x8001, 0x0002};
+
+static int partition_count(struct ibv_context *context)
+{
+	return context->device == &devices[PARTED] ? sizeof(partitions) / sizeof(*partitions) : 1;
+}
+
 static uint8_t working_port(struct ibv_context *context)
 {
 	return context->device == &devices[TWO_PORTS] ? 2 : 1;
@@ -274,7 +285,7 @@ int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 	attr->max_qp_rd_atom = attr->max_qp_init_rd_atom = 16;
 	attr->max_res_rd_atom = 16 * MOST_QPS;
 	attr->atomic_cap = IBV_ATOMIC_HCA;
-	attr->max_pkeys = 1;
+	attr->max_pkeys = partition_count(context);
 	attr->phys_port_cnt = working_port(context);
 	return 0;
 }
@@ -310,11 +321,21 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 	attr->gid_tbl_len = 2 * MOST_GIDS;
 	attr->port_cap_flags = IBV_PORT_IP_BASED_GIDS | IBV_PORT_CM_SUP;
 	attr->max_msg_sz = 1 << 31;
-	attr->pkey_tbl_len = 1;
+	attr->pkey_tbl_len = partition_count(context);
 	attr->active_width = port1.state == IBV_PORT_ACTIVE ? 2 : 1;
 	attr->active_speed = port1.state == IBV_PORT_ACTIVE ? 32 : 1;
 	attr->phys_state = port1.state == IBV_PORT_ACTIVE ? 5 : 3;
 	attr->link_layer = IBV_LINK_LAYER_ETHERNET;
+	return 0;
+}
+
+int ibv_query_pkey(struct ibv_context *context, uint8_t port, int index, __be16 *pkey)
+{
+	if (port != working_port(context) || index < 0 || index >= partition_count(context)) {
+		errno = ENOENT;
+		return -1;
+	}
+	*pkey = htons(partitions[index]);
 	return 0;
 }
 
@@ -648,6 +669,14 @@ static void event(struct qp *qp, enum ibv_event_type type)
 		broken("too many events");
 }
 
+/* Of one partition, of which at least one is a full member. */
+static int hears(struct qp *one, struct qp *other)
+{
+	uint16_t a = partitions[one->attr.pkey_index], b = partitions[other->attr.pkey_index];
+
+	return (a & 0x7fff) == (b & 0x7fff) && (a | b) & 0x8000;
+}
+
 static void happen(struct qp *qp, uint32_t what)
 {
 	struct card *card = card_of(qp->base.context);
@@ -668,6 +697,8 @@ static void happen(struct qp *qp, uint32_t what)
 		port1.state = IBV_PORT_ACTIVE;
 	else if (event.event_type == IBV_EVENT_LID_CHANGE && event.element.port_num == working_port(qp->base.context))
 		port1.lid++;
+	else if (event.event_type == IBV_EVENT_PKEY_CHANGE)
+		partitions[2] ^= 0x8001;
 	else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
 		card->gone = 1;
 		away[card->verbs.context.device - devices] = 3;
@@ -759,7 +790,7 @@ static int carry_out_any(struct qp *qp)
 	uint64_t old;
 
 	if (!peer || peer->base.state < IBV_QPS_RTR || peer->base.state > IBV_QPS_SQD ||
-	    peer->attr.dest_qp_num != qp->base.qp_num) {
+	    peer->attr.dest_qp_num != qp->base.qp_num || !hears(qp, peer)) {
 		status = IBV_WC_RETRY_EXC_ERR;
 		goto done;
 	}
@@ -868,7 +899,7 @@ static int write_at_once(struct qp *qp, struct send *send)
 	uint8_t *from, *to;
 
 	if (wr->opcode != IBV_WR_RDMA_WRITE || wr->num_sge != 1 || !length || !peer || peer->base.state < IBV_QPS_RTR ||
-	    peer->base.state > IBV_QPS_SQD || peer->attr.dest_qp_num != qp->base.qp_num ||
+	    peer->base.state > IBV_QPS_SQD || peer->attr.dest_qp_num != qp->base.qp_num || !hears(qp, peer) ||
 	    !(peer->attr.qp_access_flags & IBV_ACCESS_REMOTE_WRITE))
 		return 0;
 	from = is_inline ? send->data : reach(wr->sg_list->lkey, qp->base.pd, wr->sg_list->addr, length, 0, 0);
@@ -1027,7 +1058,8 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 		to = -1;
 	if (!may_go(from, to) || is_held_up(qp, from, to, mask) ||
 	    (base->state == IBV_QPS_RTS && mask & ~(IBV_QP_STATE | IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER)) ||
-	    (mask & IBV_QP_PORT && attr->port_num != working_port(base->context))) {
+	    (mask & IBV_QP_PORT && attr->port_num != working_port(base->context)) ||
+	    (mask & IBV_QP_PKEY_INDEX && attr->pkey_index >= partition_count(base->context))) {
 		pthread_mutex_unlock(&lock);
 		return EINVAL;
 	}
@@ -1050,6 +1082,8 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *attr, int mask)
 	}
 	if (mask & IBV_QP_ACCESS_FLAGS)
 		qp->attr.qp_access_flags = attr->qp_access_flags;
+	if (mask & IBV_QP_PKEY_INDEX)
+		qp->attr.pkey_index = attr->pkey_index;
 	if (mask & IBV_QP_DEST_QPN)
 		qp->attr.dest_qp_num = attr->dest_qp_num;
 	if (mask & IBV_QP_RNR_RETRY)

@@ -9,9 +9,11 @@ pub mod card;
 pub mod counters;
 pub mod marks;
 pub mod operator;
+pub mod pkeys;
 
 use addresses::{Gids, Peers};
 use marks::Marks;
+use pkeys::Pkey;
 use ringfence_sched::{BitRate, OpRate, Policy, Weight};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU8;
@@ -93,6 +95,9 @@ pub struct Device {
     /// Which of a card's GIDs are the container's. Those of the software device are always of the container's network namespace.
     #[serde(default)]
     pub gids: Gids,
+    /// Which of a card's partitions the container is in, as its table has them; `None`: the first of the port's, whichever that is.
+    #[serde(default)]
+    pub pkeys: Option<Vec<Pkey>>,
     /// What a card's packets are marked with.
     #[serde(default)]
     pub marks: Marks,

@@ -11,10 +11,12 @@ use crate::abi::{ibv_ah_attr, ibv_gid, ibv_qp_attr, ibv_qp_cap};
 use crate::connection;
 use crate::sys::Errno;
 use core::ffi::c_int;
-use ringfence_protocol::control::{CardGid, Index, Op};
+use ringfence_protocol::control::{CardIndex, Index, Op};
 
 /// The index of no GID of a container's: a queue pair that is told it is refused, and the proxy's log says so.
 const NO_GID: u8 = u8::MAX;
+/// An index in no container's table.
+const NO_PKEY: u16 = u16::MAX;
 
 /// `struct ib_uverbs_ah_attr` of `rdma/ib_user_verbs.h`.
 #[derive(Clone, Copy)]
@@ -126,10 +128,22 @@ fn sgid_index(from: &ib_uverbs_ah_attr) -> u8 {
     if from.is_global == 0 {
         return from.sgid_index;
     }
-    let asked = CardGid { device: 0, port: u32::from(from.port_num), index: u32::from(from.sgid_index), reserved: 0 };
+    let found = containers_index(Op::FIND_GID, from.port_num, from.sgid_index.into());
+    found.and_then(|found| u8::try_from(found).ok()).unwrap_or(NO_GID)
+}
+
+/// What the container has in place of the card's P_Key.
+fn pkey_index(from: &ib_uverbs_qp_attr) -> u16 {
+    let found = containers_index(Op::FIND_PKEY, from.port_num, from.pkey_index.into());
+    found.and_then(|found| u16::try_from(found).ok()).unwrap_or(NO_PKEY)
+}
+
+/// Where the container's table has what the card's own has at `index`.
+fn containers_index(op: Op, port: u8, index: u32) -> Option<u32> {
+    let asked = CardIndex { device: 0, port: u32::from(port), index, reserved: 0 };
     let found: Result<Index, Errno> =
-        connection::connect().and_then(|connection| connection::call(connection.generation, Op::FIND_GID, &asked));
-    found.ok().and_then(|found| u8::try_from(found.index).ok()).unwrap_or(NO_GID)
+        connection::connect().and_then(|connection| connection::call(connection.generation, op, &asked));
+    found.ok().map(|found| found.index)
 }
 
 /// Field by field: the program's structure has padding that is not ours to write.
@@ -176,7 +190,7 @@ pub unsafe extern "C" fn ibv_copy_qp_attr_from_kern(to: *mut ibv_qp_attr, from: 
     };
     copy_ah_attr(&mut to.ah_attr, &from.ah_attr);
     copy_ah_attr(&mut to.alt_ah_attr, &from.alt_ah_attr);
-    to.pkey_index = from.pkey_index;
+    to.pkey_index = pkey_index(from);
     to.alt_pkey_index = from.alt_pkey_index;
     to.en_sqd_async_notify = from.en_sqd_async_notify;
     to.sq_draining = from.sq_draining;

@@ -10,14 +10,11 @@ use crate::sys::{self, Errno};
 use core::ffi::{c_int, c_uint};
 use core::mem;
 use core::ptr;
-use ringfence_protocol::control::{GidInfo, Op, PortInfo, PortQuery};
+use ringfence_protocol::control::{GidInfo, Op, PartitionKey, PortInfo, PortQuery};
 use ringfence_protocol::verbs::GidType;
 
 /// What `ibv_query_port` without an inline function knows: everything before `port_cap_flags2`.
 const COMPAT_PORT_ATTR_BYTES: usize = mem::offset_of!(ibv_port_attr, port_cap_flags2);
-
-/// The default partition, with full membership, network order. It is the only one.
-const DEFAULT_PKEY: u16 = 0xffff;
 
 const LINK_LAYER_ETHERNET: u32 = 2;
 
@@ -198,14 +195,15 @@ pub unsafe extern "C" fn _ibv_query_gid_table(
     count as isize
 }
 
-/// `ENOENT` for what there is not: elsewhere it is a file in `/sys`.
+/// In network order. `ENOENT` for what there is not: elsewhere it is a file in `/sys`.
 fn pkey(context: &Context, port: u8, index: c_int) -> Result<u16, Errno> {
-    let info = port_info(context, u32::from(port))
-        .map_err(|errno| if errno == libc::EINVAL { libc::ENOENT } else { errno })?;
-    match u32::try_from(index) {
-        Ok(0) if info.pkey_tbl_len > 0 => Ok(DEFAULT_PKEY),
-        Ok(index) if index < info.pkey_tbl_len => Ok(0),
-        _ => Err(libc::ENOENT),
+    let index = u32::try_from(index).map_err(|_| libc::ENOENT)?;
+    let request = PortQuery { context: context.handle, port: u32::from(port), index, reserved: 0 };
+    let found: Result<PartitionKey, Errno> = connection::call(context.connection.generation, Op::QUERY_PKEY, &request);
+    match found {
+        Ok(found) => Ok((found.pkey as u16).to_be()),
+        Err(libc::EINVAL) => Err(libc::ENOENT),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -61,9 +61,13 @@ impl Op {
     pub const QUERY_PORT: Self = Self(5);
     /// [`PortQuery`] (`index`: GID index) → [`GidInfo`]; `EINVAL` past the table, all zero for an empty entry.
     pub const QUERY_GID: Self = Self(6);
-    /// [`CardGid`] → [`Index`]: where the container's GID table has what the card's own has at an index, as the kernel names it to
+    /// [`CardIndex`] → [`Index`]: where the container's GID table has what the card's own has at an index, as the kernel names it to
     /// programs of rdma_cm. `ENODATA` for what is none of the container's.
     pub const FIND_GID: Self = Self(7);
+    /// [`PortQuery`] (`index`: P_Key index) → [`PartitionKey`]; `EINVAL` past the table.
+    pub const QUERY_PKEY: Self = Self(8);
+    /// As [`Op::FIND_GID`], of the table of P_Keys.
+    pub const FIND_PKEY: Self = Self(9);
     /// [`Handle`] (context) → [`Handle`].
     pub const ALLOC_PD: Self = Self(10);
     /// [`Handle`] → nothing; `EBUSY` while regions or queue pairs use it.
@@ -243,20 +247,20 @@ wire! {
         fw_ver: [u8; 32],
     }
 
-    /// Body of [`Op::QUERY_PORT`] and [`Op::QUERY_GID`].
+    /// Body of [`Op::QUERY_PORT`], [`Op::QUERY_GID`] and [`Op::QUERY_PKEY`].
     struct PortQuery(16) {
         /// Of [`Op::OPEN`].
         context: u32,
         /// From one.
         port: u32,
-        /// GID table index.
+        /// Index in the table that is asked for.
         index: u32,
         /// Zero.
         reserved: u32,
     }
 
-    /// Body of [`Op::FIND_GID`].
-    struct CardGid(16) {
+    /// Body of [`Op::FIND_GID`] and [`Op::FIND_PKEY`].
+    struct CardIndex(16) {
         /// Of [`Op::DEVICE`]: programs that hear of the kernel's index need not have opened the device.
         device: u32,
         /// From one.
@@ -290,6 +294,14 @@ wire! {
         /// `IBV_LINK_LAYER_*`.
         link_layer: u32,
         flags: u32,
+    }
+
+    /// Reply to [`Op::QUERY_PKEY`].
+    struct PartitionKey(8) {
+        /// Zero for an entry that is empty at the moment.
+        pkey: u32,
+        /// Zero.
+        reserved: u32,
     }
 
     /// Reply to [`Op::QUERY_GID`].

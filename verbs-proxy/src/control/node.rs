@@ -224,6 +224,23 @@ impl<D: Driver> Node<D> {
         found.ok_or(Errno::NODATA)
     }
 
+    /// Whether there is a partition with this index for a queue pair to be in.
+    pub fn check_pkey(&self, index: u32) -> Result<(), Errno> {
+        if self.pkey(index)? == 0 {
+            self.voice.say(&format!(
+                "a queue pair was to be in the partition with P_Key index {index}, which the card has not at the moment: the subnet \
+                 manager says which it has (/sys/class/infiniband/*/ports/*/pkeys)"
+            ));
+            return Err(Errno::INVAL);
+        }
+        Ok(())
+    }
+
+    /// `ibv_query_pkey`.
+    pub fn pkey(&self, index: u32) -> Result<u16, Errno> {
+        self.device.pkeys().get(index as usize).copied().ok_or(Errno::INVAL)
+    }
+
     /// `ibv_query_gid`.
     pub fn gid(&mut self, index: u32) -> Result<GidInfo, Errno> {
         if index as usize >= GID_TABLE {

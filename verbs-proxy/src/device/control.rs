@@ -11,6 +11,9 @@ use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::fmt::Debug;
 
+/// The default partition (InfiniBand Architecture Specification, 10.9.1.2), with full membership.
+const DEFAULT_PKEY: u16 = 0xffff;
+
 /// What a device says about itself, and the names that are its to give.
 ///
 /// What a queue pair's transitions mean
@@ -103,6 +106,16 @@ pub trait Control: Debug + Send {
     fn find_gid(&self, index: u32) -> Option<u32> {
         let _ = index;
         None
+    }
+
+    /// The container's table of P_Keys, whose length does not change; zero for an entry that is empty at the moment.
+    fn pkeys(&self) -> &[u16] {
+        &[DEFAULT_PKEY]
+    }
+
+    /// Where [`Self::pkeys`] has what the card's own table has at `index`.
+    fn find_pkey(&self, index: u32) -> Option<u32> {
+        Some(index).filter(|index| *index == 0)
     }
 
     /// Whether the device is there to be opened.

@@ -27,14 +27,14 @@ enum Descriptor {
 /// A word of this upper half names a handle that an answer gave: the lower half says which. So the fuzzer need not guess them.
 const KNOWN: u32 = 0xfeed;
 
-const OPS: [(Op, usize); 26] = [
+const OPS: [(Op, usize); 28] = [
     (Op::HELLO, size_of::<Hello>()),
     (Op::DEVICE, size_of::<Index>()),
     (Op::OPEN, size_of::<Index>()),
     (Op::CLOSE, size_of::<Handle>()),
     (Op::QUERY_PORT, size_of::<PortQuery>()),
     (Op::QUERY_GID, size_of::<PortQuery>()),
-    (Op::FIND_GID, size_of::<CardGid>()),
+    (Op::FIND_GID, size_of::<CardIndex>()),
     (Op::ALLOC_PD, size_of::<Handle>()),
     (Op::DEALLOC_PD, size_of::<Handle>()),
     (Op::ALLOC_REGION, size_of::<AllocRegion>()),
@@ -54,6 +54,8 @@ const OPS: [(Op, usize); 26] = [
     (Op::QUERY_QP, size_of::<Handle>()),
     (Op::DESTROY_QP, size_of::<Handle>()),
     (Op(99), 8),
+    (Op::QUERY_PKEY, size_of::<PortQuery>()),
+    (Op::FIND_PKEY, size_of::<CardIndex>()),
 ];
 
 /// One input.

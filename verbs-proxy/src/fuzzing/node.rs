@@ -119,6 +119,7 @@ impl Scene {
             kind: DeviceKind::Soft,
             link: None,
             gids: Gids::default(),
+            pkeys: None,
             port: FIRST_PORT,
             marks: Marks::default(),
         };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// READs and atomics under way in each direction of a queue pair: `max_qp_rd_atom`.
 pub const MAX_RD_ATOMIC: u32 = 16;
-/// The only pkey index, and the port's largest MTU (`IBV_MTU_4096`).
+/// The port's largest MTU (`IBV_MTU_4096`).
 const MAX_MTU: u32 = 5;
 
 impl<D: Device> Plane<D> {
@@ -104,7 +104,6 @@ fn check_values(attr: &QpAttr) -> Result<(), Errno> {
     let within =
         |bit: Mask, value: u32, range: std::ops::RangeInclusive<u32>| attr.mask & bit.0 == 0 || range.contains(&value);
     let fine = within(Mask::PORT, attr.port, 1..=1)
-        && within(Mask::PKEY_INDEX, attr.pkey_index, 0..=0)
         && within(Mask::PATH_MTU, attr.path_mtu, 1..=MAX_MTU)
         && within(Mask::DEST_QPN, attr.dest_qp_num, 0..=0x00ff_ffff)
         && within(Mask::TIMEOUT, attr.timeout, 0..=31)

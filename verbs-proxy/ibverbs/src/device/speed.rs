@@ -3,7 +3,7 @@
 //! `--release --ignored --nocapture`.
 
 use super::{Ibverbs, Plane};
-use crate::attributes;
+use crate::attributes::{self, Place};
 use crate::card::{Card, CardQp, Cq, Mr, Pd};
 use crate::device::Made;
 use ringfence_protocol::completion::Completion;
@@ -109,7 +109,11 @@ fn rig(policy: &Policy) -> Rig {
         ];
         for (state, attr, mask) in ways {
             let attr = QpAttr { mask: mask | Mask::STATE.0, state, ..attr };
-            qp.modify(&mut attributes::queue_pair(&attr, state, FIRST_PORT.get(), 1), attr.mask).unwrap();
+            qp.modify(
+                &mut attributes::queue_pair(&attr, state, Place { port: FIRST_PORT.get(), source: 1, pkey: 0 }),
+                attr.mask,
+            )
+            .unwrap();
             plane.modify_qp(queue, &ModifyQp { attr, ..ModifyQp::default() }, Some(())).unwrap();
         }
     }

@@ -107,6 +107,15 @@ fn parse<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(op: Op, bod
     T::read_from_bytes(body).map_err(|_| PeerFault::Size { op: op.0, bytes: body.len() })
 }
 
+/// Whether this is of the only device, and its only port.
+fn of_card(asked: &CardIndex) -> Result<(), Errno> {
+    match (asked.device, asked.port) {
+        (0, 1) => Ok(()),
+        (0, _) => Err(Errno::INVAL),
+        _ => Err(Errno::NODEV),
+    }
+}
+
 impl Session {
     /// A connection without objects.
     #[must_use]
@@ -155,13 +164,19 @@ impl Session {
                 self.port(&query).and_then(|()| node.gid(query.index)).map(Answer::of)
             }
             Op::FIND_GID => {
-                let asked: CardGid = parse(op, body)?;
-                let known = match (asked.device, asked.port) {
-                    (0, 1) => Ok(()),
-                    (0, _) => Err(Errno::INVAL),
-                    _ => Err(Errno::NODEV),
-                };
-                known.and_then(|()| node.find_gid(asked.index)).map(|index| Answer::of(Index { index, reserved: 0 }))
+                let asked: CardIndex = parse(op, body)?;
+                let found = of_card(&asked).and_then(|()| node.find_gid(asked.index));
+                found.map(|index| Answer::of(Index { index, reserved: 0 }))
+            }
+            Op::QUERY_PKEY => {
+                let query: PortQuery = parse(op, body)?;
+                let key = self.port(&query).and_then(|()| node.pkey(query.index));
+                key.map(|key| Answer::of(PartitionKey { pkey: key.into(), reserved: 0 }))
+            }
+            Op::FIND_PKEY => {
+                let asked: CardIndex = parse(op, body)?;
+                let found = of_card(&asked).and_then(|()| node.device.find_pkey(asked.index).ok_or(Errno::NODATA));
+                found.map(|index| Answer::of(Index { index, reserved: 0 }))
             }
             Op::ALLOC_PD => self.alloc_pd(handle(body)?, node),
             Op::DEALLOC_PD => self.dealloc_pd(handle(body)?, node),

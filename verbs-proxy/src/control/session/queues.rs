@@ -270,6 +270,9 @@ impl Session {
         if has_av && av.is_global != 0 {
             node.check_source(u32::from(av.sgid_index))?;
         }
+        if request.attr.mask & QpAttrMask::PKEY_INDEX.0 != 0 {
+            node.check_pkey(request.attr.pkey_index)?;
+        }
         D::modify_qp(node, queue, request)?;
         Ok(Answer::default())
     }

@@ -12,9 +12,6 @@ use crate::sysfs;
 use ringfence_protocol::control::{DeviceInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;
 
-/// The default partition, with full membership: the only one.
-const DEFAULT_PKEY: u16 = 0xffff;
-
 /// The soft device as one container sees it.
 #[derive(Clone, Debug)]
 pub struct SoftDevice {
@@ -108,7 +105,7 @@ impl Control for SoftDevice {
             // Of what counters are for, lost and broken packets above all, there is nothing where memory is copied.
             ports: vec![sysfs::Port {
                 info: self.port(lid),
-                pkeys: vec![DEFAULT_PKEY],
+                pkeys: self.pkeys().to_vec(),
                 gids,
                 counters: Vec::new(),
                 hw_counters: Vec::new(),
