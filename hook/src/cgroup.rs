@@ -42,7 +42,7 @@ pub fn of(pid: i32) -> io::Result<Vec<Membership>> {
 /// Removes a cgroup whose last process has just ended; the kernel needs a moment for that.
 pub fn remove(directory: &Path) -> io::Result<()> {
     lift_limits(directory)?;
-    let deadline = Instant::now() + Duration::from_millis(500);
+    let deadline = Instant::now() + Duration::from_secs(2);
     loop {
         match std::fs::remove_dir(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
