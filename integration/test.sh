@@ -135,6 +135,7 @@ export CARGO_TERM_COLOR=never
 # `--no-fail-fast`: the sum at the end is of all tests.
 tests cargo test --locked --workspace --no-fail-fast
 deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
+cards_deb=$(find target/deb -name 'ringfence-ibverbs_*.deb' | head -n 1)
 # What computes gives way to the machine.
 fuzzers() { nice -n 10 integration/fuzz.sh; }
 # Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
@@ -144,7 +145,7 @@ loom_models() {
 }
 # Each runs in a Debian or a directory of its own.
 debian_package() { hook/package/test-deb.sh "$deb"; }
-kubernetes_manifests() { examples/kubernetes/test.sh "$deb"; }
+kubernetes_manifests() { examples/kubernetes/test.sh "$deb" "$cards_deb"; }
 # Some minutes, besides the build; integration/fuzz.sh says how to run them longer. The machine below leaves a processor idle most of
 # the time.
 begin_beside fuzzers loom_models debian_package kubernetes_manifests

@@ -11,6 +11,9 @@
 # RESTART  what restarts it, run in this container; on k3s
 #          "nsenter --target 1 --mount --uts --ipc --net --pid -- systemctl restart k3s" (or k3s-agent)
 #
+# The proxy for cards is put there if the image has it. It runs with the node's own libibverbs and its providers (rdma-core), which
+# nodes with a card have.
+#
 # The engine is restarted only if its configuration changed. Containers that run are not disturbed by that.
 set -eu
 
@@ -19,6 +22,7 @@ image=${IMAGE:-}
 prefix=${PREFIX:-/opt/ringfence}
 config=${CONFIG:-/config/config.toml}
 engine=${ENGINE:-containerd}
+cards=ringfence-proxy-ibverbs
 restart=${RESTART:-nsenter --target 1 --mount --uts --ipc --net --pid -- systemctl restart $engine}
 
 say() { echo "ringfence-install: $*"; }
@@ -64,6 +68,12 @@ install() {
         put 755 "$image/usr/bin/$name" "$prefix/bin/$name"
     done
     put 755 "$image/usr/libexec/ringfence/ringfence-proxy" "$prefix/libexec/ringfence-proxy"
+    if [ -f "$image/usr/libexec/ringfence/$cards" ]; then
+        put 755 "$image/usr/libexec/ringfence/$cards" "$prefix/libexec/$cards"
+    else
+        # One of another version than the hook's is of no use.
+        rm -f "$host$prefix/libexec/$cards"
+    fi
     put 644 "$image/usr/lib/ringfence/libibverbs.so.1" "$prefix/lib/libibverbs.so.1"
     mkdir -p "$host$prefix/libexec/bin"
     for name in runc crun; do
@@ -74,6 +84,10 @@ install() {
     fi
     reconfigure on_host configure --engine "$engine" --root /
     say "installed $(on_host version)"
+    # What it is that a card lacks, if anything, is for whoever looks at the pod's log.
+    if grep -q '^kind *= *"ibverbs"' "$host/etc/ringfence/config.toml" "$host"/etc/ringfence/conf.d/*.toml 2>/dev/null; then
+        on_host info || true
+    fi
 }
 
 # The containers, by their bundles, whose shim calls our runtime to stop and delete them: without it they stay for ever.

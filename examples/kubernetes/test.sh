@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs the installer on a directory in place of a node.
 #
-#   examples/kubernetes/test.sh PACKAGE.deb
+#   examples/kubernetes/test.sh PACKAGE.deb CARDS.deb
 #
 # Works as root. Each check is one line, "ok" or "FAILED"; the status is not zero if any failed.
 set -euo pipefail
-deb=${1:?usage: $(sed -n 's/^#   //p' "$0")}
+deb=${1:?usage: $(sed -n 's/^#   //p' "$0")} cards=${2:?usage: $(sed -n 's/^#   //p' "$0")}
 here=$(cd "$(dirname "$0")" && pwd)
 [ "$(id -u)" -eq 0 ] || { echo "SKIPPED: ${0##*/} needs root" >&2; exit 1; }
 
@@ -27,6 +27,7 @@ installer() {
 printf '#!/bin/sh\necho restarted >>%s/restarts\n' "$work" >"$work/restart"
 chmod +x "$work/restart"
 restarts() { wc -l <"$work/restarts"; }
+names_card() { installer install 2>&1 | grep -q mlx5_0; }
 touch "$work/restarts"
 
 # shellcheck source-path=SCRIPTDIR source=../../integration/checks.sh
@@ -48,7 +49,18 @@ done < <(sed -n 's/.* = "\(\/opt\/[^"]*\)"/\1/p' "$work/config.toml")
 check "containerd knows it" grep -rq /opt/ringfence/bin/ringfence-runtime "$node/etc/containerd"
 check "the administrator's lines are kept" grep -q "the administrator's" "$containerd"
 check "containerd was restarted" test "$(restarts)" = 1
+card_proxy=/opt/ringfence/libexec/ringfence-proxy-ibverbs
+check "without the package for cards there is no proxy for them" not test -e "$node$card_proxy"
+dpkg-deb -x "$cards" "$work/image"
+check "it installs the proxy for cards" installer install
+check "that lies beside the other" test -x "$node$card_proxy"
+printf '\n[[device]]\nname = "mlx5_0"\nkind = "ibverbs"\n' >>"$work/config.toml"
+check "a card that the node lacks does not keep it from installing" installer install
+check "but is named" names_card
+cp "$work/good.toml" "$work/config.toml"
+rm "$work/image/usr/libexec/ringfence/ringfence-proxy-ibverbs"
 check "it installs again" installer install
+check "a proxy for cards of another version does not stay" not test -e "$node$card_proxy"
 check "containerd was not restarted again" test "$(restarts)" = 1
 
 # As containerd's shim has it.
