@@ -132,7 +132,14 @@ fn described() -> Result<()> {
         Ok(command.output()?)
     };
     let found: Description = serde_json::from_slice(&describe("test0")?.stdout)?;
-    ensure!(found.name == "test0" && found.max_qp > 0 && found.max_mr_bytes > 0 && !found.gids.is_empty(), "{found:?}");
+    ensure!(
+        found.name == "test0"
+            && found.max_qp > 0
+            && found.max_mr_bytes > 0
+            && !found.gids.is_empty()
+            && found.pkeys == ["0xffff"],
+        "{found:?}"
+    );
     let refused = describe("mlx5_9")?;
     let said = String::from_utf8_lossy(&refused.stderr);
     ensure!(!refused.status.success() && said.contains("no RDMA device has the name mlx5_9: there is test0"), "{said}");

@@ -11,6 +11,7 @@ use ringfence_hook::exclusive::{self, Place};
 use ringfence_hook::rdma_cm;
 use ringfence_hook::units::show_size;
 use ringfence_launch::card::{DESCRIBE, Description, Help};
+use ringfence_launch::pkeys::Pkey;
 use serde::Serialize;
 use std::path::Path;
 use std::process::Command;
@@ -53,12 +54,13 @@ pub fn show(card: &Description) -> String {
         format!("; {name}: {} ({detail})", if *offered { "offered" } else { "not offered" })
     });
     format!(
-        "policies can grant {} queue pairs of {} requests, {} regions of at most {}; {} GIDs; {}{}",
+        "policies can grant {} queue pairs of {} requests, {} regions of at most {}; {} GIDs; {}{}{}",
         card.max_qp,
         card.max_qp_depth,
         card.max_mr,
         show_size(card.max_mr_bytes),
         card.gids.len(),
+        if card.pkeys.is_empty() { String::new() } else { format!("P_Keys {}; ", card.pkeys.join(", ")) },
         if card.atomics { "atomics" } else { "no atomics" },
         help.collect::<String>()
     )
@@ -89,6 +91,13 @@ fn of(config: &Config, device: &Device) -> Shown {
         match describe(config, device) {
             Ok(mut described) => {
                 described.help.push(card_counters::help(&device.name, device.port));
+                let lacks = |key: &&Pkey| !described.pkeys.contains(&key.to_string());
+                problems.extend(device.pkeys.iter().flatten().find(lacks).map(|key| {
+                    format!(
+                        "port {} of {} has no P_Key {key}, which is among pkeys of the [[device]]: containers do not start",
+                        device.port, device.name
+                    )
+                }));
                 grants = Some(described);
             }
             Err(error) => problems.push(plain(&format!("{error:#}"))),

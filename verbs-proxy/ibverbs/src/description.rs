@@ -21,7 +21,9 @@ fn count(of: c_int) -> u32 {
 pub fn describe(name: &str, port: NonZeroU8) -> Result<Description> {
     let card = Card::open(name, port)?;
     let attr = card.attributes().with_context(|| format!("cannot query RDMA device {name}"))?;
-    Ok(Description { help: help::told(&card), ..of(name, port.get(), &attr, &card.gids()) })
+    let pkeys = card.pkeys().unwrap_or_default();
+    let pkeys = pkeys.iter().filter(|key| **key != 0).map(|key| format!("{key:#06x}")).collect();
+    Ok(Description { help: help::told(&card), pkeys, ..of(name, port.get(), &attr, &card.gids()) })
 }
 
 fn of(name: &str, port: u8, attr: &ibv_device_attr, gids: &[ibv_gid_entry]) -> Description {
@@ -41,6 +43,7 @@ fn of(name: &str, port: u8, attr: &ibv_device_attr, gids: &[ibv_gid_entry]) -> D
         max_rd_atomic: count(attr.max_qp_rd_atom),
         atomics: attr.atomic_cap != 0,
         gids: gids.collect(),
+        pkeys: Vec::new(),
         help: Vec::new(),
     }
 }

@@ -28,6 +28,9 @@ pub struct Description {
     pub atomics: bool,
     /// The GIDs of that port of the card's, with the index that each has on the host; containers have their own order.
     pub gids: Vec<Gid>,
+    /// Its P_Keys, as `0xffff`; entries that are empty are left out.
+    #[serde(default)]
+    pub pkeys: Vec<String>,
     /// What the card may do beside the proxy's scheduler.
     pub help: Vec<Help>,
 }

@@ -82,7 +82,7 @@ const DESCRIBES: &str = r#"#!/bin/sh
 test "$1" = --describe || exit 1
 cat <<END
 {"name": "$2", "max-qp": 1000, "max-qp-depth": 4096, "max-mr": 2000, "max-mr-bytes": 1073741824, "max-sge": 30, "max-rd-atomic": 16,
-"atomics": true, "gids": [{"index": 3, "gid": "::ffff:10.9.1.1", "kind": "RoCE v2"}],
+"atomics": true, "gids": [{"index": 3, "gid": "::ffff:10.9.1.1", "kind": "RoCE v2"}], "pkeys": ["0xffff", "0x8001"],
 "help": [{"name": "rate per queue pair", "offered": false, "detail": "its driver has none"}]}
 END
 "#;
@@ -90,7 +90,7 @@ END
 pub fn info_says_what_a_policy_can_grant_of_a_card() {
     let node = Node::new("");
     let proxy = node.path("ringfence-proxy");
-    let device = "[[device]]\nname = \"rf-none\"\nkind = \"ibverbs\"\nnodes = [\"/dev/infiniband/uverbs9\"]\n";
+    let device = "[[device]]\nname = \"rf-none\"\nkind = \"ibverbs\"\npkeys = [0x8001, 0x12]\nnodes = [\"/dev/infiniband/uverbs9\"]\n";
     node.configure(&format!("[proxy]\npath = {proxy:?}\n{device}"));
     let card = json(&node.succeed(&["info", "--json"]))["cards"][0].clone();
     assert_eq!((&card["name"], &card["modes"]), (&json("\"rf-none\""), &json("[\"proxied\"]")));
@@ -109,6 +109,8 @@ pub fn info_says_what_a_policy_can_grant_of_a_card() {
         text.contains("card rf-none") && text.contains("policies can grant 1000 queue pairs of 4096 requests"),
         "{text}"
     );
+    assert!(text.contains("P_Keys 0xffff, 0x8001; atomics"), "{text}");
+    assert!(shown["cards"][0]["problems"].to_string().contains("port 1 of rf-none has no P_Key 0x0012"), "{shown}");
     assert!(text.contains("atomics; rate per queue pair: not offered (its driver has none)"), "{text}");
     assert!(text.contains("; counters per queue pair: not offered (the kernel does not say: "), "{text}");
     let help = &shown["cards"][0]["grants"]["help"];
