@@ -12,10 +12,15 @@ use ringfence_integration::node::applications::PROGRAMS;
 /// Set to anything, it has all releases and engines swept in all surroundings, and by programs that take minutes.
 const ALL: &str = "RINGFENCE_SWEEP_ALL";
 
-/// The surroundings that are tested of a release and an engine. Unless all are asked for, some, of one engine.
+/// The surroundings that are tested of a release and an engine. Unless all are asked for, some, of one engine, and each of one release:
+/// those of both run beside each other.
 pub fn of(suite: Suite, engine: Engine) -> Vec<&'static Surroundings> {
-    let is_swept = (suite, engine) == (Suite::Trixie, Engine::Podman);
-    let others = surroundings::OTHERS.iter().filter(|around| everything() || (is_swept && !around.by_hand));
+    let usual = surroundings::OTHERS.iter().filter(|around| !around.by_hand).enumerate();
+    let is_here = |turn: usize| engine == Engine::Podman && suite == [Suite::Trixie, Suite::Bookworm][turn % 2];
+    let others: Vec<_> = match everything() {
+        true => surroundings::OTHERS.iter().collect(),
+        false => usual.filter(|(turn, _)| is_here(*turn)).map(|(_, around)| around).collect(),
+    };
     std::iter::once(&surroundings::DEFAULT).chain(others).collect()
 }
 
