@@ -113,7 +113,7 @@ impl RegionTable {
     #[inline(always)]
     pub fn get(&self, key: u32) -> Option<&MemoryRegion> {
         let place = self.shared.place(key);
-        if !self.shared.words[place].admits(key) {
+        if !self.shared.words[place].answers_to(key) {
             return None;
         }
         // SAFETY: null, or a region that is there until `remove` has `self` for itself.

@@ -84,7 +84,7 @@ impl Shaping {
     }
 
     /// Asks for a piece; if it may go, [`Self::departed`] follows some time. With [`Closed::Share`] its queue is parked.
-    pub fn admit(&mut self, piece: &WorkPiece, kind: Kind, road: Road, now: Nanos) -> Result<(), Closed> {
+    pub fn schedule(&mut self, piece: &WorkPiece, kind: Kind, road: Road, now: Nanos) -> Result<(), Closed> {
         let asked = Piece {
             queue: piece.queue,
             bytes: Bytes(piece.bytes.into()),

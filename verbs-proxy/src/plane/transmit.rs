@@ -128,7 +128,7 @@ impl<D: Device> Plane<D> {
                 total: wqe.total,
             };
             let kind = Kind { fetches: wqe.fetches(), own: D::is_own(qp), in_flight: qp.in_flight };
-            match self.shaping.admit(&piece, kind, self.device.road(self.now), self.now) {
+            match self.shaping.schedule(&piece, kind, self.device.road(self.now), self.now) {
                 Ok(()) => {}
                 Err(Closed::Share) => {
                     qp.parked = true;

@@ -309,7 +309,7 @@ fn register_dmabuf<D: Driver>(
 fn lent<D: Driver>(fresh: Fresh, node: &Node<D>) -> Result<(Lent, OwnedFd), Errno> {
     let Fresh { file, theirs } = fresh;
     let file = Lent::of(file, &node.closers.container, Some(node.warden.emptier()));
-    Ok((node.quota.admit(file)?, theirs))
+    Ok((node.quota.keep(file)?, theirs))
 }
 
 /// Maps the runs side by side, unless they are, and hands the region to the data plane: what reaches it, what peers reach it by, and its

@@ -69,7 +69,7 @@ impl CqRing {
 fn queue_memory<D: Driver>(name: &str, bytes: usize, node: &Node<D>) -> Result<(Lent, OwnedFd), Errno> {
     let taken = vec![node.take(Resource::QueueBytes, bytes as u64)?];
     let (memory, theirs) = Lent::create(name, bytes, taken, &node.closers.container, None, 0)?;
-    Ok((node.quota.admit(memory)?, theirs))
+    Ok((node.quota.keep(memory)?, theirs))
 }
 
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl Session {
         self.contexts.get(context)?;
         let taken = node.take(Resource::Other, 1)?;
         let (ours, theirs) = event_sockets()?;
-        let events = Arc::new(plane::Channel::new(node.quota.admit(ours)?));
+        let events = Arc::new(plane::Channel::new(node.quota.keep(ours)?));
         let handle = self.channels.insert(Channel { events, context, users: 0, _taken: taken });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
     }

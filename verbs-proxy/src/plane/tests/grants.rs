@@ -219,7 +219,7 @@ fn what_a_grant_does_not_cover_is_refused_by_the_responder() {
         scene.turns();
         let statuses: Vec<_> = scene.two.rigs[0].completions().iter().map(|done| done.status).collect();
         assert_eq!(statuses, [WcStatus::REM_ACCESS_ERR]);
-        assert!(scene.page(1).slots.iter().all(|slot| slot.admits(0)), "its queue pair is in error: no grant is left");
+        assert!(scene.page(1).slots.iter().all(|slot| slot.holds(0)), "its queue pair is in error: no grant is left");
     }
     let mut scene = Scene::new();
     scene.warm();
@@ -274,7 +274,7 @@ fn whoever_ends_what_was_granted_takes_it_back() {
         scene.warm();
         scene.two.rigs[1].put(9000, &[7; 8]);
         end(&mut scene);
-        assert!(scene.page(1).slots.iter().all(|slot| slot.admits(0)), "{name}");
+        assert!(scene.page(1).slots.iter().all(|slot| slot.holds(0)), "{name}");
         assert!(scene.two.rigs[1].plane.take_tickets().is_empty(), "{name}: nobody was busy");
         scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
         for _ in 0..300 {
@@ -308,7 +308,7 @@ fn a_requester_that_is_found_stopped_again_and_again_gets_nothing_for_a_while() 
     let mut scene = Scene::new();
     scene.warm();
     let one = scene.two.links[1];
-    let given = |scene: &Scene| scene.page(1).slots.iter().filter(|slot| !slot.admits(0)).count();
+    let given = |scene: &Scene| scene.page(1).slots.iter().filter(|slot| !slot.holds(0)).count();
     for _ in 0..3 {
         scene.two.rigs[1].plane.strike(one);
     }

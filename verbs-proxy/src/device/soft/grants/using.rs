@@ -134,7 +134,7 @@ impl Grant {
 
     /// The memory that a request names, if this is for it.
     #[inline(always)]
-    fn admit<'a>(&self, mapping: &'a Mapping, to: u32, access: Access, addr: u64, bytes: u64) -> Option<Piece<'a>> {
+    fn piece<'a>(&self, mapping: &'a Mapping, to: u32, access: Access, addr: u64, bytes: u64) -> Option<Piece<'a>> {
         let at = addr.wrapping_sub(self.iova);
         if self.to != to || !Access(self.access).contains(access) || at > self.length || bytes > self.length - at {
             return None;
@@ -170,7 +170,7 @@ impl Wanted {
     #[inline(always)]
     pub(crate) fn find<'a>(&self, using: &'a mut Using, theirs: &Page) -> Option<(Piece<'a>, While, u32)> {
         let Usable { grant, mapping } = using.find(self.name)?;
-        let memory = grant.admit(mapping, self.to, self.access, self.addr, self.bytes.into())?;
+        let memory = grant.piece(mapping, self.to, self.access, self.addr, self.bytes.into())?;
         let slot = theirs.slots.get(grant.slot as usize)?;
         Some((memory, While { word: slot.as_ptr(), is: grant.generation }, grant.slot))
     }
