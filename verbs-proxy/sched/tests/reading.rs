@@ -1,8 +1,8 @@
 //! A container's own requests and neighbours who READ out of it, under one rate: what each gets.
 
-use ringfence_sched::{BitRate, Bytes, Class, Nanos, OpRate, Piece, Policy, Road, Scheduler};
+use ringfence_sched::{BitRate, Bytes, Class, LinkNow, Nanos, OpRate, Piece, Policy, Scheduler};
 
-const ROAD: Road = Road { free_at: Nanos::NEVER, about: false };
+const LINK: LinkNow = LinkNow { free_at: Nanos::NEVER, about: false };
 const OWN: u32 = 1;
 const STEP: Nanos = Nanos::micros(5);
 const SECOND: Nanos = Nanos::millis(1000);
@@ -41,12 +41,12 @@ fn shares_of(policy: &Policy, own: Option<u64>, readers: &[Reader], step: impl F
         turn += 1;
         scheduler.begin(now);
         while let Some(own) = own {
-            if waits && scheduler.next(ROAD, now) != Some(OWN) {
+            if waits && scheduler.next(LINK, now) != Some(OWN) {
                 break;
             }
             let bytes = Bytes(own).min(scheduler.piece(Bytes(own), Bytes(own)));
             let piece = Piece { queue: OWN, bytes, total: bytes, first: true, fetches: false, own: false, on_link: 0 };
-            waits = scheduler.ask(&piece, ROAD, now).is_err();
+            waits = scheduler.ask(&piece, LINK, now).is_err();
             if waits {
                 break;
             }
@@ -183,7 +183,7 @@ fn a_neighbour_that_does_not_come_again_is_forgotten() {
             now = now.after(Nanos::millis(1));
             scheduler.begin(now);
             if let Some(piece) = does {
-                assert_eq!(scheduler.ask(&piece, ROAD, now), Ok(()));
+                assert_eq!(scheduler.ask(&piece, LINK, now), Ok(()));
             }
         }
         assert!(scheduler.in_hand().is_some() && !scheduler.wants_clock(), "{does:?}");

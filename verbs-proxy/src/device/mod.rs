@@ -36,7 +36,7 @@ use crate::pacing::Nanos;
 use crate::plane::Plane;
 use crate::plane::qp::{Qp, Receiving, Wqe};
 use ringfence_protocol::verbs::WcStatus;
-use ringfence_sched::{Allowance, BitRate, Road};
+use ringfence_sched::{Allowance, BitRate, LinkNow};
 use rustix::fd::BorrowedFd;
 use std::fmt::Debug;
 
@@ -148,9 +148,9 @@ pub trait Device: Debug + Sized + 'static {
     }
 
     /// That link at this moment.
-    fn road(&self, now: Nanos) -> Road {
+    fn link_now(&self, now: Nanos) -> LinkNow {
         let _ = now;
-        Road::default()
+        LinkNow::default()
     }
 
     /// How a request may be divided.

@@ -286,7 +286,7 @@ impl<D: Device> Plane<D> {
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        let share = self.shaping.wake_at(self.device.road(self.now), self.now);
+        let share = self.shaping.wake_at(self.device.link_now(self.now), self.now);
         [timer, share, self.owed.at(), self.device.wake_at()].into_iter().flatten().min()
     }
 

@@ -45,8 +45,8 @@ impl<D: Device> Plane<D> {
     pub(crate) fn unpark(&mut self) -> bool {
         let mut worked = false;
         for _ in 0..UNPARKED {
-            let road = self.device.road(self.now);
-            let Some(queue) = self.shaping.next_parked(road, self.now) else { break };
+            let link = self.device.link_now(self.now);
+            let Some(queue) = self.shaping.next_parked(link, self.now) else { break };
             let parked = match &mut self.qps[queue as usize] {
                 Some(qp) => std::mem::take(&mut qp.parked) && matches!(qp.state, QpState::RTS | QpState::SQD),
                 None => false,
@@ -128,7 +128,7 @@ impl<D: Device> Plane<D> {
                 total: wqe.total,
             };
             let kind = Kind { fetches: wqe.fetches(), own: D::is_own(qp), in_flight: qp.in_flight };
-            match self.shaping.schedule(&piece, kind, self.device.road(self.now), self.now) {
+            match self.shaping.schedule(&piece, kind, self.device.link_now(self.now), self.now) {
                 Ok(()) => {}
                 Err(Closed::Share) => {
                     qp.parked = true;

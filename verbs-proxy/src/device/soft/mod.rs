@@ -34,7 +34,7 @@ use grants::giving::Wish;
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
 use modelled::ModelledLink;
-use qp::{Peer, Road, SoftQp};
+use qp::{Peer, SoftQp, Way};
 use ringfence_protocol::verbs::QpAttrMask as Mask;
 use ringfence_sched::{Allowance, BitRate};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -129,7 +129,7 @@ impl Soft {
 
 impl Device for Soft {
     type Qp = SoftQp;
-    type Work = Road;
+    type Work = Way;
     type Destination = Destination;
     type Notice = Task;
 
@@ -138,8 +138,8 @@ impl Device for Soft {
     }
 
     #[inline]
-    fn road(&self, now: Nanos) -> ringfence_sched::Road {
-        self.modelled.as_ref().map_or_else(Default::default, |link| link.road(now))
+    fn link_now(&self, now: Nanos) -> ringfence_sched::LinkNow {
+        self.modelled.as_ref().map_or_else(Default::default, |link| link.link_now(now))
     }
 
     #[inline(always)]

@@ -22,14 +22,14 @@ pub enum Peer {
 
 /// How a request to another proxy goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Road {
+pub enum Way {
     /// Nothing of it has gone.
     #[default]
     Open,
     /// What has gone of it went by a grant, and the responder knows nothing of it.
-    Granted,
+    ByGrant,
     /// By the responder.
-    Long,
+    ByResponder,
 }
 
 /// Everything that a connection's end keeps about the requests that it answers.

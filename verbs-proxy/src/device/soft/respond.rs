@@ -162,7 +162,7 @@ impl Plane {
     }
 
     /// Makes sure that a receive request is in use.
-    fn claim_receive(&mut self, queue: u32) -> Result<(), Verdict> {
+    fn ensure_receive(&mut self, queue: u32) -> Result<(), Verdict> {
         let Some(qp) = &self.qps[queue as usize] else { return Err(Verdict::Silent) };
         if qp.device.responder.receiving.is_some() {
             return Ok(());
@@ -190,7 +190,7 @@ impl Plane {
     }
 
     fn take_message(&mut self, queue: u32, incoming: &Request, origin: Origin<'_>, last: bool) -> Verdict {
-        if let Err(verdict) = self.claim_receive(queue) {
+        if let Err(verdict) = self.ensure_receive(queue) {
             return verdict;
         }
         let Self { qps, regions, device: Soft { links, incoming: message, from, to, aside, .. }, .. } = self;
@@ -250,7 +250,7 @@ impl Plane {
         }
         if last && incoming.opcode == Opcode::RDMA_WRITE_WITH_IMM {
             // After the data, as on the wire, where the immediate data is in the last packet.
-            if let Err(verdict) = self.claim_receive(queue) {
+            if let Err(verdict) = self.ensure_receive(queue) {
                 return verdict;
             }
             self.finish_receive(queue, incoming, WcOpcode::RECV_RDMA_WITH_IMM, true);

@@ -93,7 +93,7 @@ impl Plane {
             let response = Response::unpack(&words);
             link.outstanding = link.outstanding.saturating_sub(response.covers.max(1));
             self.on_response(at, &response);
-            let copied = if response.kind == Kind::GRANT { response.bytes } else { 0 };
+            let copied = if response.kind == Kind::DATA { response.bytes } else { 0 };
             return Ok(Some(MESSAGE.saturating_add(copied)));
         }
         let request = Request::unpack(&words);
@@ -134,7 +134,7 @@ impl Plane {
             // Its memory region was deregistered while the request was under way.
             (Verdict::Lost(_), _) => Answer::refusal(WcStatus::REM_OP_ERR),
         };
-        if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
+        if matches!(answer.kind, Kind::DATA | Kind::ATOMIC) {
             // Before it is charged: at a rate that binds nothing is left afterwards, and each READ would have to ask.
             if self.shaping.reads_ahead_with() {
                 self.renew_reads(at);
@@ -252,7 +252,7 @@ impl Plane {
         if bounce.fill(place, &[piece]).is_ok() {
             let share = bounce.share;
             link.bounce_hold(place);
-            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::GRANT) });
+            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::DATA) });
         }
         if let Some(&queue) = self.by_number.get(&request.to) {
             self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);

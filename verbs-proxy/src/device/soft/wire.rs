@@ -30,7 +30,7 @@ impl Kind {
     /// Negative acknowledge; `status` is what the requester completes with.
     pub const NAK: Self = Self(5);
     /// The data of a READ are in the link's buffer `share` at `value`, as they were.
-    pub const GRANT: Self = Self(6);
+    pub const DATA: Self = Self(6);
     /// The former value of an atomic is `value`.
     pub const ATOMIC: Self = Self(7);
     /// Ask again: if `value` is zero the memory is not shared with the requester yet, else in so many nanoseconds, when the
@@ -164,9 +164,9 @@ pub struct Response {
     pub bytes: u32,
     /// With [`Kind::NAK`].
     pub status: WcStatus,
-    /// With [`Kind::GRANT`].
+    /// With [`Kind::DATA`].
     pub share: u32,
-    /// With [`Kind::GRANT`], [`Kind::ATOMIC`] and [`Kind::RNR`].
+    /// With [`Kind::DATA`], [`Kind::ATOMIC`] and [`Kind::RNR`].
     pub value: u64,
     /// Requests that this is the answer to: one, and with [`Kind::ACK`] those before it that were executed and not answered.
     pub covers: u32,
@@ -230,7 +230,7 @@ mod tests {
         };
         assert_eq!(Request::unpack(&request.pack()), request);
         let response = Response {
-            kind: Kind::GRANT,
+            kind: Kind::DATA,
             to: 3,
             from: 4,
             sequence: 5,

@@ -7,7 +7,7 @@ use super::*;
 use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::grants::using::GrantFault;
 use crate::device::soft::grants::{BYTES as PAGE_BYTES, Grant};
-use crate::device::soft::qp::Road;
+use crate::device::soft::qp::Way;
 use ringfence_launch::counters::Work;
 use ringfence_protocol::grants::Page;
 use ringfence_sched::HEADERS;
@@ -364,7 +364,7 @@ fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
         scene.two.rigs[0].plane.now += 10_000;
         scene.two.rigs[0].plane.turn();
     }
-    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().pending[0].device, Road::Granted);
+    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().pending[0].device, Way::ByGrant);
     let attr = QpAttr { access: ALL, ..QpAttr::default() };
     let b = &scene.b;
     scene.two.rigs[1].modify(b, QpState::RTS, Mask::ACCESS_FLAGS.0, attr, None);

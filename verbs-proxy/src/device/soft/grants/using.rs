@@ -4,7 +4,7 @@ use super::{Grant, Grants};
 use crate::device::soft::express::remote_access;
 use crate::device::soft::gather::{gather, scatter, trim};
 use crate::device::soft::links::LinkId;
-use crate::device::soft::qp::Road;
+use crate::device::soft::qp::Way;
 use crate::device::soft::respond::Verdict;
 use crate::device::soft::{Plane, Qp, Soft, Wqe};
 use crate::device::{Again, Answer, WorkPiece};
@@ -316,7 +316,7 @@ impl Plane {
         let Self { qps, regions, device: Soft { links, from, to, .. }, now, .. } = self;
         let qp = qps[queue as usize].as_deref_mut()?;
         let wqe = &qp.pending[index];
-        if wqe.device == Road::Long {
+        if wqe.device == Way::ByResponder {
             return None;
         }
         let wanted = Wanted::of_wqe(qp, wqe);
@@ -345,7 +345,7 @@ impl Plane {
         let wqe = &mut qp.pending[index];
         match done {
             Ok(verdict) => {
-                wqe.device = Road::Granted;
+                wqe.device = Way::ByGrant;
                 let last = piece.offset + piece.bytes == wqe.total;
                 qp.device.by_grant = qp.device.by_grant.wrapping_add(u32::from(last));
                 qp.device.streak = 0;
@@ -358,7 +358,7 @@ impl Plane {
                 }
             }
             Err(why) => {
-                let begun = std::mem::replace(&mut wqe.device, Road::Long) == Road::Granted;
+                let begun = std::mem::replace(&mut wqe.device, Way::ByResponder) == Way::ByGrant;
                 qp.device.streak = match why {
                     // Its answer brings more, for those behind it too.
                     NoGrant::UsedUp => STREAK,
@@ -375,7 +375,7 @@ impl Plane {
     pub(crate) fn waits_for_grant(&mut self, queue: u32, index: usize, at: LinkId) -> bool {
         let Some(qp) = &self.qps[queue as usize] else { return false };
         let wqe = &qp.pending[index];
-        if qp.device.streak < STREAK || index == 0 || wqe.device != Road::Open {
+        if qp.device.streak < STREAK || index == 0 || wqe.device != Way::Open {
             return false;
         }
         let Some(wanted) = Wanted::of_wqe(qp, wqe) else { return false };

@@ -246,7 +246,7 @@ impl Scene {
                     slots += request.extensions().expect("ours are within the limits");
                     assert!(u64::from(request.offset) + u64::from(request.bytes) <= u64::from(request.total.max(1)));
                 }
-                Kind::GRANT => {
+                Kind::DATA => {
                     let response = Response::unpack(&words);
                     let end = response.value.checked_add(u64::from(response.bytes));
                     let inside = response.share == BOUNCE && end.is_some_and(|end| end <= bounce::BYTES as u64);
