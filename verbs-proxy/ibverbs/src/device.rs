@@ -38,7 +38,7 @@ use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
 use ringfence_protocol::work::Sge;
 use ringfence_proxy::device::{Again, Answer, Cut, Device, Posted, WorkPiece};
 use ringfence_proxy::memory::{AccessFault, PdId, RegionTable};
-use ringfence_proxy::plane::intake::vendor;
+use ringfence_proxy::plane::claim::vendor;
 use ringfence_proxy::plane::qp::{Data, Receiving};
 use ringfence_proxy::plane::{self, Notice};
 use ringfence_sched::Allowance;

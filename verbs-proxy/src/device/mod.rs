@@ -6,7 +6,7 @@
 //! ```text
 //!            take in → admit → schedule ─► post ──► Answered ─────────────────────┐
 //!                                           │                                     ▼
-//!                                           ├─────► Sent ────────► answered ──► settle → complete
+//!                                           ├─────► Sent ────────► answered ──► complete
 //!                                           │                        ▲
 //!                                           └─────► InFlight ─► departed
 //! ```
@@ -84,7 +84,7 @@ pub enum Answer {
     Failed {
         /// The status.
         status: WcStatus,
-        /// More of it, from [`crate::plane::intake::vendor`] or the device's own.
+        /// More of it, from [`crate::plane::claim::vendor`] or the device's own.
         vendor_err: u16,
     },
     /// The receiver has no receive request, and asks for a pause: one of as many retries as the application allows.

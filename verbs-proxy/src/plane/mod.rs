@@ -1,9 +1,10 @@
 //! The data plane: everything that a work request touches, owned by one thread, whatever device moves the bytes.
 //!
 //! The control thread changes it only by sending closures that run between two turns, so that nothing here needs a
-//! lock. A work request's way is: [`intake`] (claim → admit) → [`transmit`] (schedule → [`Device::post`]) → [`complete`]
+//! lock. A work request's way is: [`claim`] → [`admit`] → [`transmit`] (schedule → [`Device::post`]) → [`complete`]
 //! (what the device answers → completion in the [`cq`]).
 
+pub mod admit;
 pub mod bell;
 pub mod channel;
 pub mod claim;
@@ -11,7 +12,6 @@ pub mod complete;
 pub mod cq;
 pub mod epochs;
 pub mod events;
-pub mod intake;
 pub mod numbers;
 pub mod qp;
 pub mod receive;

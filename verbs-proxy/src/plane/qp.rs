@@ -1,6 +1,7 @@
 //! A queue pair as the worker sees it.
 
-use super::claim::{Claim, Work};
+use super::admit::Work;
+use super::claim::Claim;
 use super::epochs::Epochs;
 use super::receive::Received;
 use crate::device::Device;
@@ -72,7 +73,7 @@ impl std::ops::Deref for Inline {
     }
 }
 
-/// A send request between its intake and its completion.
+/// A send request between its claim and its completion.
 #[derive(Debug)]
 pub struct Wqe<D: Device> {
     /// What is asked for.

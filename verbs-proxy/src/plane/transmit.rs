@@ -83,7 +83,7 @@ impl<D: Device> Plane<D> {
                 return Outcome::Blocked;
             }
             if qp.next >= qp.pending.len() {
-                if qp.pending.len() >= PIPELINE || !self.take_in(queue) {
+                if qp.pending.len() >= PIPELINE || !self.claim_next(queue) {
                     return if worked { Outcome::Worked } else { Outcome::Idle };
                 }
                 worked = true;
@@ -167,7 +167,7 @@ impl<D: Device> Plane<D> {
         self.shaping.departed(piece, self.now);
         match posted {
             Posted::InFlight | Posted::Sent => Handed::On,
-            Posted::Answered(answer) => self.settle(index, piece, answer),
+            Posted::Answered(answer) => self.complete_piece(index, piece, answer),
             Posted::Withdrawn => Handed::Stop,
         }
     }

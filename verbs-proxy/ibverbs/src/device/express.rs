@@ -22,7 +22,7 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 ///
 /// | step | there | here |
 /// |---|---|---|
-/// | take in | `intake::take_send`, `Plane::take_in` | the ring entry's fields, the same bounds |
+/// | claim | `claim_send`, `Plane::claim_next` | the ring entry's fields, the same bounds |
 /// | admit | `Qp::admit` | the same |
 /// | hold back | `fence`, `Ibverbs::holds_back` | the same conditions |
 /// | schedule | `Scheduler::ask` | `allowance`, what may go unasked; `Scheduler::spend` |

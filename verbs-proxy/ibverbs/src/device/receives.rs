@@ -14,7 +14,7 @@ use crate::names::{Kind, Name};
 use ringfence_abi::{ibv_recv_wr, ibv_sge};
 use ringfence_protocol::verbs::{Access, QpState, WcOpcode, WcStatus};
 use ringfence_protocol::work::MAX_SGE;
-use ringfence_proxy::plane::intake::vendor;
+use ringfence_proxy::plane::claim::vendor;
 use ringfence_proxy::plane::receive::Received;
 use std::fmt::{self, Debug, Formatter};
 use std::ptr::null_mut;

@@ -4,7 +4,7 @@ use super::grants::using::atomic;
 use super::qp::Peer;
 use super::{Plane, Qp};
 use crate::memory::{Piece, RegionTable, copy};
-use crate::plane::intake::wc_opcode;
+use crate::plane::claim::wc_opcode;
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
@@ -16,17 +16,17 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 const EXPRESS_BYTES: u32 = 64 << 10;
 
 impl Plane {
-    /// The road of a WRITE, a READ or an atomic to a queue pair of the same proxy, inlined for as many as there are in a row: take
-    /// in, admit, schedule, post, deliver, respond, settle, complete. What is asked and counted on the way is asked and counted here,
+    /// The road of a WRITE, a READ or an atomic to a queue pair of the same proxy, inlined for as many as there are in a row: claim,
+    /// admit, schedule, post, deliver, respond, complete. What is asked and counted on the way is asked and counted here,
     /// once for all of them where that makes no difference:
     ///
     /// | step | there | here |
     /// |---|---|---|
-    /// | take in | [`intake::take_send`](crate::plane::intake) | the ring entry's fields |
-    /// | admit | [`intake::admit`](crate::plane::intake) | `local` |
+    /// | claim | [`claim_send`](crate::plane::claim) | the ring entry's fields |
+    /// | admit | [`Qp::admit`](crate::plane::admit) | `local` |
     /// | schedule | `Scheduler::ask` | `allowance`, what may go unasked; `Scheduler::spend` |
     /// | respond | `respond_as`, `take_write`, `give_data`, `take_atomic` | the states, numbers and rights of the other end; `regions.admit` of the target |
-    /// | settle, complete | `Plane::settle`, `complete_front` | the completion, the counters of both ends, the responder's next sequence |
+    /// | complete | `Plane::complete_piece`, `complete_front` | the completion, the counters of both ends, the responder's next sequence |
     ///
     /// Whatever is unusual is left in the ring for the long way, which finds out again what is wrong with it. A test compares the
     /// two over random programs (`plane/tests/ways.rs`).

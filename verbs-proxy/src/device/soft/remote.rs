@@ -171,7 +171,7 @@ impl Plane {
 
     /// What the other end said of a piece has been done.
     fn carried_out(&mut self, piece: &WorkPiece, answer: Answer) {
-        if self.settle(0, piece, answer) == Handed::On {
+        if self.complete_piece(0, piece, answer) == Handed::On {
             self.extend_deadline(piece.queue, MIN_REMOTE_TIMEOUT);
             self.activate(piece.queue);
         }
@@ -218,7 +218,7 @@ impl Plane {
             bytes: 0,
             total: wqe.total,
         };
-        self.settle(0, &piece, LATER);
+        self.complete_piece(0, &piece, LATER);
     }
 
     /// Memory of this name, or the buffer, cannot be shared over this link now: whoever waits for that asks again in a while.

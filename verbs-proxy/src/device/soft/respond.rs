@@ -7,7 +7,7 @@ use super::source::{Origin, Sources};
 use super::wire::Request;
 use super::{Plane, Qp, Soft};
 use crate::memory::{AccessFault, Lost, NotAtomic, PdId, Piece, RegionTable};
-use crate::plane::intake::{self, vendor};
+use crate::plane::claim::{self, vendor};
 use crate::plane::receive::Received;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcOpcode, WcStatus};
 
@@ -90,7 +90,7 @@ impl Plane {
             return Verdict::Silent;
         }
         let ends = incoming.offset.checked_add(incoming.bytes).filter(|end| *end <= incoming.total);
-        let Some(end) = ends.filter(|_| incoming.total <= intake::MAX_MESSAGE) else {
+        let Some(end) = ends.filter(|_| incoming.total <= claim::MAX_MESSAGE) else {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
         };
         let responder = &mut qp.device.responder;

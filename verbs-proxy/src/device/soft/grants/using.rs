@@ -9,7 +9,7 @@ use crate::device::soft::respond::Verdict;
 use crate::device::soft::{Plane, Qp, Soft, Wqe};
 use crate::device::{Again, Answer, WorkPiece};
 use crate::memory::{Atomic, Piece, copy_list_while};
-use crate::plane::claim::Admitted;
+use crate::plane::admit::Admitted;
 use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
 use ringfence_protocol::grants::{Page, SLOTS};
