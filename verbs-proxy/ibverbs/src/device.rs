@@ -1,7 +1,7 @@
 //! The worker's side of a real card: pieces become the card's work requests, its completions become answers.
 //!
 //! What a queue pair may send in one turn goes to the card together, and few of its requests are signaled: [`batch`]. Small requests
-//! have a shorter way there: [`express`]. What is in flight is bounded by [`load`]: what waits does so here, where the scheduler
+//! have the road inlined there: [`express`]. What is in flight is bounded by [`load`]: what waits does so here, where the scheduler
 //! decides what comes next, and not in the card.
 //!
 //! Receive requests are given to the card as soon as the container has posted them, because a card has no other way to know of them.

@@ -172,7 +172,7 @@ impl Scheduler {
                     || self.order.any_reader()))
     }
 
-    /// What may go by the short way, without a clock and unasked; it must be charged by [`Self::spend`] afterwards. `None`
+    /// What an inlined road may let go, without a clock and without [`Self::ask`]; it must be charged by [`Self::spend`] afterwards. `None`
     /// if every piece must ask.
     #[inline]
     #[must_use]
@@ -207,7 +207,7 @@ impl Scheduler {
         if self.any_waits() { Waiting::Here } else { Waiting::Elsewhere }
     }
 
-    /// Charges what went by the short way.
+    /// Charges what went without [`Self::ask`].
     #[inline]
     pub fn spend(&mut self, out: Bytes, fetched: Bytes, ops: Ops) {
         if self.capped {
@@ -261,7 +261,7 @@ impl Scheduler {
         self.class == Class::Latency && total <= URGENT
     }
 
-    /// Lets a piece go and charges it, or has its queue pair wait.
+    /// Schedules a piece: lets it go and charges it, or has its queue pair wait.
     pub fn ask(&mut self, piece: &Piece, link: LinkNow, now: Nanos) -> Result<(), Closed> {
         let urgent = self.is_urgent(piece.total);
         let lane = Lane::of(urgent, piece.fetches);

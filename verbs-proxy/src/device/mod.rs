@@ -1,10 +1,10 @@
 //! The seam between the data plane and what moves the bytes of work requests.
 //!
-//! [`Plane`] takes requests in, admits them, has the scheduler say when a piece of one goes, counts, times, completes and
+//! [`Plane`] claims requests, admits them, has the scheduler say when a piece of one goes, counts, times, completes and
 //! flushes, and knows nothing of how a piece gets to its responder. A device does nothing else:
 //!
 //! ```text
-//!            take in → admit → schedule ─► post ──► Answered ─────────────────────┐
+//!              claim → admit → schedule ─► post ──► Answered ─────────────────────┐
 //!                                           │                                     ▼
 //!                                           ├─────► Sent ────────► answered ──► complete
 //!                                           │                        ▲
@@ -159,8 +159,8 @@ pub trait Device: Debug + Sized + 'static {
     /// Whether the responder is this container: what is fetched then leaves it as well.
     fn is_own(qp: &Qp<Self>) -> bool;
 
-    /// A short way for as many as possible of a queue pair's next requests; how many went it, no more than the allowance. It
-    /// takes the decisions of the long way and has its effects, or leaves a request in the ring.
+    /// The road inlined for as many as possible of a queue pair's next requests; how many went, no more than the allowance. It
+    /// takes the road's decisions and has its effects, or leaves a request in the ring.
     #[inline(always)]
     fn express(plane: &mut Plane<Self>, queue: u32, allowance: Allowance) -> usize {
         let _ = (plane, queue, allowance);

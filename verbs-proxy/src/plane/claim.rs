@@ -227,7 +227,7 @@ impl<D: Device> Plane<D> {
         if worked { Outcome::Worked } else { Outcome::Idle }
     }
 
-    /// Send queue drained: nothing new is taken in, what was begun is finished.
+    /// Send queue drained: nothing new is claimed, what was begun is finished.
     pub(crate) fn drain(&mut self, queue: u32) -> Outcome {
         let Some(qp) = &mut self.qps[queue as usize] else { return Outcome::Blocked };
         if qp.pending.is_empty() {

@@ -80,9 +80,9 @@ pub struct Wqe<D: Device> {
     pub work: Work,
     /// Number of this request in its queue pair.
     pub sequence: u32,
-    /// Bytes handed to the device. A request of no bytes is handed over once.
+    /// Bytes posted. A request of no bytes is posted once.
     pub sent: u32,
-    /// Handed over whole.
+    /// Posted whole.
     pub sent_all: bool,
     /// Bytes acknowledged.
     pub done: u32,
@@ -97,7 +97,7 @@ pub struct Wqe<D: Device> {
 }
 
 impl<D: Device> Wqe<D> {
-    /// One that has just been taken in.
+    /// One that has just been claimed.
     pub fn new(claim: Claim, sequence: u32) -> Self {
         Self {
             work: Work::from(claim),
@@ -219,11 +219,11 @@ pub struct Qp<D: Device> {
     pub header: Held<QpHeader>,
     _mapping: Arc<Mapping>,
 
-    /// Requests taken in and not completed, oldest first.
+    /// Requests claimed and not completed, oldest first.
     pub pending: VecDeque<Wqe<D>>,
-    /// The first of `pending` that was not handed over whole.
+    /// The first of `pending` that was not posted whole.
     pub next: usize,
-    /// Number of the next request taken in.
+    /// Number of the next request claimed.
     pub sequence: u32,
     /// Which of the pieces that the device has are void.
     pub epochs: Epochs,
@@ -401,7 +401,7 @@ impl<D: Device> Qp<D> {
         (index < self.pending.len()).then_some(index)
     }
 
-    /// Everything from `index` on, starting at its byte `offset`, must be handed over again.
+    /// Everything from `index` on, starting at its byte `offset`, must be posted again.
     pub fn rewind(&mut self, index: usize, offset: u32) {
         if let Some(wqe) = self.pending.get(index) {
             let oldest = self.pending.front().map_or((wqe.sequence, 0), |front| (front.sequence, front.done));

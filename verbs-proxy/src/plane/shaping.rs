@@ -49,14 +49,14 @@ impl Shaping {
         }
     }
 
-    /// What may go by the short way unasked; [`Self::spend`] follows.
+    /// What an inlined road may let go unasked; [`Self::spend`] follows.
     #[inline(always)]
     #[must_use]
     pub fn in_hand(&self) -> Option<Allowance> {
         self.scheduler.in_hand()
     }
 
-    /// Charges what went by the short way.
+    /// Charges what went unasked.
     #[inline(always)]
     pub fn spend(&mut self, out: Bytes, fetched: Bytes, ops: Ops) {
         self.scheduler.spend(out, fetched, ops);
@@ -69,7 +69,7 @@ impl Shaping {
         self.scheduler.any_waits()
     }
 
-    /// Bytes of the next piece of a request of `total`, of which `left` has not been handed over.
+    /// Bytes of the next piece of a request of `total`, of which `left` has not been posted.
     #[must_use]
     pub fn piece(&self, total: u32, left: u32) -> u32 {
         let piece = self.scheduler.piece(Bytes(total.into()), Bytes(left.into()));

@@ -13,7 +13,7 @@ pub const BATCH: usize = 32;
 pub const BATCH_BYTES: u32 = 256 << 10;
 /// Turns of parked queues before everything else is looked at again.
 const UNPARKED: usize = 64;
-/// Requests of one queue pair that have been taken in and are not complete.
+/// Requests of one queue pair that have been claimed and are not complete.
 pub const PIPELINE: usize = 256;
 
 /// Whether a queue pair goes on after a piece.
@@ -68,7 +68,7 @@ impl<D: Device> Plane<D> {
         worked
     }
 
-    /// Takes requests in and posts them, a bounded number of pieces.
+    /// Claims requests and posts them, a bounded number of pieces.
     fn advance(&mut self, queue: u32) -> Outcome {
         let (mut worked, mut moved) = (false, 0);
         for _ in 0..BATCH {
@@ -143,7 +143,7 @@ impl<D: Device> Plane<D> {
             if let Some(delay) = qp.pending[index].release(self.now) {
                 self.tally.waited(delay);
             }
-            qp.hand_over(index, piece.bytes);
+            qp.note_posted(index, piece.bytes);
             moved += piece.bytes;
             worked = true;
             if self.post(index, &piece) == Handed::Stop {
@@ -182,7 +182,7 @@ impl<D: Device> Plane<D> {
 }
 
 impl<D: Device> Qp<D> {
-    fn hand_over(&mut self, index: usize, bytes: u32) {
+    fn note_posted(&mut self, index: usize, bytes: u32) {
         let wqe = &mut self.pending[index];
         wqe.sent += bytes;
         if wqe.sent == wqe.total {

@@ -1,4 +1,4 @@
-//! The short way of small requests to the card.
+//! The road inlined for small requests to the card.
 
 use super::batch::Request;
 use super::{LONGEST, Plane, Sent, list};
@@ -13,7 +13,7 @@ use ringfence_proxy::plane::transmit::{BATCH, BATCH_BYTES, PIPELINE};
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Ops};
 
-/// The road of a request that fits into one slot and one piece, inlined for as many as there are in a row: take in, admit, schedule,
+/// The road of a request that fits into one slot and one piece, inlined for as many as there are in a row: claim, admit, schedule,
 /// post. How many went.
 ///
 /// It is among the plane's requests afterwards as any other is, so what becomes of it there (completed, refused by the card, flushed,
@@ -28,7 +28,7 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 /// | schedule | `Scheduler::ask` | `allowance`, what may go unasked; `Scheduler::spend` |
 /// | post | `Ibverbs::post` | the same, without what such a request cannot have |
 ///
-/// Whatever is unusual is left for the long way, in the ring or as the next of the requests that were taken in.
+/// Whatever is unusual is left for the road itself, in the ring or as the next of the requests that were claimed.
 #[inline(always)]
 pub(super) fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> usize {
     let Plane { qps, regions, device, shaping, tally, now, .. } = plane;

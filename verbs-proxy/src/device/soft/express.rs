@@ -1,4 +1,4 @@
-//! The short way within a container, and what it has in common with the one by grants.
+//! The road inlined within a container, and what that has in common with the one by grants.
 
 use super::grants::using::atomic;
 use super::qp::Peer;
@@ -12,7 +12,7 @@ use ringfence_protocol::work::{self, SendBase, SendFields};
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Ops};
 
-/// The longest request that goes the short way: about as long as a look at another queue may wait.
+/// The longest request that the inlined road takes: about as long as a look at another queue may wait.
 const EXPRESS_BYTES: u32 = 64 << 10;
 
 impl Plane {
@@ -28,7 +28,7 @@ impl Plane {
     /// | respond | `respond_as`, `take_write`, `give_data`, `take_atomic` | the states, numbers and rights of the other end; `regions.admit` of the target |
     /// | complete | `Plane::complete_piece`, `complete_front` | the completion, the counters of both ends, the responder's next sequence |
     ///
-    /// Whatever is unusual is left in the ring for the long way, which finds out again what is wrong with it. A test compares the
+    /// Whatever is unusual is left in the ring for the road itself, which finds out again what is wrong with it. A test compares the
     /// two over random programs (`plane/tests/ways.rs`).
     #[inline(always)]
     pub(super) fn express(&mut self, queue: u32, allowance: Allowance) -> usize {
@@ -81,7 +81,7 @@ impl Plane {
             let done = match fields.opcode {
                 Opcode::RDMA_WRITE => copy(target, own).is_ok(),
                 Opcode::RDMA_READ => copy(own, target).is_ok(),
-                // What was executed cannot be left to the long way: there must be no doubt that its answer has a place.
+                // What was executed cannot be left to the road itself: there must be no doubt that its answer has a place.
                 _ if own.may_fault() || !target.is_for_atomics() || !fields.remote_addr.is_multiple_of(8) => false,
                 _ => target.fetch_update(operation).is_ok_and(|former| {
                     other.device.responder.remember(qp.sequence.wrapping_add(count as u32), former);
@@ -138,7 +138,7 @@ impl Row {
     }
 }
 
-/// The container's side of a request that goes the short way, and its bytes.
+/// The container's side of a request that goes the inlined road, and its bytes.
 #[inline(always)]
 pub(super) fn local<'a>(
     qp: &Qp,

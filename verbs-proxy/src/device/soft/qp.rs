@@ -84,9 +84,9 @@ pub struct SoftQp {
     pub port: u16,
     /// With [`Peer::Local`], the bell number of the other end, if it still has the number that this one is connected to.
     pub peer_queue: u32,
-    /// How many of the requests that were taken in went by grants: the responder counts the others.
+    /// How many of the requests that were claimed went by grants: the responder counts the others.
     pub by_grant: u32,
-    /// Requests in a row that went the long way only because those before them did.
+    /// Requests in a row that went by the responder only because those before them did.
     pub streak: u32,
     /// Neighbours that are not known to be through with what this queue pair let them do, when it is in error.
     pub stopping: u32,

@@ -99,7 +99,7 @@ impl Scene {
         post(&mut self.a, &fields);
     }
 
-    /// Requests of each kind go the long way, and grants come.
+    /// Requests of each kind go by the responder, and grants come.
     fn warm(&mut self) {
         for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ].repeat(3) {
             self.post(opcode, 0, 50_000, 8);
@@ -192,14 +192,14 @@ fn several_elements_and_the_long_way_in_between_keep_their_order() {
 fn a_queue_that_is_never_empty_comes_to_its_grants() {
     let mut scene = Scene::new();
     scene.warm();
-    // What is under way by the long way when a grant comes.
+    // What is under way by the responder when a grant comes.
     scene.b.receive.push(&ReceiveBase::pack(60, 1, scene.two.rigs[1].sge(80_000, 100)).0);
     scene.post(Opcode::SEND, 0, 0, 30);
     let before = scene.used();
     for _ in 0..50 {
         scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
     }
-    // The requester takes in what it can before the responder answers.
+    // The requester claims what it can before the responder answers.
     scene.two.rigs[0].turns();
     scene.turns();
     assert_eq!(scene.two.rigs[0].completions().len(), 51);
@@ -476,7 +476,7 @@ fn measure() {
         let by_grant = best(&mut scene.two.rigs[0].plane, &mut scene.a, &fields);
         assert!(scene.used() >= 1_600_000);
         if opcode != Opcode::RDMA_WRITE {
-            // There is no short way for it within a container.
+            // The road is not inlined for it within a container.
             println!("{opcode:?}, {bytes} bytes: {by_grant:.1} ns by a grant");
             continue;
         }

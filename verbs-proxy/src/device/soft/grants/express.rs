@@ -1,4 +1,4 @@
-//! The short way by grants, for the commonest requests: as many as there are, while nothing of their queue pair is under way.
+//! The road inlined by grants, for the commonest requests: as many as there are, while nothing of their queue pair is under way.
 
 use super::Grants;
 use super::using::{Wanted, atomic};
@@ -18,7 +18,7 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 use std::sync::atomic::Ordering;
 
 impl Plane {
-    /// The short way by grants: as [`Plane::express`], to a queue pair of a neighbour's, for all one-sided operations.
+    /// The road inlined by grants: as [`Plane::express`], to a queue pair of a neighbour's, for all one-sided operations.
     pub(crate) fn express_by_grant(&mut self, queue: u32, at: LinkId, allowance: Allowance) -> usize {
         let Self { qps, regions, device: Soft { links, .. }, cqs, touched, shaping, notices, tally, now, .. } = self;
         let Some(qp) = qps[queue as usize].as_deref_mut() else { return 0 };

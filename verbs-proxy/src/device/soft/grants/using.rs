@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Requests in a row that could have gone by a grant, had those before them not been under way by the long way. After so many
+/// Requests in a row that could have gone by a grant, had those before them not been under way by the responder. After so many
 /// the queue pair waits until it is empty; where they alternate with others, it goes on as it is.
 const STREAK: u32 = 32;
 
@@ -310,8 +310,8 @@ impl Plane {
         }
     }
 
-    /// Executes a piece by a grant, if there is one and nothing before it is under way by the long way. `None`: it goes the long
-    /// way.
+    /// Executes a piece by a grant, if there is one and nothing before it is under way by the responder. `None`: it goes by the
+    /// responder.
     pub(crate) fn by_grant(&mut self, queue: u32, index: usize, piece: &WorkPiece, at: LinkId) -> Option<Answer> {
         let Self { qps, regions, device: Soft { links, from, to, .. }, now, .. } = self;
         let qp = qps[queue as usize].as_deref_mut()?;
@@ -349,7 +349,7 @@ impl Plane {
                 let last = piece.offset + piece.bytes == wqe.total;
                 qp.device.by_grant = qp.device.by_grant.wrapping_add(u32::from(last));
                 qp.device.streak = 0;
-                // Nothing is under way the long way, so no answer can be overdue.
+                // Nothing is under way by the responder, so no answer can be overdue.
                 qp.waits.deadline = 0;
                 match self.carry_out(queue, 0, piece, verdict) {
                     // Until all of it has gone it may be done again by the responder.
