@@ -214,6 +214,9 @@ impl Scheduler {
             let cost = Cost { out, fetched, ops };
             self.caps.charge(cost);
             self.urgent_caps.charge(cost);
+            if out.0 > 0 {
+                self.order.had(Party::Own, out);
+            }
         }
     }
 
