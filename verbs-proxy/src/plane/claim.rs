@@ -72,8 +72,35 @@ impl Claim {
     /// READ or atomic: answered with data, and what a fence waits for.
     #[must_use]
     pub fn fetches(&self) -> bool {
-        matches!(self.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD)
+        fetches(self.opcode)
     }
+
+    /// What the fields of a ring entry say, of so many bytes, which are these; `freed`: the ring position behind it.
+    #[inline(always)]
+    #[must_use]
+    pub fn of<D: Device>(qp: &Qp<D>, fields: &SendFields, total: u32, data: Data, freed: Position) -> Self {
+        Self {
+            wr_id: fields.wr_id,
+            opcode: fields.opcode,
+            signaled: qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED),
+            solicited: fields.flags.contains(SendFlags::SOLICITED),
+            fence: fields.flags.contains(SendFlags::FENCE),
+            imm: fields.imm,
+            remote_addr: fields.remote_addr,
+            rkey: fields.rkey,
+            compare_add: fields.compare_add,
+            swap: fields.swap,
+            total,
+            data,
+            freed,
+        }
+    }
+}
+
+/// See [`Claim::fetches`].
+#[inline(always)]
+pub(crate) fn fetches(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD)
 }
 
 /// Copies the next send request out of the ring.
@@ -89,10 +116,9 @@ pub(crate) fn claim_send<D: Device>(qp: &mut Qp<D>) -> Option<Result<Claim, Malf
 
 fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Result<(Claim, u32), Malformed> {
     let extensions = fields.extensions().filter(|count| *count < qp.send.capacity()).ok_or(Malformed)?;
-    let atomic = matches!(fields.opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
     let (data, total) = if fields.flags.contains(SendFlags::INLINE) {
         let bytes = u32::from(fields.inline_bytes);
-        if bytes > qp.caps.max_inline || atomic || fields.opcode == Opcode::RDMA_READ {
+        if bytes > qp.caps.max_inline || fetches(fields.opcode) {
             return Err(Malformed);
         }
         (Data::Inline(read_inline(&qp.send, base, bytes, extensions)?), u64::from(bytes))
@@ -110,23 +136,9 @@ fn read_send<D: Device>(qp: &Qp<D>, base: &SendBase, fields: &SendFields) -> Res
             (Data::List(list.into()), total)
         }
     };
-    let claim = Claim {
-        wr_id: fields.wr_id,
-        opcode: fields.opcode,
-        signaled: qp.sq_sig_all || fields.flags.contains(SendFlags::SIGNALED),
-        solicited: fields.flags.contains(SendFlags::SOLICITED),
-        fence: fields.flags.contains(SendFlags::FENCE),
-        imm: fields.imm,
-        remote_addr: fields.remote_addr,
-        rkey: fields.rkey,
-        compare_add: fields.compare_add,
-        swap: fields.swap,
-        // Saturated: `Claim::check` refuses everything above MAX_MESSAGE.
-        total: u32::try_from(total).unwrap_or(u32::MAX),
-        data,
-        freed: 0,
-    };
-    Ok((claim, 1 + extensions))
+    // Saturated: `Claim::check` refuses everything above MAX_MESSAGE.
+    let total = u32::try_from(total).unwrap_or(u32::MAX);
+    Ok((Claim::of(qp, fields, total, data, 0), 1 + extensions))
 }
 
 fn read_inline(ring: &Consumer<'_>, base: &SendBase, bytes: u32, extensions: u32) -> Result<Inline, Malformed> {

@@ -22,11 +22,14 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 ///
 /// | step | there | here |
 /// |---|---|---|
-/// | claim | `claim_send`, `Plane::claim_next` | the ring entry's fields, the same bounds |
+/// | claim | `claim_send`, `Plane::claim_next` | `Claim::of`, the same bounds |
 /// | admit | `Qp::admit` | the same |
 /// | hold back | `fence`, `Ibverbs::holds_back` | the same conditions |
 /// | schedule | `Scheduler::ask` | `allowance`, what may go unasked; `Scheduler::spend` |
 /// | post | `Ibverbs::post` | the same, without what such a request cannot have |
+///
+/// The allowance is asked before `Qp::admit`, so that what it does not cover stays in the ring: what is not admitted takes nothing of
+/// it.
 ///
 /// Whatever is unusual is left for the road itself, in the ring or as the next of the requests that were claimed.
 #[inline(always)]
@@ -82,24 +85,11 @@ pub(super) fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> us
         }
         qp.send.advance(1);
         let (index, sequence) = (qp.pending.len(), qp.sequence);
-        let claim = Claim {
-            wr_id: fields.wr_id,
-            opcode: fields.opcode,
-            signaled: qp.sq_sig_all || flags.contains(SendFlags::SIGNALED),
-            solicited: flags.contains(SendFlags::SOLICITED),
-            fence: flags.contains(SendFlags::FENCE),
-            imm: fields.imm,
-            remote_addr: fields.remote_addr,
-            rkey: fields.rkey,
-            compare_add: fields.compare_add,
-            swap: fields.swap,
-            total: bytes,
-            data: match is_inline {
-                true => Data::Inline(Inline::Short(base.inline_head(), bytes as u8)),
-                false => Data::One(fields.sge),
-            },
-            freed: qp.send.position(),
+        let data = match is_inline {
+            true => Data::Inline(Inline::Short(base.inline_head(), bytes as u8)),
+            false => Data::One(fields.sge),
         };
+        let claim = Claim::of(qp, &fields, bytes, data, qp.send.position());
         qp.pending.push_back(Wqe::new(claim, sequence));
         qp.sequence = sequence.wrapping_add(1);
         if qp.admit(index, regions).is_err() {
