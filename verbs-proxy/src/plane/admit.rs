@@ -1,6 +1,6 @@
 //! Claims are checked against what the container owns and may do.
 
-use super::claim::{Claim, MAX_MESSAGE, vendor};
+use super::claim::{Claim, MAX_MESSAGE, fetches, vendor};
 use super::qp::Qp;
 use crate::device::Device;
 use crate::memory::RegionTable;
@@ -18,7 +18,8 @@ pub struct Refusal {
 }
 
 /// A claim that has been checked against what the container owns and may do. [`Qp::admit`] alone makes one, and without one no
-/// device gathers, scatters or sends anything. Regions may go while a request is under way: whoever reaches for memory asks the table
+/// device gathers, scatters or sends anything; what goes an inlined road asks the same function, and the table, in the same turn.
+/// Regions may go while a request is under way: whoever reaches for memory asks the table
 /// again.
 #[derive(Clone, Copy, Debug)]
 pub struct Admitted<'a>(&'a Claim);
@@ -47,25 +48,34 @@ pub struct Work {
     admitted: bool,
 }
 
+/// What a request of this opcode and so many bytes needs to be allowed in the container's own memory, if its queue pair may make it.
+///
+/// # Errors
+/// The opcode, or the length.
+#[inline(always)]
+pub(crate) fn local_access<D: Device>(qp: &Qp<D>, opcode: Opcode, total: u32) -> Result<Access, Refusal> {
+    let refuse = |status, vendor_err| Err(Refusal { status, vendor_err });
+    match opcode {
+        Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM | Opcode::SEND | Opcode::SEND_WITH_IMM => {}
+        Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
+            if qp.attr.max_rd_atomic == 0 {
+                return refuse(WcStatus::LOC_QP_OP_ERR, vendor::RD_ATOMIC);
+            }
+            if opcode != Opcode::RDMA_READ && total != 8 {
+                return refuse(WcStatus::LOC_LEN_ERR, vendor::ATOMIC);
+            }
+        }
+        _ => return refuse(WcStatus::LOC_QP_OP_ERR, vendor::OPCODE),
+    }
+    if total > MAX_MESSAGE {
+        return refuse(WcStatus::LOC_LEN_ERR, vendor::LENGTH);
+    }
+    Ok(if fetches(opcode) { Access::LOCAL_WRITE } else { Access(0) })
+}
+
 impl Claim {
     fn check<D: Device>(&self, qp: &Qp<D>, regions: &RegionTable) -> Result<(), Refusal> {
-        let refuse = |status, vendor_err| Err(Refusal { status, vendor_err });
-        match self.opcode {
-            Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_WITH_IMM | Opcode::SEND | Opcode::SEND_WITH_IMM => {}
-            Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => {
-                if qp.attr.max_rd_atomic == 0 {
-                    return refuse(WcStatus::LOC_QP_OP_ERR, vendor::RD_ATOMIC);
-                }
-                if self.opcode != Opcode::RDMA_READ && self.total != 8 {
-                    return refuse(WcStatus::LOC_LEN_ERR, vendor::ATOMIC);
-                }
-            }
-            _ => return refuse(WcStatus::LOC_QP_OP_ERR, vendor::OPCODE),
-        }
-        if self.total > MAX_MESSAGE {
-            return refuse(WcStatus::LOC_LEN_ERR, vendor::LENGTH);
-        }
-        let access = if self.fetches() { Access::LOCAL_WRITE } else { Access(0) };
+        let access = local_access(qp, self.opcode, self.total)?;
         let held = |sge: &Sge| regions.admit(sge.lkey, qp.pd, sge.addr, u64::from(sge.length), access).map(drop);
         let all = self.data.sges().iter().filter(|sge| sge.length > 0).try_for_each(held);
         all.map_err(|fault| Refusal { status: WcStatus::LOC_PROT_ERR, vendor_err: fault as u16 })

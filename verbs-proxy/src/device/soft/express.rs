@@ -4,7 +4,8 @@ use super::grants::using::atomic;
 use super::qp::Peer;
 use super::{Plane, Qp};
 use crate::memory::{Piece, RegionTable, copy};
-use crate::plane::claim::wc_opcode;
+use crate::plane::admit::local_access;
+use crate::plane::claim::{fetches, wc_opcode};
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
@@ -23,7 +24,7 @@ impl Plane {
     /// | step | there | here |
     /// |---|---|---|
     /// | claim | [`claim_send`](crate::plane::claim) | the ring entry's fields |
-    /// | admit | [`Qp::admit`](crate::plane::admit) | `local` |
+    /// | admit | [`Qp::admit`](crate::plane::admit) | `local`, which asks the same `local_access`, and `regions.admit` |
     /// | schedule | `Scheduler::ask` | `allowance`, what may go unasked; `Scheduler::spend` |
     /// | respond | `respond_as`, `take_write`, `give_data`, `take_atomic` | the states, numbers and rights of the other end; `regions.admit` of the target |
     /// | complete | `Plane::complete_piece`, `complete_front` | the completion, the counters of both ends, the responder's next sequence |
@@ -62,17 +63,12 @@ impl Plane {
             let fields = base.fields();
             let head = base.inline_head();
             let Some((bytes, own)) = local(qp, regions, &fields, &head, allowance) else { break };
-            let Some(access) = remote_access(fields.opcode).filter(|access| other.attr.access.contains(*access)) else {
-                break;
-            };
-            let fetches = fields.opcode != Opcode::RDMA_WRITE;
-            if fetches && other.attr.max_dest_rd_atomic == 0 {
-                break;
-            }
+            let Some(access) = remote_rights(other, fields.opcode) else { break };
             let target = regions.admit(fields.rkey, other.pd, fields.remote_addr, u64::from(bytes), access);
             let Ok(target) = target else { break };
             // What a container fetches from itself leaves it as well.
             let cost = charged(Bytes(bytes.into()));
+            let fetches = fetches(fields.opcode);
             let (due, fetching) = (paid.plus(cost), if fetches { fetched.plus(cost) } else { fetched });
             if due > allowance.out || fetching > allowance.fetched {
                 break;
@@ -147,10 +143,10 @@ pub(super) fn local<'a>(
     head: &'a [u64; 4],
     allowance: Allowance,
 ) -> Option<(u32, Piece<'a>)> {
-    let fetches = fields.opcode != Opcode::RDMA_WRITE;
     if fields.flags.contains(SendFlags::INLINE) {
         let bytes = u32::from(fields.inline_bytes);
-        let short = bytes > 0 && bytes <= work::BASE_INLINE.min(qp.caps.max_inline) && !fetches;
+        let short = bytes > 0 && bytes <= work::BASE_INLINE.min(qp.caps.max_inline);
+        let short = short && !fetches(fields.opcode) && local_access(qp, fields.opcode, bytes).is_ok();
         return short.then(|| (bytes, Piece::of_own(zerocopy::IntoBytes::as_bytes(head)).slice(0, bytes as usize)));
     }
     let bytes = fields.sge.length;
@@ -158,10 +154,7 @@ pub(super) fn local<'a>(
     if fields.sges != 1 || bytes == 0 || bytes > most || qp.caps.max_send_sge == 0 {
         return None;
     }
-    if fetches && (qp.attr.max_rd_atomic == 0 || (fields.opcode != Opcode::RDMA_READ && bytes != 8)) {
-        return None;
-    }
-    let access = if fetches { Access::LOCAL_WRITE } else { Access(0) };
+    let access = local_access(qp, fields.opcode, bytes).ok()?;
     Some((bytes, regions.admit(fields.sge.lkey, qp.pd, fields.sge.addr, bytes.into(), access).ok()?))
 }
 
@@ -189,4 +182,12 @@ pub(super) fn remote_access(opcode: Opcode) -> Option<Access> {
         Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Some(Access::REMOTE_ATOMIC),
         _ => None,
     }
+}
+
+/// The same, if this queue pair of the other end allows it.
+#[inline(always)]
+pub(super) fn remote_rights(qp: &Qp, opcode: Opcode) -> Option<Access> {
+    let access = remote_access(opcode)?;
+    let allowed = qp.attr.access.contains(access) && (!fetches(opcode) || qp.attr.max_dest_rd_atomic > 0);
+    allowed.then_some(access)
 }

@@ -1,5 +1,6 @@
 //! Requests of other proxies: what comes over a [`super::link`], in turns, and how it is answered.
 
+use super::express::remote_rights;
 use super::link::{LinkFault, Room};
 use super::links::LinkId;
 use super::qp::Acknowledge;
@@ -8,6 +9,7 @@ use super::source::Origin;
 use super::wire::{self, Kind, Request, Response};
 use super::{Notice, Plane, Qp, Soft, Task};
 use crate::pacing::Nanos;
+use crate::plane::claim::fetches;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, WcStatus};
 
 /// What one link may cost in a turn, in bytes that are copied: as much as one piece, so that whoever else sends to this container
@@ -201,17 +203,15 @@ impl Plane {
 
     /// The queue pair of ours that a READ or an atomic is for, if it may make any.
     fn fetched_from(&self, at: LinkId, request: &Request) -> Option<&Qp> {
-        let access = match request.opcode {
-            Opcode::RDMA_READ => Access::REMOTE_READ,
-            Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Access::REMOTE_ATOMIC,
-            _ => return None,
-        };
+        if !fetches(request.opcode) {
+            return None;
+        }
         let link = self.device.links.get(at)?;
         let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
         let allowed = qp.responds()
             && qp.attr.dest_qp_num == request.from
             && qp.device.port == link.port
-            && qp.attr.access.contains(access);
+            && remote_rights(qp, request.opcode).is_some();
         allowed.then_some(qp)
     }
 

@@ -7,6 +7,7 @@ use crate::device::soft::link::Link;
 use crate::device::soft::links::LinkId;
 use crate::device::soft::{Plane, Soft};
 use crate::memory::{Piece, copy, copy_while};
+use crate::plane::claim::fetches;
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use crate::rseq::{Thread, Undone};
 use crate::stats::Tally;
@@ -46,7 +47,7 @@ impl Plane {
             let Some((bytes, own)) = own else { break };
             let Some(wanted) = Wanted::of(qp, fields.opcode, fields.rkey, fields.remote_addr, bytes) else { break };
             let Some((memory, condition, slot)) = wanted.find(using, theirs) else { break };
-            let fetches = fields.opcode != Opcode::RDMA_WRITE;
+            let fetches = fetches(fields.opcode);
             let cost = charged(Bytes(bytes.into()));
             let due = if fetches { fetched } else { paid }.plus(cost);
             if due > (if fetches { allowance.fetched } else { allowance.out }) {
