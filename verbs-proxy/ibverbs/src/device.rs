@@ -346,7 +346,7 @@ fn list(
         }
         let addr = sge.addr.wrapping_add(u64::from(offset));
         let lkey = regions.device_key(sge.lkey, pd, addr, u64::from(length), access)?;
-        list[count] = ibv_sge { addr, length, lkey };
+        list[count] = ibv_sge { addr, length, lkey: lkey.0 };
         (count, offset, bytes) = (count + 1, 0, bytes - length);
     }
     Ok(count)

@@ -140,7 +140,7 @@ fn give_some(plane: &mut Plane, queue: u32) -> bool {
         };
         let data = receiving.data.sges();
         let Some(open) = &device.open else { return false };
-        let (addr, lkey) = (open.out_of_reach.address(), open.out_of_reach.lkey());
+        let (addr, lkey) = (open.out_of_reach.address(), open.out_of_reach.lkey().0);
         let into = device.receives.list();
         let sges = match list(regions, qp.pd, data, 0, u32::MAX, Access::LOCAL_WRITE, into) {
             Ok(count) => count,
