@@ -1,6 +1,7 @@
 //! What a device's answers mean for work requests, and the completions that come of them.
 
 use super::claim::{vendor, wc_opcode};
+use super::cq::CqIndex;
 use super::qp::{Failure, Qp, Waits, Wqe};
 use super::transmit::Handed;
 use super::{CqEntry, Notice, Plane};
@@ -185,12 +186,12 @@ impl<D: Device> Plane<D> {
 
     /// Writes a completion. `solicited` counts for queues armed for solicited events.
     #[inline(always)]
-    pub(crate) fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
-        let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
+    pub(crate) fn complete(&mut self, cq: CqIndex, completion: &Completion, solicited: bool) {
+        let Some(Some(entry)) = self.cqs.get_mut(cq.0) else { return };
         self.tally.completed(completion.status);
         entry.cq.solicited |= solicited || completion.status != WcStatus::SUCCESS;
         if entry.push(completion, &self.tally, &mut self.notices) {
-            self.touched.push(index);
+            self.touched.push(cq);
         }
     }
 }

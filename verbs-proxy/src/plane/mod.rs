@@ -28,7 +28,7 @@ use crate::memory::RegionTable;
 use crate::pacing::Nanos;
 use crate::shared::Held;
 use crate::stats::Tally;
-use cq::Cq;
+use cq::{Cq, CqIndex};
 use numbers::Numbers;
 use qp::{Owner, Qp};
 use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
@@ -90,7 +90,7 @@ pub struct Plane<D: Device> {
     /// At most one alarm for each queue, its [`Qp::alarm`].
     timers: BTreeSet<(Nanos, u32)>,
     /// Completion queues with a channel that got something in this turn.
-    pub(crate) touched: Vec<usize>,
+    pub(crate) touched: Vec<CqIndex>,
     owed: events::Owed,
     /// What the control thread must hear: [`Self::take_notices`].
     pub notices: Vec<Notice<D::Notice>>,

@@ -2,6 +2,7 @@
 
 use super::admit::Work;
 use super::claim::Claim;
+use super::cq::CqIndex;
 use super::epochs::Epochs;
 use super::receive::Received;
 use crate::device::Device;
@@ -197,10 +198,10 @@ pub struct Qp<D: Device> {
     pub event_cookie: u64,
     /// Whom asynchronous events go to.
     pub owner: Owner,
-    /// Index of the send CQ.
-    pub send_cq: usize,
-    /// Index of the receive CQ.
-    pub recv_cq: usize,
+    /// The send CQ.
+    pub send_cq: CqIndex,
+    /// The receive CQ.
+    pub recv_cq: CqIndex,
     /// Every send request is signaled.
     pub sq_sig_all: bool,
     /// Capacities.
@@ -271,10 +272,10 @@ pub struct NewQp {
     pub event_cookie: u64,
     /// Whom asynchronous events go to.
     pub owner: Owner,
-    /// Index of the send CQ.
-    pub send_cq: usize,
-    /// Index of the receive CQ.
-    pub recv_cq: usize,
+    /// The send CQ.
+    pub send_cq: CqIndex,
+    /// The receive CQ.
+    pub recv_cq: CqIndex,
     /// Every send request is signaled.
     pub sq_sig_all: bool,
     /// Capacities.

@@ -30,7 +30,7 @@ use rigs::{ALL, BULK, IOVA, MEMORY, PD, Rig, RigQp, SLOTS, TwoRigs, closer, link
 
 use super::CqEntry;
 use super::bell::{Bell, Foreign, Ringer};
-use super::cq::Cq;
+use super::cq::{Cq, CqIndex};
 use super::qp::{Caps, NewQp, Owner};
 use super::shaping::Shaping;
 use crate::closer::Closer;

@@ -53,7 +53,7 @@ impl Plane {
         {
             return 0;
         }
-        let Some(Some(entry)) = cqs.get_mut(qp.send_cq) else { return 0 };
+        let Some(Some(entry)) = cqs.get_mut(qp.send_cq.0) else { return 0 };
         let most = allowance.ops.0.min(BATCH as u64) as usize;
         let (mut count, mut moved, mut paid, mut fetched) = (0, 0, Bytes(0), Bytes(0));
         let mut row = Row::EMPTY;

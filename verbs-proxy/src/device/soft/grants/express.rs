@@ -26,7 +26,7 @@ impl Plane {
         if !qp.pending.is_empty() || qp.state != QpState::RTS {
             return 0;
         }
-        let Some(Some(entry)) = cqs.get_mut(qp.send_cq) else { return 0 };
+        let Some(Some(entry)) = cqs.get_mut(qp.send_cq.0) else { return 0 };
         let Some(Link { grants: Grants { ours: Some(ours), theirs: Some((theirs, _)), using, .. }, .. }) =
             links.get_mut(at)
         else {
