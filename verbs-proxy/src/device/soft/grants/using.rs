@@ -6,7 +6,7 @@ use crate::device::soft::gather::{gather, scatter, trim};
 use crate::device::soft::links::LinkId;
 use crate::device::soft::qp::Way;
 use crate::device::soft::respond::Verdict;
-use crate::device::soft::{Plane, Qp, Soft, Wqe};
+use crate::device::soft::{Plane, Qp, Soft};
 use crate::device::{Again, Answer, WorkPiece};
 use crate::memory::{Atomic, Piece, copy_list_while};
 use crate::plane::admit::Admitted;
@@ -162,8 +162,8 @@ impl Wanted {
         (bytes > 0).then_some(Self { name, to: qp.attr.dest_qp_num, access, addr, bytes })
     }
 
-    fn of_wqe(qp: &Qp, wqe: &Wqe) -> Option<Self> {
-        Self::of(qp, wqe.opcode, wqe.rkey, wqe.remote_addr, wqe.total)
+    fn of_admitted(qp: &Qp, asked: Admitted<'_>) -> Option<Self> {
+        Self::of(qp, asked.opcode, asked.rkey, asked.remote_addr, asked.total)
     }
 
     /// The memory, and what must hold while it is used.
@@ -319,13 +319,13 @@ impl Plane {
         if wqe.device == Way::ByResponder {
             return None;
         }
-        let wanted = Wanted::of_wqe(qp, wqe);
+        let asked = wqe.work.admitted()?;
+        let wanted = Wanted::of_admitted(qp, asked);
         let mut done = Err(NoGrant::None);
         if let (Some(wanted), Some(link), 0) = (&wanted, links.get_mut(at), index)
             && !link.grants.using.is_empty()
             && wqe.done == piece.offset
         {
-            let asked = wqe.work.admitted()?;
             done = if asked.fetches() {
                 to.with(|to| {
                     scatter(qp, asked, regions, to).map_err(|_| NoGrant::None)?;
@@ -378,7 +378,7 @@ impl Plane {
         if qp.device.streak < STREAK || index == 0 || wqe.device != Way::Open {
             return false;
         }
-        let Some(wanted) = Wanted::of_wqe(qp, wqe) else { return false };
+        let Some(wanted) = wqe.work.admitted().and_then(|asked| Wanted::of_admitted(qp, asked)) else { return false };
         self.device.links.get_mut(at).is_some_and(|link| link.grants.covers(&wanted))
     }
 }
