@@ -37,7 +37,7 @@ use crate::closer::Closer;
 use crate::device::Device;
 use crate::device::soft::Destination;
 use crate::device::soft::grants::giving::Wish;
-use crate::device::soft::link::{BYTES, End, Link, LinkFault, Share, Shared};
+use crate::device::soft::link::{BYTES, End, Ends, Link, LinkFault, Share, Shared};
 use crate::device::soft::links::LinkId;
 use crate::device::soft::modelled::ModelledLink;
 use crate::device::soft::qp::Peer;

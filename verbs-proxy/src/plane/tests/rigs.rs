@@ -203,7 +203,7 @@ pub(super) fn closer() -> &'static Closer {
 pub(super) fn link(own: u16, port: u16, end: End, mapping: &Arc<Mapping>) -> Link {
     let (bell, theirs) = Bell::new(closer()).unwrap();
     let wake = Ringer::adopt(Foreign::new(theirs, closer())).unwrap();
-    Link::new(own, port, end, Arc::clone(mapping), Some(wake), bell)
+    Link::new(Ends { own, port }, end, Arc::clone(mapping), Some(wake), bell)
 }
 
 impl TwoRigs {

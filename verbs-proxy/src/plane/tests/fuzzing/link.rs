@@ -87,7 +87,7 @@ impl Scene {
         let mapping = Arc::new(Mapping::of(&file).unwrap());
         let (bell, theirs) = Bell::new(closer()).unwrap();
         let wake = Ringer::adopt(Foreign::new(theirs, closer())).unwrap();
-        let link = Link::new(1, 2, End::Initiator, Arc::clone(&mapping), Some(wake), bell);
+        let link = Link::new(Ends { own: 1, port: 2 }, End::Initiator, Arc::clone(&mapping), Some(wake), bell);
         let link = rig.plane.add_link(link);
         let qp = rig.qp(0, 100);
         rig.ready(&qp, 200, Destination::Port(2));
