@@ -48,7 +48,7 @@ impl Plane {
             || other.attr.dest_qp_num != qp.number
             || other.device.peer != Peer::Local
             || other.device.responder.offset != 0
-            || other.device.responder.sequence != qp.sequence
+            || other.device.responder.sequence != qp.device.to_wire(qp.sequence)
             || qp.device.by_grant != 0
         {
             return 0;
@@ -80,7 +80,8 @@ impl Plane {
                 // What was executed cannot be left to the road itself: there must be no doubt that its answer has a place.
                 _ if own.may_fault() || !target.is_for_atomics() || !fields.remote_addr.is_multiple_of(8) => false,
                 _ => target.fetch_update(operation).is_ok_and(|former| {
-                    other.device.responder.remember(qp.sequence.wrapping_add(count as u32), former);
+                    let sequence = qp.device.to_wire(qp.sequence.wrapping_add(count as u32));
+                    other.device.responder.remember(sequence, former);
                     copy(own, Piece::of_own(&former.to_ne_bytes())).is_ok()
                 }),
             };
@@ -107,7 +108,7 @@ impl Plane {
             tally.received_whole(row.opcode, row.operations, row.bytes);
         }
         qp.sequence = qp.sequence.wrapping_add(count as u32);
-        other.device.responder.sequence = qp.sequence;
+        other.device.responder.sequence = qp.device.to_wire(qp.sequence);
         count
     }
 }

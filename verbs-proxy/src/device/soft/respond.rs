@@ -94,10 +94,10 @@ impl Plane {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
         };
         let responder = &mut qp.device.responder;
-        let ahead = incoming.sequence.wrapping_sub(responder.sequence);
-        if ahead != 0 || incoming.offset != responder.offset {
+        let (sequence, due) = (incoming.sequence, responder.sequence);
+        if sequence != due || incoming.offset != responder.offset {
             // Behind what is expected: executed before, the requester gave up waiting for the answer too early.
-            let repeated = if ahead == 0 { incoming.offset < responder.offset } else { ahead > u32::MAX / 2 };
+            let repeated = if sequence == due { incoming.offset < responder.offset } else { sequence.is_before(due) };
             return if repeated { self.repeat(queue, incoming) } else { Verdict::Silent };
         }
         if !responder.established && qp.state == QpState::RTR {
@@ -118,7 +118,7 @@ impl Plane {
             self.tally.received(incoming.opcode, incoming.bytes, last);
             let responder = &mut qp.device.responder;
             if last {
-                responder.sequence = responder.sequence.wrapping_add(1);
+                responder.sequence = responder.sequence.next();
                 responder.offset = 0;
             } else {
                 responder.offset = end;

@@ -153,7 +153,7 @@ impl Plane {
         let former = self.qps[queue as usize].as_ref().and_then(|qp| qp.device.responder.owed);
         let covers = match former {
             // Not one that was executed before, and is asked for again.
-            Some(owed) if owed.to == to && sequence.wrapping_sub(owed.sequence).cast_signed() >= 0 => owed.covers + 1,
+            Some(owed) if owed.to == to && !sequence.is_before(owed.sequence) => owed.covers + 1,
             Some(_) => {
                 self.acknowledge(at, queue)?;
                 1

@@ -4,6 +4,7 @@ use super::super::foreign::{BOUNCE, a_bounce};
 use super::*;
 use crate::device::soft::bounce;
 use crate::device::soft::link::SLOTS_AT;
+use crate::device::soft::qp::WireSequence;
 use crate::device::soft::wire::{Kind, Request, Response, kind};
 use arbitrary::Unstructured;
 
@@ -135,7 +136,7 @@ impl Scene {
                     opcode: Opcode(asked.opcode % 16),
                     solicited: asked.solicited,
                     pieces: asked.pieces,
-                    sequence: u32::from(asked.sequence),
+                    sequence: WireSequence(asked.sequence.into()),
                     imm: 7,
                     offset: Element::bytes(asked.offset),
                     bytes: Element::bytes(asked.target.length),
@@ -153,7 +154,7 @@ impl Scene {
                     kind: Kind(kind % 10),
                     to: 100,
                     from: 200,
-                    sequence: u32::from(sequence),
+                    sequence: WireSequence(sequence.into()),
                     offset: Element::bytes(piece.at),
                     bytes: Element::bytes(piece.length),
                     status: WcStatus(status),
