@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 pub use pieces::Pieces;
-pub use region::{AccessFault, Hold, MemoryRegion, PdId};
+pub use region::{AccessFault, DeviceKey, Hold, MemoryRegion, PdId};
 pub use table::{Entrance, Granted, RegionTable, places};
 
 /// Bytes that were checked to lie in a mapping, which stays for as long as what they are borrowed from.

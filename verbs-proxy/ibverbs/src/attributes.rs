@@ -13,7 +13,7 @@ use ringfence_proxy::control::node::GID_TABLE;
 use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::pkeys::Pkey;
-use ringfence_proxy::plane::intake::MAX_MESSAGE;
+use ringfence_proxy::plane::claim::MAX_MESSAGE;
 use ringfence_proxy::plane::setup::MAX_RD_ATOMIC;
 use std::ffi::c_int;
 

@@ -28,7 +28,7 @@ use std::sync::{Arc, PoisonError};
 
 /// Completions of one of the card's queues, which several queue pairs share.
 const CQE: u32 = 8192;
-/// Pieces of one queue pair that the card has at once: as many requests as the plane takes in.
+/// Pieces of one queue pair that the card has at once: as many requests as the plane claims.
 const SENDS: u32 = 256;
 
 /// A completion queue of the card's, in which each queue pair has as much room as it may have requests: none overruns it.

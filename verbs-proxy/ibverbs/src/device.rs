@@ -1,7 +1,7 @@
 //! The worker's side of a real card: pieces become the card's work requests, its completions become answers.
 //!
 //! What a queue pair may send in one turn goes to the card together, and few of its requests are signaled: [`batch`]. Small requests
-//! have a shorter way there: [`express`]. What is in flight is bounded by [`load`]: what waits does so here, where the scheduler
+//! have the road inlined there: [`express`]. What is in flight is bounded by [`load`]: what waits does so here, where the scheduler
 //! decides what comes next, and not in the card.
 //!
 //! Receive requests are given to the card as soon as the container has posted them, because a card has no other way to know of them.
@@ -38,7 +38,7 @@ use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
 use ringfence_protocol::work::Sge;
 use ringfence_proxy::device::{Again, Answer, Cut, Device, Posted, WorkPiece};
 use ringfence_proxy::memory::{AccessFault, PdId, RegionTable};
-use ringfence_proxy::plane::intake::vendor;
+use ringfence_proxy::plane::claim::vendor;
 use ringfence_proxy::plane::qp::{Data, Receiving};
 use ringfence_proxy::plane::{self, Notice};
 use ringfence_sched::Allowance;
@@ -346,7 +346,7 @@ fn list(
         }
         let addr = sge.addr.wrapping_add(u64::from(offset));
         let lkey = regions.device_key(sge.lkey, pd, addr, u64::from(length), access)?;
-        list[count] = ibv_sge { addr, length, lkey };
+        list[count] = ibv_sge { addr, length, lkey: lkey.0 };
         (count, offset, bytes) = (count + 1, 0, bytes - length);
     }
     Ok(count)

@@ -250,7 +250,7 @@ impl Driver for Ibverbs {
         absence::see_whether_it_leaves(node);
     }
 
-    fn admit_neighbour(node: &mut Node<Self>, socket: OwnedFd) {
+    fn let_neighbour_in(node: &mut Node<Self>, socket: OwnedFd) {
         absence::serve_operator(node, socket);
     }
 }

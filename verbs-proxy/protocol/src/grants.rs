@@ -78,7 +78,7 @@ impl Slot {
     /// Requester, between [`Busy::enter`] and [`Busy::leave`]: whether the grant still holds.
     #[inline(always)]
     #[must_use]
-    pub fn admits(&self, generation: u64) -> bool {
+    pub fn holds(&self, generation: u64) -> bool {
         self.0.load(Ordering::Acquire) == generation
     }
 
@@ -202,13 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_admits_its_generation_only() {
+    fn a_slot_holds_for_its_generation_only() {
         let slot = Slot::default();
-        assert!(!slot.admits(1));
+        assert!(!slot.holds(1));
         slot.grant(1);
-        assert!(slot.admits(1) && !slot.admits(2));
+        assert!(slot.holds(1) && !slot.holds(2));
         slot.revoke();
-        assert!(!slot.admits(1));
+        assert!(!slot.holds(1));
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl KeyWord {
     /// Proxy: whether the region is reached by `key`. Of no key it is if that is zero.
     #[inline(always)]
     #[must_use]
-    pub fn admits(&self, key: u32) -> bool {
+    pub fn answers_to(&self, key: u32) -> bool {
         // Acquire: what the container did before it restored the region is seen.
         key != 0 && self.0.load(Ordering::Acquire) as u32 == key
     }
@@ -193,12 +193,12 @@ mod tests {
     #[test]
     fn a_word_goes_round_and_each_step_only_from_its_own_state() {
         let word = KeyWord::default();
-        assert!(!word.admits(0) && !word.restore(INC, 5) && !word.withdraw(INC, 5) && !word.revoke(INC));
+        assert!(!word.answers_to(0) && !word.restore(INC, 5) && !word.withdraw(INC, 5) && !word.revoke(INC));
         word.grant(INC, 5);
-        assert!(word.admits(5) && !word.admits(6) && !word.admits(0));
+        assert!(word.answers_to(5) && !word.answers_to(6) && !word.answers_to(0));
         assert!(!word.revoke(INC) && !word.restore(INC, 6) && !word.withdraw(INC, 6));
-        assert!(word.withdraw(INC, 5) && word.is_withdrawn(INC) && !word.admits(5) && !word.admits(0));
-        assert!(!word.restore(INC.next(), 6) && word.restore(INC, 6) && word.admits(6) && !word.admits(5));
+        assert!(word.withdraw(INC, 5) && word.is_withdrawn(INC) && !word.answers_to(5) && !word.answers_to(0));
+        assert!(!word.restore(INC.next(), 6) && word.restore(INC, 6) && word.answers_to(6) && !word.answers_to(5));
         assert!(word.withdraw(INC, 6) && word.revoke(INC) && !word.restore(INC, 7) && !word.is_withdrawn(INC));
     }
 
@@ -207,12 +207,12 @@ mod tests {
         let word = KeyWord::default();
         word.grant(INC, 5);
         word.lend();
-        assert!(word.admits(5) && !word.withdraw(INC, 5));
+        assert!(word.answers_to(5) && !word.withdraw(INC, 5));
         word.grant(INC, 5);
         assert!(word.withdraw(INC, 5));
         // The worker was in the midst of an access.
         word.lend();
-        assert!(!word.is_withdrawn(INC) && !word.restore(INC, 6) && !word.revoke(INC) && !word.admits(5));
+        assert!(!word.is_withdrawn(INC) && !word.restore(INC, 6) && !word.revoke(INC) && !word.answers_to(5));
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Region {
     /// One turn of the worker: an access, if the key is good.
     fn turn(&self, last: &mut u64) {
         self.bells.answer(last);
-        if self.word.admits(KEY) {
+        if self.word.answers_to(KEY) {
             self.memory.with_mut(|_| ());
         }
     }
@@ -241,7 +241,7 @@ fn nothing_is_copied_after_a_grant_was_taken_back() {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
                 shared.busy.enter();
-                if shared.slot.admits(1) {
+                if shared.slot.holds(1) {
                     // SAFETY: as above.
                     shared.memory.with_mut(|memory| unsafe { *memory += 1 });
                 }

@@ -38,8 +38,8 @@ impl Rate for OpRate {
     }
 }
 
-/// A token bucket that admits on a positive balance and then charges the full cost, so that a request larger than the
-/// burst passes and is paid for by waiting afterwards (FreeFlow's bucket never admits such a request).
+/// A token bucket that lets a request go on a positive balance and then charges the full cost, so that a request larger than the
+/// burst passes and is paid for by waiting afterwards (FreeFlow's bucket never lets such a request go).
 ///
 /// Balances are kept in billionths of a unit, so that no rate is quantised and nothing is lost in the long run. Over any
 /// interval it grants at most the burst, what the rate makes of the time, and one request; besides, what it owes from

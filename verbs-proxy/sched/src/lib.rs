@@ -31,7 +31,7 @@ pub mod window;
 
 pub use caps::{Allowance, Cost};
 pub use order::Party;
-pub use scheduler::{Class, Closed, Piece, Policy, Road, Scheduler};
+pub use scheduler::{Class, Closed, LinkNow, Piece, Policy, Scheduler};
 pub use units::{BitRate, Bytes, Nanos, OpRate, Ops, Weight};
 
 /// What a piece costs on a link besides its data: headers, and work for the device.

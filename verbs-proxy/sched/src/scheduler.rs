@@ -75,7 +75,7 @@ pub struct Piece {
 
 /// The link at this moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Road {
+pub struct LinkNow {
     /// When all that is on it has left it.
     pub free_at: Nanos,
     /// A latency-class container sent lately.
@@ -172,7 +172,7 @@ impl Scheduler {
                     || self.order.any_reader()))
     }
 
-    /// What may go by the short way, without a clock and unasked; it must be charged by [`Self::spend`] afterwards. `None`
+    /// What an inlined road may let go, without a clock and without [`Self::ask`]; it must be charged by [`Self::spend`] afterwards. `None`
     /// if every piece must ask.
     #[inline]
     #[must_use]
@@ -207,13 +207,16 @@ impl Scheduler {
         if self.any_waits() { Waiting::Here } else { Waiting::Elsewhere }
     }
 
-    /// Charges what went by the short way.
+    /// Charges what went without [`Self::ask`].
     #[inline]
     pub fn spend(&mut self, out: Bytes, fetched: Bytes, ops: Ops) {
         if self.capped {
             let cost = Cost { out, fetched, ops };
             self.caps.charge(cost);
             self.urgent_caps.charge(cost);
+            if out.0 > 0 {
+                self.order.had(Party::Own, out);
+            }
         }
     }
 
@@ -261,8 +264,8 @@ impl Scheduler {
         self.class == Class::Latency && total <= URGENT
     }
 
-    /// Lets a piece go and charges it, or has its queue pair wait.
-    pub fn ask(&mut self, piece: &Piece, road: Road, now: Nanos) -> Result<(), Closed> {
+    /// Schedules a piece: lets it go and charges it, or has its queue pair wait.
+    pub fn ask(&mut self, piece: &Piece, link: LinkNow, now: Nanos) -> Result<(), Closed> {
         let urgent = self.is_urgent(piece.total);
         let lane = Lane::of(urgent, piece.fetches);
         let own_turn = match self.turns.any_in(lane) {
@@ -281,7 +284,7 @@ impl Scheduler {
             }
             Some(Link::ByQueue) => {}
             Some(Link::Shared(window)) => {
-                let open = window.open(urgent, road.about, road.free_at, now);
+                let open = window.open(urgent, link.about, link.free_at, now);
                 if !open {
                     self.turns.join(piece.queue, lane);
                     // What waits for the link holds nobody up who wants of the rate.
@@ -356,13 +359,13 @@ impl Scheduler {
 
     /// The queue pair whose turn it is, if it may send something. It stays in front until [`Self::ask`] ends its turn, has it
     /// wait in another lane, or [`Self::leave`] says that it has nothing more to send.
-    pub fn next(&mut self, road: Road, now: Nanos) -> Option<u32> {
+    pub fn next(&mut self, link: LinkNow, now: Nanos) -> Option<u32> {
         for level in Lane::LEVELS {
             if !level.iter().any(|lane| self.turns.any_in(*lane)) {
                 continue;
             }
             if let Some(Link::Shared(window)) = &mut self.link
-                && !window.open(level[0].is_urgent(), road.about, road.free_at, now)
+                && !window.open(level[0].is_urgent(), link.about, link.free_at, now)
             {
                 continue;
             }
@@ -463,7 +466,7 @@ impl Scheduler {
 
     /// When somebody who waits may go, if nothing arrives before.
     #[must_use]
-    pub fn opens_at(&self, road: Road, now: Nanos) -> Option<Nanos> {
+    pub fn opens_at(&self, link: LinkNow, now: Nanos) -> Option<Nanos> {
         let lanes = Lane::LEVELS.into_iter().flatten().filter(|lane| self.turns.any_in(*lane));
         let shut = lanes.map(|lane| self.shut_until[lane as usize]).min()?;
         if shut > now {
@@ -473,7 +476,7 @@ impl Scheduler {
             Some(Link::Shared(window)) => {
                 let waits = |level: &[Lane; 2]| level.iter().any(|lane| self.turns.any_in(*lane));
                 let levels = Lane::LEVELS.iter().filter(|level| waits(level));
-                let opens = levels.filter_map(|level| window.opens_at(level[0].is_urgent(), road.free_at, now));
+                let opens = levels.filter_map(|level| window.opens_at(level[0].is_urgent(), link.free_at, now));
                 opens.min().map(|at| at.max(now))
             }
             _ => Some(now),

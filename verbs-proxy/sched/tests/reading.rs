@@ -1,8 +1,9 @@
 //! A container's own requests and neighbours who READ out of it, under one rate: what each gets.
 
-use ringfence_sched::{BitRate, Bytes, Class, Nanos, OpRate, Piece, Policy, Road, Scheduler};
+use ringfence_sched::scheduler::charged;
+use ringfence_sched::{BitRate, Bytes, Class, LinkNow, Nanos, OpRate, Ops, Piece, Policy, Scheduler};
 
-const ROAD: Road = Road { free_at: Nanos::NEVER, about: false };
+const LINK: LinkNow = LinkNow { free_at: Nanos::NEVER, about: false };
 const OWN: u32 = 1;
 const STEP: Nanos = Nanos::micros(5);
 const SECOND: Nanos = Nanos::millis(1000);
@@ -41,12 +42,12 @@ fn shares_of(policy: &Policy, own: Option<u64>, readers: &[Reader], step: impl F
         turn += 1;
         scheduler.begin(now);
         while let Some(own) = own {
-            if waits && scheduler.next(ROAD, now) != Some(OWN) {
+            if waits && scheduler.next(LINK, now) != Some(OWN) {
                 break;
             }
             let bytes = Bytes(own).min(scheduler.piece(Bytes(own), Bytes(own)));
             let piece = Piece { queue: OWN, bytes, total: bytes, first: true, fetches: false, own: false, on_link: 0 };
-            waits = scheduler.ask(&piece, ROAD, now).is_err();
+            waits = scheduler.ask(&piece, LINK, now).is_err();
             if waits {
                 break;
             }
@@ -183,9 +184,56 @@ fn a_neighbour_that_does_not_come_again_is_forgotten() {
             now = now.after(Nanos::millis(1));
             scheduler.begin(now);
             if let Some(piece) = does {
-                assert_eq!(scheduler.ask(&piece, ROAD, now), Ok(()));
+                assert_eq!(scheduler.ask(&piece, LINK, now), Ok(()));
             }
         }
         assert!(scheduler.in_hand().is_some() && !scheduler.wants_clock(), "{does:?}");
     }
+}
+
+/// How much of the container's own goes while a neighbour waits who had 64 KiB, after which own requests went until there was nothing
+/// left; `unasked` those that may.
+fn overtakes(unasked: bool) -> u64 {
+    const BYTES: Bytes = Bytes(4096);
+    let own = Piece { queue: OWN, bytes: BYTES, total: BYTES, first: true, fetches: false, own: false, on_link: 0 };
+    let mut scheduler = Scheduler::new(&rate(1_000_000_000), None, Nanos(0));
+    let mut now = Nanos::micros(1);
+    scheduler.begin(now);
+    // It is remembered, as it waited and then had more than anybody.
+    while let Ok(()) = scheduler.may_be_read(7, BYTES, now) {
+        scheduler.was_read(7, BYTES);
+    }
+    now = scheduler.may_be_read(7, BYTES, now).unwrap_err();
+    scheduler.begin(now);
+    assert_eq!(scheduler.may_be_read(7, Bytes(65536), now), Ok(()));
+    scheduler.was_read(7, Bytes(65536));
+    now = now.after(Nanos::millis(2));
+    scheduler.begin(now);
+    loop {
+        now = now.after(Nanos::micros(10));
+        scheduler.begin(now);
+        if unasked && scheduler.in_hand().is_some_and(|allowance| allowance.out >= charged(BYTES)) {
+            scheduler.spend(charged(BYTES), Bytes(0), Ops(1));
+        } else if scheduler.ask(&own, LINK, now).is_err() {
+            break;
+        }
+    }
+    let (mut went, mut comes) = (0, now);
+    loop {
+        if scheduler.next(LINK, now) == Some(OWN) && scheduler.ask(&own, LINK, now).is_ok() {
+            went += BYTES.0;
+        } else if comes <= now {
+            match scheduler.may_be_read(7, BYTES, now) {
+                Ok(()) => return went,
+                Err(at) => comes = at,
+            }
+        }
+        now = now.after(Nanos::micros(10));
+        scheduler.begin(now);
+    }
+}
+
+#[test]
+fn own_requests_that_went_unasked_have_had_as_much_as_those_that_asked() {
+    assert_eq!(overtakes(true), overtakes(false));
 }

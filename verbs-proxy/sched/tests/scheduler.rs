@@ -1,9 +1,11 @@
 //! Rates, turns and windows together, as the data plane drives them.
 
 use proptest::prelude::*;
-use ringfence_sched::{BitRate, Bytes, Class, Closed, HEADERS, Nanos, OpRate, Piece, Policy, Road, Scheduler, Weight};
+use ringfence_sched::{
+    BitRate, Bytes, Class, Closed, HEADERS, LinkNow, Nanos, OpRate, Piece, Policy, Scheduler, Weight,
+};
 
-const ROAD: Road = Road { free_at: Nanos::NEVER, about: false };
+const LINK: LinkNow = LinkNow { free_at: Nanos::NEVER, about: false };
 
 fn piece(queue: u32, bytes: u64) -> Piece {
     let bytes = Bytes(bytes);
@@ -17,7 +19,7 @@ fn rate(bits: u64) -> Option<BitRate> {
 /// Asks until refused; how often it went.
 fn drain(scheduler: &mut Scheduler, piece: &Piece, now: Nanos) -> u32 {
     let mut count = 0;
-    while scheduler.ask(piece, ROAD, now).is_ok() {
+    while scheduler.ask(piece, LINK, now).is_ok() {
         count += 1;
     }
     count
@@ -29,13 +31,13 @@ fn fetching_waits_for_its_own_rate_and_holds_nobody_up() {
     let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
     scheduler.begin(Nanos(1));
     let read = Piece { fetches: true, ..piece(1, 20_000) };
-    assert_eq!(scheduler.ask(&read, ROAD, Nanos(1)), Ok(()));
-    assert_eq!(scheduler.ask(&read, ROAD, Nanos(1)), Err(Closed::Share));
-    assert_eq!(scheduler.ask(&piece(2, 1000), ROAD, Nanos(1)), Ok(()));
-    assert_eq!(scheduler.next(ROAD, Nanos(1)), None);
-    let at = scheduler.opens_at(ROAD, Nanos(1)).unwrap();
+    assert_eq!(scheduler.ask(&read, LINK, Nanos(1)), Ok(()));
+    assert_eq!(scheduler.ask(&read, LINK, Nanos(1)), Err(Closed::Share));
+    assert_eq!(scheduler.ask(&piece(2, 1000), LINK, Nanos(1)), Ok(()));
+    assert_eq!(scheduler.next(LINK, Nanos(1)), None);
+    let at = scheduler.opens_at(LINK, Nanos(1)).unwrap();
     scheduler.begin(at);
-    assert_eq!(scheduler.next(ROAD, at), Some(1));
+    assert_eq!(scheduler.next(LINK, at), Some(1));
 }
 
 #[test]
@@ -44,7 +46,7 @@ fn an_own_read_leaves_and_is_fetched() {
     let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
     scheduler.begin(Nanos(1));
     let read = Piece { fetches: true, own: true, ..piece(1, 1 << 20) };
-    assert_eq!(scheduler.ask(&read, ROAD, Nanos(1)), Ok(()));
+    assert_eq!(scheduler.ask(&read, LINK, Nanos(1)), Ok(()));
     assert!(scheduler.may_be_read(1, Bytes(1), Nanos(2)).is_err());
 }
 
@@ -58,7 +60,7 @@ fn what_others_read_counts() {
     let at = scheduler.may_be_read(1, Bytes(1), Nanos(1)).unwrap_err();
     assert!((1_030_000_000..1_034_000_000).contains(&at.0), "{at:?}");
     scheduler.begin(Nanos(2));
-    assert_eq!(scheduler.ask(&piece(0, 8), ROAD, Nanos(2)), Err(Closed::Share));
+    assert_eq!(scheduler.ask(&piece(0, 8), LINK, Nanos(2)), Err(Closed::Share));
 }
 
 #[test]
@@ -73,12 +75,12 @@ fn urgent_requests_go_before_own_bulk_that_has_used_the_cap_up() {
     // Together they have no more than the cap: a second later 1 MB has gone in all, and the burst twice.
     let (mut total, mut now) = (0, Nanos(1));
     while now < Nanos::millis(1000) {
-        now = scheduler.opens_at(ROAD, now).unwrap().max(Nanos(now.0 + 1));
+        now = scheduler.opens_at(LINK, now).unwrap().max(Nanos(now.0 + 1));
         scheduler.begin(now);
-        while let Some(queue) = scheduler.next(ROAD, now) {
+        while let Some(queue) = scheduler.next(LINK, now) {
             let bytes = if queue == 1 { 4096 } else { 64 };
             let of = if queue == 1 { 64 << 10 } else { 64 };
-            if scheduler.ask(&Piece { total: Bytes(of), ..piece(queue, bytes) }, ROAD, now).is_ok() {
+            if scheduler.ask(&Piece { total: Bytes(of), ..piece(queue, bytes) }, LINK, now).is_ok() {
                 total += bytes;
             }
         }
@@ -98,8 +100,8 @@ fn an_urgent_request_is_not_divided() {
 fn without_weight_and_class_the_link_is_shared_by_queue_pair() {
     let mut scheduler = Scheduler::new(&Policy::default(), rate(1_000_000_000), Nanos(0));
     let on_link = Piece { on_link: 1, ..piece(1, 100) };
-    assert_eq!(scheduler.ask(&on_link, ROAD, Nanos(0)), Err(Closed::Queue));
-    assert_eq!(scheduler.ask(&piece(2, 100), ROAD, Nanos(0)), Ok(()));
+    assert_eq!(scheduler.ask(&on_link, LINK, Nanos(0)), Err(Closed::Queue));
+    assert_eq!(scheduler.ask(&piece(2, 100), LINK, Nanos(0)), Ok(()));
     assert!(!scheduler.any_waits());
 }
 
@@ -116,10 +118,10 @@ fn classes_say_what_a_turn_is() {
             drain(&mut scheduler, &piece(queue, sizes[queue as usize - 1]), now);
         }
         while now < Nanos::millis(2000) {
-            now = scheduler.opens_at(ROAD, now).unwrap().max(Nanos(now.0 + 1));
+            now = scheduler.opens_at(LINK, now).unwrap().max(Nanos(now.0 + 1));
             scheduler.begin(now);
-            while let Some(queue) = scheduler.next(ROAD, now) {
-                if scheduler.ask(&piece(queue, sizes[queue as usize - 1]), ROAD, now).is_ok() {
+            while let Some(queue) = scheduler.next(LINK, now) {
+                if scheduler.ask(&piece(queue, sizes[queue as usize - 1]), LINK, now).is_ok() {
                     counts[queue as usize - 1] += 1;
                 }
             }
@@ -142,7 +144,7 @@ fn a_clock_that_was_not_read_earns_and_spends_no_more_than_is_in_hand() {
     assert_eq!(drain(&mut scheduler, &piece(1, 8), Nanos(0)), 250);
     assert!(scheduler.wants_clock());
     scheduler.begin(Nanos(1));
-    assert_eq!(scheduler.next(ROAD, Nanos(1)), Some(1));
+    assert_eq!(scheduler.next(LINK, Nanos(1)), Some(1));
     // Turns of 32 operations; alone, the queue pair has them all.
     assert_eq!(drain(&mut scheduler, &piece(1, 8), Nanos(1)), 751);
 }
@@ -194,7 +196,7 @@ proptest! {
                 let bytes = scheduler.piece(Bytes(total), Bytes(rest));
                 let first = rest == total;
                 let piece = Piece { bytes, total: Bytes(total), first, fetches, ..piece(queue as u32, 0) };
-                if scheduler.ask(&piece, ROAD, now).is_err() {
+                if scheduler.ask(&piece, LINK, now).is_err() {
                     return true;
                 }
                 let charged = u128::from(bytes.max(HEADERS).0) * 8;
@@ -209,12 +211,12 @@ proptest! {
             *waits = advance(&mut scheduler, queue, now);
         }
         let mut steps = 0;
-        while let Some(at) = scheduler.opens_at(ROAD, now) {
+        while let Some(at) = scheduler.opens_at(LINK, now) {
             steps += 1;
             prop_assert!(steps < 100_000, "no end");
             now = at.max(Nanos(now.0 + 1));
             scheduler.begin(now);
-            while let Some(queue) = scheduler.next(ROAD, now) {
+            while let Some(queue) = scheduler.next(LINK, now) {
                 prop_assert!(waits[queue as usize]);
                 if !advance(&mut scheduler, queue as usize, now) {
                     waits[queue as usize] = false;

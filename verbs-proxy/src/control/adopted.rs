@@ -100,7 +100,7 @@ impl AdoptedFiles {
             closer.close(file.into_fd());
             return Ok(known);
         }
-        let taken = quota.take(Resource::Region, 1).and_then(|taken| quota.admit(&file).map(|_| taken));
+        let taken = quota.take(Resource::Region, 1).and_then(|taken| quota.keep(&file).map(|_| taken));
         let taken = match taken {
             Ok(taken) => taken,
             Err(error) => {

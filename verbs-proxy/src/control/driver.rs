@@ -44,7 +44,7 @@ pub trait Driver: Device + Send {
     }
 
     /// Another proxy of the node has connected. A device that needs none of them shuts the door.
-    fn admit_neighbour(node: &mut Node<Self>, socket: OwnedFd) {
+    fn let_neighbour_in(node: &mut Node<Self>, socket: OwnedFd) {
         node.closers.neighbours.close(socket);
     }
 

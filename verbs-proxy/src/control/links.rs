@@ -60,7 +60,7 @@ impl Node {
     }
 
     /// Somebody has connected.
-    pub fn admit_neighbour(&mut self, socket: OwnedFd) {
+    pub fn let_neighbour_in(&mut self, socket: OwnedFd) {
         // Of the same process, those that it has ended count no more.
         if let Ok(credentials) = socket_peercred(&socket) {
             let of_process: Vec<usize> = self.neighbours.of_process(credentials.pid).collect();
@@ -69,7 +69,7 @@ impl Node {
             }
         }
         // One too many is turned away without a word, which a neighbour could make us say endlessly.
-        let _ = self.neighbours.admit(socket, &self.closers.neighbours, now());
+        let _ = self.neighbours.let_in(socket, &self.closers.neighbours, now());
     }
 
     /// Takes what a neighbour has sent.

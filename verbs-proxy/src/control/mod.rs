@@ -199,7 +199,7 @@ impl<D: Driver> Server<D> {
         let closer = &self.node.closers.container;
         closer.close_all(self.leaving.extract_if(.., |socket| !datagram::has_unread(&*socket)));
         let crowded = self.connections.len() + self.leaving.len() >= MAX_CONNECTIONS;
-        if crowded || !self.node.quota.admits_connection(&socket) {
+        if crowded || !self.node.quota.may_keep_connection(&socket) {
             closer.close(socket);
             return true;
         }
@@ -212,7 +212,7 @@ impl<D: Driver> Server<D> {
     fn accept_neighbour(&mut self) -> bool {
         match accept_with(&self.fabric, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => {
-                D::admit_neighbour(&mut self.node, socket);
+                D::let_neighbour_in(&mut self.node, socket);
                 self.announce();
                 true
             }

@@ -129,17 +129,17 @@ impl Quota {
         Ok(Taken { holdings: Arc::clone(&self.holdings), resource, amount })
     }
 
-    /// Whether an object of the container may keep this descriptor.
+    /// Gives the descriptor back, if an object of the container may keep it.
     ///
     /// The kernel gives the lowest free number, so as long as objects keep only low ones, there is room above for all that
     /// one message can bring. Without room the kernel would close the rest in our name, however long that takes.
-    pub fn admit<T: AsFd>(&self, fd: T) -> Result<T, Errno> {
+    pub fn keep<T: AsFd>(&self, fd: T) -> Result<T, Errno> {
         if fd.as_fd().as_raw_fd() < self.ceilings[0] { Ok(fd) } else { Err(Errno::MFILE) }
     }
 
     /// The same for a connection: objects must not keep other processes out.
     #[must_use]
-    pub fn admits_connection(&self, socket: impl AsFd) -> bool {
+    pub fn may_keep_connection(&self, socket: impl AsFd) -> bool {
         socket.as_fd().as_raw_fd() < self.ceilings[1]
     }
 
@@ -187,6 +187,6 @@ mod tests {
     fn high_descriptors_are_not_for_objects() {
         let quota = Quota { ceilings: [3, 3], ..quota(&Limits::default()) };
         let (fd, _other) = rustix::pipe::pipe().unwrap();
-        assert_eq!(quota.admit(fd).unwrap_err(), Errno::MFILE);
+        assert_eq!(quota.keep(fd).unwrap_err(), Errno::MFILE);
     }
 }

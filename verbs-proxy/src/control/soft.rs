@@ -63,8 +63,8 @@ impl Driver for Soft {
         node.forget_share(share);
     }
 
-    fn admit_neighbour(node: &mut Node<Self>, socket: OwnedFd) {
-        node.admit_neighbour(socket);
+    fn let_neighbour_in(node: &mut Node<Self>, socket: OwnedFd) {
+        node.let_neighbour_in(socket);
     }
 
     fn serve_neighbour(node: &mut Node<Self>, position: usize) {

@@ -1,12 +1,12 @@
 //! The seam between the data plane and what moves the bytes of work requests.
 //!
-//! [`Plane`] takes requests in, admits them, has the scheduler say when a piece of one goes, counts, times, completes and
+//! [`Plane`] claims requests, admits them, has the scheduler say when a piece of one goes, counts, times, completes and
 //! flushes, and knows nothing of how a piece gets to its responder. A device does nothing else:
 //!
 //! ```text
-//!            take in → admit → schedule ─► post ──► Answered ─────────────────────┐
+//!              claim → admit → schedule ─► post ──► Answered ─────────────────────┐
 //!                                           │                                     ▼
-//!                                           ├─────► Sent ────────► answered ──► settle → complete
+//!                                           ├─────► Sent ────────► answered ──► complete
 //!                                           │                        ▲
 //!                                           └─────► InFlight ─► departed
 //! ```
@@ -36,7 +36,7 @@ use crate::pacing::Nanos;
 use crate::plane::Plane;
 use crate::plane::qp::{Qp, Receiving, Wqe};
 use ringfence_protocol::verbs::WcStatus;
-use ringfence_sched::{Allowance, BitRate, Road};
+use ringfence_sched::{Allowance, BitRate, LinkNow};
 use rustix::fd::BorrowedFd;
 use std::fmt::Debug;
 
@@ -84,7 +84,7 @@ pub enum Answer {
     Failed {
         /// The status.
         status: WcStatus,
-        /// More of it, from [`crate::plane::intake::vendor`] or the device's own.
+        /// More of it, from [`crate::plane::claim::vendor`] or the device's own.
         vendor_err: u16,
     },
     /// The receiver has no receive request, and asks for a pause: one of as many retries as the application allows.
@@ -148,9 +148,9 @@ pub trait Device: Debug + Sized + 'static {
     }
 
     /// That link at this moment.
-    fn road(&self, now: Nanos) -> Road {
+    fn link_now(&self, now: Nanos) -> LinkNow {
         let _ = now;
-        Road::default()
+        LinkNow::default()
     }
 
     /// How a request may be divided.
@@ -159,8 +159,8 @@ pub trait Device: Debug + Sized + 'static {
     /// Whether the responder is this container: what is fetched then leaves it as well.
     fn is_own(qp: &Qp<Self>) -> bool;
 
-    /// A short way for as many as possible of a queue pair's next requests; how many went it, no more than the allowance. It
-    /// takes the decisions of the long way and has its effects, or leaves a request in the ring.
+    /// The road inlined for as many as possible of a queue pair's next requests; how many went, no more than the allowance. It
+    /// takes the road's decisions and has its effects, or leaves a request in the ring.
     #[inline(always)]
     fn express(plane: &mut Plane<Self>, queue: u32, allowance: Allowance) -> usize {
         let _ = (plane, queue, allowance);

@@ -25,7 +25,7 @@ pub struct Amount {
 
 impl Amount {
     fn plus(self, other: Self) -> Self {
-        // Both were admitted against limits far below where this could overflow.
+        // Both were taken within limits far below where this could overflow.
         Self { mappings: self.mappings + other.mappings, bytes: self.bytes + other.bytes }
     }
 

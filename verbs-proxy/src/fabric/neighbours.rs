@@ -325,7 +325,7 @@ impl Neighbours {
     }
 
     /// Lets somebody in who has connected, unless there are as many of its process as may be.
-    pub fn admit(&mut self, socket: OwnedFd, closer: &Closer, now: Nanos) -> Result<(), Errno> {
+    pub fn let_in(&mut self, socket: OwnedFd, closer: &Closer, now: Nanos) -> Result<(), Errno> {
         let socket = Socket(Foreign::new(socket, closer));
         let process = sockopt::socket_peercred(&socket.0)?.pid;
         if self.of_process(process).count() >= MAX_LINKS || self.outlaws.contains(&process) {

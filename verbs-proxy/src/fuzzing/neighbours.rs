@@ -81,7 +81,7 @@ fn dial(scene: &mut Scene) -> OwnedFd {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(scene.node.port.socket_of(scene.own.lid)).unwrap()).unwrap();
     let accepted = accept_with(&scene.own.listener, flags).unwrap();
-    scene.node.admit_neighbour(accepted);
+    scene.node.let_neighbour_in(accepted);
     socket
 }
 

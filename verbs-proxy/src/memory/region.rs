@@ -44,12 +44,16 @@ struct Shown {
     bytes: u64,
 }
 
+/// The key by which a device's own work requests name a region. To the container it has another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceKey(pub u32);
+
 /// A memory region.
 #[derive(Debug)]
 pub struct MemoryRegion {
     /// Goes before the mapping.
     _hold: Option<Hold>,
-    device_key: u32,
+    device_key: DeviceKey,
     pd: PdId,
     access: Access,
     iova: u64,
@@ -85,7 +89,7 @@ impl MemoryRegion {
         iova.checked_add(length)?;
         Some(Self {
             _hold: None,
-            device_key: 0,
+            device_key: DeviceKey::default(),
             pd,
             access,
             iova,
@@ -109,7 +113,7 @@ impl MemoryRegion {
 
     /// The region as a device has registered it, with the key by which its work requests name it there.
     #[must_use]
-    pub fn registered(self, device_key: u32, hold: Hold) -> Self {
+    pub fn registered(self, device_key: DeviceKey, hold: Hold) -> Self {
         Self { _hold: Some(hold), device_key, ..self }
     }
 
@@ -188,7 +192,7 @@ impl MemoryRegion {
 
     /// What the device calls it: [`Self::registered`].
     #[must_use]
-    pub(super) fn device_key(&self) -> u32 {
+    pub(super) fn device_key(&self) -> DeviceKey {
         self.device_key
     }
 

@@ -3,7 +3,7 @@
 // UNSAFETY: regions are reached through pointers that one thread stores and another takes out.
 #![allow(unsafe_code)]
 
-use super::{AccessFault, MemoryRegion, PdId, Piece};
+use super::{AccessFault, DeviceKey, MemoryRegion, PdId, Piece};
 use crate::shared::HeldSlice;
 use ringfence_protocol::keys::{Incarnation, KeyWord};
 use ringfence_protocol::verbs::Access;
@@ -113,7 +113,7 @@ impl RegionTable {
     #[inline(always)]
     pub fn get(&self, key: u32) -> Option<&MemoryRegion> {
         let place = self.shared.place(key);
-        if !self.shared.words[place].admits(key) {
+        if !self.shared.words[place].answers_to(key) {
             return None;
         }
         // SAFETY: null, or a region that is there until `remove` has `self` for itself.
@@ -154,7 +154,14 @@ impl RegionTable {
 
     /// As [`Self::admit`], for a device that reaches memory by itself: what that calls the region.
     #[inline]
-    pub fn device_key(&self, key: u32, pd: PdId, addr: u64, bytes: u64, access: Access) -> Result<u32, AccessFault> {
+    pub fn device_key(
+        &self,
+        key: u32,
+        pd: PdId,
+        addr: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<DeviceKey, AccessFault> {
         let region = self.get(key).ok_or(AccessFault::Key)?;
         region.admit(pd, addr, bytes, access).map(|_| region.device_key())
     }

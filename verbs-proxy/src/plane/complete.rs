@@ -1,6 +1,7 @@
 //! What a device's answers mean for work requests, and the completions that come of them.
 
-use super::intake::{vendor, wc_opcode};
+use super::claim::{vendor, wc_opcode};
+use super::cq::CqIndex;
 use super::qp::{Failure, Qp, Waits, Wqe};
 use super::transmit::Handed;
 use super::{CqEntry, Notice, Plane};
@@ -37,14 +38,14 @@ impl<D: Device> Plane<D> {
     /// The device has the answer to a piece that it took. Nothing comes of it if the piece is void.
     pub fn answered(&mut self, piece: &WorkPiece, answer: Answer) {
         if let Some(index) = self.index_of(piece)
-            && self.settle(index, piece, answer) == Handed::On
+            && self.complete_piece(index, piece, answer) == Handed::On
         {
             self.activate(piece.queue);
         }
     }
 
     /// Does what the answer to a piece means for its request, which is at this index.
-    pub(crate) fn settle(&mut self, index: usize, piece: &WorkPiece, answer: Answer) -> Handed {
+    pub(crate) fn complete_piece(&mut self, index: usize, piece: &WorkPiece, answer: Answer) -> Handed {
         let queue = piece.queue;
         let now = if matches!(answer, Answer::NotReady { .. } | Answer::Again(_)) { self.time() } else { self.now };
         let Self { qps, tally, .. } = self;
@@ -185,12 +186,12 @@ impl<D: Device> Plane<D> {
 
     /// Writes a completion. `solicited` counts for queues armed for solicited events.
     #[inline(always)]
-    pub(crate) fn complete(&mut self, index: usize, completion: &Completion, solicited: bool) {
-        let Some(Some(entry)) = self.cqs.get_mut(index) else { return };
+    pub(crate) fn complete(&mut self, cq: CqIndex, completion: &Completion, solicited: bool) {
+        let Some(Some(entry)) = self.cqs.get_mut(cq.0) else { return };
         self.tally.completed(completion.status);
         entry.cq.solicited |= solicited || completion.status != WcStatus::SUCCESS;
         if entry.push(completion, &self.tally, &mut self.notices) {
-            self.touched.push(index);
+            self.touched.push(cq);
         }
     }
 }

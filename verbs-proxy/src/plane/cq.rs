@@ -7,6 +7,10 @@ use ringfence_protocol::layout::CqHeader;
 use ringfence_protocol::ring::Producer;
 use std::sync::Arc;
 
+/// Where a completion queue is among the plane's: [`super::Plane::cqs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CqIndex(pub usize);
+
 /// A completion queue.
 #[derive(Debug)]
 pub struct Cq {

@@ -1,5 +1,6 @@
 //! Events on completion channels: sent when they are due, and again later where there was no room.
 
+use super::cq::CqIndex;
 use super::{CqEntry, Plane};
 use crate::device::Device;
 use crate::pacing::Nanos;
@@ -14,7 +15,7 @@ const LONGEST_PAUSE: Nanos = 16_000_000;
 /// Completion queues that owe an event, in the order in which the events were due.
 #[derive(Debug, Default)]
 pub(crate) struct Owed {
-    queues: VecDeque<usize>,
+    queues: VecDeque<CqIndex>,
     at: Nanos,
     pause: Nanos,
 }
@@ -39,7 +40,7 @@ impl<D: Device> Plane<D> {
         for index in touched.drain(..) {
             // What shares a channel with an event that is owed goes behind it.
             let wait = owed.queues.iter().any(|other| share_channel(cqs, *other, index));
-            if let Some(entry) = &mut cqs[index]
+            if let Some(entry) = &mut cqs[index.0]
                 && !entry.cq.notify(wait)
             {
                 if owed.queues.is_empty() {
@@ -61,7 +62,7 @@ impl<D: Device> Plane<D> {
         let mut sent = false;
         for _ in 0..owed.queues.len() {
             let Some(index) = owed.queues.pop_front() else { break };
-            let Some(Some(entry)) = cqs.get_mut(index) else { continue };
+            let Some(Some(entry)) = cqs.get_mut(index.0) else { continue };
             let channel = entry.cq.channel().map(Arc::as_ptr);
             if !full.contains(&channel) && entry.cq.settle() {
                 sent = true;
@@ -76,14 +77,14 @@ impl<D: Device> Plane<D> {
     }
 
     /// Takes a completion queue out, with the event that it may owe.
-    pub fn remove_cq(&mut self, index: usize) -> Option<Box<CqEntry>> {
+    pub fn remove_cq(&mut self, index: CqIndex) -> Option<Box<CqEntry>> {
         self.owed.queues.retain(|other| *other != index);
-        self.cqs.get_mut(index)?.take()
+        self.cqs.get_mut(index.0)?.take()
     }
 }
 
-fn share_channel(cqs: &[Option<Box<CqEntry>>], a: usize, b: usize) -> bool {
-    let channel = |index: usize| cqs.get(index)?.as_ref()?.cq.channel();
+fn share_channel(cqs: &[Option<Box<CqEntry>>], a: CqIndex, b: CqIndex) -> bool {
+    let channel = |index: CqIndex| cqs.get(index.0)?.as_ref()?.cq.channel();
     channel(a).zip(channel(b)).is_some_and(|(a, b)| Arc::ptr_eq(a, b))
 }
 
@@ -116,7 +117,7 @@ mod tests {
         }
         let due = |plane: &mut Plane, index: usize| {
             rings[index].header::<CqHeader>(0).arm(Arm::Any);
-            plane.touched.push(index);
+            plane.touched.push(CqIndex(index));
             plane.notify();
         };
         let next = || {
@@ -131,7 +132,7 @@ mod tests {
         due(&mut plane, 1);
         // One more of a queue that owes one is the same event.
         due(&mut plane, 0);
-        assert_eq!(plane.owed.queues, [0, 1]);
+        assert_eq!(plane.owed.queues, [CqIndex(0), CqIndex(1)]);
         plane.now = plane.owed.at;
         assert!(!plane.settle_events(), "there still is no room");
         assert!(plane.owed.pause > FIRST_PAUSE);

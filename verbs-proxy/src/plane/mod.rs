@@ -1,9 +1,10 @@
 //! The data plane: everything that a work request touches, owned by one thread, whatever device moves the bytes.
 //!
 //! The control thread changes it only by sending closures that run between two turns, so that nothing here needs a
-//! lock. A work request's way is: [`intake`] (claim → admit) → [`transmit`] (schedule → [`Device::post`]) → [`complete`]
+//! lock. A work request's way is: [`claim`] → [`admit`] → [`transmit`] (schedule → [`Device::post`]) → [`complete`]
 //! (what the device answers → completion in the [`cq`]).
 
+pub mod admit;
 pub mod bell;
 pub mod channel;
 pub mod claim;
@@ -11,7 +12,6 @@ pub mod complete;
 pub mod cq;
 pub mod epochs;
 pub mod events;
-pub mod intake;
 pub mod numbers;
 pub mod qp;
 pub mod receive;
@@ -28,7 +28,7 @@ use crate::memory::RegionTable;
 use crate::pacing::Nanos;
 use crate::shared::Held;
 use crate::stats::Tally;
-use cq::Cq;
+use cq::{Cq, CqIndex};
 use numbers::Numbers;
 use qp::{Owner, Qp};
 use ringfence_protocol::doorbell::{Doorbells, MAX_QUEUES};
@@ -90,7 +90,7 @@ pub struct Plane<D: Device> {
     /// At most one alarm for each queue, its [`Qp::alarm`].
     timers: BTreeSet<(Nanos, u32)>,
     /// Completion queues with a channel that got something in this turn.
-    pub(crate) touched: Vec<usize>,
+    pub(crate) touched: Vec<CqIndex>,
     owed: events::Owed,
     /// What the control thread must hear: [`Self::take_notices`].
     pub notices: Vec<Notice<D::Notice>>,
@@ -286,7 +286,7 @@ impl<D: Device> Plane<D> {
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        let share = self.shaping.wake_at(self.device.road(self.now), self.now);
+        let share = self.shaping.wake_at(self.device.link_now(self.now), self.now);
         [timer, share, self.owed.at(), self.device.wake_at()].into_iter().flatten().min()
     }
 

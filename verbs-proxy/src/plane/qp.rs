@@ -1,6 +1,8 @@
 //! A queue pair as the worker sees it.
 
-use super::claim::{Claim, Work};
+use super::admit::Work;
+use super::claim::Claim;
+use super::cq::CqIndex;
 use super::epochs::Epochs;
 use super::receive::Received;
 use crate::device::Device;
@@ -72,16 +74,16 @@ impl std::ops::Deref for Inline {
     }
 }
 
-/// A send request between its intake and its completion.
+/// A send request between its claim and its completion.
 #[derive(Debug)]
 pub struct Wqe<D: Device> {
     /// What is asked for.
     pub work: Work,
     /// Number of this request in its queue pair.
     pub sequence: u32,
-    /// Bytes handed to the device. A request of no bytes is handed over once.
+    /// Bytes posted. A request of no bytes is posted once.
     pub sent: u32,
-    /// Handed over whole.
+    /// Posted whole.
     pub sent_all: bool,
     /// Bytes acknowledged.
     pub done: u32,
@@ -96,7 +98,7 @@ pub struct Wqe<D: Device> {
 }
 
 impl<D: Device> Wqe<D> {
-    /// One that has just been taken in.
+    /// One that has just been claimed.
     pub fn new(claim: Claim, sequence: u32) -> Self {
         Self {
             work: Work::from(claim),
@@ -196,10 +198,10 @@ pub struct Qp<D: Device> {
     pub event_cookie: u64,
     /// Whom asynchronous events go to.
     pub owner: Owner,
-    /// Index of the send CQ.
-    pub send_cq: usize,
-    /// Index of the receive CQ.
-    pub recv_cq: usize,
+    /// The send CQ.
+    pub send_cq: CqIndex,
+    /// The receive CQ.
+    pub recv_cq: CqIndex,
     /// Every send request is signaled.
     pub sq_sig_all: bool,
     /// Capacities.
@@ -218,11 +220,11 @@ pub struct Qp<D: Device> {
     pub header: Held<QpHeader>,
     _mapping: Arc<Mapping>,
 
-    /// Requests taken in and not completed, oldest first.
+    /// Requests claimed and not completed, oldest first.
     pub pending: VecDeque<Wqe<D>>,
-    /// The first of `pending` that was not handed over whole.
+    /// The first of `pending` that was not posted whole.
     pub next: usize,
-    /// Number of the next request taken in.
+    /// Number of the next request claimed.
     pub sequence: u32,
     /// Which of the pieces that the device has are void.
     pub epochs: Epochs,
@@ -270,10 +272,10 @@ pub struct NewQp {
     pub event_cookie: u64,
     /// Whom asynchronous events go to.
     pub owner: Owner,
-    /// Index of the send CQ.
-    pub send_cq: usize,
-    /// Index of the receive CQ.
-    pub recv_cq: usize,
+    /// The send CQ.
+    pub send_cq: CqIndex,
+    /// The receive CQ.
+    pub recv_cq: CqIndex,
     /// Every send request is signaled.
     pub sq_sig_all: bool,
     /// Capacities.
@@ -400,7 +402,7 @@ impl<D: Device> Qp<D> {
         (index < self.pending.len()).then_some(index)
     }
 
-    /// Everything from `index` on, starting at its byte `offset`, must be handed over again.
+    /// Everything from `index` on, starting at its byte `offset`, must be posted again.
     pub fn rewind(&mut self, index: usize, offset: u32) {
         if let Some(wqe) = self.pending.get(index) {
             let oldest = self.pending.front().map_or((wqe.sequence, 0), |front| (front.sequence, front.done));

@@ -1,7 +1,7 @@
 //! Receive requests: taken when a device wants one, in advance or when a message has come, and completed when it is used.
 
 use super::Plane;
-use super::intake;
+use super::claim;
 use super::qp::{Data, Receiving};
 use crate::device::Device;
 use ringfence_protocol::completion::Completion;
@@ -30,11 +30,11 @@ impl<D: Device> Plane<D> {
     /// completes it with one, and takes the queue pair to the error state.
     pub fn take_receive(&mut self, queue: u32) -> Option<Result<Receiving, Receiving>> {
         let qp = self.qps[queue as usize].as_mut()?;
-        let receive = intake::take_receive(qp)?;
+        let receive = claim::take_receive(qp)?;
         let (wr_id, freed) = (receive.wr_id, qp.receive.position());
         Some(match receive.data {
             Ok(data) => Ok(Receiving { wr_id, data, freed }),
-            Err(intake::Malformed) => Err(Receiving { wr_id, data: Data::One(Sge::default()), freed }),
+            Err(claim::Malformed) => Err(Receiving { wr_id, data: Data::One(Sge::default()), freed }),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Requests that wait for a time: because they are to be posted again then, or because an answer is overdue.
 
 use super::Plane;
-use super::intake::vendor;
+use super::claim::vendor;
 use super::qp::{Qp, Waits};
 use crate::device::Device;
 use crate::pacing::Nanos;

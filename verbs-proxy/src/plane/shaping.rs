@@ -2,7 +2,7 @@
 
 use crate::device::WorkPiece;
 use crate::pacing::Nanos;
-use ringfence_sched::{Allowance, BitRate, Bytes, Closed, Nanos as Time, Ops, Piece, Policy, Road, Scheduler};
+use ringfence_sched::{Allowance, BitRate, Bytes, Closed, LinkNow, Nanos as Time, Ops, Piece, Policy, Scheduler};
 
 /// The policy's grip on the data path.
 #[derive(Debug)]
@@ -49,14 +49,14 @@ impl Shaping {
         }
     }
 
-    /// What may go by the short way unasked; [`Self::spend`] follows.
+    /// What an inlined road may let go unasked; [`Self::spend`] follows.
     #[inline(always)]
     #[must_use]
     pub fn in_hand(&self) -> Option<Allowance> {
         self.scheduler.in_hand()
     }
 
-    /// Charges what went by the short way.
+    /// Charges what went unasked.
     #[inline(always)]
     pub fn spend(&mut self, out: Bytes, fetched: Bytes, ops: Ops) {
         self.scheduler.spend(out, fetched, ops);
@@ -69,7 +69,7 @@ impl Shaping {
         self.scheduler.any_waits()
     }
 
-    /// Bytes of the next piece of a request of `total`, of which `left` has not been handed over.
+    /// Bytes of the next piece of a request of `total`, of which `left` has not been posted.
     #[must_use]
     pub fn piece(&self, total: u32, left: u32) -> u32 {
         let piece = self.scheduler.piece(Bytes(total.into()), Bytes(left.into()));
@@ -84,7 +84,7 @@ impl Shaping {
     }
 
     /// Asks for a piece; if it may go, [`Self::departed`] follows some time. With [`Closed::Share`] its queue is parked.
-    pub fn admit(&mut self, piece: &WorkPiece, kind: Kind, road: Road, now: Nanos) -> Result<(), Closed> {
+    pub fn schedule(&mut self, piece: &WorkPiece, kind: Kind, link: LinkNow, now: Nanos) -> Result<(), Closed> {
         let asked = Piece {
             queue: piece.queue,
             bytes: Bytes(piece.bytes.into()),
@@ -94,7 +94,7 @@ impl Shaping {
             own: kind.own,
             on_link: kind.in_flight,
         };
-        self.scheduler.ask(&asked, road, Time(now))
+        self.scheduler.ask(&asked, link, Time(now))
     }
 
     /// A piece is in flight no more, since this time.
@@ -112,8 +112,8 @@ impl Shaping {
     }
 
     /// The parked queue whose turn it is, if the container may send now. It stays parked until [`Self::leave`].
-    pub fn next_parked(&mut self, road: Road, now: Nanos) -> Option<u32> {
-        self.scheduler.next(road, Time(now))
+    pub fn next_parked(&mut self, link: LinkNow, now: Nanos) -> Option<u32> {
+        self.scheduler.next(link, Time(now))
     }
 
     /// Whether the one queue that is parked may as well leave with requests to send: it has nobody to take turns with.
@@ -167,7 +167,7 @@ impl Shaping {
 
     /// When something here needs the worker.
     #[must_use]
-    pub fn wake_at(&self, road: Road, now: Nanos) -> Option<Nanos> {
-        self.scheduler.opens_at(road, Time(now)).map(|at| at.0)
+    pub fn wake_at(&self, link: LinkNow, now: Nanos) -> Option<Nanos> {
+        self.scheduler.opens_at(link, Time(now)).map(|at| at.0)
     }
 }

@@ -30,14 +30,14 @@ use rigs::{ALL, BULK, IOVA, MEMORY, PD, Rig, RigQp, SLOTS, TwoRigs, closer, link
 
 use super::CqEntry;
 use super::bell::{Bell, Foreign, Ringer};
-use super::cq::Cq;
+use super::cq::{Cq, CqIndex};
 use super::qp::{Caps, NewQp, Owner};
 use super::shaping::Shaping;
 use crate::closer::Closer;
 use crate::device::Device;
 use crate::device::soft::Destination;
 use crate::device::soft::grants::giving::Wish;
-use crate::device::soft::link::{BYTES, End, Link, LinkFault, Share, Shared};
+use crate::device::soft::link::{BYTES, End, Ends, Link, LinkFault, Share, Shared};
 use crate::device::soft::links::LinkId;
 use crate::device::soft::modelled::ModelledLink;
 use crate::device::soft::qp::Peer;

@@ -13,7 +13,7 @@ pub const BATCH: usize = 32;
 pub const BATCH_BYTES: u32 = 256 << 10;
 /// Turns of parked queues before everything else is looked at again.
 const UNPARKED: usize = 64;
-/// Requests of one queue pair that have been taken in and are not complete.
+/// Requests of one queue pair that have been claimed and are not complete.
 pub const PIPELINE: usize = 256;
 
 /// Whether a queue pair goes on after a piece.
@@ -45,8 +45,8 @@ impl<D: Device> Plane<D> {
     pub(crate) fn unpark(&mut self) -> bool {
         let mut worked = false;
         for _ in 0..UNPARKED {
-            let road = self.device.road(self.now);
-            let Some(queue) = self.shaping.next_parked(road, self.now) else { break };
+            let link = self.device.link_now(self.now);
+            let Some(queue) = self.shaping.next_parked(link, self.now) else { break };
             let parked = match &mut self.qps[queue as usize] {
                 Some(qp) => std::mem::take(&mut qp.parked) && matches!(qp.state, QpState::RTS | QpState::SQD),
                 None => false,
@@ -68,7 +68,7 @@ impl<D: Device> Plane<D> {
         worked
     }
 
-    /// Takes requests in and posts them, a bounded number of pieces.
+    /// Claims requests and posts them, a bounded number of pieces.
     fn advance(&mut self, queue: u32) -> Outcome {
         let (mut worked, mut moved) = (false, 0);
         for _ in 0..BATCH {
@@ -83,7 +83,7 @@ impl<D: Device> Plane<D> {
                 return Outcome::Blocked;
             }
             if qp.next >= qp.pending.len() {
-                if qp.pending.len() >= PIPELINE || !self.take_in(queue) {
+                if qp.pending.len() >= PIPELINE || !self.claim_next(queue) {
                     return if worked { Outcome::Worked } else { Outcome::Idle };
                 }
                 worked = true;
@@ -128,7 +128,7 @@ impl<D: Device> Plane<D> {
                 total: wqe.total,
             };
             let kind = Kind { fetches: wqe.fetches(), own: D::is_own(qp), in_flight: qp.in_flight };
-            match self.shaping.admit(&piece, kind, self.device.road(self.now), self.now) {
+            match self.shaping.schedule(&piece, kind, self.device.link_now(self.now), self.now) {
                 Ok(()) => {}
                 Err(Closed::Share) => {
                     qp.parked = true;
@@ -143,7 +143,7 @@ impl<D: Device> Plane<D> {
             if let Some(delay) = qp.pending[index].release(self.now) {
                 self.tally.waited(delay);
             }
-            qp.hand_over(index, piece.bytes);
+            qp.note_posted(index, piece.bytes);
             moved += piece.bytes;
             worked = true;
             if self.post(index, &piece) == Handed::Stop {
@@ -167,7 +167,7 @@ impl<D: Device> Plane<D> {
         self.shaping.departed(piece, self.now);
         match posted {
             Posted::InFlight | Posted::Sent => Handed::On,
-            Posted::Answered(answer) => self.settle(index, piece, answer),
+            Posted::Answered(answer) => self.complete_piece(index, piece, answer),
             Posted::Withdrawn => Handed::Stop,
         }
     }
@@ -182,7 +182,7 @@ impl<D: Device> Plane<D> {
 }
 
 impl<D: Device> Qp<D> {
-    fn hand_over(&mut self, index: usize, bytes: u32) {
+    fn note_posted(&mut self, index: usize, bytes: u32) {
         let wqe = &mut self.pending[index];
         wqe.sent += bytes;
         if wqe.sent == wqe.total {

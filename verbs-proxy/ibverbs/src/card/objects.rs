@@ -9,7 +9,7 @@ use crate::help::Elements;
 use crate::library::Library;
 use ringfence_abi::*;
 use ringfence_protocol::verbs::{QpAttrMask, QpState};
-use ringfence_proxy::memory::MemoryRegion;
+use ringfence_proxy::memory::{DeviceKey, MemoryRegion};
 use ringfence_proxy::plane::qp::Caps;
 use rustix::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
@@ -115,7 +115,7 @@ pub struct Mr {
     pd: Arc<Pd>,
     raw: NonNull<ibv_mr>,
     address: u64,
-    lkey: u32,
+    lkey: DeviceKey,
     rkey: u32,
 }
 
@@ -159,7 +159,7 @@ impl Mr {
         // SAFETY: just made.
         let (address, lkey, rkey) = unsafe {
             let mr = raw.as_ptr();
-            ((*mr).addr.addr() as u64, (*mr).lkey, (*mr).rkey)
+            ((*mr).addr.addr() as u64, DeviceKey((*mr).lkey), (*mr).rkey)
         };
         Ok(Self { pd: Arc::clone(pd), raw, address, lkey, rkey })
     }
@@ -172,7 +172,7 @@ impl Mr {
 
     /// By which the card's own work requests name it.
     #[must_use]
-    pub fn lkey(&self) -> u32 {
+    pub fn lkey(&self) -> DeviceKey {
         self.lkey
     }
 

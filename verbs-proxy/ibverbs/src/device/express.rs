@@ -1,4 +1,4 @@
-//! The short way of small requests to the card.
+//! The road inlined for small requests to the card.
 
 use super::batch::Request;
 use super::{LONGEST, Plane, Sent, list};
@@ -13,7 +13,7 @@ use ringfence_proxy::plane::transmit::{BATCH, BATCH_BYTES, PIPELINE};
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Ops};
 
-/// The road of a request that fits into one slot and one piece, inlined for as many as there are in a row: take in, admit, schedule,
+/// The road of a request that fits into one slot and one piece, inlined for as many as there are in a row: claim, admit, schedule,
 /// post. How many went.
 ///
 /// It is among the plane's requests afterwards as any other is, so what becomes of it there (completed, refused by the card, flushed,
@@ -22,13 +22,16 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 ///
 /// | step | there | here |
 /// |---|---|---|
-/// | take in | `intake::take_send`, `Plane::take_in` | the ring entry's fields, the same bounds |
+/// | claim | `claim_send`, `Plane::claim_next` | `Claim::of`, the same bounds |
 /// | admit | `Qp::admit` | the same |
 /// | hold back | `fence`, `Ibverbs::holds_back` | the same conditions |
 /// | schedule | `Scheduler::ask` | `allowance`, what may go unasked; `Scheduler::spend` |
 /// | post | `Ibverbs::post` | the same, without what such a request cannot have |
 ///
-/// Whatever is unusual is left for the long way, in the ring or as the next of the requests that were taken in.
+/// The allowance is asked before `Qp::admit`, so that what it does not cover stays in the ring: what is not admitted takes nothing of
+/// it.
+///
+/// Whatever is unusual is left for the road itself, in the ring or as the next of the requests that were claimed.
 #[inline(always)]
 pub(super) fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> usize {
     let Plane { qps, regions, device, shaping, tally, now, .. } = plane;
@@ -82,24 +85,11 @@ pub(super) fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> us
         }
         qp.send.advance(1);
         let (index, sequence) = (qp.pending.len(), qp.sequence);
-        let claim = Claim {
-            wr_id: fields.wr_id,
-            opcode: fields.opcode,
-            signaled: qp.sq_sig_all || flags.contains(SendFlags::SIGNALED),
-            solicited: flags.contains(SendFlags::SOLICITED),
-            fence: flags.contains(SendFlags::FENCE),
-            imm: fields.imm,
-            remote_addr: fields.remote_addr,
-            rkey: fields.rkey,
-            compare_add: fields.compare_add,
-            swap: fields.swap,
-            total: bytes,
-            data: match is_inline {
-                true => Data::Inline(Inline::Short(base.inline_head(), bytes as u8)),
-                false => Data::One(fields.sge),
-            },
-            freed: qp.send.position(),
+        let data = match is_inline {
+            true => Data::Inline(Inline::Short(base.inline_head(), bytes as u8)),
+            false => Data::One(fields.sge),
         };
+        let claim = Claim::of(qp, &fields, bytes, data, qp.send.position());
         qp.pending.push_back(Wqe::new(claim, sequence));
         qp.sequence = sequence.wrapping_add(1);
         if qp.admit(index, regions).is_err() {

@@ -14,7 +14,7 @@ use crate::names::{Kind, Name};
 use ringfence_abi::{ibv_recv_wr, ibv_sge};
 use ringfence_protocol::verbs::{Access, QpState, WcOpcode, WcStatus};
 use ringfence_protocol::work::MAX_SGE;
-use ringfence_proxy::plane::intake::vendor;
+use ringfence_proxy::plane::claim::vendor;
 use ringfence_proxy::plane::receive::Received;
 use std::fmt::{self, Debug, Formatter};
 use std::ptr::null_mut;
@@ -140,7 +140,7 @@ fn give_some(plane: &mut Plane, queue: u32) -> bool {
         };
         let data = receiving.data.sges();
         let Some(open) = &device.open else { return false };
-        let (addr, lkey) = (open.out_of_reach.address(), open.out_of_reach.lkey());
+        let (addr, lkey) = (open.out_of_reach.address(), open.out_of_reach.lkey().0);
         let into = device.receives.list();
         let sges = match list(regions, qp.pd, data, 0, u32::MAX, Access::LOCAL_WRITE, into) {
             Ok(count) => count,

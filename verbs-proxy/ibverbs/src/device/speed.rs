@@ -16,6 +16,7 @@ use ringfence_protocol::work::{SendBase, SendFields, Sge};
 use ringfence_proxy::launch::FIRST_PORT;
 use ringfence_proxy::memory::{MemoryRegion, PdId, RegionTable, places};
 use ringfence_proxy::plane::CqEntry;
+use ringfence_proxy::plane::cq::{Cq as PlaneCq, CqIndex};
 use ringfence_proxy::plane::qp::{Caps, NewQp, Owner};
 use ringfence_proxy::shared::{Held, Mapping, PAGE, SealedFile};
 use ringfence_proxy::stats::Counters;
@@ -65,7 +66,7 @@ fn rig(policy: &Policy) -> Rig {
     let mut plane = Plane::new(bells, regions, policy, Counters::private().unwrap().tally, device, 0);
     let (completions, memory) = (mapping(cq_bytes(SLOTS)), mapping(PAGE));
     let owner = Owner { connection: 1, context: 1 };
-    let entry = CqEntry { cq: ringfence_proxy::plane::cq::Cq::new(Arc::clone(&completions), SLOTS, None, 7), owner };
+    let entry = CqEntry { cq: PlaneCq::new(Arc::clone(&completions), SLOTS, None, 7), owner };
     plane.cqs.push(Some(Box::new(entry)));
     let region = MemoryRegion::new(Arc::clone(&memory), 0, PAGE as u64, IOVA, PD, ALL, 1).unwrap();
     let mr = Mr::new(&pd, &region).unwrap();
@@ -85,8 +86,8 @@ fn rig(policy: &Policy) -> Rig {
             cookie: queue,
             event_cookie: 0,
             owner,
-            send_cq: 0,
-            recv_cq: 0,
+            send_cq: CqIndex(0),
+            recv_cq: CqIndex(0),
             sq_sig_all: false,
             caps,
             send_slots: SLOTS,

@@ -1,7 +1,9 @@
 //! Containers on one link, event by event: everything that decides is the scheduler that ships, the rest is this file.
 
 use ringfence_sched::link::{Airtime, finish};
-use ringfence_sched::{BitRate, Bytes, Class, Closed, HEADERS, Nanos, OpRate, Piece, Policy, Road, Scheduler, Weight};
+use ringfence_sched::{
+    BitRate, Bytes, Class, Closed, HEADERS, LinkNow, Nanos, OpRate, Piece, Policy, Scheduler, Weight,
+};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::fmt::{self, Display, Formatter};
@@ -243,8 +245,8 @@ impl Model {
         Nanos(if self.oversleep == 0 { 0 } else { self.random() % self.oversleep })
     }
 
-    fn road(&self, now: Nanos) -> Road {
-        Road { free_at: self.free_at, about: self.latency_at.is_some_and(|at| now.since(at) < ABOUT) }
+    fn link_now(&self, now: Nanos) -> LinkNow {
+        LinkNow { free_at: self.free_at, about: self.latency_at.is_some_and(|at| now.since(at) < ABOUT) }
     }
 
     /// All that has left the link by now, as a worker that wakes up finds it.
@@ -303,16 +305,16 @@ impl Model {
 
     /// Lets those that wait go on, as far as the share goes: what the data plane does after each arrival.
     fn serve(&mut self, container: usize, now: Nanos) {
-        let mut road = self.road(now);
+        let mut link = self.link_now(now);
         self.containers[container].scheduler.begin(now);
-        while let Some(queue) = self.containers[container].scheduler.next(road, now) {
+        while let Some(queue) = self.containers[container].scheduler.next(link, now) {
             self.containers[container].parked.remove(&queue);
             if !self.advance(container, queue, now) {
                 self.containers[container].scheduler.leave(queue, now);
             }
-            road = self.road(now);
+            link = self.link_now(now);
         }
-        let opens = self.containers[container].scheduler.opens_at(road, now);
+        let opens = self.containers[container].scheduler.opens_at(link, now);
         let arrives = self.containers[container].flying.front().map(|piece| piece.finish);
         if let Some(at) = [opens, arrives].into_iter().flatten().min() {
             // An alarm that is set stays: only what comes earlier wakes a worker earlier.
@@ -327,7 +329,7 @@ impl Model {
     /// Sends pieces of a queue pair until it must wait (true) or has nothing more.
     fn advance(&mut self, container: usize, queue: u32, now: Nanos) -> bool {
         loop {
-            let road = self.road(now);
+            let link = self.link_now(now);
             let of = &mut self.containers[container];
             let state = &mut of.queues[queue as usize];
             let flow = of.flows[state.flow];
@@ -345,7 +347,7 @@ impl Model {
                 own: false,
                 on_link: state.on_link,
             };
-            match of.scheduler.ask(&piece, road, now) {
+            match of.scheduler.ask(&piece, link, now) {
                 Ok(()) => {}
                 Err(Closed::Share) => {
                     of.parked.insert(queue);

@@ -42,6 +42,17 @@ pub(super) struct Mr {
     _taken: Taken,
 }
 
+/// A region that the data plane has.
+#[derive(Debug)]
+struct Registered {
+    /// What reaches it.
+    granted: Granted,
+    /// What peers reach it by.
+    rkey: u32,
+    /// Its name for neighbours.
+    share: u32,
+}
+
 impl Session {
     pub(super) fn alloc_region<D: Driver>(
         &mut self,
@@ -150,12 +161,13 @@ impl Session {
         }
         let taken = node.take(Resource::MrHandle, 1)?;
         let mapping = Cell::new(mapping);
-        let (granted, rkey, share) = node.pressing(|node| register(request, pd_id, &runs, &mapping, node))?;
-        self.name_region(request.pd, share, taken, granted, rkey)
+        let registered = node.pressing(|node| register(request, pd_id, &runs, &mapping, node))?;
+        self.name_region(request.pd, taken, registered)
     }
 
     /// What is registered in a domain gets a handle.
-    fn name_region(&mut self, pd: u32, share: u32, taken: Taken, granted: Granted, rkey: u32) -> Result<Answer, Errno> {
+    fn name_region(&mut self, pd: u32, taken: Taken, registered: Registered) -> Result<Answer, Errno> {
+        let Registered { granted, rkey, share } = registered;
         self.pds.get(pd)?.users += 1;
         let handle = self.mrs.insert(Mr { share, pd, _taken: taken });
         let incarnation = granted.incarnation.number();
@@ -187,8 +199,8 @@ impl Session {
         }
         let pd = self.pds.get(request.pd)?.id;
         let taken = node.take(Resource::MrHandle, 1)?;
-        let (granted, rkey, share) = node.pressing(|node| register_dmabuf(request, pd, fd, node))?;
-        self.name_region(request.pd, share, taken, granted, rkey)
+        let registered = node.pressing(|node| register_dmabuf(request, pd, fd, node))?;
+        self.name_region(request.pd, taken, registered)
     }
 
     /// Both in one message: a program that registers a small buffer waits for messages more than for anything else.
@@ -290,7 +302,7 @@ fn register_dmabuf<D: Driver>(
     pd: PdId,
     fd: BorrowedFd<'_>,
     node: &mut Node<D>,
-) -> Result<(Granted, u32, u32), Errno> {
+) -> Result<Registered, Errno> {
     let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
     let lease = node.neighbours.budget.take_own(amount(std::iter::once(request.length)))?;
     let mapping = Mapping::of_nothing(usize::try_from(request.length).map_err(|_| Errno::NOMEM)?)?;
@@ -302,25 +314,24 @@ fn register_dmabuf<D: Driver>(
     let (region, rkey) = device.register_dmabuf(region, fd, request.offset)?;
     let granted = entrance.insert(region, || device.key()).ok_or(Errno::NOMEM)?;
     node.shares.insert(share, Backing { granted, shown: Vec::new(), lease, taken });
-    Ok((granted, rkey.unwrap_or(granted.key), share))
+    Ok(Registered { granted, rkey: rkey.unwrap_or(granted.key), share })
 }
 
 /// A file that the container is given, and its descriptor.
 fn lent<D: Driver>(fresh: Fresh, node: &Node<D>) -> Result<(Lent, OwnedFd), Errno> {
     let Fresh { file, theirs } = fresh;
     let file = Lent::of(file, &node.closers.container, Some(node.warden.emptier()));
-    Ok((node.quota.admit(file)?, theirs))
+    Ok((node.quota.keep(file)?, theirs))
 }
 
-/// Maps the runs side by side, unless they are, and hands the region to the data plane: what reaches it, what peers reach it by, and its
-/// name for neighbours.
+/// Maps the runs side by side, unless they are, and hands the region to the data plane.
 fn register<D: Driver>(
     request: &RegMr,
     pd: PdId,
     runs: &[SharedRun],
     mapping: &Cell<Option<Mapping>>,
     node: &mut Node<D>,
-) -> Result<(Granted, u32, u32), Errno> {
+) -> Result<Registered, Errno> {
     let taken = [node.take(Resource::Mr, 1)?, node.take(Resource::MrBytes, request.length)?];
     let total: u64 = runs.iter().map(|run| run.bytes).sum();
     let holes = node.holes.as_ref();
@@ -351,5 +362,5 @@ fn register<D: Driver>(
     let (region, rkey) = device.register(region.shown(bytes))?;
     let granted = entrance.insert(region, || device.key()).ok_or(Errno::NOMEM)?;
     node.shares.insert(share, Backing { granted, shown, lease, taken });
-    Ok((granted, rkey.unwrap_or(granted.key), share))
+    Ok(Registered { granted, rkey: rkey.unwrap_or(granted.key), share })
 }

@@ -246,7 +246,7 @@ impl Session {
         node.device.check()?;
         let taken = node.take(Resource::Other, 1)?;
         let (ours, theirs) = event_sockets()?;
-        let context = self.contexts.insert(Context { events: node.quota.admit(ours)?, _taken: taken });
+        let context = self.contexts.insert(Context { events: node.quota.keep(ours)?, _taken: taken });
         let reply = OpenReply { context, ..node.device.attributes(&node.quota) };
         Ok(Answer::of(reply).with(Arc::new(theirs)))
     }

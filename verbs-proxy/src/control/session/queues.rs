@@ -8,7 +8,7 @@ use crate::control::quota::{Resource, Taken};
 use crate::device::control::Control;
 use crate::plane::CqEntry;
 use crate::plane::channel::{self as plane, event_sockets};
-use crate::plane::cq::Cq;
+use crate::plane::cq::{Cq, CqIndex};
 use crate::plane::qp::{Caps, NewQp, Owner};
 use crate::shared::Mapping;
 use ringfence_protocol::control::{CqReply, CreateCq, CreateQp, Handle, ModifyQp, NO_HANDLE, QpReply, ResizeCq};
@@ -32,7 +32,7 @@ pub(super) struct Channel {
 
 #[derive(Debug)]
 pub(super) struct CqObject {
-    index: usize,
+    index: CqIndex,
     pub(super) context: u32,
     channel: Option<u32>,
     users: u32,
@@ -69,7 +69,7 @@ impl CqRing {
 fn queue_memory<D: Driver>(name: &str, bytes: usize, node: &Node<D>) -> Result<(Lent, OwnedFd), Errno> {
     let taken = vec![node.take(Resource::QueueBytes, bytes as u64)?];
     let (memory, theirs) = Lent::create(name, bytes, taken, &node.closers.container, None, 0)?;
-    Ok((node.quota.admit(memory)?, theirs))
+    Ok((node.quota.keep(memory)?, theirs))
 }
 
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl Session {
         self.contexts.get(context)?;
         let taken = node.take(Resource::Other, 1)?;
         let (ours, theirs) = event_sockets()?;
-        let events = Arc::new(plane::Channel::new(node.quota.admit(ours)?));
+        let events = Arc::new(plane::Channel::new(node.quota.keep(ours)?));
         let handle = self.channels.insert(Channel { events, context, users: 0, _taken: taken });
         Ok(Answer::of(Handle { handle, reserved: 0 }).with(theirs))
     }
@@ -116,7 +116,7 @@ impl Session {
         let cq = Cq::new(mapping, slots, channel, request.cookie);
         let index = node.worker.call(move |plane| {
             let entry = Some(Box::new(CqEntry { cq, owner }));
-            match plane.cqs.iter().position(Option::is_none) {
+            CqIndex(match plane.cqs.iter().position(Option::is_none) {
                 Some(index) => {
                     plane.cqs[index] = entry;
                     index
@@ -125,7 +125,7 @@ impl Session {
                     plane.cqs.push(entry);
                     plane.cqs.len() - 1
                 }
-            }
+            })
         });
         let channel = (request.channel != NO_HANDLE).then_some(request.channel);
         if let Some(channel) = channel {
@@ -165,7 +165,7 @@ impl Session {
         let (ring, theirs) = CqRing::create(request.cqe, node)?;
         let (mapping, slots) = (Arc::clone(&ring.mapping), ring.slots);
         let switch = node.worker.call(move |plane| {
-            plane.cqs.get_mut(index).and_then(Option::as_mut).map(|entry| entry.cq.move_to(mapping, slots))
+            plane.cqs.get_mut(index.0).and_then(Option::as_mut).map(|entry| entry.cq.move_to(mapping, slots))
         });
         let switch = switch.ok_or(Errno::INVAL)?;
         self.cqs.get(request.handle)?.rings.push(ring);

@@ -6,7 +6,7 @@ use crate::control::session::random;
 use crate::device::control::Control;
 use crate::fabric::ports::QPN_SHIFT;
 use crate::launch::{Device, Limits};
-use crate::plane::intake::MAX_MESSAGE;
+use crate::plane::claim::MAX_MESSAGE;
 use crate::plane::setup::MAX_RD_ATOMIC;
 use crate::sysfs;
 use ringfence_protocol::control::{DeviceInfo, OpenReply, PortInfo};

@@ -1,10 +1,11 @@
-//! The short way within a container, and what it has in common with the one by grants.
+//! The road inlined within a container, and what that has in common with the one by grants.
 
 use super::grants::using::atomic;
 use super::qp::Peer;
 use super::{Plane, Qp};
 use crate::memory::{Piece, RegionTable, copy};
-use crate::plane::intake::wc_opcode;
+use crate::plane::admit::local_access;
+use crate::plane::claim::{fetches, wc_opcode};
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use ringfence_protocol::completion::Completion;
 use ringfence_protocol::verbs::{Access, Opcode, QpState, SendFlags, WcStatus};
@@ -12,23 +13,23 @@ use ringfence_protocol::work::{self, SendBase, SendFields};
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{Allowance, Bytes, Ops};
 
-/// The longest request that goes the short way: about as long as a look at another queue may wait.
+/// The longest request that the inlined road takes: about as long as a look at another queue may wait.
 const EXPRESS_BYTES: u32 = 64 << 10;
 
 impl Plane {
-    /// The road of a WRITE, a READ or an atomic to a queue pair of the same proxy, inlined for as many as there are in a row: take
-    /// in, admit, schedule, post, deliver, respond, settle, complete. What is asked and counted on the way is asked and counted here,
+    /// The road of a WRITE, a READ or an atomic to a queue pair of the same proxy, inlined for as many as there are in a row: claim,
+    /// admit, schedule, post, deliver, respond, complete. What is asked and counted on the way is asked and counted here,
     /// once for all of them where that makes no difference:
     ///
     /// | step | there | here |
     /// |---|---|---|
-    /// | take in | [`intake::take_send`](crate::plane::intake) | the ring entry's fields |
-    /// | admit | [`intake::admit`](crate::plane::intake) | `local` |
+    /// | claim | [`claim_send`](crate::plane::claim) | the ring entry's fields |
+    /// | admit | [`Qp::admit`](crate::plane::admit) | `local`, which asks the same `local_access`, and `regions.admit` |
     /// | schedule | `Scheduler::ask` | `allowance`, what may go unasked; `Scheduler::spend` |
     /// | respond | `respond_as`, `take_write`, `give_data`, `take_atomic` | the states, numbers and rights of the other end; `regions.admit` of the target |
-    /// | settle, complete | `Plane::settle`, `complete_front` | the completion, the counters of both ends, the responder's next sequence |
+    /// | complete | `Plane::complete_piece`, `complete_front` | the completion, the counters of both ends, the responder's next sequence |
     ///
-    /// Whatever is unusual is left in the ring for the long way, which finds out again what is wrong with it. A test compares the
+    /// Whatever is unusual is left in the ring for the road itself, which finds out again what is wrong with it. A test compares the
     /// two over random programs (`plane/tests/ways.rs`).
     #[inline(always)]
     pub(super) fn express(&mut self, queue: u32, allowance: Allowance) -> usize {
@@ -47,12 +48,12 @@ impl Plane {
             || other.attr.dest_qp_num != qp.number
             || other.device.peer != Peer::Local
             || other.device.responder.offset != 0
-            || other.device.responder.sequence != qp.sequence
+            || other.device.responder.sequence != qp.device.to_wire(qp.sequence)
             || qp.device.by_grant != 0
         {
             return 0;
         }
-        let Some(Some(entry)) = cqs.get_mut(qp.send_cq) else { return 0 };
+        let Some(Some(entry)) = cqs.get_mut(qp.send_cq.0) else { return 0 };
         let most = allowance.ops.0.min(BATCH as u64) as usize;
         let (mut count, mut moved, mut paid, mut fetched) = (0, 0, Bytes(0), Bytes(0));
         let mut row = Row::EMPTY;
@@ -62,17 +63,12 @@ impl Plane {
             let fields = base.fields();
             let head = base.inline_head();
             let Some((bytes, own)) = local(qp, regions, &fields, &head, allowance) else { break };
-            let Some(access) = remote_access(fields.opcode).filter(|access| other.attr.access.contains(*access)) else {
-                break;
-            };
-            let fetches = fields.opcode != Opcode::RDMA_WRITE;
-            if fetches && other.attr.max_dest_rd_atomic == 0 {
-                break;
-            }
+            let Some(access) = remote_rights(other, fields.opcode) else { break };
             let target = regions.admit(fields.rkey, other.pd, fields.remote_addr, u64::from(bytes), access);
             let Ok(target) = target else { break };
             // What a container fetches from itself leaves it as well.
             let cost = charged(Bytes(bytes.into()));
+            let fetches = fetches(fields.opcode);
             let (due, fetching) = (paid.plus(cost), if fetches { fetched.plus(cost) } else { fetched });
             if due > allowance.out || fetching > allowance.fetched {
                 break;
@@ -81,10 +77,11 @@ impl Plane {
             let done = match fields.opcode {
                 Opcode::RDMA_WRITE => copy(target, own).is_ok(),
                 Opcode::RDMA_READ => copy(own, target).is_ok(),
-                // What was executed cannot be left to the long way: there must be no doubt that its answer has a place.
+                // What was executed cannot be left to the road itself: there must be no doubt that its answer has a place.
                 _ if own.may_fault() || !target.is_for_atomics() || !fields.remote_addr.is_multiple_of(8) => false,
                 _ => target.fetch_update(operation).is_ok_and(|former| {
-                    other.device.responder.remember(qp.sequence.wrapping_add(count as u32), former);
+                    let sequence = qp.device.to_wire(qp.sequence.wrapping_add(count as u32));
+                    other.device.responder.remember(sequence, former);
                     copy(own, Piece::of_own(&former.to_ne_bytes())).is_ok()
                 }),
             };
@@ -111,7 +108,7 @@ impl Plane {
             tally.received_whole(row.opcode, row.operations, row.bytes);
         }
         qp.sequence = qp.sequence.wrapping_add(count as u32);
-        other.device.responder.sequence = qp.sequence;
+        other.device.responder.sequence = qp.device.to_wire(qp.sequence);
         count
     }
 }
@@ -138,7 +135,7 @@ impl Row {
     }
 }
 
-/// The container's side of a request that goes the short way, and its bytes.
+/// The container's side of a request that goes the inlined road, and its bytes.
 #[inline(always)]
 pub(super) fn local<'a>(
     qp: &Qp,
@@ -147,10 +144,10 @@ pub(super) fn local<'a>(
     head: &'a [u64; 4],
     allowance: Allowance,
 ) -> Option<(u32, Piece<'a>)> {
-    let fetches = fields.opcode != Opcode::RDMA_WRITE;
     if fields.flags.contains(SendFlags::INLINE) {
         let bytes = u32::from(fields.inline_bytes);
-        let short = bytes > 0 && bytes <= work::BASE_INLINE.min(qp.caps.max_inline) && !fetches;
+        let short = bytes > 0 && bytes <= work::BASE_INLINE.min(qp.caps.max_inline);
+        let short = short && !fetches(fields.opcode) && local_access(qp, fields.opcode, bytes).is_ok();
         return short.then(|| (bytes, Piece::of_own(zerocopy::IntoBytes::as_bytes(head)).slice(0, bytes as usize)));
     }
     let bytes = fields.sge.length;
@@ -158,10 +155,7 @@ pub(super) fn local<'a>(
     if fields.sges != 1 || bytes == 0 || bytes > most || qp.caps.max_send_sge == 0 {
         return None;
     }
-    if fetches && (qp.attr.max_rd_atomic == 0 || (fields.opcode != Opcode::RDMA_READ && bytes != 8)) {
-        return None;
-    }
-    let access = if fetches { Access::LOCAL_WRITE } else { Access(0) };
+    let access = local_access(qp, fields.opcode, bytes).ok()?;
     Some((bytes, regions.admit(fields.sge.lkey, qp.pd, fields.sge.addr, bytes.into(), access).ok()?))
 }
 
@@ -189,4 +183,12 @@ pub(super) fn remote_access(opcode: Opcode) -> Option<Access> {
         Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Some(Access::REMOTE_ATOMIC),
         _ => None,
     }
+}
+
+/// The same, if this queue pair of the other end allows it.
+#[inline(always)]
+pub(super) fn remote_rights(qp: &Qp, opcode: Opcode) -> Option<Access> {
+    let access = remote_access(opcode)?;
+    let allowed = qp.attr.access.contains(access) && (!fetches(opcode) || qp.attr.max_dest_rd_atomic > 0);
+    allowed.then_some(access)
 }

@@ -3,7 +3,7 @@
 use super::Qp;
 use crate::device::WorkPiece;
 use crate::memory::{AccessFault, Piece, RegionTable};
-use crate::plane::claim::Admitted;
+use crate::plane::admit::Admitted;
 use crate::plane::qp::Data;
 use ringfence_protocol::verbs::Access;
 use ringfence_protocol::work::Sge;

@@ -1,13 +1,13 @@
 //! One-sided operations between neighbours without the responder: grants.
 //!
 //! A responder's proxy grants a neighbour, for one queue pair of its own and one region, what key, rights, domain and state
-//! allow, after the first request of the kind has succeeded by the long way. The neighbour has mapped the region by then, or is
+//! allow, after the first request of the kind has succeeded by the responder. The neighbour has mapped the region by then, or is
 //! shown it writable for this. The requester's worker checks the grant and copies, and the request is complete; the responder
 //! takes no part and may sleep. How a grant is taken back is in [`ringfence_protocol::grants`], and what becomes of a requester that is
 //! stopped in the midst of a copy in [`crate::rseq`].
 //!
 //! - [`giving`]: the responder.
-//! - [`using`]: the requester; `express`: its short way.
+//! - [`using`]: the requester; `express`: the road inlined for it.
 //! - `counting`: what the responder counts of what it took no part in.
 //!
 //! Whatever has no grant goes by the responder: it decides, and gives the errors.

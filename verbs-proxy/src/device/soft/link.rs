@@ -63,6 +63,15 @@ pub enum End {
     Acceptor,
 }
 
+/// The ports that a link is between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// Ours.
+    pub own: u16,
+    /// The other end's.
+    pub port: u16,
+}
+
 /// Memory of ours that the other end can reach, or is to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shared {
@@ -165,9 +174,10 @@ pub enum Room {
 }
 
 impl Link {
-    /// The link over `mapping`, which has [`BYTES`] bytes, between the ports `own` and `port`.
+    /// The link over `mapping`, which has [`BYTES`] bytes.
     #[must_use]
-    pub fn new(own: u16, port: u16, end: End, mapping: Arc<Mapping>, wake: Option<Ringer>, bell: Bell) -> Self {
+    pub fn new(ends: Ends, end: End, mapping: Arc<Mapping>, wake: Option<Ringer>, bell: Bell) -> Self {
+        let Ends { own, port } = ends;
         let (send, receive, maker) = match end {
             End::Initiator => (0, RING_BYTES, own),
             End::Acceptor => (RING_BYTES, 0, port),

@@ -1,6 +1,6 @@
 //! The software device: bytes are copied by processors, within a container and between those of one node.
 //!
-//! - [`requester`] brings pieces to their responders, over the [`modelled`] link if there is one; `express` is its short way.
+//! - [`requester`] brings pieces to their responders, over the [`modelled`] link if there is one; `express` is the road inlined.
 //! - [`respond`] is the responder, whoever asks.
 //! - [`link`], [`wire`], [`source`], [`bounce`], [`names`]: rings between two proxies, and what is said over them; [`remote`] is their
 //!   requester's end, [`serve`] their responder's, [`connect`] joins queue pairs to them.
@@ -34,7 +34,7 @@ use grants::giving::Wish;
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
 use modelled::ModelledLink;
-use qp::{Peer, Road, SoftQp};
+use qp::{Peer, SoftQp, Way};
 use ringfence_protocol::verbs::QpAttrMask as Mask;
 use ringfence_sched::{Allowance, BitRate};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -111,10 +111,10 @@ pub struct Soft {
     incoming: source::Incoming,
     /// Room for a piece that is not copied to its place at once.
     aside: Vec<u8>,
-    /// Everything goes the long way, so that the short one can be compared with it.
+    /// Nothing goes an inlined road, so that those can be compared with the road itself.
     #[cfg(test)]
     pub(crate) long_way_only: bool,
-    /// Requests that went the short way.
+    /// Requests that went an inlined road.
     #[cfg(test)]
     pub(crate) went_short: usize,
 }
@@ -129,7 +129,7 @@ impl Soft {
 
 impl Device for Soft {
     type Qp = SoftQp;
-    type Work = Road;
+    type Work = Way;
     type Destination = Destination;
     type Notice = Task;
 
@@ -138,8 +138,8 @@ impl Device for Soft {
     }
 
     #[inline]
-    fn road(&self, now: Nanos) -> ringfence_sched::Road {
-        self.modelled.as_ref().map_or_else(Default::default, |link| link.road(now))
+    fn link_now(&self, now: Nanos) -> ringfence_sched::LinkNow {
+        self.modelled.as_ref().map_or_else(Default::default, |link| link.link_now(now))
     }
 
     #[inline(always)]

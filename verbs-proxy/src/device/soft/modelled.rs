@@ -4,7 +4,7 @@ use crate::device::WorkPiece;
 use crate::fabric::clock::WireClock;
 use crate::pacing::Nanos;
 use ringfence_sched::link::{Airtime, finish};
-use ringfence_sched::{BitRate, Bytes, HEADERS, Nanos as Time, Road};
+use ringfence_sched::{BitRate, Bytes, HEADERS, LinkNow, Nanos as Time};
 use std::collections::VecDeque;
 
 /// The link as one proxy sees it, and its own pieces on it.
@@ -34,8 +34,8 @@ impl ModelledLink {
         self.rate
     }
 
-    pub(super) fn road(&self, now: Nanos) -> Road {
-        Road { free_at: Time(self.clock.free_at(now)), about: self.clock.latency_about(now) }
+    pub(super) fn link_now(&self, now: Nanos) -> LinkNow {
+        LinkNow { free_at: Time(self.clock.free_at(now)), about: self.clock.latency_about(now) }
     }
 
     /// Whether pieces are on it.

@@ -147,7 +147,7 @@ impl<'a> Lasting<'a> {
         copy_list(&[Piece::of_own_mut(aside)], 0, from, 0, bytes).map_err(|_| Uncopied::Lost(Lost::Source))?;
         // What the other end's application wrote after the word changed is seen with the word, or not at all.
         fence(Ordering::Acquire);
-        if !self.word.admits(self.generation) {
+        if !self.word.holds(self.generation) {
             return Err(Uncopied::Ended);
         }
         copy_list(to, 0, &[Piece::of_own(aside)], 0, bytes).map_err(|_| Uncopied::Lost(Lost::Target))
@@ -170,7 +170,7 @@ mod tests {
         assert!(!names.end_of(7, &words, 101));
         assert!(!names.end_of(8, &words, 100), "of another word");
         assert!(names.end_of(7, &words, 100));
-        assert!(words[7].admits(1) && words[8].admits(0));
+        assert!(words[7].holds(1) && words[8].holds(0));
         assert!(names.end_of(71, &words, 100), "the other end may be at it");
         assert_eq!(names.say(7, u32::MAX), 2);
         assert!(!names.end_all(&words, 0), "positions wrap");

@@ -22,27 +22,46 @@ pub enum Peer {
 
 /// How a request to another proxy goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Road {
+pub enum Way {
     /// Nothing of it has gone.
     #[default]
     Open,
     /// What has gone of it went by a grant, and the responder knows nothing of it.
-    Granted,
+    ByGrant,
     /// By the responder.
-    Long,
+    ByResponder,
+}
+
+/// A request's number as its responder counts: without those that went by a grant, which it knows nothing of.
+/// [`SoftQp::to_wire`] makes one of ours, and [`SoftQp::from_wire`] one of ours of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WireSequence(pub u32);
+
+impl WireSequence {
+    /// Of the request behind this.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+
+    /// Whether this comes before the other.
+    #[must_use]
+    pub fn is_before(self, other: Self) -> bool {
+        self.0.wrapping_sub(other.0).cast_signed() < 0
+    }
 }
 
 /// Everything that a connection's end keeps about the requests that it answers.
 #[derive(Debug, Default)]
 pub struct Responder {
     /// The next piece must be of this request ...
-    pub sequence: u32,
+    pub sequence: WireSequence,
     /// ... and start here.
     pub offset: u32,
     /// The SEND in progress.
     pub receiving: Option<Receiving>,
     /// Answers of the last atomics, for repeated requests.
-    pub atomics: VecDeque<(u32, u64)>,
+    pub atomics: VecDeque<(WireSequence, u64)>,
     /// `IBV_EVENT_COMM_EST` was raised.
     pub established: bool,
     /// Requests of another proxy that were executed in this turn of its link and not acknowledged yet.
@@ -51,7 +70,7 @@ pub struct Responder {
 
 impl Responder {
     /// Keeps the answer to an atomic, as long as its requester may have that one repeated.
-    pub fn remember(&mut self, sequence: u32, value: u64) {
+    pub fn remember(&mut self, sequence: WireSequence, value: u64) {
         if self.atomics.len() >= MAX_RD_ATOMIC as usize {
             self.atomics.pop_front();
         }
@@ -65,7 +84,7 @@ pub struct Acknowledge {
     /// QP number of the requester.
     pub to: u32,
     /// The last request that was executed ...
-    pub sequence: u32,
+    pub sequence: WireSequence,
     /// ... where its last piece begins, ...
     pub offset: u32,
     /// ... and its bytes.
@@ -84,9 +103,9 @@ pub struct SoftQp {
     pub port: u16,
     /// With [`Peer::Local`], the bell number of the other end, if it still has the number that this one is connected to.
     pub peer_queue: u32,
-    /// How many of the requests that were taken in went by grants: the responder counts the others.
+    /// How many of the requests that were claimed went by grants: the responder counts the others.
     pub by_grant: u32,
-    /// Requests in a row that went the long way only because those before them did.
+    /// Requests in a row that went by the responder only because those before them did.
     pub streak: u32,
     /// Neighbours that are not known to be through with what this queue pair let them do, when it is in error.
     pub stopping: u32,
@@ -97,14 +116,14 @@ pub struct SoftQp {
 impl SoftQp {
     /// What a responder calls request number `sequence`.
     #[must_use]
-    pub fn to_wire(&self, sequence: u32) -> u32 {
-        sequence.wrapping_sub(self.by_grant)
+    pub fn to_wire(&self, sequence: u32) -> WireSequence {
+        WireSequence(sequence.wrapping_sub(self.by_grant))
     }
 
     /// What we call the request to which a responder gave this number: for those that are under way, which none went by a grant
     /// after.
     #[must_use]
-    pub fn from_wire(&self, sequence: u32) -> u32 {
-        sequence.wrapping_add(self.by_grant)
+    pub fn from_wire(&self, sequence: WireSequence) -> u32 {
+        sequence.0.wrapping_add(self.by_grant)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::link::{LinkFault, Shared};
 use super::links::LinkId;
-use super::qp::{Peer, Road};
+use super::qp::{Peer, Way};
 use super::requester::{Data, request};
 use super::respond::Verdict;
 use super::source::{self, Source};
@@ -118,7 +118,7 @@ impl Plane {
         }
         // Only the answer that is due counts; others belong to pieces that were sent twice.
         let sequence = qp.device.from_wire(response.sequence);
-        let due = qp.pending.front().filter(|wqe| wqe.sequence == sequence && wqe.device == Road::Long);
+        let due = qp.pending.front().filter(|wqe| wqe.sequence == sequence && wqe.device == Way::ByResponder);
         let Some(wqe) = due else { return };
         let end = response.offset.checked_add(response.bytes);
         if response.offset != wqe.done || end.is_none_or(|end| end > wqe.total || (end > wqe.sent && wqe.total > 0)) {
@@ -137,7 +137,7 @@ impl Plane {
         let atomic = matches!(opcode, Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
         let verdict = match response.kind {
             // No more than a piece, whatever was asked for: it is copied at once.
-            Kind::GRANT if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
+            Kind::DATA if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
                 let data = Data::Shared { link: at, share: response.share, offset: response.value };
                 let answer = self.take_data(queue, 0, &piece, data);
                 return self.carried_out(&piece, answer);
@@ -171,7 +171,7 @@ impl Plane {
 
     /// What the other end said of a piece has been done.
     fn carried_out(&mut self, piece: &WorkPiece, answer: Answer) {
-        if self.settle(0, piece, answer) == Handed::On {
+        if self.complete_piece(0, piece, answer) == Handed::On {
             self.extend_deadline(piece.queue, MIN_REMOTE_TIMEOUT);
             self.activate(piece.queue);
         }
@@ -187,7 +187,7 @@ impl Plane {
         let due = if last.total == 0 { last.sent_all && end == 0 } else { end > last.done && end <= last.sent };
         if !due
             || qp.pending.range(..index).any(|wqe| !wqe.sent_all)
-            || qp.pending.range(..=index).any(|wqe| wqe.device != Road::Long)
+            || qp.pending.range(..=index).any(|wqe| wqe.device != Way::ByResponder)
         {
             return;
         }
@@ -218,7 +218,7 @@ impl Plane {
             bytes: 0,
             total: wqe.total,
         };
-        self.settle(0, &piece, LATER);
+        self.complete_piece(0, &piece, LATER);
     }
 
     /// Memory of this name, or the buffer, cannot be shared over this link now: whoever waits for that asks again in a while.

@@ -11,8 +11,8 @@ use super::{Plane, Qp, Soft};
 use crate::device::{Answer, Posted, WorkPiece};
 use crate::memory::{AccessFault, Lost, Piece, copy_list};
 use crate::pacing::Nanos;
-use crate::plane::claim::Admitted;
-use crate::plane::intake::vendor;
+use crate::plane::admit::Admitted;
+use crate::plane::claim::vendor;
 use crate::plane::transmit::Handed;
 use crate::state;
 use ringfence_protocol::verbs::{EventType, WcStatus};
@@ -67,7 +67,7 @@ impl Plane {
             let handed = match self.deliver(index, &piece) {
                 Posted::InFlight | Posted::Sent => Handed::On,
                 // Not as one that comes late: the responder may have taken this very queue pair to the error state.
-                Posted::Answered(answer) => self.settle(index, &piece, answer),
+                Posted::Answered(answer) => self.complete_piece(index, &piece, answer),
                 Posted::Withdrawn => Handed::Stop,
             };
             if handed == Handed::On {

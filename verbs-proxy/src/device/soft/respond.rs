@@ -7,7 +7,7 @@ use super::source::{Origin, Sources};
 use super::wire::Request;
 use super::{Plane, Qp, Soft};
 use crate::memory::{AccessFault, Lost, NotAtomic, PdId, Piece, RegionTable};
-use crate::plane::intake::{self, vendor};
+use crate::plane::claim::{self, vendor};
 use crate::plane::receive::Received;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, QpState, WcOpcode, WcStatus};
 
@@ -90,14 +90,14 @@ impl Plane {
             return Verdict::Silent;
         }
         let ends = incoming.offset.checked_add(incoming.bytes).filter(|end| *end <= incoming.total);
-        let Some(end) = ends.filter(|_| incoming.total <= intake::MAX_MESSAGE) else {
+        let Some(end) = ends.filter(|_| incoming.total <= claim::MAX_MESSAGE) else {
             return self.refuse(queue, WcStatus::REM_INV_REQ_ERR, EventType::QP_REQ_ERR);
         };
         let responder = &mut qp.device.responder;
-        let ahead = incoming.sequence.wrapping_sub(responder.sequence);
-        if ahead != 0 || incoming.offset != responder.offset {
+        let (sequence, due) = (incoming.sequence, responder.sequence);
+        if sequence != due || incoming.offset != responder.offset {
             // Behind what is expected: executed before, the requester gave up waiting for the answer too early.
-            let repeated = if ahead == 0 { incoming.offset < responder.offset } else { ahead > u32::MAX / 2 };
+            let repeated = if sequence == due { incoming.offset < responder.offset } else { sequence.is_before(due) };
             return if repeated { self.repeat(queue, incoming) } else { Verdict::Silent };
         }
         if !responder.established && qp.state == QpState::RTR {
@@ -118,7 +118,7 @@ impl Plane {
             self.tally.received(incoming.opcode, incoming.bytes, last);
             let responder = &mut qp.device.responder;
             if last {
-                responder.sequence = responder.sequence.wrapping_add(1);
+                responder.sequence = responder.sequence.next();
                 responder.offset = 0;
             } else {
                 responder.offset = end;
@@ -162,7 +162,7 @@ impl Plane {
     }
 
     /// Makes sure that a receive request is in use.
-    fn claim_receive(&mut self, queue: u32) -> Result<(), Verdict> {
+    fn ensure_receive(&mut self, queue: u32) -> Result<(), Verdict> {
         let Some(qp) = &self.qps[queue as usize] else { return Err(Verdict::Silent) };
         if qp.device.responder.receiving.is_some() {
             return Ok(());
@@ -190,7 +190,7 @@ impl Plane {
     }
 
     fn take_message(&mut self, queue: u32, incoming: &Request, origin: Origin<'_>, last: bool) -> Verdict {
-        if let Err(verdict) = self.claim_receive(queue) {
+        if let Err(verdict) = self.ensure_receive(queue) {
             return verdict;
         }
         let Self { qps, regions, device: Soft { links, incoming: message, from, to, aside, .. }, .. } = self;
@@ -250,7 +250,7 @@ impl Plane {
         }
         if last && incoming.opcode == Opcode::RDMA_WRITE_WITH_IMM {
             // After the data, as on the wire, where the immediate data is in the last packet.
-            if let Err(verdict) = self.claim_receive(queue) {
+            if let Err(verdict) = self.ensure_receive(queue) {
                 return verdict;
             }
             self.finish_receive(queue, incoming, WcOpcode::RECV_RDMA_WITH_IMM, true);

@@ -1,5 +1,6 @@
 //! Requests of other proxies: what comes over a [`super::link`], in turns, and how it is answered.
 
+use super::express::remote_rights;
 use super::link::{LinkFault, Room};
 use super::links::LinkId;
 use super::qp::Acknowledge;
@@ -8,6 +9,7 @@ use super::source::Origin;
 use super::wire::{self, Kind, Request, Response};
 use super::{Notice, Plane, Qp, Soft, Task};
 use crate::pacing::Nanos;
+use crate::plane::claim::fetches;
 use ringfence_protocol::verbs::{Access, EventType, Opcode, WcStatus};
 
 /// What one link may cost in a turn, in bytes that are copied: as much as one piece, so that whoever else sends to this container
@@ -93,7 +95,7 @@ impl Plane {
             let response = Response::unpack(&words);
             link.outstanding = link.outstanding.saturating_sub(response.covers.max(1));
             self.on_response(at, &response);
-            let copied = if response.kind == Kind::GRANT { response.bytes } else { 0 };
+            let copied = if response.kind == Kind::DATA { response.bytes } else { 0 };
             return Ok(Some(MESSAGE.saturating_add(copied)));
         }
         let request = Request::unpack(&words);
@@ -134,7 +136,7 @@ impl Plane {
             // Its memory region was deregistered while the request was under way.
             (Verdict::Lost(_), _) => Answer::refusal(WcStatus::REM_OP_ERR),
         };
-        if matches!(answer.kind, Kind::GRANT | Kind::ATOMIC) {
+        if matches!(answer.kind, Kind::DATA | Kind::ATOMIC) {
             // Before it is charged: at a rate that binds nothing is left afterwards, and each READ would have to ask.
             if self.shaping.reads_ahead_with() {
                 self.renew_reads(at);
@@ -151,7 +153,7 @@ impl Plane {
         let former = self.qps[queue as usize].as_ref().and_then(|qp| qp.device.responder.owed);
         let covers = match former {
             // Not one that was executed before, and is asked for again.
-            Some(owed) if owed.to == to && sequence.wrapping_sub(owed.sequence).cast_signed() >= 0 => owed.covers + 1,
+            Some(owed) if owed.to == to && !sequence.is_before(owed.sequence) => owed.covers + 1,
             Some(_) => {
                 self.acknowledge(at, queue)?;
                 1
@@ -201,17 +203,15 @@ impl Plane {
 
     /// The queue pair of ours that a READ or an atomic is for, if it may make any.
     fn fetched_from(&self, at: LinkId, request: &Request) -> Option<&Qp> {
-        let access = match request.opcode {
-            Opcode::RDMA_READ => Access::REMOTE_READ,
-            Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD => Access::REMOTE_ATOMIC,
-            _ => return None,
-        };
+        if !fetches(request.opcode) {
+            return None;
+        }
         let link = self.device.links.get(at)?;
         let qp = self.qps[*self.by_number.get(&request.to)? as usize].as_deref()?;
         let allowed = qp.responds()
             && qp.attr.dest_qp_num == request.from
             && qp.device.port == link.port
-            && qp.attr.access.contains(access);
+            && remote_rights(qp, request.opcode).is_some();
         allowed.then_some(qp)
     }
 
@@ -252,7 +252,7 @@ impl Plane {
         if bounce.fill(place, &[piece]).is_ok() {
             let share = bounce.share;
             link.bounce_hold(place);
-            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::GRANT) });
+            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::DATA) });
         }
         if let Some(&queue) = self.by_number.get(&request.to) {
             self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);

@@ -10,11 +10,11 @@ use super::requester::LOST;
 use super::wire::{self, Request};
 use crate::device::WorkPiece;
 use crate::memory::{AccessFault, Piece, Pieces, RegionTable, copy_list};
-use crate::plane::claim::Admitted;
-use crate::plane::intake::vendor;
+use crate::plane::admit::Admitted;
+use crate::plane::claim::{fetches, vendor};
 use crate::plane::qp::Data;
 use ringfence_protocol::ring::Words;
-use ringfence_protocol::verbs::{Access, Opcode};
+use ringfence_protocol::verbs::Access;
 use ringfence_protocol::work::{self, Sge};
 
 /// Why the source of a piece cannot be said.
@@ -282,8 +282,7 @@ impl Incoming {
             total += u64::from(sge.length);
             self.named.push(sge);
         }
-        let fetches = matches!(request.opcode, Opcode::RDMA_READ | Opcode::CMP_AND_SWP | Opcode::FETCH_AND_ADD);
-        if !fetches && total != u64::from(request.bytes) {
+        if !fetches(request.opcode) && total != u64::from(request.bytes) {
             return Err(LinkFault::Malformed);
         }
         Ok(())

@@ -2,6 +2,7 @@
 //!
 //! The proxy at the other end is a neighbour, not a friend: its messages are claims too.
 
+use super::qp::WireSequence;
 use ringfence_protocol::ring::Words;
 use ringfence_protocol::verbs::{Opcode, WcStatus};
 use ringfence_protocol::work::{EXTENSION_INLINE, MAX_INLINE, MAX_SGE, SGES_PER_EXTENSION};
@@ -30,7 +31,7 @@ impl Kind {
     /// Negative acknowledge; `status` is what the requester completes with.
     pub const NAK: Self = Self(5);
     /// The data of a READ are in the link's buffer `share` at `value`, as they were.
-    pub const GRANT: Self = Self(6);
+    pub const DATA: Self = Self(6);
     /// The former value of an atomic is `value`.
     pub const ATOMIC: Self = Self(7);
     /// Ask again: if `value` is zero the memory is not shared with the requester yet, else in so many nanoseconds, when the
@@ -54,7 +55,7 @@ pub struct Request {
     /// Source pieces in the extensions; [`INLINE`] if they hold the data itself.
     pub pieces: u8,
     /// The requester's number of this work request.
-    pub sequence: u32,
+    pub sequence: WireSequence,
     /// Immediate data.
     pub imm: u32,
     /// Offset of this piece in the work request.
@@ -87,7 +88,7 @@ impl Request {
                 | u64::from(self.opcode.0) << 24
                 | u64::from(self.solicited) << 32
                 | u64::from(self.pieces) << 40,
-            u64::from(self.sequence) | u64::from(self.imm) << 32,
+            u64::from(self.sequence.0) | u64::from(self.imm) << 32,
             u64::from(self.offset) | u64::from(self.bytes) << 32,
             self.remote_addr,
             u64::from(self.rkey) | u64::from(self.total) << 32,
@@ -105,7 +106,7 @@ impl Request {
             opcode: Opcode((w[1] >> 24) as u8),
             solicited: (w[1] >> 32) & 1 != 0,
             pieces: (w[1] >> 40) as u8,
-            sequence: w[2] as u32,
+            sequence: WireSequence(w[2] as u32),
             imm: (w[2] >> 32) as u32,
             offset: w[3] as u32,
             bytes: (w[3] >> 32) as u32,
@@ -157,16 +158,16 @@ pub struct Response {
     /// QP number of the responder.
     pub from: u32,
     /// From the request.
-    pub sequence: u32,
+    pub sequence: WireSequence,
     /// From the request.
     pub offset: u32,
     /// From the request.
     pub bytes: u32,
     /// With [`Kind::NAK`].
     pub status: WcStatus,
-    /// With [`Kind::GRANT`].
+    /// With [`Kind::DATA`].
     pub share: u32,
-    /// With [`Kind::GRANT`], [`Kind::ATOMIC`] and [`Kind::RNR`].
+    /// With [`Kind::DATA`], [`Kind::ATOMIC`] and [`Kind::RNR`].
     pub value: u64,
     /// Requests that this is the answer to: one, and with [`Kind::ACK`] those before it that were executed and not answered.
     pub covers: u32,
@@ -179,7 +180,7 @@ impl Response {
         [
             u64::from(self.to) | u64::from(self.from) << 32,
             u64::from(self.kind.0) << 16 | u64::from(self.status.0) << 24,
-            u64::from(self.sequence) | u64::from(self.share) << 32,
+            u64::from(self.sequence.0) | u64::from(self.share) << 32,
             u64::from(self.offset) | u64::from(self.bytes) << 32,
             self.value,
             u64::from(self.covers),
@@ -196,7 +197,7 @@ impl Response {
             to: w[0] as u32,
             from: (w[0] >> 32) as u32,
             status: WcStatus((w[1] >> 24) as u8),
-            sequence: w[2] as u32,
+            sequence: WireSequence(w[2] as u32),
             share: (w[2] >> 32) as u32,
             offset: w[3] as u32,
             bytes: (w[3] >> 32) as u32,
@@ -218,7 +219,7 @@ mod tests {
             opcode: Opcode::RDMA_READ,
             solicited: true,
             pieces: 32,
-            sequence: u32::MAX,
+            sequence: WireSequence(u32::MAX),
             imm: 5,
             offset: 1 << 30,
             bytes: 4096,
@@ -230,10 +231,10 @@ mod tests {
         };
         assert_eq!(Request::unpack(&request.pack()), request);
         let response = Response {
-            kind: Kind::GRANT,
+            kind: Kind::DATA,
             to: 3,
             from: 4,
-            sequence: 5,
+            sequence: WireSequence(5),
             offset: 6,
             bytes: 7,
             status: WcStatus::REM_OP_ERR,

@@ -4,7 +4,7 @@ use super::shares::Given;
 use super::{
     Account, Arc, Foreign, Granting, LinkId, Means, Message, Nanos, Neighbour, NeighbourFault, Pid, Socket, Stage,
 };
-use crate::device::soft::link::{BYTES, End, Link};
+use crate::device::soft::link::{BYTES, End, Ends, Link};
 use crate::plane::bell::{Bell, Ringer};
 use crate::shared::{Mapping, SealedFile};
 use rustix::fd::AsFd;
@@ -26,7 +26,7 @@ impl Neighbour {
         let mapping = Arc::new(Mapping::of(&file)?);
         let (bell, theirs) = Bell::new(means.closer)?;
         let own = means.port.lid();
-        let link = Link::new(own, lid, End::Initiator, mapping, None, bell);
+        let link = Link::new(Ends { own, port: lid }, End::Initiator, mapping, None, bell);
         let link = means.worker.call(move |plane| plane.add_link(link));
         let neighbour = Self {
             socket,
@@ -78,7 +78,8 @@ impl Neighbour {
         let (bell, ours) = Bell::new(means.closer)?;
         // Before the link is used: what may follow it on the socket must not be there first.
         self.send(&Message::Welcome {}, &[ours.as_fd()])?;
-        let link = Link::new(means.port.lid(), lid, End::Acceptor, mapping, Some(ringer), bell);
+        let ends = Ends { own: means.port.lid(), port: lid };
+        let link = Link::new(ends, End::Acceptor, mapping, Some(ringer), bell);
         let link = means.worker.call(move |plane| plane.add_link(link));
         self.stage = Stage::Linked(lid, link);
         Ok(())

@@ -83,7 +83,7 @@ fn every_operation_works_on_it_within_a_proxy() {
     let pattern: Vec<u8> = (0..50_000u32).map(|i| (i * 5 / 3) as u8).collect();
     memory.put(0, &pattern);
     memory.put(160_000, &7u64.to_ne_bytes());
-    // A small one goes the short way.
+    // A small one goes the inlined road.
     post(&mut a, &fields(Opcode::RDMA_WRITE, (&memory, 1), (&memory, 60_001), 5));
     post(&mut a, &fields(Opcode::RDMA_WRITE, (&memory, 0), (&memory, 70_000), 50_000));
     b.receive.push(&ReceiveBase::pack(9, 1, memory.sge(130_000, 20_000)).0);

@@ -7,7 +7,7 @@ use super::*;
 use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::grants::using::GrantFault;
 use crate::device::soft::grants::{BYTES as PAGE_BYTES, Grant};
-use crate::device::soft::qp::Road;
+use crate::device::soft::qp::Way;
 use ringfence_launch::counters::Work;
 use ringfence_protocol::grants::Page;
 use ringfence_sched::HEADERS;
@@ -99,7 +99,7 @@ impl Scene {
         post(&mut self.a, &fields);
     }
 
-    /// Requests of each kind go the long way, and grants come.
+    /// Requests of each kind go by the responder, and grants come.
     fn warm(&mut self) {
         for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ].repeat(3) {
             self.post(opcode, 0, 50_000, 8);
@@ -192,14 +192,14 @@ fn several_elements_and_the_long_way_in_between_keep_their_order() {
 fn a_queue_that_is_never_empty_comes_to_its_grants() {
     let mut scene = Scene::new();
     scene.warm();
-    // What is under way by the long way when a grant comes.
+    // What is under way by the responder when a grant comes.
     scene.b.receive.push(&ReceiveBase::pack(60, 1, scene.two.rigs[1].sge(80_000, 100)).0);
     scene.post(Opcode::SEND, 0, 0, 30);
     let before = scene.used();
     for _ in 0..50 {
         scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
     }
-    // The requester takes in what it can before the responder answers.
+    // The requester claims what it can before the responder answers.
     scene.two.rigs[0].turns();
     scene.turns();
     assert_eq!(scene.two.rigs[0].completions().len(), 51);
@@ -219,7 +219,7 @@ fn what_a_grant_does_not_cover_is_refused_by_the_responder() {
         scene.turns();
         let statuses: Vec<_> = scene.two.rigs[0].completions().iter().map(|done| done.status).collect();
         assert_eq!(statuses, [WcStatus::REM_ACCESS_ERR]);
-        assert!(scene.page(1).slots.iter().all(|slot| slot.admits(0)), "its queue pair is in error: no grant is left");
+        assert!(scene.page(1).slots.iter().all(|slot| slot.holds(0)), "its queue pair is in error: no grant is left");
     }
     let mut scene = Scene::new();
     scene.warm();
@@ -274,7 +274,7 @@ fn whoever_ends_what_was_granted_takes_it_back() {
         scene.warm();
         scene.two.rigs[1].put(9000, &[7; 8]);
         end(&mut scene);
-        assert!(scene.page(1).slots.iter().all(|slot| slot.admits(0)), "{name}");
+        assert!(scene.page(1).slots.iter().all(|slot| slot.holds(0)), "{name}");
         assert!(scene.two.rigs[1].plane.take_tickets().is_empty(), "{name}: nobody was busy");
         scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
         for _ in 0..300 {
@@ -308,7 +308,7 @@ fn a_requester_that_is_found_stopped_again_and_again_gets_nothing_for_a_while() 
     let mut scene = Scene::new();
     scene.warm();
     let one = scene.two.links[1];
-    let given = |scene: &Scene| scene.page(1).slots.iter().filter(|slot| !slot.admits(0)).count();
+    let given = |scene: &Scene| scene.page(1).slots.iter().filter(|slot| !slot.holds(0)).count();
     for _ in 0..3 {
         scene.two.rigs[1].plane.strike(one);
     }
@@ -364,7 +364,7 @@ fn a_request_that_was_begun_by_a_grant_is_repeated_whole() {
         scene.two.rigs[0].plane.now += 10_000;
         scene.two.rigs[0].plane.turn();
     }
-    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().pending[0].device, Road::Granted);
+    assert_eq!(scene.two.rigs[0].plane.qps[0].as_ref().unwrap().pending[0].device, Way::ByGrant);
     let attr = QpAttr { access: ALL, ..QpAttr::default() };
     let b = &scene.b;
     scene.two.rigs[1].modify(b, QpState::RTS, Mask::ACCESS_FLAGS.0, attr, None);
@@ -476,7 +476,7 @@ fn measure() {
         let by_grant = best(&mut scene.two.rigs[0].plane, &mut scene.a, &fields);
         assert!(scene.used() >= 1_600_000);
         if opcode != Opcode::RDMA_WRITE {
-            // There is no short way for it within a container.
+            // The road is not inlined for it within a container.
             println!("{opcode:?}, {bytes} bytes: {by_grant:.1} ns by a grant");
             continue;
         }

@@ -1,6 +1,7 @@
 //! What a link carries in a turn, and what is said about it.
 
 use super::*;
+use crate::device::soft::qp::WireSequence;
 use crate::device::soft::wire::{self, Kind, Request, Response};
 use crate::shared::{Run, RunFile};
 use rustix::mm::ProtFlags;
@@ -51,7 +52,7 @@ fn requests_that_come_together_are_acknowledged_together() {
     let answers = messages(&mut two, 0);
     let [answer] = &answers[..] else { panic!("{} answers", answers.len()) };
     let answer = Response::unpack(answer);
-    assert_eq!((answer.kind, answer.sequence, answer.covers), (Kind::ACK, 19, 20));
+    assert_eq!((answer.kind, answer.sequence, answer.covers), (Kind::ACK, WireSequence(19), 20));
     // Nothing was said of them to the requester; they are asked for again, and acknowledged again.
     assert!(two.rigs[0].completions().is_empty());
     two.rigs[0].plane.now += 1_000_000_000;
@@ -75,7 +76,7 @@ fn an_acknowledge_never_stands_for_data() {
         kind: Kind::ACK,
         to: 100,
         from: 200,
-        sequence: 1,
+        sequence: WireSequence(1),
         offset: 0,
         bytes: 8,
         status: WcStatus::SUCCESS,
@@ -93,7 +94,7 @@ fn an_acknowledge_never_stands_for_data() {
 fn a_turn_of_a_link_is_no_longer_than_a_piece_and_what_is_on_the_way() {
     let (mut two, mut a, _b) = TwoRigs::new();
     two.share(0);
-    let pieces = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().device.responder.sequence;
+    let pieces = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().device.responder.sequence.0;
     for _ in 0..6 {
         post(&mut a, &write(&two, 50_000));
     }
@@ -180,7 +181,7 @@ fn what_is_dropped_waits_for_the_retry_timer_and_then_goes_one_by_one() {
         kind: Kind::DROPPED,
         to: 100,
         from: 200,
-        sequence,
+        sequence: WireSequence(sequence),
         offset: 0,
         bytes: 8,
         status: WcStatus::SUCCESS,
@@ -210,7 +211,7 @@ fn atomics_wait_for_the_rate_of_the_container_whose_memory_they_fetch() {
     let policy = Policy { bandwidth: BitRate::new(8 * 64 * 1000), ..Policy::default() };
     let (mut two, mut a, _b) = TwoRigs::with_both(Rig::new(), Rig::shaped(&policy, None));
     let key = two.rigs[1].key;
-    let executed = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().device.responder.sequence;
+    let executed = |two: &TwoRigs| two.rigs[1].plane.qps[0].as_ref().unwrap().device.responder.sequence.0;
     let (mut posted, start) = (0, two.rigs[0].plane.now);
     // The bucket holds 16 KiB, and an answer counts as 64 bytes.
     const IN_HAND: u32 = 256;
@@ -246,7 +247,7 @@ fn reads_of_nothing_by_several_queue_pairs_go_over_the_rate_by_the_burst_only() 
     }
     let key = two.rigs[1].key;
     let executed =
-        |two: &TwoRigs, queue: u32| two.rigs[1].plane.qps[queue as usize].as_ref().unwrap().device.responder.sequence;
+        |two: &TwoRigs, queue: u32| two.rigs[1].plane.qps[queue as usize].as_ref().unwrap().device.responder.sequence.0;
     let (mut posted, start) = ([0; 6], two.rigs[0].plane.now);
     let count = |two: &TwoRigs| (0..6).map(|queue| u64::from(executed(two, queue))).sum::<u64>();
     let (mut burst, mut seconds) = (0, 0);

@@ -33,7 +33,7 @@ enum Step {
     Reset(usize),
     /// Destroyed, and another is made under the same numbers.
     Remake(usize),
-    /// No new requests are taken in, or are again.
+    /// No new requests are claimed, or are again.
     Drain(usize),
     Resume(usize),
 }

@@ -89,8 +89,8 @@ impl<D: Device> Rig<D> {
             cookie: queue,
             event_cookie: u64::from(number),
             owner: Owner { connection: 1, context: 1 },
-            send_cq: 0,
-            recv_cq: 0,
+            send_cq: CqIndex(0),
+            recv_cq: CqIndex(0),
             sq_sig_all: false,
             caps,
             send_slots: SLOTS,
@@ -203,7 +203,7 @@ pub(super) fn closer() -> &'static Closer {
 pub(super) fn link(own: u16, port: u16, end: End, mapping: &Arc<Mapping>) -> Link {
     let (bell, theirs) = Bell::new(closer()).unwrap();
     let wake = Ringer::adopt(Foreign::new(theirs, closer())).unwrap();
-    Link::new(own, port, end, Arc::clone(mapping), Some(wake), bell)
+    Link::new(Ends { own, port }, end, Arc::clone(mapping), Some(wake), bell)
 }
 
 impl TwoRigs {

@@ -30,7 +30,7 @@ impl Sender {
 
     /// Requests of each queue pair that have been executed.
     fn executed(&self) -> [u32; 2] {
-        [1, 0].map(|other: usize| self.rig.plane.qps[other].as_ref().unwrap().device.responder.sequence)
+        [1, 0].map(|other: usize| self.rig.plane.qps[other].as_ref().unwrap().device.responder.sequence.0)
     }
 
     /// The application looks, and the worker wakes up.

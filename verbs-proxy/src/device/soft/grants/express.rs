@@ -1,4 +1,4 @@
-//! The short way by grants, for the commonest requests: as many as there are, while nothing of their queue pair is under way.
+//! The road inlined by grants, for the commonest requests: as many as there are, while nothing of their queue pair is under way.
 
 use super::Grants;
 use super::using::{Wanted, atomic};
@@ -7,6 +7,7 @@ use crate::device::soft::link::Link;
 use crate::device::soft::links::LinkId;
 use crate::device::soft::{Plane, Soft};
 use crate::memory::{Piece, copy, copy_while};
+use crate::plane::claim::fetches;
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use crate::rseq::{Thread, Undone};
 use crate::stats::Tally;
@@ -18,14 +19,14 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 use std::sync::atomic::Ordering;
 
 impl Plane {
-    /// The short way by grants: as [`Plane::express`], to a queue pair of a neighbour's, for all one-sided operations.
+    /// The road inlined by grants: as [`Plane::express`], to a queue pair of a neighbour's, for all one-sided operations.
     pub(crate) fn express_by_grant(&mut self, queue: u32, at: LinkId, allowance: Allowance) -> usize {
         let Self { qps, regions, device: Soft { links, .. }, cqs, touched, shaping, notices, tally, now, .. } = self;
         let Some(qp) = qps[queue as usize].as_deref_mut() else { return 0 };
         if !qp.pending.is_empty() || qp.state != QpState::RTS {
             return 0;
         }
-        let Some(Some(entry)) = cqs.get_mut(qp.send_cq) else { return 0 };
+        let Some(Some(entry)) = cqs.get_mut(qp.send_cq.0) else { return 0 };
         let Some(Link { grants: Grants { ours: Some(ours), theirs: Some((theirs, _)), using, .. }, .. }) =
             links.get_mut(at)
         else {
@@ -46,7 +47,7 @@ impl Plane {
             let Some((bytes, own)) = own else { break };
             let Some(wanted) = Wanted::of(qp, fields.opcode, fields.rkey, fields.remote_addr, bytes) else { break };
             let Some((memory, condition, slot)) = wanted.find(using, theirs) else { break };
-            let fetches = fields.opcode != Opcode::RDMA_WRITE;
+            let fetches = fetches(fields.opcode);
             let cost = charged(Bytes(bytes.into()));
             let due = if fetches { fetched } else { paid }.plus(cost);
             if due > (if fetches { allowance.fetched } else { allowance.out }) {

@@ -141,8 +141,8 @@ fn rights(writes: bool) -> u32 {
     if writes { (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0 } else { Access::REMOTE_READ.0 }
 }
 
-/// What a queue pair and a region of its domain admit of a kind.
-fn admitted(qp: &Qp, region: &MemoryRegion, writes: bool) -> u32 {
+/// What a queue pair and a region of its domain allow of a kind.
+fn grantable(qp: &Qp, region: &MemoryRegion, writes: bool) -> u32 {
     let mut access = qp.attr.access.0 & region.access().0 & rights(writes);
     if qp.attr.max_dest_rd_atomic == 0 {
         access &= Access::REMOTE_WRITE.0;
@@ -195,7 +195,7 @@ impl Plane {
             && qp.device.port == link.port
             && region.share == wish.share
             && region.pd() == qp.pd
-            && admitted(qp, region, wish.writes) != 0
+            && grantable(qp, region, wish.writes) != 0
             && link.grants.giving.asked.contains(wish);
         holds.then_some((qp, region, region.shown_extent()?))
     }
@@ -217,7 +217,7 @@ impl Plane {
             to: qp.number,
             from: qp.attr.dest_qp_num,
             key: wish.key,
-            access: admitted(qp, region, wish.writes),
+            access: grantable(qp, region, wish.writes),
             iova,
             length,
             share,

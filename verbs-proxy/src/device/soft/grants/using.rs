@@ -4,12 +4,12 @@ use super::{Grant, Grants};
 use crate::device::soft::express::remote_access;
 use crate::device::soft::gather::{gather, scatter, trim};
 use crate::device::soft::links::LinkId;
-use crate::device::soft::qp::Road;
+use crate::device::soft::qp::Way;
 use crate::device::soft::respond::Verdict;
-use crate::device::soft::{Plane, Qp, Soft, Wqe};
+use crate::device::soft::{Plane, Qp, Soft};
 use crate::device::{Again, Answer, WorkPiece};
 use crate::memory::{Atomic, Piece, copy_list_while};
-use crate::plane::claim::Admitted;
+use crate::plane::admit::Admitted;
 use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
 use ringfence_protocol::grants::{Page, SLOTS};
@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Requests in a row that could have gone by a grant, had those before them not been under way by the long way. After so many
+/// Requests in a row that could have gone by a grant, had those before them not been under way by the responder. After so many
 /// the queue pair waits until it is empty; where they alternate with others, it goes on as it is.
 const STREAK: u32 = 32;
 
@@ -134,7 +134,7 @@ impl Grant {
 
     /// The memory that a request names, if this is for it.
     #[inline(always)]
-    fn admit<'a>(&self, mapping: &'a Mapping, to: u32, access: Access, addr: u64, bytes: u64) -> Option<Piece<'a>> {
+    fn piece<'a>(&self, mapping: &'a Mapping, to: u32, access: Access, addr: u64, bytes: u64) -> Option<Piece<'a>> {
         let at = addr.wrapping_sub(self.iova);
         if self.to != to || !Access(self.access).contains(access) || at > self.length || bytes > self.length - at {
             return None;
@@ -162,15 +162,15 @@ impl Wanted {
         (bytes > 0).then_some(Self { name, to: qp.attr.dest_qp_num, access, addr, bytes })
     }
 
-    fn of_wqe(qp: &Qp, wqe: &Wqe) -> Option<Self> {
-        Self::of(qp, wqe.opcode, wqe.rkey, wqe.remote_addr, wqe.total)
+    fn of_admitted(qp: &Qp, asked: Admitted<'_>) -> Option<Self> {
+        Self::of(qp, asked.opcode, asked.rkey, asked.remote_addr, asked.total)
     }
 
     /// The memory, and what must hold while it is used.
     #[inline(always)]
     pub(crate) fn find<'a>(&self, using: &'a mut Using, theirs: &Page) -> Option<(Piece<'a>, While, u32)> {
         let Usable { grant, mapping } = using.find(self.name)?;
-        let memory = grant.admit(mapping, self.to, self.access, self.addr, self.bytes.into())?;
+        let memory = grant.piece(mapping, self.to, self.access, self.addr, self.bytes.into())?;
         let slot = theirs.slots.get(grant.slot as usize)?;
         Some((memory, While { word: slot.as_ptr(), is: grant.generation }, grant.slot))
     }
@@ -310,22 +310,22 @@ impl Plane {
         }
     }
 
-    /// Executes a piece by a grant, if there is one and nothing before it is under way by the long way. `None`: it goes the long
-    /// way.
+    /// Executes a piece by a grant, if there is one and nothing before it is under way by the responder. `None`: it goes by the
+    /// responder.
     pub(crate) fn by_grant(&mut self, queue: u32, index: usize, piece: &WorkPiece, at: LinkId) -> Option<Answer> {
         let Self { qps, regions, device: Soft { links, from, to, .. }, now, .. } = self;
         let qp = qps[queue as usize].as_deref_mut()?;
         let wqe = &qp.pending[index];
-        if wqe.device == Road::Long {
+        if wqe.device == Way::ByResponder {
             return None;
         }
-        let wanted = Wanted::of_wqe(qp, wqe);
+        let asked = wqe.work.admitted()?;
+        let wanted = Wanted::of_admitted(qp, asked);
         let mut done = Err(NoGrant::None);
         if let (Some(wanted), Some(link), 0) = (&wanted, links.get_mut(at), index)
             && !link.grants.using.is_empty()
             && wqe.done == piece.offset
         {
-            let asked = wqe.work.admitted()?;
             done = if asked.fetches() {
                 to.with(|to| {
                     scatter(qp, asked, regions, to).map_err(|_| NoGrant::None)?;
@@ -345,11 +345,11 @@ impl Plane {
         let wqe = &mut qp.pending[index];
         match done {
             Ok(verdict) => {
-                wqe.device = Road::Granted;
+                wqe.device = Way::ByGrant;
                 let last = piece.offset + piece.bytes == wqe.total;
                 qp.device.by_grant = qp.device.by_grant.wrapping_add(u32::from(last));
                 qp.device.streak = 0;
-                // Nothing is under way the long way, so no answer can be overdue.
+                // Nothing is under way by the responder, so no answer can be overdue.
                 qp.waits.deadline = 0;
                 match self.carry_out(queue, 0, piece, verdict) {
                     // Until all of it has gone it may be done again by the responder.
@@ -358,7 +358,7 @@ impl Plane {
                 }
             }
             Err(why) => {
-                let begun = std::mem::replace(&mut wqe.device, Road::Long) == Road::Granted;
+                let begun = std::mem::replace(&mut wqe.device, Way::ByResponder) == Way::ByGrant;
                 qp.device.streak = match why {
                     // Its answer brings more, for those behind it too.
                     NoGrant::UsedUp => STREAK,
@@ -375,10 +375,10 @@ impl Plane {
     pub(crate) fn waits_for_grant(&mut self, queue: u32, index: usize, at: LinkId) -> bool {
         let Some(qp) = &self.qps[queue as usize] else { return false };
         let wqe = &qp.pending[index];
-        if qp.device.streak < STREAK || index == 0 || wqe.device != Road::Open {
+        if qp.device.streak < STREAK || index == 0 || wqe.device != Way::Open {
             return false;
         }
-        let Some(wanted) = Wanted::of_wqe(qp, wqe) else { return false };
+        let Some(wanted) = wqe.work.admitted().and_then(|asked| Wanted::of_admitted(qp, asked)) else { return false };
         self.device.links.get_mut(at).is_some_and(|link| link.grants.covers(&wanted))
     }
 }

@@ -4,6 +4,7 @@ use super::super::foreign::{BOUNCE, a_bounce};
 use super::*;
 use crate::device::soft::bounce;
 use crate::device::soft::link::SLOTS_AT;
+use crate::device::soft::qp::WireSequence;
 use crate::device::soft::wire::{Kind, Request, Response, kind};
 use arbitrary::Unstructured;
 
@@ -87,7 +88,7 @@ impl Scene {
         let mapping = Arc::new(Mapping::of(&file).unwrap());
         let (bell, theirs) = Bell::new(closer()).unwrap();
         let wake = Ringer::adopt(Foreign::new(theirs, closer())).unwrap();
-        let link = Link::new(1, 2, End::Initiator, Arc::clone(&mapping), Some(wake), bell);
+        let link = Link::new(Ends { own: 1, port: 2 }, End::Initiator, Arc::clone(&mapping), Some(wake), bell);
         let link = rig.plane.add_link(link);
         let qp = rig.qp(0, 100);
         rig.ready(&qp, 200, Destination::Port(2));
@@ -135,7 +136,7 @@ impl Scene {
                     opcode: Opcode(asked.opcode % 16),
                     solicited: asked.solicited,
                     pieces: asked.pieces,
-                    sequence: u32::from(asked.sequence),
+                    sequence: WireSequence(asked.sequence.into()),
                     imm: 7,
                     offset: Element::bytes(asked.offset),
                     bytes: Element::bytes(asked.target.length),
@@ -153,7 +154,7 @@ impl Scene {
                     kind: Kind(kind % 10),
                     to: 100,
                     from: 200,
-                    sequence: u32::from(sequence),
+                    sequence: WireSequence(sequence.into()),
                     offset: Element::bytes(piece.at),
                     bytes: Element::bytes(piece.length),
                     status: WcStatus(status),
@@ -246,7 +247,7 @@ impl Scene {
                     slots += request.extensions().expect("ours are within the limits");
                     assert!(u64::from(request.offset) + u64::from(request.bytes) <= u64::from(request.total.max(1)));
                 }
-                Kind::GRANT => {
+                Kind::DATA => {
                     let response = Response::unpack(&words);
                     let end = response.value.checked_add(u64::from(response.bytes));
                     let inside = response.share == BOUNCE && end.is_some_and(|end| end <= bounce::BYTES as u64);

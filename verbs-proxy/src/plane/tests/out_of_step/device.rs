@@ -4,7 +4,7 @@ use crate::device::{Again, Answer, Cut, Device, Posted, WorkPiece};
 use crate::pacing::Nanos;
 use crate::plane;
 use ringfence_protocol::verbs::{Opcode, WcStatus};
-use ringfence_sched::{BitRate, HEADERS, Nanos as Time, Road};
+use ringfence_sched::{BitRate, HEADERS, LinkNow, Nanos as Time};
 use std::collections::HashMap;
 
 type Plane = plane::Plane<OutOfStep>;
@@ -154,9 +154,9 @@ impl Device for OutOfStep {
         self.link
     }
 
-    fn road(&self, now: Nanos) -> Road {
+    fn link_now(&self, now: Nanos) -> LinkNow {
         let last = self.held.iter().filter_map(|held| held.departs).max();
-        Road { free_at: Time(last.unwrap_or(now)), about: false }
+        LinkNow { free_at: Time(last.unwrap_or(now)), about: false }
     }
 
     fn cut(_: &Qp, wqe: &Wqe) -> Cut {
