@@ -8,6 +8,7 @@ pub(crate) mod fuzzing;
 #[cfg(test)]
 mod grants;
 mod keys;
+mod ledger;
 mod links;
 #[cfg(test)]
 mod names;

@@ -8,11 +8,11 @@ pub use grants::run as grants;
 pub use link::run as link;
 pub use rings::run as rings;
 
+use super::ledger::Ledger;
 use super::*;
 use arbitrary::Arbitrary;
 use ringfence_protocol::layout::CqHeader;
 use ringfence_protocol::ring::Words;
-use std::collections::VecDeque;
 use std::sync::OnceLock;
 
 /// What the container has registered: some pages in the middle of its memory, but for their edges.
@@ -131,39 +131,6 @@ fn receive(wr_id: u64, elements: &[Element], key: u32) -> (Words, Vec<Words>) {
     let first = list.first().copied().unwrap_or_default();
     let more = list.get(1..).unwrap_or_default().chunks(3).map(ringfence_protocol::work::pack_sges).collect();
     (ReceiveBase::pack(wr_id, list.len() as u8, first).0, more)
-}
-
-/// What a queue pair owes.
-#[derive(Debug, Default)]
-struct Ledger {
-    /// Identifiers and whether they are signaled, oldest first.
-    sends: VecDeque<(u64, bool)>,
-    receives: VecDeque<u64>,
-}
-
-impl Ledger {
-    /// The completion is one that is due, and none before it was left out.
-    fn settle(&mut self, completion: &Completion) {
-        let wr_id = completion.wr_id;
-        if completion.opcode.0 & WcOpcode::RECV.0 != 0 {
-            let due = self.receives.pop_front();
-            assert_eq!(due, Some(wr_id), "a receive out of order: {completion:?}");
-            return;
-        }
-        loop {
-            let Some((due, signaled)) = self.sends.pop_front() else { panic!("{completion:?} is not due") };
-            if due == wr_id {
-                let said = signaled || completion.status != WcStatus::SUCCESS;
-                return assert!(said, "an unsignaled request has completed: {completion:?}");
-            }
-            assert!(!signaled, "the request {due} has not completed, but {completion:?}");
-        }
-    }
-
-    fn is_settled(&self) {
-        let left = self.sends.iter().find(|(_, signaled)| *signaled);
-        assert_eq!(left, None, "a signaled request has never completed");
-    }
 }
 
 /// A rig whose region has an outside.
