@@ -20,6 +20,8 @@ mod out_of_step;
 mod rates;
 mod rigs;
 #[cfg(test)]
+mod scribbled;
+#[cfg(test)]
 mod shares;
 mod speed;
 #[cfg(test)]

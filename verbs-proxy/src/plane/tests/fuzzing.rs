@@ -16,8 +16,8 @@ use ringfence_protocol::ring::Words;
 use std::sync::OnceLock;
 
 /// What the container has registered: some pages in the middle of its memory, but for their edges.
-const FIRST: usize = 16 * PAGE + 100;
-const LENGTH: usize = 32 * PAGE - 300;
+pub(super) const FIRST: usize = 16 * PAGE + 100;
+pub(super) const LENGTH: usize = 32 * PAGE - 300;
 
 /// What no request may read or write: a word for each place.
 fn secret(at: usize) -> u64 {
@@ -134,7 +134,7 @@ fn receive(wr_id: u64, elements: &[Element], key: u32) -> (Words, Vec<Words>) {
 }
 
 /// A rig whose region has an outside.
-fn guarded((policy, link): Shape) -> Rig {
+pub(super) fn guarded((policy, link): Shape) -> Rig {
     let mut rig = Rig::shaped(&policy, link);
     drop(rig.plane.regions.remove(rig.granted));
     let region = MemoryRegion::new(Arc::clone(&rig.memory), FIRST, LENGTH as u64, IOVA, PD, ALL, 1).unwrap();
@@ -155,7 +155,7 @@ fn untouched() -> &'static [u8] {
 }
 
 /// Nothing outside of the region was written to, and nothing of it was read into the region.
-fn is_untouched(rig: &Rig) {
+pub(super) fn is_untouched(rig: &Rig) {
     let (all, before) = (rig.take(0, MEMORY), untouched());
     let end = FIRST + LENGTH;
     assert!(
@@ -173,10 +173,10 @@ fn is_untouched(rig: &Rig) {
 }
 
 /// A policy, and a modelled link.
-type Shape = (Policy, Option<(WireClock, BitRate)>);
+pub(super) type Shape = (Policy, Option<(WireClock, BitRate)>);
 
 /// All policies that change the way of a request.
-fn shaping(choice: u8) -> Shape {
+pub(super) fn shaping(choice: u8) -> Shape {
     let capped = Policy { bandwidth: BitRate::new(80_000_000_000), ops: OpRate::new(1_000_000), ..Policy::default() };
     let policy = match choice % 4 {
         0 => Policy::default(),

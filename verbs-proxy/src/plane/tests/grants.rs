@@ -67,7 +67,11 @@ impl Scene {
         self.show(share, wish.writes);
         let extent = self.two.rigs[1].plane.wished_for(one, &wish)?;
         let view = View { share, start: extent.first, bytes: extent.length };
-        let grant = self.two.rigs[1].plane.give(one, &wish, &view)?;
+        let mut grant = self.two.rigs[1].plane.give(one, &wish, &view)?;
+        if wish.writes {
+            // Here the whole memory is mapped.
+            grant.offset = extent.first;
+        }
         self.two.rigs[0].plane.take_grant(zero, grant).unwrap();
         self.grants.push(grant);
         Some(grant)
