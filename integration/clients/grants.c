@@ -7,15 +7,19 @@
  *   grants stop VERB ROUNDS   the requester's proxy is stopped while it copies; when the responder's VERB has returned nothing lands
  *   grants step VERB ROUNDS   as above, by a debugger that lets it go on instruction by instruction
  *   grants pause requester|responder VERB ROUNDS   either proxy is stopped for a while when grants are made, and taken back
- *   grants kill requester|responder
+ *   grants kill requester|responder VERB grant|copy|revocation MOMENT   either proxy is killed so many microseconds after grants are
+ *                             asked for or taken back, or when so many pieces have been copied
  *
- * VERB: dereg, reset, err, destroy, rights. PROXY_PID and PEER_PID are the two proxies.
+ * VERB: dereg, reset, err, destroy, rights. PROXY_PID and PEER_PID are the two proxies. Rounds go by turns with WRITEs, with READs, and
+ * with both and atomics among them. `stop` and `step` want to have met a copy of each of the first two kinds in its midst, and add
+ * rounds until they have; `kill` says whether it met something.
  */
 #include "sides.h"
 #include "stops.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ptrace.h>
@@ -23,7 +27,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, SIZE = 1 << 20, PIECE = 64 << 10, FLOOD = 24 };
+enum { PAGE = 4096, SIZE = 3 << 20, PIECE = 64 << 10, FLOOD = SIZE / PIECE };
+enum { ALL = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC };
+/* What the responder's program writes to its memory when it has taken its leave back. */
+enum { LATER = 999999 };
+/* What a flood is made of. */
+enum kind { WRITES, READS, MIXED, KINDS };
+/* The receive request that the responder's queue pair has. */
+enum { RECEIVE = 4711 };
 
 static struct pair pair;
 static struct region local, remote;
@@ -79,10 +90,9 @@ static void begin(uint64_t offset, uint64_t length)
 	struct link_options options = link_defaults;
 
 	options.timeout = 17;
-	local = side_reg(pair.a, 0, SIZE, IBV_ACCESS_LOCAL_WRITE);
-	remote = side_reg(pair.b, offset, length,
-			  IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
-				  IBV_ACCESS_REMOTE_ATOMIC);
+	/* Behind the data, what atomics fetch. */
+	local = side_reg(pair.a, 0, SIZE + PAGE, IBV_ACCESS_LOCAL_WRITE);
+	remote = side_reg(pair.b, offset, length, ALL);
 	connect_pair(&pair, options);
 }
 
@@ -133,9 +143,14 @@ static void edges(void)
 	CHECK_EQ(side_differs(pair.b, 100 + SIZE, PAGE, 6), -1);
 }
 
-static int verb(const char *name)
+static int verb(const char *name, enum kind kind)
 {
-	struct ibv_qp_attr attr = {.qp_state = IBV_QPS_RTS, .qp_access_flags = IBV_ACCESS_REMOTE_READ};
+	/* What is left are rights that the flood needs not, or not for all of it. */
+	static const int left[KINDS] = {
+		[WRITES] = IBV_ACCESS_REMOTE_READ,
+		[READS] = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC,
+	};
+	struct ibv_qp_attr attr = {.qp_state = IBV_QPS_RTS, .qp_access_flags = left[kind]};
 
 	if (!strcmp(name, "dereg"))
 		return side_dereg(pair.b, remote);
@@ -149,54 +164,171 @@ static int verb(const char *name)
 	return side_modify(pair.b, pair.qb, &attr, IBV_QP_STATE | IBV_QP_ACCESS_FLAGS);
 }
 
-static void flood(uint32_t seed)
+/* Whether an RNIC would go on to answer, and refuse. */
+static bool answers(const char *name)
 {
-	side_fill(pair.a, 0, SIZE, seed);
-	for (int i = 0; i < FLOOD; i++)
-		side_post(pair.a, pair.qa,
-			  rdma(IBV_WR_RDMA_WRITE, i, local, i % 16 * PIECE, PIECE, remote, i % 16 * PIECE));
+	return !strcmp(name, "dereg") || !strcmp(name, "rights");
 }
 
-/* What has become of the flood: its first error is what an RNIC would give, the others are flushed. */
-static void outcome(const char *name)
+static struct send piece(enum kind kind, int i)
 {
-	bool refused = !strcmp(name, "dereg") || !strcmp(name, "rights");
-	enum ibv_wc_status expected = refused ? IBV_WC_REM_ACCESS_ERR : IBV_WC_RETRY_EXC_ERR;
+	static const enum ibv_wr_opcode mixture[] = {IBV_WR_RDMA_WRITE, IBV_WR_RDMA_READ, IBV_WR_ATOMIC_FETCH_AND_ADD};
+	uint64_t at = (uint64_t)i * PIECE;
+	struct send send;
+
+	if (kind == WRITES)
+		return rdma(IBV_WR_RDMA_WRITE, i, local, at, PIECE, remote, at);
+	if (kind == READS)
+		return rdma(IBV_WR_RDMA_READ, i, local, at, PIECE, remote, at);
+	if (i % 3 < 2)
+		return rdma(mixture[i % 3], i, local, at, PIECE, remote, at);
+	send = rdma(mixture[i % 3], i, local, SIZE + 8 * i, 8, remote, at);
+	send.compare_add = 1;
+	return send;
+}
+
+static uint32_t requesters(uint32_t seed)
+{
+	return 2 * seed + 1;
+}
+
+static uint32_t responders(uint32_t seed)
+{
+	return 2 * seed + 2;
+}
+
+/* How much of a flood is known to have succeeded. */
+static int come;
+
+static void flood(enum kind kind, uint32_t seed)
+{
+	come = 0;
+	side_fill(pair.a, 0, SIZE, requesters(seed));
+	side_fill(pair.b, 0, SIZE, responders(seed));
+	for (int i = 0; i < FLOOD; i++)
+		side_post(pair.a, pair.qa, piece(kind, i));
+}
+
+/*
+ * Others on the machine wait for this process, or do again: whoever is to be met in the midst of something must not be through before it
+ * has a processor. Where that is not allowed, fewer are met.
+ */
+static void hurry(bool on)
+{
+	struct sched_param param = {.sched_priority = on};
+
+	sched_setscheduler(0, on ? SCHED_FIFO : SCHED_OTHER, &param);
+}
+
+/* Until so many have come, in a hurry: then the next is under way. */
+static void await_pieces(int pieces)
+{
+	int64_t end = now_us() + 20000000;
+	struct ibv_wc wc;
+
+	hurry(true);
+	while (come < pieces) {
+		if (!side_poll(pair.a, SEND_CQ, &wc, 1, 0)) {
+			CHECK(now_us() < end, "piece %d does not come", come);
+			usleep(10);
+			continue;
+		}
+		CHECK_EQ(wc.wr_id, come++);
+		CHECK_EQ(wc.status, IBV_WC_SUCCESS);
+	}
+}
+
+/* Whether a flood ended, for now, in the midst of a piece: not where one begins, and not by a byte that was alike before. */
+static bool is_amidst(enum kind kind, uint32_t seed)
+{
+	int64_t end = kind == READS ? side_differs(pair.a, 0, SIZE, responders(seed)) :
+				       side_differs(pair.b, 0, SIZE, requesters(seed));
+
+	return kind != MIXED && end >= 0 && end % PIECE > 64;
+}
+
+/* What the responder's program has written is there, and nowhere else. */
+static void is_exact(void)
+{
+	CHECK_EQ(side_differs(pair.b, 0, SIZE, LATER), -1);
+	CHECK_EQ(side_holds(pair.a, 0, SIZE, LATER), -1);
+	for (int i = 0; i < FLOOD; i++)
+		CHECK(side_peek(pair.a, SIZE + 8 * i) != side_peek(pair.b, (uint64_t)i * PIECE), "fetched by %d", i);
+}
+
+/* The next request has failed: with `first`, or flushed if one before has. */
+static void has_failed(struct ibv_wc wc, bool *failed, enum ibv_wc_status first)
+{
+	CHECK_EQ(wc.status, *failed ? IBV_WC_WR_FLUSH_ERR : first);
+	*failed = true;
+}
+
+/*
+ * What becomes of the flood, and of what is posted after it: some of it succeeds, then one request has the error that an RNIC would
+ * give, and what is behind it is flushed. The responder's receive request is flushed where its queue pair is in error, and gone with
+ * what the queue pair had otherwise.
+ */
+static void outcome(const char *name, enum kind kind)
+{
+	enum ibv_wc_status expected = answers(name) ? IBV_WC_REM_ACCESS_ERR : IBV_WC_RETRY_EXC_ERR;
 	bool failed = false;
 
-	for (int i = 0; i < FLOOD; i++) {
+	for (int i = come; i < FLOOD + 2; i++) {
+		/* Of a mixture the first, too: a kind that nothing is left of. */
+		if (i >= FLOOD)
+			side_post(pair.a, pair.qa, piece(kind, kind == MIXED ? 3 * (i % 2) + 2 : i % FLOOD));
 		struct ibv_wc wc = one(20000);
 
-		CHECK_EQ(wc.wr_id, i);
-		if (wc.status == IBV_WC_SUCCESS && !failed)
+		if (i < FLOOD)
+			CHECK_EQ(wc.wr_id, i);
+		if (i < FLOOD && wc.status == IBV_WC_SUCCESS && !failed)
 			continue;
-		CHECK_EQ(wc.status, failed ? IBV_WC_WR_FLUSH_ERR : expected);
-		failed = true;
+		has_failed(wc, &failed, expected);
 	}
+	if (answers(name) || !strcmp(name, "err"))
+		side_wc(pair.b, RECV_CQ, RECEIVE, IBV_WC_WR_FLUSH_ERR);
+	else
+		side_silent(pair.b, RECV_CQ);
+}
+
+static void connect_anew(int timeout)
+{
+	struct link_options options = link_defaults;
+
+	options.timeout = timeout;
+	options.retries = 2;
+	remote = side_reg(pair.b, 0, SIZE, ALL);
+	connect_pair(&pair, options);
+	side_recv(pair.b, pair.qb, RECEIVE, remote, 0, 8);
 }
 
 /* `gone`: the verb that came before, or "". */
 static void renew(const char *gone)
 {
-	struct link_options options = link_defaults;
+	struct ibv_wc wc;
 
-	options.timeout = 16;
-	options.retries = 2;
 	side_destroy_qp(pair.a, pair.qa);
 	if (strcmp(gone, "destroy"))
 		CHECK_EQ(side_destroy_qp(pair.b, pair.qb), 0);
 	if (strcmp(gone, "dereg"))
 		CHECK_EQ(side_dereg(pair.b, remote), 0);
-	remote = side_reg(pair.b, 0, SIZE,
-			  IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
-				  IBV_ACCESS_REMOTE_ATOMIC);
-	connect_pair(&pair, options);
+	while (side_poll(pair.b, RECV_CQ, &wc, 1, 0))
+		;
+	connect_anew(16);
 }
 
-static void afresh(const char *gone)
+static void needs_nobody(enum kind kind)
+{
+	if (kind != READS)
+		CHECK(warm(IBV_WR_RDMA_WRITE, 8, 500), "no grant to write");
+	if (kind != WRITES)
+		CHECK(warm(IBV_WR_RDMA_READ, 8, 500), "no grant to read");
+}
+
+static void afresh(const char *gone, enum kind kind)
 {
 	renew(gone);
-	CHECK(warm(IBV_WR_RDMA_WRITE, 8, 500), "no grant");
+	needs_nobody(kind);
 }
 
 static void reads(void)
@@ -213,38 +345,65 @@ static void reads(void)
 	}
 }
 
-/* Takes the leave back, and sees that nothing lands any more whatever the requester does then. */
-static int64_t take_back(const char *name)
+/* Takes the leave back; the memory is the program's own from then on. How long that took. */
+static int64_t take_back(const char *name, enum kind kind)
 {
 	int64_t before = now_us(), took;
 
-	CHECK_EQ(verb(name), 0);
+	CHECK_EQ(verb(name, kind), 0);
 	took = now_us() - before;
 	CHECK(took < 5000000, "%s took %lld us", name, (long long)took);
-	side_fill(pair.b, 0, SIZE, 999999);
+	side_fill(pair.b, 0, SIZE, LATER);
 	return took;
+}
+
+/* Copies that were met in their midst, by kinds. */
+static int met[KINDS];
+
+/* A round more: as many as there are to be, and until copies of both kinds were met, which chance might leave out. */
+static bool goes_on(int round, int rounds)
+{
+	enum { PATIENCE = 15 };
+
+	if (round < rounds || ((!met[WRITES] || !met[READS]) && round < PATIENCE * rounds))
+		return true;
+	printf("met in the midst of %d WRITEs and %d READs, in %d rounds\n", met[WRITES], met[READS], round);
+	CHECK(met[WRITES] && met[READS], "it was never stopped in the midst of a copy of each kind, and this shows nothing");
+	return false;
+}
+
+/* A requester that is stopped by now in the midst of a copy: the verb waits until it cannot go on with it. */
+static void takes_time(int64_t took, enum kind kind)
+{
+	met[kind]++;
+	CHECK(took >= 5000, "the verb returned after %lld us while a copy was under way", (long long)took);
 }
 
 static void stops(const char *name, int rounds)
 {
-	int waited = 0;
+	for (int round = 0; goes_on(round, rounds); round++) {
+		enum kind kind = round % KINDS;
 
-	for (int round = 0; round < rounds; round++) {
 		if (!round)
 			begin(0, SIZE);
-		afresh(round ? name : "");
-		flood(round);
-		for (int64_t until = now_us() + rand() % 250; now_us() < until;)
-			;
+		afresh(round ? name : "", kind);
+		flood(kind, round);
+		await_pieces(1 + rand() % (FLOOD / 2));
+		/* At once: `stop` looks around first. */
+		CHECK(!kill(requester, SIGSTOP), "errno %d", errno);
 		stop(requester);
-		waited += take_back(name) > 8000;
+		hurry(false);
+		bool amidst = is_amidst(kind, round);
+		int64_t took = take_back(name, kind);
+
+		if (amidst)
+			takes_time(took, kind);
 		go_on(requester);
 		usleep(3000);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
-		outcome(name);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
+		is_exact();
+		outcome(name, kind);
+		is_exact();
 	}
-	printf("%d of %d times it was stopped while it copied\n", waited, rounds);
 }
 
 /* Some instructions, until it sleeps; fewer where others have the processors. */
@@ -268,40 +427,43 @@ static void step(pid_t worker, int instructions)
 
 static void steps(const char *name, int rounds)
 {
-	int waited = 0;
+	for (int round = 0; goes_on(round, rounds); round++) {
+		enum kind kind = round % KINDS;
 
-	for (int round = 0; round < rounds; round++) {
 		if (!round)
 			begin(0, SIZE);
-		afresh(round ? name : "");
+		afresh(round ? name : "", kind);
 		pid_t worker = worker_of(requester);
 		int status;
 
 		CHECK(!ptrace(PTRACE_SEIZE, worker, NULL, NULL), "errno %d", errno);
-		flood(round);
-		for (int64_t until = now_us() + rand() % 100; now_us() < until;)
-			;
+		flood(kind, round);
+		await_pieces(1 + rand() % (FLOOD / 2));
 		CHECK(!ptrace(PTRACE_INTERRUPT, worker, NULL, NULL), "errno %d", errno);
 		CHECK(waitpid(worker, &status, __WALL) == worker && WIFSTOPPED(status), "errno %d", errno);
+		hurry(false);
 		step(worker, rand() % 300);
-		waited += take_back(name) > 8000;
+		bool amidst = is_amidst(kind, round);
+		int64_t took = take_back(name, kind);
+
+		if (amidst)
+			takes_time(took, kind);
 		/* The rest of what it was about to do, one by one. */
 		step(worker, 3000);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
+		is_exact();
 		CHECK(!ptrace(PTRACE_DETACH, worker, NULL, NULL), "errno %d", errno);
 		usleep(3000);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
-		outcome(name);
+		is_exact();
+		outcome(name, kind);
 	}
-	printf("%d of %d times it was stopped while it copied\n", waited, rounds);
 }
 
-/* A process of its own that stops a proxy for 10 ms, some time after it is told to: made before any memory is registered. */
+/* A process of its own that stops a proxy for 10 ms, or kills it, some time after it is told to: made before any memory is registered. */
 static int orders[2], reports[2];
 
 struct order {
 	pid_t pid;
-	int delay_us;
+	int delay_us, signal;
 };
 
 static void make_stopper(void)
@@ -315,12 +477,15 @@ static void make_stopper(void)
 		break;
 	case 0:
 		close(orders[1]);
+		hurry(true);
 		while (read(orders[0], &order, sizeof order) == sizeof order) {
 			for (int64_t until = now_us() + order.delay_us; now_us() < until;)
 				;
-			kill(order.pid, SIGSTOP);
-			usleep(10000);
-			kill(order.pid, SIGCONT);
+			kill(order.pid, order.signal);
+			if (order.signal == SIGSTOP) {
+				usleep(10000);
+				kill(order.pid, SIGCONT);
+			}
 			if (write(reports[1], "", 1) != 1)
 				break;
 		}
@@ -329,9 +494,9 @@ static void make_stopper(void)
 	close(orders[0]);
 }
 
-static void stop_within(pid_t pid, int us)
+static void order(int signal, pid_t pid, int delay_us)
 {
-	struct order order = {.pid = pid, .delay_us = rand() % us};
+	struct order order = {.pid = pid, .delay_us = delay_us, .signal = signal};
 
 	CHECK_EQ(write(orders[1], &order, sizeof order), sizeof order);
 }
@@ -343,54 +508,175 @@ static void await_stop(void)
 	CHECK_EQ(read(reports[0], &report, 1), 1);
 }
 
-static void pauses(pid_t pid, const char *name, int rounds)
+static struct send small(int i)
 {
-	for (int round = 0; round < rounds; round++) {
-		if (!round)
-			begin(0, SIZE);
-		renew(round ? name : "");
-		/* Grants are asked for, made and used meanwhile. */
-		stop_within(pid, 4000);
-		for (int i = 0; i < 40; i++) {
-			side_fill(pair.a, 0, 1000, i);
-			CHECK(succeeds(IBV_WR_RDMA_WRITE, 1000), "request %d", i);
+	static const enum ibv_wr_opcode opcodes[] = {IBV_WR_RDMA_WRITE, IBV_WR_RDMA_READ, IBV_WR_ATOMIC_FETCH_AND_ADD};
+	enum ibv_wr_opcode opcode = opcodes[i % 3];
+	struct send send = rdma(opcode, i, local, i % 3 * PIECE, i % 3 == 2 ? 8 : 1000, remote, i % 3 * PIECE);
+
+	send.compare_add = 1;
+	return send;
+}
+
+/* Grants are asked for, made and used meanwhile: a proxy that is stopped for a while delays them, and changes nothing. */
+static void small_ones_arrive(int count)
+{
+	side_fill(pair.b, PIECE, 1000, 5);
+	side_poke(pair.b, 2 * PIECE, 0);
+	for (int i = 0; i < count; i++) {
+		side_fill(pair.a, 0, 1000, i);
+		side_fill(pair.a, PIECE, 1000, 6);
+		side_post(pair.a, pair.qa, small(i));
+		side_wc(pair.a, SEND_CQ, i, IBV_WC_SUCCESS);
+		if (i % 3 == 0)
 			CHECK_EQ(side_differs(pair.b, 0, 1000, i), -1);
-		}
-		await_stop();
-		flood(round);
-		stop_within(pid, 400);
-		take_back(name);
-		await_stop();
-		usleep(3000);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
-		outcome(name);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
+		else if (i % 3 == 1)
+			CHECK_EQ(side_differs(pair.a, PIECE, 1000, 5), -1);
+		else
+			CHECK_EQ(side_peek(pair.b, 2 * PIECE), (uint64_t)i / 3 + 1);
 	}
 }
 
-static void kills(const char *who)
+static void pauses(pid_t pid, const char *name, int rounds)
 {
-	begin(0, SIZE);
-	CHECK(warm(IBV_WR_RDMA_WRITE, 8, 100), "no grant");
-	flood(1);
-	for (int64_t until = now_us() + rand() % 200; now_us() < until;)
-		;
-	if (!strcmp(who, "requester")) {
-		CHECK(!kill(requester, SIGKILL), "errno %d", errno);
-		take_back("reset");
+	for (int round = 0; round < rounds; round++) {
+		enum kind kind = round % KINDS;
+
+		if (!round)
+			begin(0, SIZE);
+		renew(round ? name : "");
+		order(SIGSTOP, pid, rand() % 4000);
+		small_ones_arrive(42);
+		await_stop();
+		flood(kind, round);
+		order(SIGSTOP, pid, rand() % 600);
+		take_back(name, kind);
+		await_stop();
 		usleep(3000);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, 999999), -1);
-		return;
+		is_exact();
+		outcome(name, kind);
+		is_exact();
 	}
-	CHECK(!kill(responder, SIGKILL), "errno %d", errno);
-	for (int i = 0; i < FLOOD; i++) {
-		struct ibv_wc wc = one(60000);
+}
+
+/* Small requests until one fails, or has no answer because the own proxy is gone. */
+static struct ibv_wc until_it_fails(int answer_ms)
+{
+	int64_t end = now_us() + 10000000;
+	struct ibv_wc wc;
+
+	for (int i = 0;; i++) {
+		side_post(pair.a, pair.qa, small(i));
+		wc = one(answer_ms);
+		if (wc.status != IBV_WC_SUCCESS)
+			return wc;
+		CHECK(now_us() < end, "requests to nobody succeed");
+	}
+}
+
+/* What the responder has of a requester that is gone: nothing that it did not ask for. */
+static void has_lost_its_peer(const char *name)
+{
+	if (answers(name)) {
+		/* What had been under way may have been refused before its sender was gone. */
+		bool refused = side_state(pair.b, pair.qb) == IBV_QPS_ERR;
+		struct region other = side_reg(pair.b, SIZE, PAGE, IBV_ACCESS_LOCAL_WRITE);
+
+		side_post(pair.b, pair.qb, message(1, other, 0, 8));
+		side_wc(pair.b, SEND_CQ, 1, refused ? IBV_WC_WR_FLUSH_ERR : IBV_WC_RETRY_EXC_ERR);
+	}
+	if (answers(name) || !strcmp(name, "err"))
+		side_wc(pair.b, RECV_CQ, RECEIVE, IBV_WC_WR_FLUSH_ERR);
+	else
+		side_silent(pair.b, RECV_CQ);
+}
+
+/* What a requester is told of a responder that is gone. `refuses`: it may have been refused before. */
+static void is_told(bool refuses)
+{
+	bool failed = false;
+
+	for (int i = come; i < FLOOD; i++) {
+		struct ibv_wc wc = one(20000);
 
 		CHECK_EQ(wc.wr_id, i);
+		if (wc.status == IBV_WC_SUCCESS && !failed)
+			continue;
+		has_failed(wc, &failed,
+			   refuses && wc.status == IBV_WC_REM_ACCESS_ERR ? wc.status : IBV_WC_RETRY_EXC_ERR);
 	}
-	/* Until the requester's proxy has heard of it. */
-	for (int64_t until = now_us() + 10000000; succeeds(IBV_WR_RDMA_WRITE, 8);)
-		CHECK(now_us() < until, "a WRITE to nobody succeeds");
+	/* By a grant they succeed until the requester's proxy has heard of it. */
+	struct ibv_wc wc = until_it_fails(20000);
+
+	has_failed(wc, &failed,
+		   refuses && wc.status == IBV_WC_REM_ACCESS_ERR ? wc.status : IBV_WC_RETRY_EXC_ERR);
+	side_post(pair.a, pair.qa, small(0));
+	CHECK_EQ(one(20000).status, IBV_WC_WR_FLUSH_ERR);
+}
+
+static void kills(const char *who, const char *name, const char *phase, int moment)
+{
+	bool of_requester = !strcmp(who, "requester"), grants = !strcmp(phase, "grant"), early = strcmp(phase, "revocation");
+	pid_t pid = of_requester ? requester : responder;
+	/* As a run has one kill, the moment chooses the kind as well. */
+	enum kind kind = moment % KINDS;
+	struct ibv_wc wc = {.status = IBV_WC_SUCCESS};
+	bool is_met = false;
+	int64_t before;
+	int said;
+
+	CHECK(grants || !early || !strcmp(phase, "copy"), "unknown phase %s", phase);
+	local = side_reg(pair.a, 0, SIZE + PAGE, IBV_ACCESS_LOCAL_WRITE);
+	connect_anew(15);
+	if (grants) {
+		order(SIGKILL, pid, moment);
+		wc = until_it_fails(of_requester ? 300 : 20000);
+		if (!of_requester)
+			CHECK_EQ(wc.status, IBV_WC_RETRY_EXC_ERR);
+	} else {
+		needs_nobody(kind);
+		flood(kind, 7);
+		if (early) {
+			await_pieces(moment);
+			CHECK(!kill(pid, SIGKILL), "errno %d", errno);
+			hurry(false);
+		} else {
+			order(SIGKILL, pid, moment);
+		}
+	}
+	if (grants)
+		await_stop();
+	if (early && !grants && of_requester) {
+		usleep(3000);
+		is_met = is_amidst(kind, 7) && kind == WRITES;
+	}
+	before = now_us();
+	said = verb(name, kind);
+	CHECK(now_us() - before < 5000000, "%s took %lld us", name, (long long)(now_us() - before));
+	if (!early) {
+		await_stop();
+		is_met = said;
+	}
+	CHECK(!said || !of_requester, "%s: %d", name, said);
+	/* What is registered with a proxy that is gone has gone with it; what was deregistered is the program's own. */
+	if (of_requester || (!said && !strcmp(name, "dereg"))) {
+		side_fill(pair.b, 0, SIZE, LATER);
+		usleep(3000);
+		CHECK_EQ(side_differs(pair.b, 0, SIZE, LATER), -1);
+	}
+	if (of_requester) {
+		has_lost_its_peer(name);
+	} else if (grants) {
+		side_post(pair.a, pair.qa, small(0));
+		CHECK_EQ(one(20000).status, IBV_WC_WR_FLUSH_ERR);
+	} else {
+		is_told(!early && answers(name));
+		CHECK_EQ(side_holds(pair.a, 0, SIZE, LATER), -1);
+	}
+	if (of_requester)
+		CHECK_EQ(side_differs(pair.b, 0, SIZE, LATER), -1);
+	if (is_met)
+		printf("met\n");
 }
 
 int main(int argc, char **argv)
@@ -399,7 +685,7 @@ int main(int argc, char **argv)
 	responder = pid_of("PEER_PID");
 	srand((unsigned)now_us());
 	CHECK(argc > 1, "usage: see the top of this file");
-	if (!strcmp(argv[1], "pause"))
+	if (!strcmp(argv[1], "pause") || !strcmp(argv[1], "kill"))
 		make_stopper();
 	open_sides(&pair, true);
 	if (!strcmp(argv[1], "alone"))
@@ -414,8 +700,8 @@ int main(int argc, char **argv)
 		steps(argv[2], atoi(argv[3]));
 	else if (!strcmp(argv[1], "pause") && argc == 5)
 		pauses(strcmp(argv[2], "responder") ? requester : responder, argv[3], atoi(argv[4]));
-	else if (!strcmp(argv[1], "kill") && argc == 3)
-		kills(argv[2]);
+	else if (!strcmp(argv[1], "kill") && argc == 6)
+		kills(argv[2], argv[3], argv[4], atoi(argv[5]));
 	else
 		CHECK(false, "usage: see the top of this file");
 	return 0;

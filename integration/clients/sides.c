@@ -33,6 +33,7 @@ enum op {
 	ASYNC,
 	FILL,
 	DIFFERS,
+	HOLDS,
 	PEEK,
 	POKE,
 };
@@ -216,7 +217,7 @@ static void poll_cq(struct state *s, const struct request *in, struct reply *out
 
 		CHECK(n >= 0, "ibv_poll_cq returned %d", n);
 		found += n;
-		if (found < in->count && !n)
+		if (found < in->count && !n && in->ms)
 			usleep(200);
 	} while (found < in->count && now_ms() < deadline);
 	out->result = found;
@@ -264,6 +265,21 @@ static int64_t first_difference(const unsigned char *at, uint64_t length, uint32
 {
 	for (uint64_t i = 0; i < length; i++) {
 		if (at[i] != pattern(i, seed))
+			return i;
+	}
+	return -1;
+}
+
+static int64_t first_likeness(const unsigned char *at, uint64_t length, uint32_t seed)
+{
+	enum { LIKE = 16 };
+
+	for (uint64_t i = 0; i + LIKE <= length; i += LIKE) {
+		int like = 0;
+
+		while (like < LIKE && at[i + like] == pattern(i + like, seed))
+			like++;
+		if (like == LIKE)
 			return i;
 	}
 	return -1;
@@ -325,6 +341,9 @@ static void serve(struct state *s, const struct request *in, struct reply *out)
 		return;
 	case DIFFERS:
 		out->result = first_difference(s->arena + in->offset, in->length, in->value);
+		return;
+	case HOLDS:
+		out->result = first_likeness(s->arena + in->offset, in->length, in->value);
 		return;
 	case PEEK:
 		out->result = *(volatile int64_t *)(s->arena + in->offset);
@@ -554,6 +573,11 @@ void side_fill(struct side *side, uint64_t offset, uint64_t length, uint32_t see
 int64_t side_differs(struct side *side, uint64_t offset, uint64_t length, uint32_t seed)
 {
 	return call(side, (struct request){.op = DIFFERS, .offset = offset, .length = length, .value = seed}).result;
+}
+
+int64_t side_holds(struct side *side, uint64_t offset, uint64_t length, uint32_t seed)
+{
+	return call(side, (struct request){.op = HOLDS, .offset = offset, .length = length, .value = seed}).result;
 }
 
 uint64_t side_peek(struct side *side, uint64_t offset)

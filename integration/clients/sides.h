@@ -96,6 +96,8 @@ struct event side_async(struct side *side, int ms);
 void side_fill(struct side *side, uint64_t offset, uint64_t length, uint32_t seed);
 /* Offset of the first byte that differs from the pattern of `side_fill`, or -1. */
 int64_t side_differs(struct side *side, uint64_t offset, uint64_t length, uint32_t seed);
+/* Offset of the first 16 bytes that are the pattern's of that place, or -1. */
+int64_t side_holds(struct side *side, uint64_t offset, uint64_t length, uint32_t seed);
 uint64_t side_peek(struct side *side, uint64_t offset);
 void side_poke(struct side *side, uint64_t offset, uint64_t value);
 

@@ -32,7 +32,10 @@ fn trials() -> Result<Vec<Trial>> {
     let mut trials = Vec::new();
     let mut add_to = |program: &Path, name: String, words: &[&str]| {
         let (program, words) = (program.to_owned(), words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
-        trials.push(test(name, move || run(&program, &words)));
+        trials.push(test(name, move || {
+            print!("{}", run(&program, &words)?);
+            Ok(())
+        }));
     };
     for (kind, verb) in ["send", "write"].into_iter().flat_map(|kind| ENDS.map(|verb| (kind, verb))) {
         add_to(&names, format!("what_is_written_later_stays::{kind}::{verb}"), &[kind, verb, "6"]);
@@ -52,12 +55,43 @@ fn trials() -> Result<Vec<Trial>> {
         for verb in VERBS {
             add(format!("a_proxy_that_is_stopped_for_a_while::{who}::{verb}"), &["pause", who, verb, "5"]);
         }
-        add(format!("a_proxy_that_is_killed::{who}"), &["kill", who]);
+    }
+    for who in ["requester", "responder"] {
+        let program = grants.clone();
+        trials.push(test(format!("a_proxy_that_is_killed::{who}"), move || killed(&program, who)));
     }
     Ok(trials)
 }
 
-fn run(program: &Path, words: &[String]) -> Result<()> {
+/// What a proxy is killed in the midst of, and when that is over: after so many microseconds, or pieces that were copied.
+const PHASES: [(&str, u32); 3] = [("grant", 4000), ("copy", 48), ("revocation", 300)];
+
+/// A proxy that is killed at many a moment of each phase, around each verb. A proxy dies once: each is a run of its own.
+fn killed(program: &Path, who: &str) -> Result<()> {
+    const MOMENTS: u32 = 3;
+    // A step that shares no factor with the kinds of requests, which the moment chooses.
+    const STEP: u32 = 7;
+    let (mut met, mut runs) = (0, 0);
+    for (phase, most) in PHASES {
+        for (index, verb) in (0u32..).zip(VERBS) {
+            for moment in 0..MOMENTS {
+                // The verbs take turns at the moments, so that together they sweep all of the phase.
+                let at = most * (moment * VERBS.len() as u32 + index) / (MOMENTS * VERBS.len() as u32) / STEP * STEP
+                    + moment;
+                let said = run(program, &["kill", who, verb, phase, &at.to_string()].map(str::to_owned))
+                    .with_context(|| format!("{verb}, {at} us after the {phase} had begun"))?;
+                met += u32::from(said.contains("met"));
+                runs += 1;
+            }
+        }
+    }
+    println!("{met} of {runs} times it was in the midst of a copy, or gone before the verb returned");
+    ensure!(met > 0, "it was always killed before or after, and this shows nothing");
+    Ok(())
+}
+
+/// What the program says.
+fn run(program: &Path, words: &[String]) -> Result<String> {
     let node = Node::new(None)?;
     let mut proxy = node.proxy(Limits::default())?;
     let mut peer = node.proxy(Limits::default())?;
@@ -65,7 +99,7 @@ fn run(program: &Path, words: &[String]) -> Result<()> {
     command.args(words).env("PEER_SOCKET", peer.socket());
     command.env("PROXY_PID", proxy.pid().to_string()).env("PEER_PID", peer.pid().to_string());
     let ended = Running::start(command)?.wait(LIMIT)?.success().context("the program")?;
-    print!("{ended}");
+    let said = ended.to_string();
     let killed = words[0] == "kill";
     for (who, proxy) in [("requester", &mut proxy), ("responder", &mut peer)] {
         if killed && words[1] == who {
@@ -73,5 +107,5 @@ fn run(program: &Path, words: &[String]) -> Result<()> {
         }
         ensure!(proxy.has_ended() == (killed && words[1] == who), "the {who}'s proxy");
     }
-    Ok(())
+    Ok(said)
 }

@@ -183,7 +183,13 @@ impl Card {
         Self::of(Arc::clone(&self.library), context, self.about.clone(), self.port)
     }
 
-    fn of(library: Arc<Library>, context: NonNull<ibv_context>, about: About, port: NonZeroU8) -> Result<Self> {
+    /// A context that was opened.
+    pub(crate) fn of(
+        library: Arc<Library>,
+        context: NonNull<ibv_context>,
+        about: About,
+        port: NonZeroU8,
+    ) -> Result<Self> {
         // SAFETY: the context is open.
         let channel = match made(unsafe { (library.create_comp_channel)(context.as_ptr()) }) {
             Ok(channel) => channel,

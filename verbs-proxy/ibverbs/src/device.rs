@@ -24,6 +24,8 @@ mod loss;
 mod receives;
 #[cfg(test)]
 mod speed;
+#[cfg(test)]
+mod ways;
 
 use crate::card::{Card, CardQp, Cq, Mr};
 use crate::names::{Kind, Lives, Name, Number};
@@ -179,6 +181,12 @@ pub struct Ibverbs {
     /// What [`Device::prepare_sleep`] found.
     found: RefCell<Vec<ibv_wc>>,
     polled: Box<[ibv_wc]>,
+    /// Everything goes the long way, so that the short one can be compared with it.
+    #[cfg(test)]
+    long_way_only: bool,
+    /// Requests that went the short way.
+    #[cfg(test)]
+    went_short: usize,
 }
 
 /// A card, as the worker has it.
@@ -228,6 +236,10 @@ impl Ibverbs {
             rung: Vec::new(),
             found: RefCell::default(),
             polled: no_completions(BATCH),
+            #[cfg(test)]
+            long_way_only: false,
+            #[cfg(test)]
+            went_short: 0,
         })
     }
 
@@ -374,7 +386,16 @@ impl Device for Ibverbs {
 
     #[inline(always)]
     fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> usize {
-        express::express(plane, queue, allowance)
+        #[cfg(test)]
+        if plane.device.long_way_only {
+            return 0;
+        }
+        let went = express::express(plane, queue, allowance);
+        #[cfg(test)]
+        {
+            plane.device.went_short += went;
+        }
+        went
     }
 
     #[inline]

@@ -8,6 +8,7 @@ pub(crate) mod fuzzing;
 #[cfg(test)]
 mod grants;
 mod keys;
+mod ledger;
 mod links;
 #[cfg(test)]
 mod names;
@@ -18,6 +19,8 @@ mod out_of_step;
 #[cfg(test)]
 mod rates;
 mod rigs;
+#[cfg(test)]
+mod scribbled;
 #[cfg(test)]
 mod shares;
 mod speed;

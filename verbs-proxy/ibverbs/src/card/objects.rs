@@ -298,7 +298,7 @@ impl CardQp {
         Ok(Arc::new(Self { pd: Arc::clone(pd), raw, cq: Arc::clone(cq), number, sends, receives }))
     }
 
-    pub(super) fn raw(&self) -> *mut ibv_qp {
+    pub(crate) fn raw(&self) -> *mut ibv_qp {
         self.raw.as_ptr()
     }
 

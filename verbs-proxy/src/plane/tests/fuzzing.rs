@@ -8,19 +8,19 @@ pub use grants::run as grants;
 pub use link::run as link;
 pub use rings::run as rings;
 
+use super::ledger::Ledger;
 use super::*;
 use crate::shared::{Run, RunFile};
 use arbitrary::Arbitrary;
 use ringfence_protocol::layout::CqHeader;
 use ringfence_protocol::ring::Words;
 use rustix::mm::ProtFlags;
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::OnceLock;
 
 /// What the container has registered: some pages in the middle of its memory, but for their edges.
-const FIRST: usize = 16 * PAGE + 100;
-const LENGTH: usize = 32 * PAGE - 300;
+pub(super) const FIRST: usize = 16 * PAGE + 100;
+pub(super) const LENGTH: usize = 32 * PAGE - 300;
 
 /// What of the region are whole pages, which neighbours see.
 const SHOWN: Range<usize> = FIRST.next_multiple_of(PAGE)..(FIRST + LENGTH) / PAGE * PAGE;
@@ -139,41 +139,8 @@ fn receive(wr_id: u64, elements: &[Element], key: u32) -> (Words, Vec<Words>) {
     (ReceiveBase::pack(wr_id, list.len() as u8, first).0, more)
 }
 
-/// What a queue pair owes.
-#[derive(Debug, Default)]
-struct Ledger {
-    /// Identifiers and whether they are signaled, oldest first.
-    sends: VecDeque<(u64, bool)>,
-    receives: VecDeque<u64>,
-}
-
-impl Ledger {
-    /// The completion is one that is due, and none before it was left out.
-    fn settle(&mut self, completion: &Completion) {
-        let wr_id = completion.wr_id;
-        if completion.opcode.0 & WcOpcode::RECV.0 != 0 {
-            let due = self.receives.pop_front();
-            assert_eq!(due, Some(wr_id), "a receive out of order: {completion:?}");
-            return;
-        }
-        loop {
-            let Some((due, signaled)) = self.sends.pop_front() else { panic!("{completion:?} is not due") };
-            if due == wr_id {
-                let said = signaled || completion.status != WcStatus::SUCCESS;
-                return assert!(said, "an unsignaled request has completed: {completion:?}");
-            }
-            assert!(!signaled, "the request {due} has not completed, but {completion:?}");
-        }
-    }
-
-    fn is_settled(&self) {
-        let left = self.sends.iter().find(|(_, signaled)| *signaled);
-        assert_eq!(left, None, "a signaled request has never completed");
-    }
-}
-
 /// A rig whose region has an outside.
-fn guarded((policy, link): Shape) -> Rig {
+pub(super) fn guarded((policy, link): Shape) -> Rig {
     let mut rig = Rig::shaped(&policy, link);
     drop(rig.plane.regions.remove(rig.granted));
     let run = Run { file: RunFile::Sealed(&rig.file), offset: SHOWN.start, bytes: SHOWN.len() };
@@ -201,7 +168,7 @@ fn untouched() -> &'static [u8] {
 }
 
 /// Nothing outside of the region was written to, and nothing of it was read into the region.
-fn is_untouched(rig: &Rig) {
+pub(super) fn is_untouched(rig: &Rig) {
     let (all, before) = (rig.take(0, MEMORY), untouched());
     let end = FIRST + LENGTH;
     assert!(
@@ -219,10 +186,10 @@ fn is_untouched(rig: &Rig) {
 }
 
 /// A policy, and a modelled link.
-type Shape = (Policy, Option<(WireClock, BitRate)>);
+pub(super) type Shape = (Policy, Option<(WireClock, BitRate)>);
 
 /// All policies that change the way of a request.
-fn shaping(choice: u8) -> Shape {
+pub(super) fn shaping(choice: u8) -> Shape {
     let capped = Policy { bandwidth: BitRate::new(80_000_000_000), ops: OpRate::new(1_000_000), ..Policy::default() };
     let policy = match choice % 4 {
         0 => Policy::default(),

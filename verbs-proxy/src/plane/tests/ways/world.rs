@@ -4,6 +4,7 @@
 //! something under way the other posts nothing.
 
 use super::super::grants::{Scene, WRITABLE};
+use super::super::ledger::Ledger;
 use super::*;
 use ringfence_launch::counters::Page;
 use ringfence_protocol::layout::CqHeader;
@@ -12,6 +13,14 @@ use std::collections::BTreeMap;
 /// The half of the memory that belongs to an end.
 const HALF: u64 = MEMORY as u64 / 2;
 const _: () = assert!(HALF > 60_000 + 30_000 + 32);
+
+/// Requests that lie in a ring, of which a library would let no more wait: a queue pair that is drained takes none.
+const MOST_UNREAD: u32 = SLOTS - MOST as u32;
+
+/// How many of a ring the plane has not taken in.
+fn unread(ring: &Producer<'_>, plane: &Consumer<'_>) -> u32 {
+    ring.position().wrapping_sub(plane.position())
+}
 
 enum Place {
     Alone(Box<Rig>, [RigQp; 2]),
@@ -35,6 +44,8 @@ pub(super) struct World {
     untold: bool,
     registered: [bool; 2],
     keys: u32,
+    /// What is due to each end.
+    ledgers: [Ledger; 2],
     news: News,
 }
 
@@ -50,6 +61,7 @@ impl World {
             untold: false,
             registered: [true; 2],
             keys: 1,
+            ledgers: Default::default(),
             news: News::new(),
         };
         for end in 0..2 {
@@ -129,9 +141,17 @@ impl World {
         }
         for (at, bytes) in &step.receives {
             let (id, half) = (self.id(), self.half(step.end));
-            self.with(1 - step.end, |rig, qp| {
-                qp.receive.push(&ReceiveBase::pack(id, 1, rig.sge(half + u64::from(*at), *bytes)).0);
+            let posted = self.with(1 - step.end, |rig, qp| {
+                let has_room =
+                    unread(&qp.receive, &rig.plane.qps[qp.queue as usize].as_ref().unwrap().receive) < MOST_UNREAD;
+                if has_room {
+                    qp.receive.push(&ReceiveBase::pack(id, 1, rig.sge(half + u64::from(*at), *bytes)).0);
+                }
+                has_room
             });
+            if posted {
+                self.ledgers[1 - step.end].receives.push_back(id);
+            }
         }
         step.requests.iter().for_each(|request| self.post(step.end, request));
         self.busy = Some(step.end);
@@ -165,7 +185,10 @@ impl World {
         let rkey = self.rig(1 - end).key;
         let Request { opcode, local, remote, bytes, flags, wrong } = *request;
         let inline = flags & SendFlags::INLINE.0 != 0;
-        self.with(end, |rig, qp| {
+        let posted = self.with(end, |rig, qp| {
+            if unread(&qp.send, &rig.plane.qps[qp.queue as usize].as_ref().unwrap().send) >= MOST_UNREAD {
+                return false;
+            }
             let mut fields = SendFields {
                 wr_id: id,
                 flags: SendFlags(flags),
@@ -187,7 +210,11 @@ impl World {
             } else {
                 post(qp, &fields);
             }
+            true
         });
+        if posted {
+            self.ledgers[end].sends.push_back((id, flags & SendFlags::SIGNALED.0 != 0));
+        }
     }
 
     fn change(&mut self, change: Change) {
@@ -214,6 +241,7 @@ impl World {
                     drop(rig.plane.remove_qp(qp.queue));
                     *qp = rig.qp(qp.queue, qp.number);
                 });
+                self.ledgers[end] = Ledger::default();
                 self.ready(end);
             }
             Change::Part => self.part(),
@@ -231,6 +259,8 @@ impl World {
 
     fn reset(&mut self, end: usize) {
         self.with(end, |rig, qp| rig.modify(qp, QpState::RESET, 0, QpAttr::default(), None));
+        // Everything that had completed was polled: nothing of before may come now.
+        self.ledgers[end] = Ledger::default();
         self.ready(end);
     }
 
@@ -354,12 +384,20 @@ impl World {
         panic!("it never ends");
     }
 
+    /// Both queue pairs fail, and nothing is due any more.
     pub(super) fn end(&mut self) {
         self.settle();
         (0..2).for_each(|end| self.with(end, |rig, qp| rig.plane.to_error(qp.queue)));
         self.settle();
         self.now += 10_000_000_000;
         self.settle();
+        for ledger in &self.ledgers {
+            ledger.is_settled();
+            assert!(ledger.receives.is_empty(), "these have never completed: {:?}", ledger.receives);
+        }
+        for index in 0..self.rigs() {
+            assert_eq!(self.rig(index).plane.tally.page().completions_lost, 0);
+        }
     }
 
     fn poll(&mut self, index: usize) {
@@ -367,6 +405,10 @@ impl World {
         let list = rig.completions();
         rig._cq.header::<CqHeader>(0).set_consumed(rig.completions.position());
         for completion in list {
+            let end = (0..2).find(|end| self.qp(*end).number == completion.qp_num);
+            let end = end.unwrap_or_else(|| panic!("{completion:?} is of no queue pair"));
+            assert_eq!(end % self.rigs(), index, "{completion:?} came to the other end");
+            self.ledgers[end].settle(&completion);
             let receives = completion.opcode.0 & WcOpcode::RECV.0 != 0;
             self.news.entry((completion.qp_num, receives)).or_default().push(format!("{completion:?}"));
         }
@@ -405,7 +447,6 @@ impl World {
         (0..self.rigs()).map(|index| counted(self.rig(index).plane.tally.page())).collect()
     }
 
-    /// What the rates have in hand, and nothing that is still held.
     /// What the rates allow a while after everything has its answer, which is as much as they ever do.
     pub(super) fn quotas(&mut self) -> Vec<Option<ringfence_sched::Allowance>> {
         self.now += 10_000_000_000;
