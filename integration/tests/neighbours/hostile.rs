@@ -7,7 +7,8 @@ use ringfence_protocol::verbs::Opcode;
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::datagram;
 use ringfence_proxy::device::soft::grants::BYTES as GRANTS_BYTES;
-use ringfence_proxy::device::soft::link::{BYTES, End, Link as Rings};
+use ringfence_proxy::device::soft::link::{BYTES, End, Ends, Link as Rings};
+use ringfence_proxy::device::soft::qp::WireSequence;
 use ringfence_proxy::device::soft::wire::{INLINE, Request};
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::plane::bell::{Bell, Foreign, Ringer};
@@ -73,7 +74,7 @@ pub struct Link {
     bell: Option<Ringer>,
     closer: Closer,
     to: u32,
-    sequence: u32,
+    sequence: WireSequence,
 }
 
 /// What came from the victim.
@@ -122,9 +123,17 @@ impl Neighbour {
         let fds = [rings.as_ref().map_or(file.as_fd(), AsFd::as_fd), bell.as_ref().map_or(theirs.as_fd(), AsFd::as_fd)];
         // It may have been ended already.
         let _ = datagram::send(&socket, hello.as_bytes(), &fds);
-        let rings = Rings::new(self.lid(), self.victim_lid, End::Initiator, mapping, None, own);
+        let rings = Rings::new(Ends { own: self.lid(), port: self.victim_lid }, End::Initiator, mapping, None, own);
         let to = u32::from(self.victim_lid) << 14 | 3;
-        Ok(Link { socket, rings: Some(rings), welcome: None, bell: None, closer: self.closer.clone(), to, sequence: 0 })
+        Ok(Link {
+            socket,
+            rings: Some(rings),
+            welcome: None,
+            bell: None,
+            closer: self.closer.clone(),
+            to,
+            sequence: WireSequence(0),
+        })
     }
 
     /// Awaits the victim's hello and welcomes it with this descriptor as the bell.
@@ -225,7 +234,7 @@ impl Link {
     /// Sends the victim a request and awaits its answer, asleep as far as the victim can see, so that it rings.
     pub fn ask(&mut self, from: u32) -> Result<()> {
         let rings = self.rings.as_mut().context("a link without rings")?;
-        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence = self.sequence.next();
         let request = Request { to: self.to, from, sequence: self.sequence, ..Request::default() };
         ensure!(rings.request(&request, &[])?, "there is no room for a request");
         self.bell.as_ref().context("the victim gave no bell")?.ring();
@@ -270,7 +279,7 @@ impl Link {
             let rings = self.rings.as_mut().context("a link without rings")?;
             let request = Request { sequence: self.sequence, ..write };
             ensure!(rings.request(&request, &[])?, "there is no room for a request");
-            self.sequence += 1;
+            self.sequence = self.sequence.next();
             self.bell.as_ref().context("the victim gave no bell")?.ring();
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -87,7 +87,8 @@ pub(super) struct World {
     next_id: u64,
     memory: Arc<Mapping>,
     pd: Arc<Pd>,
-    cq: Arc<Cq>,
+    /// Kept for the queue pairs.
+    _cq: Arc<Cq>,
     completions: Consumer<'static>,
     completions_of: Arc<Mapping>,
     _kept: Vec<Arc<Mapping>>,
@@ -166,7 +167,7 @@ impl World {
             next_id: 0,
             memory: mapping(MEMORY),
             pd,
-            cq,
+            _cq: cq,
             completions: Consumer::new(slots(&completions, RINGS_OFFSET), 0),
             completions_of: completions,
             _kept: kept,
