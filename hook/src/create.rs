@@ -24,7 +24,7 @@ use crate::sysfs::{NODE, Tree};
 use crate::trust::{self, Program};
 use crate::uids;
 use crate::userfaultfd;
-use ringfence_launch::{Launch, Limits, Worker};
+use ringfence_launch::{BitRate, Launch, Limits, MIN_LINK, Worker};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -272,7 +272,8 @@ impl Making<'_> {
             device: ringfence_launch::Device {
                 name: device.name.clone(),
                 kind: device.kind.into(),
-                link: device.link,
+                // Config::check refuses what is slower.
+                link: device.link.map(|rate| BitRate::new(rate).unwrap_or(MIN_LINK)),
                 port: device.port,
                 gids: device.gids.clone(),
                 pkeys: device.pkeys.clone(),

@@ -134,7 +134,7 @@ impl From<Refusal> for Failure {
             Refusal::NoPolicyOfEngine { .. } => Code::Config,
             Refusal::NoPolicy { .. } => Code::Annotation,
             Refusal::NoDevice { .. } | Refusal::NoNodes { .. } | Refusal::NoCard { .. } => Code::Device,
-            Refusal::Unenforceable { .. } | Refusal::NoEffect { .. } => Code::Annotation,
+            Refusal::Unenforceable { .. } | Refusal::NoEffect { .. } | Refusal::NoQuantity { .. } => Code::Annotation,
         };
         Failure::new(code, refusal.to_string())
     }

@@ -46,6 +46,8 @@ pub enum Refusal {
     NoCard { device: String, known: String },
     #[error("{name}={value} would do nothing: device {device} has no modelled link that containers share; {instead}")]
     NoEffect { name: String, value: String, device: String, instead: &'static str },
+    #[error("{name}={value} is nothing that could be kept")]
+    NoQuantity { name: String, value: String },
     #[error("{name} cannot be enforced with {PREFIX}mode={mode}; remove it or use mode=proxied")]
     Unenforceable { name: String, mode: &'static str },
 }
@@ -124,7 +126,7 @@ fn refuse_idle_words(request: &Request, device: &Device, limits: &Limits) -> Res
     if let Some(weight) = request.weight {
         return refusal("weight", weight.to_string(), "remove it, or use a device with a link");
     }
-    let capped = limits.bandwidth.or(limits.bandwidth_rx).or(limits.ops).is_some();
+    let capped = limits.bandwidth.or(limits.bandwidth_rx).is_some() || limits.ops.is_some();
     match request.class {
         Some(class) if !capped => {
             let instead = "remove it, or set bandwidth, bandwidth-rx or ops, under which it orders what waits";

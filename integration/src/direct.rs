@@ -11,7 +11,8 @@ use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::marks::Marks;
 use ringfence_proxy::launch::pkeys::Pkey;
 use ringfence_proxy::launch::{
-    Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, FIRST_PORT, Launch, Limits, Uids, Worker,
+    BitRate, Device, DeviceKind, FD_INIT, FD_LISTENER, FD_NETNS, FD_READY, FD_SYSFS, FIRST_PORT, Launch, Limits, Uids,
+    Worker,
 };
 use ringfence_proxy::sysfs::{CLASSES, DEVICES, VERBS};
 use std::ffi::OsString;
@@ -58,7 +59,7 @@ impl Node {
             Device {
                 name: "soft0".into(),
                 kind: DeviceKind::Soft,
-                link,
+                link: link.map(|bits| BitRate::new(bits).expect("no link carries nothing")),
                 port: FIRST_PORT,
                 gids: Gids::default(),
                 pkeys: None,

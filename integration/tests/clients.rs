@@ -7,7 +7,7 @@ use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, machine, perftest, suite};
 use ringfence_proxy::launch::addresses::{Gids, Peers};
-use ringfence_proxy::launch::{Class, Limits};
+use ringfence_proxy::launch::{BitRate, Bytes, Class, Limits, OpRate};
 use ringfence_trials::{Trial, huge_pages};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -20,31 +20,36 @@ const LIMIT: Duration = Duration::from_secs(60);
 type Rate = (&'static str, fn() -> Limits, &'static [&'static str], f64);
 
 const RATES: [Rate; 5] = [
-    ("ten_thousand_operations", || Limits { ops: Some(10_000), ..Limits::default() }, &["cap", "8", "2"], 80_000.0),
+    (
+        "ten_thousand_operations",
+        || Limits { ops: OpRate::new(10_000), ..Limits::default() },
+        &["cap", "8", "2"],
+        80_000.0,
+    ),
     (
         "a_million_operations",
-        || Limits { ops: Some(1_000_000), ..Limits::default() },
+        || Limits { ops: OpRate::new(1_000_000), ..Limits::default() },
         &["cap", "64", "2"],
         64_000_000.0,
     ),
     (
         "what_reads_bring_in",
-        || Limits { bandwidth_rx: Some(100_000_000), ..Limits::default() },
+        || Limits { bandwidth_rx: BitRate::new(100_000_000), ..Limits::default() },
         &["cap", "4096", "2", "read"],
         12_500_000.0,
     ),
     (
         "what_is_read_out",
-        || Limits { bandwidth: Some(100_000_000), ..Limits::default() },
+        || Limits { bandwidth: BitRate::new(100_000_000), ..Limits::default() },
         &["cap", "4096", "2", "read"],
         12_500_000.0,
     ),
     (
         "all_at_once_and_none_the_less",
         || Limits {
-            bandwidth: Some(1_000_000_000),
-            bandwidth_rx: Some(1),
-            ops: Some(1_000_000_000),
+            bandwidth: BitRate::new(1_000_000_000),
+            bandwidth_rx: BitRate::new(1),
+            ops: OpRate::new(1_000_000_000),
             class: Class::Latency,
             ..Limits::default()
         },
@@ -113,7 +118,7 @@ fn trials() -> Result<Vec<Trial>> {
     }
     for case in ["quotas_are_whole", "another_process_finds_room"] {
         let program = keep.clone();
-        let limits = Limits { max_mr: 64, max_mr_bytes: 64 << 20, ..Limits::default() };
+        let limits = Limits { max_mr: 64, max_mr_bytes: Bytes(64 << 20), ..Limits::default() };
         trials.push(test(format!("keep::{case}"), move || run_alone(&program, &[case], limits)));
     }
     let bench = client::compile("bench_pair", &["bench_far.c", "bench_time.c", "check.c"])?;
@@ -273,13 +278,13 @@ fn children(program: &Path) -> Result<()> {
 }
 
 fn quotas(program: &Path) -> Result<()> {
-    let limits = Limits { max_qp: 5, max_mr: 7, max_mr_bytes: 16 << 20, max_cq: 3, ..Limits::default() };
+    let limits = Limits { max_qp: 5, max_mr: 7, max_mr_bytes: Bytes(16 << 20), max_cq: 3, ..Limits::default() };
     run_alone(program, &["quota", "5", "7", "16777216", "3"], limits)
 }
 
 /// The limits are just what one process needs: the second works only if the first left nothing behind.
 fn killed(program: &Path) -> Result<()> {
-    let limits = Limits { max_qp: 2, max_mr: 2, max_mr_bytes: 4 << 20, max_cq: 1, ..Limits::default() };
+    let limits = Limits { max_qp: 2, max_mr: 2, max_mr_bytes: Bytes(4 << 20), max_cq: 1, ..Limits::default() };
     let node = Node::new(None)?;
     let mut proxy = node.proxy(limits)?;
     for round in 0..5 {

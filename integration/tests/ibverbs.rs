@@ -18,7 +18,7 @@ use ringfence_integration::command::{Ended, Running, run, wait_until};
 use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, perftest, suite};
-use ringfence_proxy::launch::{Class, Limits};
+use ringfence_proxy::launch::{BitRate, Class, Limits, OpRate};
 use ringfence_trials::{Skipped, Trial, huge_pages};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -284,7 +284,7 @@ fn run_shared(card: &Card, program: &Path, case: &str) -> Result<()> {
 
 /// Rates at which some requests go unasked, others must ask, and some wait.
 fn shaped(class: Class) -> Limits {
-    Limits { bandwidth: Some(4_000_000_000), ops: Some(5_000), class, ..Limits::default() }
+    Limits { bandwidth: BitRate::new(4_000_000_000), ops: OpRate::new(5_000), class, ..Limits::default() }
 }
 
 /// What happens to a queue pair while it is busy; on rxe, whose errors take their time, not as often.

@@ -7,7 +7,7 @@ use ringfence_integration::direct::{DirectProxy, Node};
 use ringfence_integration::suite::{Needs, test};
 use ringfence_integration::{artifacts, client, suite};
 use ringfence_launch::counters::{FILE, Page, QUOTAS, STATUSES, Work};
-use ringfence_proxy::launch::Limits;
+use ringfence_proxy::launch::{BitRate, Limits};
 use ringfence_trials::Trial;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
@@ -178,7 +178,7 @@ fn faults(program: &Path, two: bool) -> Result<()> {
 fn held(program: &Path) -> Result<()> {
     let began = Instant::now();
     // 4 MiB at 10 MB/s.
-    let limits = Limits { bandwidth: Some(80_000_000), ..Limits::default() };
+    let limits = Limits { bandwidth: BitRate::new(80_000_000), ..Limits::default() };
     Scene::new(false, limits)?.run(program, "held", |page, _| {
         let elapsed = began.elapsed();
         ensure!(page.sent[0] == Work { operations: 64, bytes: 4 << 20 }, "{:?}", page.sent[0]);

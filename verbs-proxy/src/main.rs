@@ -7,7 +7,6 @@ use ringfence_proxy::device::soft::modelled::ModelledLink;
 use ringfence_proxy::fabric::clock::WireClock;
 use ringfence_proxy::launch::MIN_LINK;
 use ringfence_proxy::process::{self, Opening, Program};
-use ringfence_sched::BitRate;
 use std::process::ExitCode;
 
 struct SoftProxy;
@@ -26,9 +25,9 @@ impl Program for SoftProxy {
         let link = match device.link {
             None => None,
             Some(rate) => {
-                ensure!(rate >= MIN_LINK, "the link of device {} has {rate} bit/s; at least 1 Mbit/s", device.name);
+                let (name, bits) = (&device.name, rate.bits());
+                ensure!(rate >= MIN_LINK, "the link of device {name} has {bits} bit/s; at least 1 Mbit/s");
                 let path = run_dir.join("fabric").join(&device.name).join("wire");
-                let rate = BitRate::new(rate).context("a link of 0 bit/s")?;
                 let clock = WireClock::open(&path).context("cannot open the modelled link's clock")?;
                 Some(ModelledLink::new(clock, rate))
             }

@@ -179,7 +179,7 @@ fn start<P: Program>(
     let launch: Launch = serde_json::from_slice(&launch)
         .with_context(|| format!("{} is no launch file of this version", path.display()))?;
     let tree = if launch.sysfs { Some(inherited(FD_SYSFS, "file system for sysfs")?) } else { None };
-    let policy = launch.limits.policy().map_err(anyhow::Error::msg)?;
+    let policy = launch.limits.policy();
     let Device { kind, gids, .. } = &launch.device;
     ensure!(
         *kind != DeviceKind::Soft || *gids == Gids::Namespace,

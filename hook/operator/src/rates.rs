@@ -134,10 +134,10 @@ pub fn describe(sample: &Sample, before: Option<&Sample>) -> String {
     let mut text = format!("container {}\n\n", plain(&sample.container.id));
     text += &output::table(&[
         row(["", "PER SECOND", "LIMIT"]),
-        row(["out", &about(rates.out, "bit"), &limit(limits.bandwidth.map(show_rate))]),
-        row(["fetched", &about(rates.fetched, "bit"), &limit(limits.bandwidth_rx.map(show_rate))]),
+        row(["out", &about(rates.out, "bit"), &limit(limits.bandwidth.map(|rate| show_rate(rate.bits())))]),
+        row(["fetched", &about(rates.fetched, "bit"), &limit(limits.bandwidth_rx.map(|rate| show_rate(rate.bits())))]),
         row(["in", &about(rates.into, "bit"), ""]),
-        row(["operations", &about(rates.operations, ""), &limit(limits.ops.map(show_ops))]),
+        row(["operations", &about(rates.operations, ""), &limit(limits.ops.map(|rate| show_ops(rate.ops())))]),
         row(["operations for others", &about(rates.served, ""), ""]),
         row(["throttled", &format!("{:.0}%", rates.throttled * 100.0), ""]),
     ]);
@@ -208,6 +208,7 @@ fn others(page: &Page) -> Vec<[String; 2]> {
 pub mod tests {
     use super::*;
     use ringfence_hook::Status;
+    use ringfence_launch::BitRate;
     use ringfence_launch::counters::{BYTES, MAGIC, Quota, VERSION, Work};
     use std::time::Duration;
 
@@ -218,7 +219,7 @@ pub mod tests {
             proxy: Some(Status { pid: 11, alive: true }),
             device: "soft0".into(),
             policy: "gold".into(),
-            limits: Some(Limits { bandwidth: Some(10_000_000_000), ..Default::default() }),
+            limits: Some(Limits { bandwidth: BitRate::new(10_000_000_000), ..Default::default() }),
             since: 100,
             cgroups: Vec::new(),
             unit: None,

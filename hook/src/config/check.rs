@@ -4,7 +4,7 @@ use super::{Config, Device, Inject, Kind, Proxy};
 use crate::annotations::{DEVICE_NAME, Mode, is_device_name};
 use crate::units;
 use ringfence_launch::addresses::Gids;
-use ringfence_launch::{Class, FIRST_PORT, pkeys};
+use ringfence_launch::{Class, FIRST_PORT, MIN_LINK, pkeys};
 use std::path::{Component, Path};
 
 /// The longest path of a socket: `sun_path` without the zero at its end.
@@ -162,8 +162,8 @@ impl Device {
         if let Some(keys) = &self.pkeys {
             pkeys::check(keys).map_err(|error| format!("device {name}: {error}"))?;
         }
-        if let Some(rate) = self.link.filter(|rate| *rate < ringfence_launch::MIN_LINK) {
-            let (rate, least) = (units::show_rate(rate), units::show_rate(ringfence_launch::MIN_LINK));
+        if let Some(rate) = self.link.filter(|rate| *rate < MIN_LINK.bits()) {
+            let (rate, least) = (units::show_rate(rate), units::show_rate(MIN_LINK.bits()));
             return Err(format!("device {name}: link = {rate:?} must be at least {least}"));
         }
         match self.nodes.iter().find(|node| !is_plain_absolute(node) || node.strip_prefix("/dev").is_err()) {

@@ -5,7 +5,7 @@ use super::{Refusal, class_name, names};
 use crate::annotations::{PREFIX, Request};
 use crate::units::{show_ops, show_rate, show_size};
 use ringfence_launch::addresses::Peers;
-use ringfence_launch::{Class, Limits};
+use ringfence_launch::{BitRate, Bytes, Class, Limits, OpRate, Weight};
 use std::fmt;
 
 /// Where a value comes from.
@@ -62,27 +62,35 @@ pub(super) fn limits(
     let built_in = Limits::default();
     let mut chooser = Chooser { request, effective, settings };
     Ok(Limits {
-        bandwidth: chooser.optional("bandwidth", request.bandwidth, |d| d.bandwidth, |b| b.bandwidth, show_rate)?,
-        bandwidth_rx: chooser.optional(
+        bandwidth: chooser.quantity(
+            "bandwidth",
+            request.bandwidth,
+            |d| d.bandwidth,
+            |b| b.bandwidth,
+            show_rate,
+            BitRate::new,
+        )?,
+        bandwidth_rx: chooser.quantity(
             "bandwidth-rx",
             request.bandwidth_rx,
             |d| d.bandwidth_rx,
             |b| b.bandwidth_rx,
             show_rate,
+            BitRate::new,
         )?,
-        ops: chooser.optional("ops", request.ops, |d| d.ops, |b| b.ops, show_ops)?,
-        weight: chooser.optional("weight", request.weight, |d| d.weight, |b| b.weight, show_count)?,
+        ops: chooser.quantity("ops", request.ops, |d| d.ops, |b| b.ops, show_ops, OpRate::new)?,
+        weight: chooser.quantity("weight", request.weight, |d| d.weight, |b| b.weight, show_count, Weight::new)?,
         class: chooser.class()?,
         max_qp: chooser.limit("max-qp", request.max_qp, |d| d.max_qp, |b| b.max_qp, built_in.max_qp, show_count)?,
         max_mr: chooser.limit("max-mr", request.max_mr, |d| d.max_mr, |b| b.max_mr, built_in.max_mr, show_count)?,
-        max_mr_bytes: chooser.limit(
+        max_mr_bytes: Bytes(chooser.limit(
             "max-mr-bytes",
             request.max_mr_bytes,
             |d| d.max_mr_bytes,
             |b| b.max_mr_bytes,
-            built_in.max_mr_bytes,
+            built_in.max_mr_bytes.0,
             show_size,
-        )?,
+        )?),
         max_cq: chooser.limit("max-cq", request.max_cq, |d| d.max_cq, |b| b.max_cq, built_in.max_cq, show_count)?,
         max_qp_depth: chooser.limit(
             "max-qp-depth",
@@ -103,6 +111,21 @@ struct Chooser<'a, 'b> {
 }
 
 impl<'a> Chooser<'a, '_> {
+    /// A limit that need not exist, as what the scheduler takes. Whatever reads annotations and tables refuses those that are none.
+    fn quantity<T: Copy + PartialOrd, U>(
+        &mut self,
+        key: &'static str,
+        asked: Option<T>,
+        default: impl Fn(&'a Defaults) -> Option<T>,
+        bound: impl Fn(&'a Bounds) -> Option<T>,
+        show: impl Fn(T) -> String,
+        quantity: impl Fn(T) -> Option<U>,
+    ) -> Result<Option<U>, Refusal> {
+        let Some(value) = self.optional(key, asked, default, bound, &show)? else { return Ok(None) };
+        let refusal = || Refusal::NoQuantity { name: source(self.request, key), value: show(value) };
+        quantity(value).map(Some).ok_or_else(refusal)
+    }
+
     /// A limit that need not exist: with a bound or a default, it does. A default without a bound is one, too: an annotation
     /// that could go beyond it would undo what the administrator gave to all.
     fn optional<T: Copy + PartialOrd>(

@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use ringfence_launch::{BitRate, Bytes, OpRate, Weight};
 
 fn config(text: &str) -> Config {
     Config::parse(text).unwrap()
@@ -46,7 +47,7 @@ fn bandwidth() {
         ),
     ] {
         let request = Request { bandwidth: asked, ..Request::default() };
-        let found = limits(&request, text).map(|limits| limits.bandwidth);
+        let found = limits(&request, text).map(|limits| limits.bandwidth.map(BitRate::bits));
         assert_eq!(found, expected.map_err(str::to_owned), "{asked:?} {text}");
     }
 }
@@ -55,7 +56,9 @@ fn bandwidth() {
 fn rates_of_fetching_and_of_operations_are_bounded_as_bandwidth_is() {
     const BOUND: &str = "[policy.defaults]\nops = \"10k\"\n[policy.bounds]\nbandwidth-rx = \"10Gbit\"\nops = \"1M\"";
     let request = |bandwidth_rx, ops| Request { bandwidth_rx, ops, ..Request::default() };
-    let found = |request: &Request| limits(request, BOUND).map(|limits| (limits.bandwidth_rx, limits.ops));
+    let found = |request: &Request| {
+        limits(request, BOUND).map(|limits| (limits.bandwidth_rx.map(BitRate::bits), limits.ops.map(OpRate::ops)))
+    };
     assert_eq!(found(&request(None, None)), Ok((Some(10_000_000_000), Some(10_000))));
     assert_eq!(found(&request(Some(1), Some(1_000_000))), Ok((Some(1), Some(1_000_000))));
     let beyond = "ringfence.dev/bandwidth-rx=20Gbit is beyond the administrator's bound; allowed is at most 10Gbit";
@@ -64,6 +67,19 @@ fn rates_of_fetching_and_of_operations_are_bounded_as_bandwidth_is() {
     assert_eq!(found(&request(None, Some(2_000_000))), Err(beyond.into()));
     let contradiction = Config::parse("[policy.defaults]\nops = \"2M\"\n[policy.bounds]\nops = \"1M\"");
     assert_eq!(contradiction.unwrap_err(), "policy.defaults.ops = 2M is beyond policy.bounds.ops = 1M");
+}
+
+/// What reads annotations and tables lets none of this through; a cap that is none must not be lost if it does.
+#[test]
+fn a_cap_of_nothing_is_no_lack_of_one() {
+    for request in [
+        Request { bandwidth: Some(0), ..Request::default() },
+        Request { bandwidth_rx: Some(0), ..Request::default() },
+        Request { ops: Some(0), ..Request::default() },
+        Request { weight: Some(1001), ..Request::default() },
+    ] {
+        assert!(limits(&request, LINKED).unwrap_err().ends_with(" is nothing that could be kept"), "{request:?}");
+    }
 }
 
 #[test]
@@ -75,7 +91,7 @@ fn what_would_do_nothing_is_refused() {
         "ringfence.dev/weight=300 would do nothing: device soft0 has no modelled link that containers share; remove it, or \
          use a device with a link"
     );
-    assert_eq!(limits(&weight, LINKED).unwrap().weight, Some(300));
+    assert_eq!(limits(&weight, LINKED).unwrap().weight, Weight::new(300));
     for class in [Class::Latency, Class::Ops, Class::Bulk] {
         let request = Request { class: Some(class), ..Request::default() };
         assert!(limits(&request, "").unwrap_err().starts_with("ringfence.dev/class="));
@@ -86,7 +102,7 @@ fn what_would_do_nothing_is_refused() {
         assert_eq!(limits(&Request { class: Some(class), ..Request::default() }, by_default).unwrap().class, class);
     }
     // Defaults are for all devices, whether or not they have a link.
-    assert_eq!(limits(&Request::default(), "[policy.defaults]\nweight = 7").unwrap().weight, Some(7));
+    assert_eq!(limits(&Request::default(), "[policy.defaults]\nweight = 7").unwrap().weight, Weight::new(7));
 }
 
 /// A device with a link, on which weights and classes mean something.
@@ -107,7 +123,7 @@ fn weight() {
         (Some(500), BOTH, Ok(Some(500))),
     ] {
         let request = Request { weight: asked, ..Request::default() };
-        let found = limits(&request, &[LINKED, text].concat()).map(|limits| limits.weight);
+        let found = limits(&request, &[LINKED, text].concat()).map(|limits| limits.weight.map(Weight::get));
         assert_eq!(found, expected.map_err(str::to_owned), "{asked:?} {text}");
     }
 }
@@ -152,7 +168,7 @@ fn a_tenant_cannot_raise_a_limit_that_the_administrator_left_alone() {
         limits(&request, ""),
         Err("ringfence.dev/max-mr-bytes=1TiB is beyond the administrator's bound; allowed is at most 16GiB".into())
     );
-    assert_eq!(limits(&request, "[policy.bounds]\nmax-mr-bytes = \"1TiB\"").unwrap().max_mr_bytes, 1 << 40);
+    assert_eq!(limits(&request, "[policy.bounds]\nmax-mr-bytes = \"1TiB\"").unwrap().max_mr_bytes, Bytes(1 << 40));
 }
 
 #[test]
@@ -303,7 +319,11 @@ fn what_a_profile_leaves_out_is_as_in_the_base() {
         ("bronze", 100 * M, 8, 500 * M, 8),
     ] {
         let found = limits(&by_engine(policy), PROFILES).unwrap();
-        assert_eq!((found.bandwidth, found.max_qp, found.class), (Some(bandwidth), max_qp, Class::Bulk), "{policy}");
+        assert_eq!(
+            (found.bandwidth, found.max_qp, found.class),
+            (BitRate::new(bandwidth), max_qp, Class::Bulk),
+            "{policy}"
+        );
         for (bandwidth, max_qp, granted) in [
             (bandwidth_bound, qp_bound, true),
             (bandwidth_bound + 1, qp_bound, false),
@@ -431,11 +451,11 @@ proptest! {
             Err(_) => prop_assert!(beyond),
             Ok(limits) => {
                 prop_assert!(!beyond);
-                prop_assert_eq!(limits.bandwidth, asked.0.or(default.0).or(bound.0));
-                prop_assert_eq!(limits.weight, asked.1.or(default.1).or(bound.1));
+                prop_assert_eq!(limits.bandwidth.map(BitRate::bits), asked.0.or(default.0).or(bound.0));
+                prop_assert_eq!(limits.weight.map(Weight::get), asked.1.or(default.1).or(bound.1));
                 prop_assert!(asked.2.is_none() || limits.max_qp <= limit.2.unwrap_or(256));
                 prop_assert!(asked.2.is_none_or(|asked| limits.max_qp == asked));
-                prop_assert!(asked.3.is_none() || limits.max_mr_bytes <= limit.3.unwrap_or(16 << 30));
+                prop_assert!(asked.3.is_none() || limits.max_mr_bytes.0 <= limit.3.unwrap_or(16 << 30));
             }
         }
     }

@@ -3,7 +3,7 @@
 use crate::figure::{Figure, Goal};
 use crate::programs::{Effort, Ends, Place};
 use anyhow::Result;
-use ringfence_proxy::launch::Limits;
+use ringfence_proxy::launch::{BitRate, Limits, OpRate};
 
 /// What is capped.
 #[derive(Clone, Copy)]
@@ -83,11 +83,10 @@ fn worst((name, capped, ..): &Cap, windows: &[Window]) -> Vec<Figure> {
 
 fn windows((_, capped, rate, bytes): &Cap, place: Place, effort: Effort) -> Result<Vec<Window>> {
     let free = Limits::default();
-    let rate_of = Some(*rate);
     let limits = match capped {
-        Capped::Out | Capped::ReadOut => Limits { bandwidth: rate_of, ..Limits::default() },
-        Capped::Fetched => Limits { bandwidth_rx: rate_of, ..Limits::default() },
-        Capped::Operations => Limits { ops: rate_of, ..Limits::default() },
+        Capped::Out | Capped::ReadOut => Limits { bandwidth: BitRate::new(*rate), ..Limits::default() },
+        Capped::Fetched => Limits { bandwidth_rx: BitRate::new(*rate), ..Limits::default() },
+        Capped::Operations => Limits { ops: OpRate::new(*rate), ..Limits::default() },
     };
     let ends = match (place, capped) {
         (Place::Inside, _) => Ends::new(place, &limits, effort)?,

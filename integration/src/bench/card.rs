@@ -8,16 +8,16 @@ use anyhow::{Context, Error, Result};
 use ringfence_integration::client;
 use ringfence_integration::command::Running;
 use ringfence_integration::direct::Node;
-use ringfence_proxy::launch::{Class, Limits};
+use ringfence_proxy::launch::{BitRate, Class, Limits, OpRate, Weight};
 use std::path::Path;
 use std::process::Command;
 
 /// Every kind of policy, at rates that never bind.
 fn unbinding() -> Limits {
     Limits {
-        bandwidth: Some(1_000_000_000_000),
-        ops: Some(1_000_000_000),
-        weight: Some(100),
+        bandwidth: BitRate::new(1_000_000_000_000),
+        ops: OpRate::new(1_000_000_000),
+        weight: Weight::new(100),
         class: Class::Latency,
         ..Limits::default()
     }

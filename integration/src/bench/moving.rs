@@ -3,11 +3,16 @@
 use crate::figure::{Figure, Goal};
 use crate::programs::{Effort, Ends, Place, Said};
 use anyhow::{Error, Result};
-use ringfence_proxy::launch::{Class, Limits};
+use ringfence_proxy::launch::{BitRate, Class, Limits, OpRate, Weight};
 
 /// Every kind of policy that a device without a modelled link takes, at rates that never bind.
 pub fn unbinding() -> Limits {
-    Limits { bandwidth: Some(1_000_000_000_000), ops: Some(1_000_000_000), class: Class::Bulk, ..Limits::default() }
+    Limits {
+        bandwidth: BitRate::new(1_000_000_000_000),
+        ops: OpRate::new(1_000_000_000),
+        class: Class::Bulk,
+        ..Limits::default()
+    }
 }
 
 /// The same two ends without a policy and with one.
@@ -142,7 +147,7 @@ pub fn send_bandwidth(place: Place, effort: Effort) -> Result<Vec<Figure>> {
 pub fn weighted(effort: Effort) -> Result<Vec<Figure>> {
     let link = Some(1_000_000_000_000);
     let on = |limits: Limits| Ends::on(link, limits.clone(), Some(limits), effort);
-    let both = Both { plain: on(Limits::default())?, shaped: on(Limits { weight: Some(100), ..unbinding() })? };
+    let both = Both { plain: on(Limits::default())?, shaped: on(Limits { weight: Weight::new(100), ..unbinding() })? };
     let mut figures = Vec::new();
     for (name, words, said, unit) in [
         ("WRITE 8 B, post to polled completion, median", &["latency"][..], "p50", NS),

@@ -5,7 +5,7 @@ use crate::programs::{self, Effort};
 use anyhow::{Result, ensure};
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::Node;
-use ringfence_proxy::launch::{Class, Limits};
+use ringfence_proxy::launch::{Class, Limits, Weight};
 use ringfence_sched::{BitRate, Bytes, HEADERS, Nanos, Scheduler};
 use std::process::Stdio;
 use std::time::Duration;
@@ -105,12 +105,12 @@ fn contest(senders: [Sender; 2], effort: Effort) -> Result<[f64; 2]> {
 }
 
 fn limits(sender: Sender) -> Limits {
-    Limits { weight: Some(sender.weight), class: sender.class, ..Limits::default() }
+    Limits { weight: Weight::new(sender.weight), class: sender.class, ..Limits::default() }
 }
 
 /// Bytes of the link that a request takes: headers count for each piece.
 fn charged(sender: Sender) -> Result<f64> {
-    let policy = limits(sender).policy().map_err(anyhow::Error::msg)?;
+    let policy = limits(sender).policy();
     let scheduler = Scheduler::new(&policy, BitRate::new(LINK), Nanos(0));
     let total = Bytes(sender.bytes.into());
     let (mut left, mut charged) = (total, HEADERS.0);

@@ -6,9 +6,9 @@ use ringfence_integration::artifacts;
 use ringfence_integration::command::{Running, command, run, wait_until};
 use ringfence_integration::direct::Node;
 use ringfence_integration::suite::test;
-use ringfence_proxy::launch::Limits;
 use ringfence_proxy::launch::card::{DESCRIBE, Description};
 use ringfence_proxy::launch::marks::Marks;
+use ringfence_proxy::launch::{BitRate, Limits};
 use ringfence_trials::Trial;
 use std::path::Path;
 
@@ -31,7 +31,8 @@ pub fn trials(library: &Path, peers: &Path) -> Vec<Trial> {
 /// The card sends only from queue pairs that it has been told a rate of, which is the policy's 1 Gbit/s and what headers take.
 fn paced(library: &Path, _: &Path) -> Result<()> {
     let node = Node::with_card("paced0", Some(library))?;
-    for (bandwidth, sends) in [(Some(1_000_000_000), true), (Some(2_000_000_000), false), (None, false)] {
+    for (bandwidth, sends) in [(BitRate::new(1_000_000_000), true), (BitRate::new(2_000_000_000), false), (None, false)]
+    {
         let mut proxy = node.proxy(Limits { bandwidth, ..Limits::default() })?;
         let ended = run_pair(&proxy, &proxy, PROGRAM);
         ensure!(ended.is_ok() == sends, "with bandwidth {bandwidth:?}: {ended:?}");

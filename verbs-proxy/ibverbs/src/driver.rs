@@ -116,7 +116,7 @@ impl Driver for Ibverbs {
             node.voice.say(&node.device.without_gids());
         }
         // Beyond it registrations fail, as they would on the host.
-        let wanted = node.limits.max_mr_bytes;
+        let wanted = node.limits.max_mr_bytes.0;
         if let Some(maximum) = getrlimit(Resource::Memlock).maximum.filter(|maximum| *maximum < wanted) {
             node.voice.say(&format!(
                 "the proxy may lock {maximum} bytes of memory, and its container may register {wanted} (max-mr-bytes): raise \

@@ -11,6 +11,7 @@ mod tree;
 
 pub use tree::{Elements, Tree};
 
+use ringfence_proxy::launch::BitRate;
 use ringfence_proxy::launch::card::Help;
 use rustix::io::Errno;
 use std::fmt::Debug;
@@ -87,16 +88,16 @@ const HEADERS: u64 = 128;
 /// The rates of a container's queue pairs: of each the container's `bandwidth`.
 #[derive(Debug)]
 pub struct Pacing {
-    /// Bits per second of payload.
-    bandwidth: Option<u64>,
+    /// Of payload.
+    bandwidth: Option<BitRate>,
     /// What the card has; asked when the first queue pair is ready to send.
     paces: Option<Probed<Paces>>,
 }
 
 impl Pacing {
-    /// With the policy's `bandwidth`, in bits per second.
+    /// With the policy's `bandwidth`.
     #[must_use]
-    pub fn new(bandwidth: Option<u64>) -> Self {
+    pub fn new(bandwidth: Option<BitRate>) -> Self {
         Self { bandwidth, paces: None }
     }
 
@@ -121,13 +122,14 @@ impl Pacing {
 }
 
 /// Bits per second of payload, with the headers of packets that are full.
-fn with_headers(bandwidth: u64, mtu: u32) -> u64 {
+fn with_headers(bandwidth: BitRate, mtu: u32) -> u64 {
+    let bandwidth = bandwidth.bits();
     bandwidth.saturating_add(bandwidth.saturating_mul(HEADERS) / u64::from(mtu.max(1)))
 }
 
 /// In kbit/s, such that the card, which may count headers, holds back nothing of full packets that the scheduler lets go. Of messages
 /// that are shorter than their headers it then sends less than the scheduler would. `None` if the card cannot send as fast.
-fn rate(bandwidth: u64, mtu: u32, paces: Paces) -> Option<NonZeroU32> {
+fn rate(bandwidth: BitRate, mtu: u32, paces: Paces) -> Option<NonZeroU32> {
     let rate = with_headers(bandwidth, mtu).div_ceil(1000).max(u64::from(paces.least));
     let rate = u32::try_from(rate).ok().filter(|rate| *rate <= paces.most)?;
     NonZeroU32::new(rate)
@@ -153,7 +155,7 @@ mod tests {
     #[test]
     fn each_queue_pair_is_given_the_containers_rate_and_the_card_is_asked_once_whether_it_can() {
         let card = recorder(Probed::Offered(PACES), None);
-        let mut pacing = Pacing::new(Some(1_000_000_000));
+        let mut pacing = Pacing::new(BitRate::new(1_000_000_000));
         assert_eq!(pacing.ready(&card, &7, 1024), None);
         assert_eq!(pacing.ready(&card, &8, 4096), None);
         assert_eq!(card.calls.take(), ["paces", "limit 7 1125000", "limit 8 1031250"]);
@@ -165,7 +167,7 @@ mod tests {
     #[test]
     fn a_card_that_refuses_is_not_asked_again_and_the_operator_hears_of_it_once() {
         let card = recorder(Probed::Offered(PACES), Some(Errno::OPNOTSUPP));
-        let mut pacing = Pacing::new(Some(1_000_000_000));
+        let mut pacing = Pacing::new(BitRate::new(1_000_000_000));
         let said = pacing.ready(&card, &7, 1024).unwrap();
         assert!(said.contains("refuses 1125000 kbit/s: ") && said.contains("not asked again"), "{said}");
         assert_eq!(pacing.ready(&card, &8, 1024), None);
@@ -178,14 +180,14 @@ mod tests {
         assert_eq!(Pacing::new(None).ready(&card, &7, 1024), None);
         assert!(card.calls.take().is_empty());
         let card = recorder(Probed::NotOffered("none".into()), None);
-        let mut pacing = Pacing::new(Some(1_000_000_000));
+        let mut pacing = Pacing::new(BitRate::new(1_000_000_000));
         assert_eq!((pacing.ready(&card, &7, 1024), pacing.ready(&card, &8, 1024)), (None, None));
         assert_eq!(card.calls.take(), ["paces"]);
     }
 
     #[test]
     fn a_rate_is_never_lower_than_the_policys() {
-        let kbit = |bandwidth, mtu| rate(bandwidth, mtu, PACES).map(NonZeroU32::get);
+        let kbit = |bandwidth, mtu| rate(BitRate::new(bandwidth).unwrap(), mtu, PACES).map(NonZeroU32::get);
         assert_eq!(kbit(1_000_000_001, 4096), Some(1_031_251));
         // As low as the card can.
         assert_eq!(kbit(1, 1024), Some(1000));

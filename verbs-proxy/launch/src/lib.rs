@@ -14,7 +14,8 @@ pub mod pkeys;
 use addresses::{Gids, Peers};
 use marks::Marks;
 use pkeys::Pkey;
-use ringfence_sched::{BitRate, OpRate, Policy, Weight};
+use ringfence_sched::Policy;
+pub use ringfence_sched::{BitRate, Bytes, OpRate, Weight};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU8;
 use std::path::PathBuf;
@@ -76,8 +77,8 @@ impl Uids {
     }
 }
 
-/// The slowest modelled link, bits per second: on a slower one a packet takes longer than a retry timer.
-pub const MIN_LINK: u64 = 1_000_000;
+/// The slowest modelled link: on a slower one a packet takes longer than a retry timer.
+pub const MIN_LINK: BitRate = BitRate::new(1_000_000).expect("more than none");
 
 /// A device of the administrator's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +88,8 @@ pub struct Device {
     pub name: String,
     /// The backend.
     pub kind: DeviceKind,
-    /// Bits per second of the modelled link that all containers of the device share; `None` for as fast as memory.
-    pub link: Option<u64>,
+    /// The rate of the modelled link that all containers of the device share; `None` for as fast as memory.
+    pub link: Option<BitRate>,
     /// Which of a card's ports the container has, as its port 1.
     #[serde(default = "first_port")]
     pub port: NonZeroU8,
@@ -150,25 +151,25 @@ impl From<Class> for ringfence_sched::Class {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Bits per second over all queue pairs that leave the container's memory: its SENDs and WRITEs, and what is READ out
+    /// What, over all queue pairs, leaves the container's memory: its SENDs and WRITEs, and what is READ out
     /// of it, by whomever; `None` for no cap.
-    pub bandwidth: Option<u64>,
-    /// Bits per second that its READs and atomics bring in; `None` for no cap.
+    pub bandwidth: Option<BitRate>,
+    /// What its READs and atomics bring in; `None` for no cap.
     #[serde(default)]
-    pub bandwidth_rx: Option<u64>,
-    /// Work requests per second over all queue pairs, of any opcode; `None` for no cap.
+    pub bandwidth_rx: Option<BitRate>,
+    /// Work requests over all queue pairs, of any opcode; `None` for no cap.
     #[serde(default)]
-    pub ops: Option<u64>,
-    /// Share of a contended link, 1 to 1000; `None` to compete by queue pair instead of by container.
-    pub weight: Option<u32>,
+    pub ops: Option<OpRate>,
+    /// Share of a contended link; `None` to compete by queue pair instead of by container.
+    pub weight: Option<Weight>,
     /// Scheduling class.
     pub class: Class,
     /// Queue pairs.
     pub max_qp: u32,
     /// Memory regions.
     pub max_mr: u32,
-    /// Bytes of registered memory.
-    pub max_mr_bytes: u64,
+    /// Registered memory.
+    pub max_mr_bytes: Bytes,
     /// Completion queues.
     pub max_cq: u32,
     /// Work requests outstanding in one queue.
@@ -188,7 +189,7 @@ impl Default for Limits {
             class: Class::None,
             max_qp: 256,
             max_mr: 4096,
-            max_mr_bytes: 16 << 30,
+            max_mr_bytes: Bytes(16 << 30),
             max_cq: 256,
             max_qp_depth: 16384,
             peers: None,
@@ -197,19 +198,16 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// What the scheduler enforces of it. The hook refuses rates of nothing and weights beyond 1 to 1000; here the error says
-    /// which.
-    pub fn policy(&self) -> Result<Policy, String> {
-        let zero = |name: &str| format!("limits.{name} is 0; leave it out for no cap");
-        let rate = |name, rate: Option<u64>| rate.map(|rate| BitRate::new(rate).ok_or_else(|| zero(name))).transpose();
-        let weight = |weight| Weight::new(weight).ok_or_else(|| format!("limits.weight is {weight}; 1 to 1000"));
-        Ok(Policy {
-            bandwidth: rate("bandwidth", self.bandwidth)?,
-            fetching: rate("bandwidth_rx", self.bandwidth_rx)?,
-            ops: self.ops.map(|rate| OpRate::new(rate).ok_or_else(|| zero("ops"))).transpose()?,
-            weight: self.weight.map(weight).transpose()?,
+    /// What the scheduler enforces of it.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy {
+            bandwidth: self.bandwidth,
+            fetching: self.bandwidth_rx,
+            ops: self.ops,
+            weight: self.weight,
             class: self.class.into(),
-        })
+        }
     }
 }
 
@@ -224,5 +222,41 @@ pub struct Worker {
 impl Default for Worker {
     fn default() -> Self {
         Self { spin_us: 50 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As proxies that run were told, and as `ringfence list` reads it of them.
+    #[test]
+    fn limits_are_plain_numbers_in_the_launch_file() {
+        let text =
+            r#"{"bandwidth":10000000000,"bandwidth_rx":null,"ops":10000,"weight":1000,"class":"bulk","max_qp":256,"#
+                .to_owned()
+                + r#""max_mr":4096,"max_mr_bytes":17179869184,"max_cq":256,"max_qp_depth":16384,"peers":null}"#;
+        let limits = Limits {
+            bandwidth: BitRate::new(10_000_000_000),
+            ops: OpRate::new(10_000),
+            weight: Weight::new(1000),
+            class: Class::Bulk,
+            ..Limits::default()
+        };
+        assert_eq!(serde_json::to_string(&limits).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Limits>(&text).unwrap(), limits);
+    }
+
+    #[test]
+    fn what_the_scheduler_cannot_keep_is_no_launch_file() {
+        let text = serde_json::to_string(&Limits { bandwidth: BitRate::new(7), ..Limits::default() }).unwrap();
+        assert!(serde_json::from_str::<Limits>(&text.replace("\"bandwidth\":7", "\"bandwidth\":0")).is_err());
+        for (weight, said) in
+            [(0, "a weight of 0; it is from 1 to 1000"), (1001, "a weight of 1001; it is from 1 to 1000")]
+        {
+            let text = text.replace("\"weight\":null", &format!("\"weight\":{weight}"));
+            let error = serde_json::from_str::<Limits>(&text).unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Quantities as types: none of them can be taken for another.
 
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroU64;
 
 /// A time on the monotonic clock, or a stretch of it, in nanoseconds.
@@ -36,7 +37,8 @@ impl Nanos {
 }
 
 /// An amount of data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Bytes(pub u64);
 
 impl Bytes {
@@ -52,7 +54,8 @@ impl Bytes {
 pub struct Ops(pub u64);
 
 /// Bits per second, more than none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct BitRate(NonZeroU64);
 
 impl BitRate {
@@ -80,7 +83,8 @@ impl BitRate {
 }
 
 /// Operations per second, more than none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct OpRate(NonZeroU64);
 
 impl OpRate {
@@ -101,7 +105,8 @@ impl OpRate {
 }
 
 /// A container's part of what is contended, beside others' weights: 1 to 1000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct Weight(u32);
 
 impl Weight {
@@ -115,6 +120,20 @@ impl Weight {
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
+    }
+}
+
+impl TryFrom<u32> for Weight {
+    type Error = String;
+
+    fn try_from(weight: u32) -> Result<Self, String> {
+        Self::new(weight).ok_or_else(|| format!("a weight of {weight}; it is from 1 to 1000"))
+    }
+}
+
+impl From<Weight> for u32 {
+    fn from(weight: Weight) -> Self {
+        weight.get()
     }
 }
 

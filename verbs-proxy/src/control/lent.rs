@@ -118,14 +118,16 @@ impl Drop for Lent {
 mod tests {
     use super::*;
     use crate::control::quota::{Quota, Resource};
-    use crate::launch::Limits;
+    use crate::launch::{Bytes, Limits};
     use crate::stats::Counters;
     use std::time::Duration;
 
     #[test]
     fn a_file_that_somebody_keeps_is_empty_before_its_bytes_are_given_back() {
-        let quota =
-            Quota::new(&Limits { max_mr_bytes: 1 << 20, ..Limits::default() }, Counters::private().unwrap().holdings);
+        let quota = Quota::new(
+            &Limits { max_mr_bytes: Bytes(1 << 20), ..Limits::default() },
+            Counters::private().unwrap().holdings,
+        );
         let closer = Closer::start("a", 1).unwrap();
         let taken = vec![quota.take(Resource::MrBytes, 1 << 20).unwrap()];
         let (file, kept) = Lent::create("test", 1 << 20, taken, &closer, None, 1 << 30).unwrap();

@@ -87,24 +87,25 @@ impl Quota {
     /// Nothing is held yet.
     #[must_use]
     pub fn new(limits: &Limits, holdings: Arc<Holdings>) -> Self {
+        let bytes = limits.max_mr_bytes.0;
         // Regions are whole pages: each may have one more page than its bytes at either end.
-        let pages = limits.max_mr_bytes.saturating_add(u64::from(limits.max_mr) * 2 * crate::shared::PAGE as u64);
+        let pages = bytes.saturating_add(u64::from(limits.max_mr) * 2 * crate::shared::PAGE as u64);
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
         // The file of each takes a descriptor, which nothing else must lack.
         let kept = u64::from(limits.max_mr).min(MOST_KEPT).min(descriptors / 16);
         // Of less no connection would have any.
         let kept = kept - kept % kept::PART;
-        let kept_bytes = (limits.max_mr_bytes / KEPT_SHARE).min(MOST_KEPT_BYTES);
+        let kept_bytes = (bytes / KEPT_SHARE).min(MOST_KEPT_BYTES);
         let below = |reserved: u64| RawFd::try_from(descriptors - reserved).unwrap_or(RawFd::MAX);
         let limits: [u64; KINDS] = [
             u64::from(limits.max_qp),
             u64::from(limits.max_cq),
             u64::from(limits.max_mr),
-            limits.max_mr_bytes,
+            bytes,
             // Whatever is kept, a registration within the policy finds room for its pages.
             pages.saturating_add(kept_bytes),
             u64::from(limits.max_mr) * REGIONS_PER_MR + kept,
-            (limits.max_mr_bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
+            (bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
             MAX_OTHER,
             u64::from(limits.max_mr) + kept,
             kept_bytes,
@@ -159,6 +160,7 @@ impl Quota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::Bytes;
     use crate::stats::Counters;
 
     fn quota(limits: &Limits) -> Quota {
@@ -178,7 +180,8 @@ mod tests {
 
     #[test]
     fn small_policies_have_usable_queues_and_large_ones_no_more_than_a_share() {
-        let bytes = |max_mr_bytes| quota(&Limits { max_mr_bytes, ..Limits::default() }).limit(Resource::QueueBytes);
+        let bytes =
+            |most| quota(&Limits { max_mr_bytes: Bytes(most), ..Limits::default() }).limit(Resource::QueueBytes);
         assert_eq!(bytes(0), 16 << 20);
         assert_eq!(bytes(1 << 30), 256 << 20);
     }

@@ -15,7 +15,7 @@ use crate::fabric::neighbours::Neighbours;
 use crate::fabric::ports::Taken;
 use crate::launch::addresses::Gids;
 use crate::launch::marks::Marks;
-use crate::launch::{Device, DeviceKind, FIRST_PORT, Limits};
+use crate::launch::{Bytes, Device, DeviceKind, FIRST_PORT, Limits};
 use crate::memory::{RegionTable, places};
 use crate::plane::bell::Bell;
 use crate::shared::{Holes, Mapping, SealedFile};
@@ -41,7 +41,7 @@ const LIMITS: Limits = Limits {
     class: crate::launch::Class::None,
     max_qp: 6,
     max_mr: 8,
-    max_mr_bytes: 1 << 20,
+    max_mr_bytes: Bytes(1 << 20),
     max_cq: 6,
     max_qp_depth: 256,
     peers: None,

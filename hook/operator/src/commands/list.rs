@@ -95,10 +95,10 @@ fn row(container: &Container, now: SystemTime) -> [String; 13] {
         limit(container.proxy.map(|proxy| proxy.pid.to_string())),
         or_dash(&container.device),
         or_dash(&container.policy),
-        limit(limits.and_then(|limits| limits.bandwidth).map(show_rate)),
-        limit(limits.and_then(|limits| limits.bandwidth_rx).map(show_rate)),
-        limit(limits.and_then(|limits| limits.ops).map(show_ops)),
-        limit(limits.and_then(|limits| limits.weight).map(|weight| weight.to_string())),
+        limit(limits.and_then(|limits| limits.bandwidth).map(|rate| show_rate(rate.bits()))),
+        limit(limits.and_then(|limits| limits.bandwidth_rx).map(|rate| show_rate(rate.bits()))),
+        limit(limits.and_then(|limits| limits.ops).map(|rate| show_ops(rate.ops()))),
+        limit(limits.and_then(|limits| limits.weight).map(|weight| weight.get().to_string())),
         limit(class),
         limit(container.memory.map(|memory| show_size(memory.own.next_multiple_of(1 << 10)))),
         limit((container.since > 0).then(|| age(now, container.since))),
@@ -129,6 +129,7 @@ fn age(now: SystemTime, since: u64) -> String {
 mod tests {
     use super::*;
     use ringfence_hook::Status;
+    use ringfence_launch::{BitRate, OpRate};
     use std::time::Duration;
 
     #[test]
@@ -150,9 +151,9 @@ mod tests {
             device: "soft0".into(),
             policy: "gold".into(),
             limits: Some(ringfence_launch::Limits {
-                bandwidth: Some(10_000_000_000),
-                bandwidth_rx: Some(2_500_000_000),
-                ops: Some(10_000),
+                bandwidth: BitRate::new(10_000_000_000),
+                bandwidth_rx: BitRate::new(2_500_000_000),
+                ops: OpRate::new(10_000),
                 ..Default::default()
             }),
             since: 100,

@@ -5,6 +5,7 @@ use crate::rates::{self, Sample, about, share_of};
 use anyhow::{Context, Result, bail};
 use ringfence_hook::card_counters::{CardCounters, Reading};
 use ringfence_hook::config::Config;
+use ringfence_hook::units::{show_ops, show_rate};
 use ringfence_hook::{Container, containers, counters};
 use ringfence_launch::Limits;
 use serde::Serialize;
@@ -169,10 +170,10 @@ fn overview(before: &[Sample], after: &[Sample]) -> String {
         let quota = |place: usize| page.quotas[place];
         rows.push([
             id,
-            share_of(about(rates.out, "bit"), rates.limits.bandwidth.map(ringfence_hook::units::show_rate)),
-            share_of(about(rates.fetched, "bit"), rates.limits.bandwidth_rx.map(ringfence_hook::units::show_rate)),
+            share_of(about(rates.out, "bit"), rates.limits.bandwidth.map(|rate| show_rate(rate.bits()))),
+            share_of(about(rates.fetched, "bit"), rates.limits.bandwidth_rx.map(|rate| show_rate(rate.bits()))),
             about(rates.into, "bit"),
-            share_of(about(rates.operations, ""), rates.limits.ops.map(ringfence_hook::units::show_ops)),
+            share_of(about(rates.operations, ""), rates.limits.ops.map(|rate| show_ops(rate.ops()))),
             page.failed().to_string(),
             format!("{:.0}%", rates.throttled * 100.0),
             rates::delay(page, 0.99),

@@ -6,6 +6,7 @@
 //! no element of this one has a say in it.
 
 use super::{Hardware, Probed, with_headers};
+use ringfence_proxy::launch::BitRate;
 use ringfence_proxy::launch::card::Help;
 use rustix::io::Errno;
 use std::num::NonZeroU32;
@@ -14,8 +15,8 @@ use std::num::NonZeroU32;
 /// open.
 #[derive(Debug)]
 pub struct Tree<H: Hardware> {
-    /// Bits per second of payload.
-    bandwidth: Option<u64>,
+    /// Of payload.
+    bandwidth: Option<BitRate>,
     state: State<H::Leaf>,
 }
 
@@ -30,9 +31,9 @@ enum State<L> {
 }
 
 impl<H: Hardware> Tree<H> {
-    /// With the policy's `bandwidth`, in bits per second.
+    /// With the policy's `bandwidth`.
     #[must_use]
-    pub fn new(bandwidth: Option<u64>) -> Self {
+    pub fn new(bandwidth: Option<BitRate>) -> Self {
         Self { bandwidth, state: State::Unasked }
     }
 
@@ -79,7 +80,7 @@ fn refused(what: &str, error: Errno) -> String {
 }
 
 /// In Mbit/s; `None` for what no card sends.
-fn most(bandwidth: u64, mtu: u32) -> Option<NonZeroU32> {
+fn most(bandwidth: BitRate, mtu: u32) -> Option<NonZeroU32> {
     let most = with_headers(bandwidth, mtu).div_ceil(1_000_000);
     u32::try_from(most).ok().and_then(NonZeroU32::new)
 }
@@ -148,7 +149,7 @@ mod tests {
     }
 
     fn gigabit() -> Tree<Recorder> {
-        Tree::new(Some(1_000_000_000))
+        Tree::new(BitRate::new(1_000_000_000))
     }
 
     #[test]
@@ -196,7 +197,7 @@ mod tests {
         let card = with_tree(None);
         assert_eq!(Tree::new(None).hang(&card, &7, || 4096), None);
         assert!(card.calls.take().is_empty());
-        assert_eq!(Tree::new(Some(u64::MAX)).hang(&card, &7, || 4096), None);
+        assert_eq!(Tree::new(BitRate::new(u64::MAX)).hang(&card, &7, || 4096), None);
         assert_eq!(card.calls.take(), ["tree"]);
         let (card, mut tree) = (recorder(Probed::NotOffered("none".into()), None), gigabit());
         assert_eq!((tree.hang(&card, &7, || 4096), tree.hang(&card, &8, || 4096)), (None, None));
@@ -205,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_cap_is_never_lower_than_the_policys() {
-        let mbit = |bandwidth, mtu| most(bandwidth, mtu).map(NonZeroU32::get);
+        let mbit = |bandwidth, mtu| most(BitRate::new(bandwidth).unwrap(), mtu).map(NonZeroU32::get);
         // Nor 0, which is none.
         assert_eq!((mbit(1, 4096), mbit(1_000_001, 4096)), (Some(1), Some(2)));
     }

@@ -5,7 +5,7 @@ use crate::control::quota::{Quota, Resource};
 use crate::control::session::random;
 use crate::device::control::Control;
 use crate::fabric::ports::QPN_SHIFT;
-use crate::launch::{Device, Limits};
+use crate::launch::{BitRate, Device, Limits};
 use crate::plane::claim::MAX_MESSAGE;
 use crate::plane::setup::MAX_RD_ATOMIC;
 use crate::sysfs;
@@ -16,7 +16,7 @@ use ringfence_protocol::work;
 #[derive(Clone, Debug)]
 pub struct SoftDevice {
     name: String,
-    link: Option<u64>,
+    link: Option<BitRate>,
     guid: u64,
     limits: Limits,
 }
@@ -157,9 +157,9 @@ impl Control for SoftDevice {
 
 /// The nearest pair of `active_width` and `active_speed` that a port can have at this rate or below; without a
 /// modelled link, the fastest that programs of every age understand (4x EDR, 100 Gbit/s).
-fn width_and_speed(link: Option<u64>) -> (u32, u32) {
+fn width_and_speed(link: Option<BitRate>) -> (u32, u32) {
     const GIGABIT: u64 = 1_000_000_000;
-    match link.unwrap_or(100 * GIGABIT) / GIGABIT {
+    match link.map_or(100 * GIGABIT, BitRate::bits) / GIGABIT {
         0..5 => (1, 1),
         5..10 => (1, 2),
         10..14 => (1, 4),
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn rates_are_shown_at_or_below_the_link() {
         assert_eq!(width_and_speed(None), (2, 32));
-        assert_eq!(width_and_speed(Some(25_000_000_000)), (1, 32));
-        assert_eq!(width_and_speed(Some(1_000_000_000)), (1, 1));
+        assert_eq!(width_and_speed(BitRate::new(25_000_000_000)), (1, 32));
+        assert_eq!(width_and_speed(BitRate::new(1_000_000_000)), (1, 1));
     }
 }
