@@ -50,7 +50,7 @@ impl Scribbler<'_> {
                 2..100 => slot.scribble(2, near),
                 100..200 => slot.scribble(4, near),
                 // The length and the key of what is here.
-                200..300 => slot.scribble(5, value % 64 | u64::from(self.key) << 32),
+                200..300 => slot.scribble(5, (value % 64) | (u64::from(self.key) << 32)),
                 _ => slot.scribble(0, value | SCRIBBLED),
             }
             self.written.fetch_add(1, Ordering::Relaxed);
