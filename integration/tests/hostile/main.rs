@@ -20,7 +20,7 @@ use ringfence_protocol::doorbell::{SUMMARY_OFFSET, WORDS_OFFSET};
 use ringfence_protocol::layout::{RINGS_OFFSET, cq_bytes};
 use ringfence_protocol::ring::SLOT_BYTES;
 use ringfence_protocol::verbs::{Opcode, SendFlags as PostFlags};
-use ringfence_proxy::launch::Limits;
+use ringfence_proxy::launch::{Bytes, Limits};
 use ringfence_trials::Trial;
 use rustix::net::SendFlags;
 use std::fs::File;
@@ -98,7 +98,7 @@ struct Scene {
 impl Scene {
     fn open(program: PathBuf) -> Result<Self> {
         let node = Node::new(None)?;
-        let limits = Limits { max_qp: 64, max_mr_bytes: 256 << 20, ..Limits::default() };
+        let limits = Limits { max_qp: 64, max_mr_bytes: Bytes(256 << 20), ..Limits::default() };
         let (attacked, neighbour) = (node.proxy(limits.clone())?, node.proxy(limits)?);
         Ok(Self { attacked, neighbour, program, random: Random(0x5eed_1234_5678_9abc), node })
     }

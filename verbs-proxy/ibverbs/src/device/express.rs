@@ -32,6 +32,7 @@ use ringfence_sched::{Allowance, Bytes, Ops};
 /// it.
 ///
 /// Whatever is unusual is left for the road itself, in the ring or as the next of the requests that were claimed.
+/// A test compares the two over random programs (`device/ways.rs`).
 #[inline(always)]
 pub(super) fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> usize {
     let Plane { qps, regions, device, shaping, tally, now, .. } = plane;

@@ -57,8 +57,8 @@ impl Fake {
     pub(super) fn new() -> Self {
         let fds = [(); 2].map(|()| eventfd(0, EventfdFlags::CLOEXEC).unwrap());
         // SAFETY: plain data, and pointers that may be null.
-        let (context, channel) = unsafe { (zeroed(), zeroed()) };
-        let mut inside: Box<Inside> = Box::new(Inside { context, channel, made: 0, completions: VecDeque::new() });
+        let (context, channel) = unsafe { (zeroed::<ibv_context>(), zeroed::<ibv_comp_channel>()) };
+        let mut inside = Box::new(Inside { context, channel, made: 0, completions: VecDeque::new() });
         inside.context.async_fd = fds[0].as_raw_fd();
         inside.channel.fd = fds[1].as_raw_fd();
         inside.context.ops.poll_cq = Some(poll_cq);

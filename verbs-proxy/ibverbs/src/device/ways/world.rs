@@ -87,8 +87,6 @@ pub(super) struct World {
     next_id: u64,
     memory: Arc<Mapping>,
     pd: Arc<Pd>,
-    /// Kept for the queue pairs.
-    _cq: Arc<Cq>,
     completions: Consumer<'static>,
     completions_of: Arc<Mapping>,
     _kept: Vec<Arc<Mapping>>,
@@ -167,7 +165,6 @@ impl World {
             next_id: 0,
             memory: mapping(MEMORY),
             pd,
-            _cq: cq,
             completions: Consumer::new(slots(&completions, RINGS_OFFSET), 0),
             completions_of: completions,
             _kept: kept,
