@@ -3,6 +3,8 @@
 #
 #   integration/vm/build.sh [backports]     with the kernel of Debian's backports, in integration/.cache/vm-backports
 #
+# The kernel that is not of the backports has siw as well, where siw.sh can compile it; tests that need it are skipped if not.
+#
 # Does nothing if it is there already, with the same packages; remove the directory to renew it. Works as root; needs mmdebstrap and
 # mke2fs.
 set -euo pipefail
@@ -10,9 +12,9 @@ vm=$(cd "$(dirname "$0")" && pwd)
 cache=${vm%/*}/.cache
 suite=trixie
 case ${1-} in
-    '') target=$cache/vm kernel=linux-image-amd64 mirrors=() ;;
+    '') target=$cache/vm kernel=linux-image-amd64 mirrors=() siw=siw ;;
     backports)
-        target=$cache/vm-backports kernel=linux-image-amd64/$suite-backports
+        target=$cache/vm-backports kernel=linux-image-amd64/$suite-backports siw=
         mirrors=("deb http://deb.debian.org/debian $suite main" "deb http://deb.debian.org/debian $suite-backports main")
         ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
@@ -23,10 +25,14 @@ packages=(
     # The engines.
     runc crun podman conmon netavark containerd uidmap docker.io docker-cli
     # What is run, and what the tests use.
-    busybox-static ibverbs-providers ibverbs-utils jq perftest python3-pyverbs rdmacm-utils
+    busybox-static hwloc-nox ibverbs-providers ibverbs-utils jq perftest python3-pyverbs rdmacm-utils
 )
+# Unpacked, without what they depend on: a gigabyte of GPUs' and MPI's, which ucx_info does not load.
+unpacked=(libucx0 ucx-utils)
+# What the image is made of.
+made_of="${packages[*]} ${unpacked[*]}${siw:+ $siw}"
 
-[ "$(cat "$target/packages" 2>/dev/null)" != "${packages[*]}" ] || exit 0
+[ "$(cat "$target/packages" 2>/dev/null)" != "$made_of" ] || exit 0
 [ "$(id -u)" -eq 0 ] || { echo "${0##*/}: must be root to make $target" >&2; exit 1; }
 for tool in mmdebstrap mke2fs; do
     command -v "$tool" >/dev/null || { echo "${0##*/}: $tool is missing; install it" >&2; exit 1; }
@@ -46,8 +52,14 @@ mmdebstrap --quiet --mode=root --variant=minbase --include="$(IFS=,; echo "${pac
     --customize-hook='chroot "$1" systemctl --quiet disable containerd docker docker.socket podman podman.socket podman-auto-update.timer podman-restart \
         podman-clean-transient apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap \
         fstrim.timer getty@ netavark-dhcp-proxy.socket netavark-dhcp-proxy' \
+    --customize-hook='cd "$1/tmp" && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq download '"${unpacked[*]}"' &&
+        for package in *.deb; do dpkg-deb --extract "$package" .. && rm "$package"; done' \
     --customize-hook='touch "$1/etc/.updated" "$1/var/.updated"' \
     "$suite" "$root" ${mirrors+"${mirrors[@]}"}
+if [ -n "$siw" ] && ! "$vm/siw.sh" "$root" >"$work/siw" 2>&1; then
+    cat "$work/siw"
+    echo "SKIPPED: ${0##*/}: siw could not be compiled; the image has none"
+fi
 "$vm/../src/node/image.sh" "$root" "$root/var/lib/ringfence-verbs.tar" localhost/ringfence-verbs:1
 
 mkdir "$work/vm"
@@ -55,6 +67,6 @@ mv "$root"/boot/vmlinuz-* "$work/vm/vmlinuz"
 mv "$root"/boot/initrd.img-* "$work/vm/initrd"
 # No journal: what a machine writes is thrown away.
 mke2fs -q -t ext4 -O '^has_journal' -m 0 -d "$root" "$work/vm/root.ext4" 2G
-echo "${packages[*]}" >"$work/vm/packages"
+echo "$made_of" >"$work/vm/packages"
 rm -rf --one-file-system "$target"
 mv "$work/vm" "$target"

@@ -20,6 +20,9 @@ use std::time::Duration;
 /// How long libibverbs may take to open a card.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is told of an iWARP card.
+pub const IWARP: &str = "an iWARP card, whose queue pairs no proxy can connect";
+
 /// A card, and what is known of it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -79,7 +82,12 @@ fn of(config: &Config, device: &Device) -> Shown {
     let is_lent = matches!(place, Place::Container(_));
     let card = found.map_err(|missing| problems.extend((!is_lent).then(|| missing.to_string()))).ok();
     let modes = [Mode::Proxied, Mode::Passthrough, Mode::Exclusive].into_iter();
-    let modes: Vec<Mode> = modes.filter(|mode| device.serves(*mode) && config.policy.allows(*mode)).collect();
+    let mut modes: Vec<Mode> = modes.filter(|mode| device.serves(*mode) && config.policy.allows(*mode)).collect();
+    // Its proxy would not start, whatever libibverbs says of the card.
+    if card::iwarp(Path::new(SYS)).contains(&device.name) {
+        modes.retain(|mode| *mode != Mode::Proxied);
+        problems.push(IWARP.to_owned());
+    }
     let netns_mode = if card::is_of_one_namespace(Path::new(SYS)) { "exclusive" } else { "shared" };
     if modes.contains(&Mode::Exclusive) && netns_mode == "shared" {
         problems.push(exclusive::SHARED.to_owned());

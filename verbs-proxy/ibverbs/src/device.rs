@@ -545,8 +545,9 @@ impl Device for Ibverbs {
         }
         qp.device.unrung = false;
         qp.header.receive_bell.stop_polling();
-        // What has been posted before it was known that somebody wants to hear of it.
-        device.rung.push(queue);
+        // What has been posted before it was known that somebody wants to hear of it. And before the program goes on: its peer may send
+        // as soon as it says that it is ready, and with no RNR retries a message that finds no receive fails.
+        give_receives(plane, queue);
     }
 
     fn reset(plane: &mut Plane, queue: u32) {

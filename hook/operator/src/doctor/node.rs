@@ -199,7 +199,7 @@ fn card(report: &mut Report, config: &Config, device: &Device) {
     match &found {
         Ok(card) => {
             if card::iwarp(Path::new(card::SYS)).contains(name) {
-                let message = format!("{name}: an iWARP card, whose queue pairs no proxy can connect");
+                let message = format!("{name}: {}", cards::IWARP);
                 // Where it may be given away as it is, nothing is wrong with naming it.
                 return match config.policy.allows(Mode::Passthrough) {
                     true => report.warn(SUBJECT, message, "ask for it with mode=passthrough only"),
