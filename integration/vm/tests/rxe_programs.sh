@@ -28,19 +28,19 @@ ROWS
         echo "$plus|works|works||ib_$tool -R $options|ib_$tool -R $options @A"
     done
     cat <<'ROWS'
- |works|not offered|;reate QP|ib_send_bw -c UD -F -n 100 -s 1024 -p @P -d rxe3 -x @I|ib_send_bw -c UD -F -n 100 -s 1024 -p @P -d rxe3 -x @I 127.0.0.1
- |works|not offered|;reate SRQ|ib_send_bw --use-srq -F -n 100 -s 1024 -p @P -d rxe3 -x @I|ib_send_bw --use-srq -F -n 100 -s 1024 -p @P -d rxe3 -x @I 127.0.0.1
+ |works|not offered|;Unable to create QP|ib_send_bw -c UD -F -n 100 -s 1024 -p @P -d rxe3 -x @I|ib_send_bw -c UD -F -n 100 -s 1024 -p @P -d rxe3 -x @I 127.0.0.1
+ |works|not offered|;Couldn't create SRQ|ib_send_bw --use-srq -F -n 100 -s 1024 -p @P -d rxe3 -x @I|ib_send_bw --use-srq -F -n 100 -s 1024 -p @P -d rxe3 -x @I 127.0.0.1
 +|works|works||rping -s -C 20 -V|rping -c -a @A -C 20 -V
  |works|works||ucmatose -c 3|ucmatose -c 3 -s @A
-+|works|not offered|;reate QP|udaddy -c 2|udaddy -c 2 -s @A
++|works|not offered|;unable to create QP: Operation not supported|udaddy -c 2|udaddy -c 2 -s @A
  |fails|fails||udpong -b @A -p 7500|udpong -s @A -p 7500 -I 20
  |works|works||rdma_server|rdma_client -s @A
  |works|works||rdma_xserver -c r|rdma_xclient -s @A -c r
- |fails|not offered|;rdma_create_ep|rdma_xserver -c x|rdma_xclient -s @A -c x
+ |fails|not offered|;rdma_create_ep: Operation not supported|rdma_xserver -c x|rdma_xclient -s @A -c x
  |works|works||rstream -S 4096 -I 100 -C 1|rstream -s @A -S 4096 -I 100 -C 1
 +|works|works||riostream -S 4096 -I 100 -C 1|riostream -s @A -S 4096 -I 100 -C 1
  |fails|fails|;RDMA_CM_EVENT_REJECTED|cmtime -c 10|cmtime -s @A -c 10
-+|works|works|Device: rxe3:1||ucx_info -d
++|works|not offered|Transport: rc_verbs;failed to create UD QP||ucx_info -d
 +|fails|works|OpenFabrics.*"rxe3"||lstopo-no-graphics
 ROWS
 }
@@ -113,7 +113,7 @@ row() {
         if [ "$found" != works ]; then
             cp /tmp/said "/tmp/said.$how"
             [ "$expected" = works ] || cell=$expected
-            [ -z "$refusal" ] || cell+=": \`$(grep -m 1 -e "$refusal" /tmp/said | sed 's/^ *//')\`"
+            [ -z "$refusal" ] || cell+=": \`$(grep -m 1 -o -e "$refusal" /tmp/said)\`"
             [ -z "$refusal" ] || grep -q -e "$refusal" /tmp/said || wrong=1
         fi
         line+=" $cell |"
