@@ -3,7 +3,7 @@
 #
 #   integration/vm/test.sh [--kernel backports] [FILE…]
 #
-# FILE of integration/vm/tests/, without .sh; by default all that are not by hand: suite, ibverbs, passthrough_more, rxe_cm,
+# FILE of integration/vm/tests/, without .sh; by default all that are not by hand: suite, ibverbs, passthrough_more, rxe_programs_all, rxe_cm,
 # rxe_more, rxe_cost, rxe_pyverbs, rxe_starts, rxe_tenants, rxe_engines, rxe_own, exclusive. The machine has Debian's kernel unless that of its
 # backports is asked for. Variables of the environment that begin with RINGFENCE_COST_ are handed on to it.
 #

@@ -93,6 +93,40 @@ own_peers() {
     no_networks
 }
 
+# Programs that connect by the kernel's rdma_cm, which looks for addresses in the network namespace of who asks; there is no node for
+# verbs beside it.
+own_manager() {
+    local index
+    networks
+    printf '[[device]]\nname = "card%s"\nkind = "ibverbs"\nrdma-cm = true\n' 1 2 | configuration
+    for index in 1 2; do
+        up "runc --systemd-cgroup" c$index
+        no_warnings c$index
+        same "$(runc exec c$index ls /dev/infiniband)" rdma_cm "nodes of c$index"
+    done
+    managed rping -s -a 10.9.4.1 -C 20 -V -- rping -c -a 10.9.4.1 -C 20 -V
+    managed ib_write_bw -R -F -n 100 -- ib_write_bw -R -F -n 100 10.9.4.1
+    # Connections go from one end of the pair of interfaces to the other, and not within the host.
+    [ "$(ip netns exec c1 cat /sys/class/net/own1/statistics/rx_bytes)" -gt 6500000 ]
+    for index in 1 2; do down runc c$index; done
+    eventually sh -c '! rdma resource show qp | grep "type RC"'
+    no_networks
+}
+
+# A program with its server in container c1 and its client in c2: words up to -- are the server's.
+managed() {
+    local server=()
+    while [ "$1" != -- ]; do
+        server+=("$1")
+        shift
+    done
+    shift
+    runc exec c1 "${server[@]}" >/tmp/server 2>&1 &
+    eventually sh -c "rdma resource show cm_id link card1 | grep LISTEN || ! kill -0 $!" || { cat /tmp/server; return 1; }
+    timeout 300 runc exec c2 "$@" || { echo "client: $?"; cat /tmp/server; return 1; }
+    wait $! || { echo "server: $?"; cat /tmp/server; return 1; }
+}
+
 if ! ls /repository/target/deb/ringfence-ibverbs_*.deb >/dev/null 2>&1; then
     echo "SKIPPED: rxe_own: no package ringfence-ibverbs in target/deb"
     echo "test rxe_own (all) ... ignored"
@@ -101,12 +135,16 @@ elif [ "$(printf '%s\n' 7.0 "$(uname -r)" | sort -V | head -n 1)" != 7.0 ]; then
     echo "test rxe_own (all) ... ignored"
 else
     dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
-    cp /usr/bin/{ibv_rc_pingpong,ib_read_lat} "$rootfs/usr/bin/"
-    modprobe -a veth rdma_rxe
+    cp /usr/bin/{ibv_rc_pingpong,ib_read_lat,rping} "$rootfs/usr/bin/"
+    # For rping's pthread_exit.
+    cp /lib/x86_64-linux-gnu/libgcc_s.so.1 "$rootfs/lib/x86_64-linux-gnu/"
+    modprobe -a veth rdma_rxe rdma_ucm
+    eventually test -c /dev/infiniband/rdma_cm
     # Of what an emulated machine may need that shares its processors with fuzzers.
     # shellcheck disable=SC2034 # For check.
     limit=900
     check "rxe_own: two containers with a network and a card each" own_cards
+    check "rxe_own: rping and ib_write_bw -R by their own addresses" own_manager
     check "rxe_own: a peer that policy does not name" own_peers
     unset limit
     check "rxe_own: the package is purged" dpkg --purge ringfence-ibverbs
