@@ -582,8 +582,12 @@ static void has_lost_its_peer(const char *name)
 		bool refused = side_state(pair.b, pair.qb) == IBV_QPS_ERR;
 		struct region other = side_reg(pair.b, SIZE, PAGE, IBV_ACCESS_LOCAL_WRITE);
 
+		struct ibv_wc wc;
+
 		side_post(pair.b, pair.qb, message(1, other, 0, 8));
-		side_wc(pair.b, SEND_CQ, 1, refused ? IBV_WC_WR_FLUSH_ERR : IBV_WC_RETRY_EXC_ERR);
+		CHECK_EQ(side_poll(pair.b, SEND_CQ, &wc, 1, 20000), 1);
+		/* Or is refused only now. */
+		CHECK(wc.status == IBV_WC_WR_FLUSH_ERR || (!refused && wc.status == IBV_WC_RETRY_EXC_ERR), "status %d", wc.status);
 	}
 	if (answers(name) || !strcmp(name, "err"))
 		side_wc(pair.b, RECV_CQ, RECEIVE, IBV_WC_WR_FLUSH_ERR);

@@ -5,7 +5,7 @@
  *
  * table: prints the port's P_Keys, and where ibv_get_pkey_index finds each. FIRST:SECOND: connects two queue pairs with each other that
  * are in the partitions of these indices, and prints what comes of a WRITE, or "-" and an errno if there is no such partition. change:
- * has the card's partitions change, and prints the event that comes.
+ * has the card's partitions change, and prints the event that comes, and what has become of a queue pair that was in the first.
  */
 #include "check.h"
 
@@ -106,16 +106,30 @@ static void write_between(int first, int second, uint32_t imm)
 		CHECK(!qps[i] || ibv_destroy_qp(qps[i]) == 0, "a queue pair stays");
 }
 
+static const char *becomes(struct ibv_qp *qp)
+{
+	struct ibv_qp_init_attr init;
+	struct ibv_qp_attr attr;
+
+	CHECK_EQ(ibv_query_qp(qp, &attr, IBV_QP_STATE, &init), 0);
+	CHECK_EQ(ibv_destroy_qp(qp), 0);
+	return attr.qp_state == IBV_QPS_ERR ? "failed" : attr.qp_state == IBV_QPS_RTS ? "lives" : "?";
+}
+
 static void change(void)
 {
 	struct pollfd fd = {.fd = context->async_fd, .events = POLLIN};
+	struct ibv_qp *held = made(0);
 	struct ibv_async_event event;
+
+	CHECK(held, "errno %d", errno);
+	join(held, held);
 
 	/* Before which the path is established. */
 	write_between(0, 0, 0xeeee0000 | IBV_EVENT_PKEY_CHANGE);
 	for (;;) {
 		if (poll(&fd, 1, 500) <= 0) {
-			printf("no event ");
+			printf("no event, it %s ", becomes(held));
 			return;
 		}
 		CHECK_EQ(ibv_get_async_event(context, &event), 0);
@@ -123,7 +137,7 @@ static void change(void)
 		if (event.event_type == IBV_EVENT_PKEY_CHANGE)
 			break;
 	}
-	printf("event of port %d ", event.element.port_num);
+	printf("event of port %d, it %s ", event.element.port_num, becomes(held));
 }
 
 int main(int argc, char **argv)

@@ -86,11 +86,12 @@ fn killed(program: &Path, who: &str) -> Result<()> {
         }
     }
     // Chance may have left out the rarest.
-    for moment in (0..45).step_by(3) {
+    let (phase, most) = if who == "requester" { PHASES[1] } else { PHASES[2] };
+    for moment in (1..16).map(|turn| turn * most / 16) {
         if met > 0 {
             break;
         }
-        let said = run(program, &["kill", who, "dereg", "copy", &moment.to_string()].map(str::to_owned))?;
+        let said = run(program, &["kill", who, "dereg", phase, &moment.to_string()].map(str::to_owned))?;
         met += u32::from(said.contains("met"));
         runs += 1;
     }

@@ -59,6 +59,8 @@ mmdebstrap --quiet --mode=root --variant=minbase --include="$(IFS=,; echo "${pac
 if [ -n "$siw" ] && ! "$vm/siw.sh" "$root" >"$work/siw" 2>&1; then
     cat "$work/siw"
     echo "SKIPPED: ${0##*/}: siw could not be compiled; the image has none"
+    # It is tried again with the next run.
+    made_of+=" without siw"
 fi
 "$vm/../src/node/image.sh" "$root" "$root/var/lib/ringfence-verbs.tar" localhost/ringfence-verbs:1
 

@@ -88,16 +88,16 @@ impl Application {
         Ok(())
     }
 
-    /// A region with `text` at `at` of its memory, of which it is all but the first `before` bytes.
-    pub fn register(&mut self, text: &[u8], at: u64, number: u64, before: u64) -> Result<Region> {
+    /// A region with `text` at `at` of its memory, of which it is all but the first and the last `edge` bytes.
+    pub fn register(&mut self, text: &[u8], at: u64, number: u64, edge: u64) -> Result<Region> {
         let raw = &mut self.objects.raw;
         let alloc = AllocRegion { context: self.objects.context, reserved: 0, bytes: REGION };
         let (handle, fds): (Handle, _) = raw.call(Op::ALLOC_REGION, alloc.as_bytes())?;
         let memory: File = fds.into_iter().next().context("a region without memory")?.into();
         memory.write_all_at(text, at)?;
-        let iova = IOVA + number * REGION + before;
-        let (pd, length) = (self.objects.pd, REGION - before);
-        let register = RegMr { pd, access: ACCESS, iova, length, first_offset: before, segments: 1, reserved: 0 };
+        let iova = IOVA + number * REGION + edge;
+        let (pd, length) = (self.objects.pd, REGION - 2 * edge);
+        let register = RegMr { pd, access: ACCESS, iova, length, first_offset: edge, segments: 1, reserved: 0 };
         let segment = Segment { region: handle.handle, reserved: 0, offset: 0, length: REGION };
         let (mr, _) = raw.call(Op::REG_MR, &[register.as_bytes(), segment.as_bytes()].concat())?;
         Ok(Region { mr, memory, iova })
@@ -160,6 +160,7 @@ pub fn run(exchange: &Exchange) -> Result<()> {
     let shared = application.register(BESIDE, BESIDE_AT, 2, 0)?;
     application.write(By::First, &shared, &attacker)?;
     let edged = application.register(EDGE, 0, 3, EDGE.len() as u64)?;
+    edged.memory.write_all_at(EDGE, REGION - EDGE.len() as u64)?;
     let mut is_sent = false;
     let guard = || -> Result<()> {
         for (region, text, at) in [(&secret, &SECRET[..], 0), (&shared, &BESIDE[..], BESIDE_AT), (&edged, &EDGE[..], 0)]

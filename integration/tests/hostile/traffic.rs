@@ -156,12 +156,12 @@ fn ask_nobody(client: &mut Client, qps: &[usize], to: Other, time: Duration) -> 
 }
 
 /// Requests that nobody asked for cost the proxy that they go to next to nothing more than while nobody asks, by turns: a stranger's
-/// 2 % of a processor. Over a link, which their sender has because a queue pair of the victim's is connected to one of its own, each
-/// is read before it is dropped: 5 %.
+/// 3 % of a processor (1 % here; others are slower). Over a link, which their sender has because a queue pair of the victim's is connected to one of its own, each
+/// is read before it is dropped: 6 %.
 pub fn unasked() -> Result<()> {
     const TURNS: usize = 5;
     const TIME: Duration = Duration::from_millis(700);
-    for (linked, most) in [(false, 0.02), (true, 0.05)] {
+    for (linked, most) in [(false, 0.03), (true, 0.06)] {
         let node = Node::new(None)?;
         let (victim, hostile) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
         let (mut v, mut h) = (Client::new(&victim.socket(), 64)?, Client::new(&hostile.socket(), 1 << 15)?);
@@ -503,10 +503,10 @@ pub fn granted_holes() -> Result<()> {
         with.push(writes_to_peer(true)?);
         without.push(writes_to_peer(false)?);
     }
-    // Of each turn the request in the middle and the slowest; of the turns the one in the middle. It makes the pages itself, which is
+    // Of each turn the request in the middle and a slow one, to which a time slice or two may happen; of the turns the one in the middle. It makes the pages itself, which is
     // work of its own; a punch, of which there is one at any time, takes longer than everything else here.
     for (what, hundredths, halves, more) in
-        [("the middle one", 50, 8, Duration::ZERO), ("the slowest", 100, 4, Duration::from_millis(2))]
+        [("the middle one", 50, 8, Duration::ZERO), ("one in a hundred", 99, 4, Duration::from_millis(10))]
     {
         let of = |turns: &[Looks]| median(turns.iter().map(|turn| turn.within(hundredths)).collect());
         let (beside, without) = (of(&with), of(&without));

@@ -56,10 +56,10 @@ fn granted(library: &Path, program: &Path) -> Result<()> {
 
 /// Of those of others the container hears nothing.
 fn changing(library: &Path, program: &Path) -> Result<()> {
-    let expected = "reached event of port 1 0x0000@0 0xffff@1 -22 reached";
+    let expected = "reached event of port 1, it failed 0x0000@0 0xffff@1 -22 reached";
     let words = ["change", "table", "0:0", "1:1"];
     said(library, program, Some(&[0x8001, 0xffff]), &words, expected)?;
-    said(library, program, None, &["change", "table"], "reached no event 0xffff@0")
+    said(library, program, None, &["change", "table"], "reached no event, it lives 0xffff@0")
 }
 
 fn absent(library: &Path, _: &Path) -> Result<()> {

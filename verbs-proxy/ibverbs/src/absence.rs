@@ -63,11 +63,13 @@ pub fn look_for_it(node: &mut Node<Ibverbs>) {
 fn use_card(node: &mut Node<Ibverbs>, card: Card) -> anyhow::Result<()> {
     let card = Arc::new(card);
     let port = card.port()?;
+    let pkeys = card.pkeys()?;
     let open = Open::new(Arc::clone(&card))?;
     node.worker.call(move |plane| device::renew(plane, open, &port));
     node.voice.say(&format!("RDMA device {} is back", card.about.name));
-    node.device.use_card(card);
+    node.device.use_card(card, &pkeys);
     node.refresh_port();
+    node.device.missing_pkey().iter().for_each(|missing| node.voice.say(missing));
     Ok(())
 }
 

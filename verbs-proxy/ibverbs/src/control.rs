@@ -130,14 +130,24 @@ impl CardControl {
         Ok(control)
     }
 
-    /// Reads the card's table of P_Keys again.
+    /// Reads the card's table of P_Keys again: the container's indices of those that are elsewhere in it now, or gone.
     ///
     /// # Errors
     /// What the card says; nothing has changed then.
-    pub fn read_pkeys(&mut self) -> Result<(), Errno> {
-        let table = attributes::partitions(&self.card.pkeys()?, self.partitions.as_deref());
-        (self.pkeys, self.pkey_indices) = table.into_iter().unzip();
-        Ok(())
+    pub fn read_pkeys(&mut self) -> Result<Vec<u32>, Errno> {
+        let pkeys = self.card.pkeys()?;
+        Ok(self.set_pkeys(&pkeys))
+    }
+
+    fn set_pkeys(&mut self, card: &[u16]) -> Vec<u32> {
+        let table = attributes::partitions(card, self.partitions.as_deref());
+        let (pkeys, indices): (Vec<_>, Vec<_>) = table.into_iter().unzip();
+        // The container's first may be whatever the card's first is: then its index stays, and it is another partition.
+        let had = self.pkeys.iter().zip(&self.pkey_indices);
+        let moved = (0..).zip(had.zip(pkeys.iter().zip(&indices))).filter(|(_, (had, has))| had != has);
+        let moved = moved.map(|(index, _)| index).collect();
+        (self.pkeys, self.pkey_indices) = (pkeys, indices);
+        moved
     }
 
     /// That the card lacks a partition which the container is granted.
@@ -163,17 +173,16 @@ impl CardControl {
     }
 
     /// Goes on with this card, which is the same, opened again. Nothing has been made in it.
-    pub fn use_card(&mut self, card: Arc<Card>) {
+    ///
+    /// `pkeys`: its table of P_Keys.
+    pub fn use_card(&mut self, card: Arc<Card>, pkeys: &[u16]) {
         self.card = card;
+        self.set_pkeys(pkeys);
         self.absence = None;
         self.pacing.forget();
         self.tree.forget();
         if let Ok(attr) = self.card.attributes() {
             self.attr = attr;
-        }
-        // What it has not, queue pairs cannot be in.
-        if self.read_pkeys().is_err() {
-            self.pkey_indices.fill(None);
         }
     }
 

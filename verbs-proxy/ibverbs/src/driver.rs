@@ -127,6 +127,12 @@ impl Driver for Ibverbs {
 
     fn modify_qp(node: &mut Node<Self>, queue: u32, request: &ModifyQp) -> Result<(), Errno> {
         let mut request = *request;
+        // The event of a change may not have been heard yet.
+        if request.attr.mask & Mask::PKEY_INDEX.0 != 0 {
+            // Of a card that does not answer the transition itself will say so.
+            let moved = node.device.read_pkeys().unwrap_or_default();
+            leave_partitions(node, &moved);
+        }
         if request.attr.mask & Mask::AV.0 != 0 {
             node.device.mark(&mut request.attr.av);
         }
@@ -255,6 +261,27 @@ impl Driver for Ibverbs {
     }
 }
 
+/// Queue pairs that are in partitions of these indices of the container's table have another, or none, by the index that the card was told:
+/// they fail, as their peers hear them no more.
+fn leave_partitions(node: &Node<Ibverbs>, moved: &[u32]) {
+    if moved.is_empty() {
+        return;
+    }
+    let moved = moved.to_vec();
+    let gone = node.worker.call(move |plane| {
+        let qps = plane.qps.iter().flatten();
+        let gone = qps.filter(|qp| qp.state != QpState::RESET && moved.contains(&qp.attr.pkey_index));
+        let gone: Vec<_> = gone.map(|qp| (qp.queue, qp.incarnation, qp.number)).collect();
+        gone.iter().for_each(|(queue, ..)| plane.to_error(*queue));
+        gone
+    });
+    for (queue, incarnation, number) in gone {
+        if let Some(qp) = node.device.queue_pair(number) {
+            stop(node, queue, incarnation, &qp);
+        }
+    }
+}
+
 /// What happens to the port that the container is shown concerns all of its contexts.
 fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
     match of {
@@ -276,8 +303,9 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
         Of::Port(_) => {
             let had = node.device.gids().map(<[_]>::to_vec);
             let had_pkeys = node.device.pkeys().to_vec();
-            if let Err(error) = node.device.read_pkeys() {
-                node.voice.say(&format!("cannot read the card's P_Keys: {error}"));
+            match node.device.read_pkeys() {
+                Ok(moved) => leave_partitions(node, &moved),
+                Err(error) => node.voice.say(&format!("cannot read the card's P_Keys: {error}")),
             }
             // What is shown is read again, before somebody hears of it.
             node.refresh_port();

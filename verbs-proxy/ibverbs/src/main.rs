@@ -88,7 +88,8 @@ impl Program for CardProxy {
 
     fn start((): (), control: &mut CardControl) -> Result<Ibverbs> {
         let card = Arc::new(control.card.reopen()?);
-        control.use_card(Arc::clone(&card));
+        let pkeys = card.pkeys()?;
+        control.use_card(Arc::clone(&card), &pkeys);
         Ibverbs::new(card, control.made()).context("cannot register memory with the card")
     }
 }

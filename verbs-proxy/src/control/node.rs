@@ -185,7 +185,7 @@ impl<D: Driver> Node<D> {
         self.refresh_gids();
         let info = self.device.port(self.port.lid());
         if let Some(shown) = &mut self.shown {
-            shown.update_port(&info);
+            shown.update_port(&info, self.device.pkeys());
         }
     }
 

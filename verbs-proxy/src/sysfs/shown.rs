@@ -23,6 +23,7 @@ const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 pub struct Shown {
     /// Of the port's attributes, each with what it says.
     attributes: Vec<(OwnedFd, String)>,
+    pkeys: Vec<(OwnedFd, u16)>,
     entries: Vec<(Changing, Entry)>,
     /// Where the kernel tells of changes in the network namespace that this process is in.
     changes: OwnedFd,
@@ -41,15 +42,14 @@ impl Shown {
         let changes = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
         bind(&changes, &SocketAddrNetlink::new(0, GROUPS))?;
         let port = device.ports.first();
-        let (files, gids) = match write_tree(device, root)?.into_iter().next() {
-            Some(PortFiles { attributes, gids }) => (attributes, gids),
-            None => (Vec::new(), Vec::new()),
-        };
+        let PortFiles { attributes: files, pkeys, gids } =
+            write_tree(device, root)?.into_iter().next().unwrap_or_default();
         let said = port.map(|port| attributes(&port.info)).into_iter().flatten().map(|(_, content)| content);
         let attributes = files.into_iter().zip(said).collect();
         let entry = |index: usize| port.and_then(|port| port.gids.get(index).cloned()).unwrap_or_else(Entry::empty);
         let entries = gids.into_iter().enumerate().map(|(index, files)| (files, entry(index))).collect();
-        Ok(Self { attributes, entries, changes, quiet_until: 0 })
+        let pkeys = pkeys.into_iter().zip(port.iter().flat_map(|port| port.pkeys.iter().copied())).collect();
+        Ok(Self { attributes, pkeys, entries, changes, quiet_until: 0 })
     }
 
     /// When changes are heard of again.
@@ -72,7 +72,12 @@ impl Shown {
     }
 
     /// Brings the files of the port up to date, but for its GID table.
-    pub fn update_port(&mut self, info: &PortInfo) {
+    pub fn update_port(&mut self, info: &PortInfo, pkeys: &[u16]) {
+        for ((file, shown), key) in self.pkeys.iter_mut().zip(pkeys) {
+            if shown != key && write_line(file, &text::pkey(*key)).is_ok() {
+                *shown = *key;
+            }
+        }
         for ((file, shown), (_, content)) in self.attributes.iter_mut().zip(attributes(info)) {
             if *shown != content && write_line(file, &content).is_ok() {
                 *shown = content;

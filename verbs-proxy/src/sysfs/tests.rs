@@ -146,10 +146,11 @@ fn a_port_and_the_kinds_of_its_gids_change() {
 
     // Each line is shorter than before.
     let info = PortInfo { state: 1, phys_state: 3, active_width: 1, active_speed: 32, lid: 1, ..device.ports[0].info };
-    shown.update_port(&info);
+    shown.update_port(&info, &[0, 0x8001]);
     assert_eq!(seen(1), ["1: DOWN\n", "3: Disabled\n", "25 Gb/sec (1X EDR)\n", "0x1\n"]);
+    assert_eq!(read(1, "pkeys/0"), "0x0000\n");
     assert_eq!((read(1, "link_layer").as_str(), read(2, "state").as_str()), ("InfiniBand\n", "4: ACTIVE\n"));
-    shown.update_port(&device.ports[0].info);
+    shown.update_port(&device.ports[0].info, &device.ports[0].pkeys);
     assert_eq!(seen(1), up);
 
     let kinds = || [0, 1, 2].map(|index| read(1, &format!("gid_attrs/types/{index}")));

@@ -10,6 +10,11 @@ pub fn guid(raw: u64) -> String {
 }
 
 /// Always of the same length.
+pub fn pkey(key: u16) -> String {
+    format!("0x{key:04x}\n")
+}
+
+/// Always of the same length.
 pub fn gid(raw: &[u8; 16]) -> String {
     let words: Vec<String> = raw.chunks(2).map(|pair| format!("{:02x}{:02x}", pair[0], pair[1])).collect();
     format!("{}\n", words.join(":"))

@@ -15,10 +15,12 @@ const PROVIDER_ABI: &str = "1\n";
 const HIDDEN: &str = ".ringfence";
 
 /// Files of a port that can be written to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PortFiles {
     /// Those of its attributes, in the order of [`attributes`].
     pub attributes: Vec<OwnedFd>,
+    /// Those of its P_Keys.
+    pub pkeys: Vec<OwnedFd>,
     /// The beginning of its GID table.
     pub gids: Vec<Changing>,
 }
@@ -148,10 +150,10 @@ impl Directory {
     fn port(&self, port: &Port) -> Result<PortFiles, Errno> {
         let files = attributes(&port.info);
         let attributes = files.iter().map(|(name, content)| self.file(name, content)).collect::<Result<_, _>>()?;
-        let pkeys = self.make("pkeys")?;
-        for (index, key) in port.pkeys.iter().enumerate() {
-            pkeys.file(&index.to_string(), &format!("0x{key:04x}\n"))?;
-        }
+        let directory = self.make("pkeys")?;
+        let keys = port.pkeys.iter().enumerate();
+        let pkeys = keys.map(|(index, key)| directory.file(&index.to_string(), &text::pkey(*key)));
+        let pkeys = pkeys.collect::<Result<_, _>>()?;
         for (name, counters) in [("counters", &port.counters), ("hw_counters", &port.hw_counters)] {
             if !counters.is_empty() {
                 let directory = self.make(name)?;
@@ -161,7 +163,7 @@ impl Directory {
             }
         }
         let gids = self.gids(&port.gids, (port.info.gid_tbl_len as usize).min(MAX_GID_TABLE))?;
-        Ok(PortFiles { attributes, gids })
+        Ok(PortFiles { attributes, pkeys, gids })
     }
 
     fn gids(&self, entries: &[Entry], length: usize) -> Result<Vec<Changing>, Errno> {

@@ -82,9 +82,11 @@ pub(in crate::takeover) fn writing() -> Vec<Attempt> {
 /// What is no part of the region that was sent.
 pub(in crate::takeover) fn edges() -> Vec<Attempt> {
     vec![Attempt {
-        name: "bytes before the region, on its first page",
+        name: "bytes before the region, on its first page, and behind it, on its last",
         run: |a| {
             let Some((number, fd, said)) = next_file(a, "send-edged")? else {
+                // Where regions are shown, the link's buffer must have been.
+                ensure!(a.share.is_none(), "the victim sent something, and no file came");
                 return Ok(Seen::Nothing("no file came".to_owned()));
             };
             let file = File::from(fd);

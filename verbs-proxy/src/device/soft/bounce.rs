@@ -1,5 +1,5 @@
 //! What a neighbour gets to see instead of memory: what its READs ask for, and what a work request takes out of memory that is not the
-//! proxy's own.
+//! proxy's own, or lies on a page with bytes that are not the region's.
 //!
 //! The data of a READ are as they were when the responder came to it. And a file of the container's own is no neighbour's to map:
 //! its proxy could open it again for writing, and neither could rely on the file. So both are copied into a file of our own, which
@@ -67,10 +67,14 @@ impl Bounce {
         while self.uses.pop_front_if(read).is_some() {}
     }
 
-    /// Room for so many bytes, if there is.
+    /// Room for so many bytes, if there is, and for `spare` more behind them: own requests leave a piece's to what others READ.
     #[must_use]
-    pub fn room(&self, bytes: u32) -> Option<Place> {
-        let bytes = bytes as usize;
+    pub fn room(&self, bytes: u32, spare: u32) -> Option<Place> {
+        let place = self.room_for(bytes as usize + spare as usize)?;
+        Some(Place { bytes: bytes as usize, ..place })
+    }
+
+    fn room_for(&self, bytes: usize) -> Option<Place> {
         let (Some(oldest), Some(newest)) = (self.uses.front(), self.uses.back()) else {
             return (bytes <= BYTES).then_some(Place { start: 0, bytes });
         };

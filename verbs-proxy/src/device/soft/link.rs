@@ -91,7 +91,7 @@ impl Shared {
 /// Memory that the other end shares with us.
 #[derive(Debug)]
 pub struct Share {
-    /// The mapping, which begins with the page of the region's first byte.
+    /// The mapping, which begins with the first page that is shown.
     pub mapping: Arc<Mapping>,
     /// What it takes of the mappings that the kernel allows us; given back after the mapping is gone.
     pub lease: Lease,
@@ -242,18 +242,18 @@ impl Link {
     }
 
     /// Room in the buffer for `bytes` that the next message names.
-    pub fn bounce_room(&mut self, bytes: u32) -> Result<Room, LinkFault> {
+    pub fn bounce_room(&mut self, bytes: u32, spare: u32) -> Result<Room, LinkFault> {
         let Some(bounce) = self.bounce.as_ref().filter(|bounce| self.has_mapped(bounce.share)) else {
             return Ok(Room::NotShared);
         };
-        if let Some(place) = bounce.room(bytes) {
+        if let Some(place) = bounce.room(bytes, spare) {
             return Ok(Room::At(place));
         }
         self.look()?;
         let consumed = self.consumed;
         let place = self.bounce.as_mut().and_then(|bounce| {
             bounce.release(consumed);
-            bounce.room(bytes)
+            bounce.room(bytes, spare)
         });
         Ok(place.map_or(Room::Later, Room::At))
     }

@@ -232,7 +232,7 @@ impl Plane {
         if regions.admit(request.rkey, pd, request.remote_addr, total, Access::REMOTE_READ).is_err() {
             return Ok(false);
         }
-        let room = link.bounce_room(request.bytes)?;
+        let room = link.bounce_room(request.bytes, 0)?;
         if room == Room::NotShared && !std::mem::replace(&mut link.bounce_asked, true) {
             notices.push(Notice::Device(Task::Bounce { link: at }));
         }
@@ -246,7 +246,7 @@ impl Plane {
         let Self { regions, device: Soft { links, .. }, .. } = self;
         // The container can have taken the region back since the responder looked.
         let (Ok(piece), Some(link)) = (data.find(regions), links.get_mut(at)) else { return Ok(refused) };
-        let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes)?, &link.bounce) else {
+        let (Room::At(place), Some(bounce)) = (link.bounce_room(request.bytes, 0)?, &link.bounce) else {
             return Ok(refused);
         };
         if bounce.fill(place, &[piece]).is_ok() {

@@ -121,6 +121,18 @@ pub(crate) fn pack(
     }
 }
 
+/// The elements of a request that a piece of it is in, of each the part that is.
+fn parts<'a>(asked: Admitted<'a>, piece: &WorkPiece) -> impl Iterator<Item = Sge> + 'a {
+    let (mut offset, mut bytes) = (piece.offset, piece.bytes);
+    asked.claim().data.sges().iter().filter_map(move |sge| {
+        let skipped = offset.min(sge.length);
+        offset -= skipped;
+        let length = (sge.length - skipped).min(bytes);
+        bytes -= length;
+        (length > 0).then(|| Sge { addr: sge.addr + u64::from(skipped), length, lkey: sge.lkey })
+    })
+}
+
 /// Where the source of a piece is in memory that the neighbour can reach.
 fn by_name(
     qp: &Qp,
@@ -130,27 +142,26 @@ fn by_name(
     link: &mut Link,
     extensions: &mut Vec<Words>,
 ) -> Result<Packed, Source> {
-    let (mut offset, mut bytes) = (u64::from(piece.offset), u64::from(piece.bytes));
-    let (mut count, mut part) = (0u8, [Sge::default(); work::SGES_PER_EXTENSION as usize]);
-    for sge in asked.data.sges().iter().filter(|sge| sge.length > 0) {
-        let skipped = offset.min(u64::from(sge.length));
-        offset -= skipped;
-        let length = (u64::from(sge.length) - skipped).min(bytes);
-        if length == 0 {
-            continue;
-        }
-        bytes -= length;
-        let memory = regions
-            .admit(sge.lkey, qp.pd, sge.addr + skipped, length, Access(0))
-            .map_err(|fault| Source::Fault(fault as u16))?;
+    let find = |sge: &Sge| {
+        let memory = regions.admit(sge.lkey, qp.pd, sge.addr, sge.length.into(), Access(0));
+        let memory = memory.map_err(|fault| Source::Fault(fault as u16))?;
         let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
-        let Some(addr) = region.shown_at(&memory) else { return Err(Source::Foreign) };
+        let addr = region.shown_at(&memory).ok_or(Source::Foreign)?;
+        Ok((region, memory, addr))
+    };
+    // A region counts as named from here on: not before all of the piece is known to be where the neighbour sees it.
+    if asked.data.sges().len() > 1 {
+        parts(asked, piece).try_for_each(|sge| find(&sge).map(drop))?;
+    }
+    let (mut count, mut part) = (0u8, [Sge::default(); work::SGES_PER_EXTENSION as usize]);
+    for sge in parts(asked, piece) {
+        let (region, memory, addr) = find(&sge)?;
         if !link.name(region.share) {
             return Err(Source::NotShared(sge.lkey, region.share));
         }
         region.make_present(&memory);
         let place = usize::from(count) % part.len();
-        part[place] = Sge { addr, length: length as u32, lkey: region.share };
+        part[place] = Sge { addr, length: sge.length, lkey: region.share };
         count += 1;
         if place + 1 == part.len() {
             extensions.push(work::pack_sges(&part));
@@ -173,7 +184,7 @@ fn bounce(
     from: &mut Pieces,
     extensions: &mut Vec<Words>,
 ) -> Result<Packed, Source> {
-    let place = match link.bounce_room(piece.bytes).map_err(Source::Link)? {
+    let place = match link.bounce_room(piece.bytes, wire::LONGEST).map_err(Source::Link)? {
         Room::At(place) if link.has_room(1).map_err(Source::Link)? => place,
         Room::At(_) | Room::Later => return Err(Source::NoRoom),
         Room::NotShared => return Err(Source::Foreign),

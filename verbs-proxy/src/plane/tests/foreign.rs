@@ -283,7 +283,7 @@ proptest! {
         let mut message = u32::MAX - 100;
         let mut used: VecDeque<(u32, std::ops::Range<u64>)> = VecDeque::new();
         for (bytes, read) in steps {
-            if let Some(place) = buffer.room(bytes) {
+            if let Some(place) = buffer.room(bytes, 0) {
                 let range = place.offset()..place.offset() + u64::from(bytes);
                 prop_assert!(range.end <= bounce::BYTES as u64);
                 prop_assert!(used.iter().all(|(_, other)| other.end <= range.start || range.end <= other.start));
