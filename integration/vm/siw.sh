@@ -14,7 +14,7 @@ release=$(echo *)
 version=$(cut -d. -f1,2 <<<"$release")
 directory=drivers/infiniband/sw/siw
 
-work=$(mktemp -d "${root%/*}/siw.XXXXXX")
+work=$(mktemp -d -p "${root%/*}")
 clean() {
     cd /
     umount --recursive "$work/layered" || true
