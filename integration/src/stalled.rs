@@ -28,8 +28,10 @@ impl StalledPage {
         const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
         const UFFD_API: u64 = 0xaa;
         const MISSING: u64 = 1;
+        // One that blocks says to poll(2) that it is broken, at once, whether somebody waits for the page or not.
+        //
         // SAFETY: a system call without pointers.
-        let faults = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        let faults = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
         ensure!(faults >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
         // SAFETY: the system call just made it, and nobody else has it.
         let faults = unsafe { OwnedFd::from_raw_fd(i32::try_from(faults).context("a descriptor")?) };
@@ -77,7 +79,8 @@ impl StalledPage {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut fds = [PollFd::new(&self.faults, PollFlags::IN)];
         let ready = poll(&mut fds, Some(&Timespec { tv_sec: 10, tv_nsec: 0 }))?;
-        ensure!(ready == 1, "nobody touches the page");
+        let revents = fds[0].revents();
+        ensure!(ready == 1 && revents == PollFlags::IN, "nobody touches the page: {revents:?}");
         Ok(())
     }
 
