@@ -6,6 +6,8 @@ mod world;
 
 use super::*;
 use proptest::prelude::*;
+use ringfence_sched::Bytes;
+use ringfence_sched::scheduler::charged;
 use world::World;
 
 /// What is posted to a queue pair.
@@ -155,6 +157,8 @@ fn policy() -> impl Strategy<Value = Policy> {
         1 => Just(cap(10_000_000_000_000, 1_000_000_000)),
         1 => Just(capped),
         1 => Just(Policy { fetching: BitRate::new(1_000_000_000), class: Class::Latency, ..capped }),
+        1 => Just(Policy { fetching: BitRate::new(1_000_000_000), class: Class::Ops, ..capped }),
+        1 => Just(Policy { fetching: BitRate::new(1_000_000_000), class: Class::Bulk, ..capped }),
     ]
 }
 
@@ -242,6 +246,30 @@ fn both_ways_cost_the_same() {
         assert_eq!(short.went_short(), 10, "{opcode:?}");
         assert_eq!(short.in_hand(), long.in_hand(), "{opcode:?}");
         assert!(short.in_hand() != whole, "{opcode:?}");
+    }
+}
+
+/// Between two containers, it is the one whose request it is that pays.
+#[test]
+fn what_goes_by_grant_is_charged() {
+    let cap = BitRate::new(80_000_000_000);
+    for opcode in ONE_SIDED {
+        let fetching = opcode != Opcode::RDMA_WRITE;
+        // Who is READ has no cap here of what leaves, for which a reader would have to ask.
+        let caps = if fetching { [None, cap] } else { [cap, None] };
+        let policy =
+            Policy { bandwidth: caps[0], fetching: caps[1], ops: OpRate::new(1_000_000), ..Policy::default() };
+        let mut world = World::of_neighbours(&policy);
+        // They bring the grant.
+        (0..2).for_each(|_| world.take(&burst(opcode)));
+        let (before, went) = (world.in_hand().unwrap(), world.went_short());
+        world.take(&burst(opcode));
+        let after = world.in_hand().unwrap();
+        assert_eq!(world.went_short(), went + 10, "{opcode:?}");
+        let spent = [(before.out, after.out), (before.fetched, after.fetched)].map(|(before, after)| before.0 - after.0);
+        let due = 10 * charged(Bytes(8)).0;
+        assert_eq!(spent, if fetching { [0, due] } else { [due, 0] }, "{opcode:?}");
+        assert_eq!(before.ops.0 - after.ops.0, 10, "{opcode:?}");
     }
 }
 
