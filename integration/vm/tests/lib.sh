@@ -107,6 +107,22 @@ exchange() {
     wait $! || { cat /tmp/server; return 1; }
 }
 
+# Runs a program that connects by rdma_cm, with its server in container c1, of the runtime $1, and its client in c2, of runc: words up to
+# -- are the server's.
+managed() {
+    local runtime=$1 server=()
+    shift
+    while [ "$1" != -- ]; do
+        server+=("$1")
+        shift
+    done
+    shift
+    $runtime exec c1 "${server[@]}" >/tmp/server 2>&1 &
+    eventually sh -c "rdma resource show cm_id | grep -q LISTEN || ! kill -0 $!"
+    timeout 300 runc exec c2 "$@" || { echo "client: $?"; cat /tmp/server; return 1; }
+    wait $! || { echo "server: $?"; cat /tmp/server; return 1; }
+}
+
 # Makes bundle /srv/$1 of a container that idles in the cgroup $2, with further edits to config.json as jq has them.
 bundle() {
     local id=$1 cgroup=$2 edits=${3:-.} hook='{"path": "/usr/bin/ringfence-hook", "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}'

@@ -17,21 +17,6 @@ cm_in_kernel() { rdma resource show rxe4 | grep -o 'qp [0-9]*\|cm_id [0-9]*\|mr 
 cm_is_idle() { [ "$(cm_in_kernel)" = "$cm_idle" ]; }
 cm_nothing_in_kernel() { eventually cm_is_idle || { echo "rxe4 has $(cm_in_kernel)"; return 1; }; }
 
-# A program with its server in container c1, of crun, and its client in c2, of runc: words up to -- are the server's.
-connected() {
-    local server=()
-    while [ "$1" != -- ]; do
-        server+=("$1")
-        shift
-    done
-    shift
-    crun exec c1 "${server[@]}" >/tmp/server 2>&1 &
-    eventually sh -c 'rdma resource show cm_id link rxe4 | grep -q LISTEN || rdma resource show cm_id | grep -q LISTEN' ||
-        { cat /tmp/server; return 1; }
-    timeout 60 runc exec c2 "$@" || { echo "client: $?"; cat /tmp/server; return 1; }
-    wait $! || { echo "server: $?"; cat /tmp/server; return 1; }
-}
-
 # Of the card's GIDs the containers have one, so that it has another index for them than for the kernel.
 connections() {
     cm_configuration "rdma-cm = true"$'\n'"gids = [\"$cm_address\"]"
@@ -44,11 +29,11 @@ connections() {
     same "$(runc exec c2 sh -c 'echo $(ls /dev/infiniband); (: <>/dev/infiniband/uverbs0) 2>/dev/null && echo opened
         (: <>/dev/infiniband/rdma_cm) && echo connects')" "rdma_cm uverbs0"$'\n'connects "its nodes"
     systemctl daemon-reload
-    connected rping -s -C 20 -V -- rping -c -a $cm_address -C 20 -V
-    connected rdma_server -- rdma_client -s $cm_address
-    connected ucmatose -c 3 -- ucmatose -c 3 -s $cm_address
-    connected rstream -T resolve -S 4096 -C 20 -- rstream -T resolve -s $cm_address -S 4096 -C 20
-    connected ib_write_bw -R -F -n 100 -- ib_write_bw -R -F -n 100 $cm_address
+    managed crun rping -s -C 20 -V -- rping -c -a $cm_address -C 20 -V
+    managed crun rdma_server -- rdma_client -s $cm_address
+    managed crun ucmatose -c 3 -- ucmatose -c 3 -s $cm_address
+    managed crun rstream -T resolve -S 4096 -C 20 -- rstream -T resolve -s $cm_address -S 4096 -C 20
+    managed crun ib_write_bw -R -F -n 100 -- ib_write_bw -R -F -n 100 $cm_address
     down crun c1
     down runc c2
     cm_nothing_in_kernel

@@ -104,27 +104,13 @@ own_manager() {
         no_warnings c$index
         same "$(runc exec c$index ls /dev/infiniband)" rdma_cm "nodes of c$index"
     done
-    managed rping -s -a 10.9.4.1 -C 20 -V -- rping -c -a 10.9.4.1 -C 20 -V
-    managed ib_write_bw -R -F -n 100 -- ib_write_bw -R -F -n 100 10.9.4.1
+    managed runc rping -s -a 10.9.4.1 -C 20 -V -- rping -c -a 10.9.4.1 -C 20 -V
+    managed runc ib_write_bw -R -F -n 100 -- ib_write_bw -R -F -n 100 10.9.4.1
     # Connections go from one end of the pair of interfaces to the other, and not within the host.
     [ "$(ip netns exec c1 cat /sys/class/net/own1/statistics/rx_bytes)" -gt 6500000 ]
     for index in 1 2; do down runc c$index; done
     eventually sh -c '! rdma resource show qp | grep "type RC"'
     no_networks
-}
-
-# A program with its server in container c1 and its client in c2: words up to -- are the server's.
-managed() {
-    local server=()
-    while [ "$1" != -- ]; do
-        server+=("$1")
-        shift
-    done
-    shift
-    runc exec c1 "${server[@]}" >/tmp/server 2>&1 &
-    eventually sh -c "rdma resource show cm_id link card1 | grep LISTEN || ! kill -0 $!" || { cat /tmp/server; return 1; }
-    timeout 300 runc exec c2 "$@" || { echo "client: $?"; cat /tmp/server; return 1; }
-    wait $! || { echo "server: $?"; cat /tmp/server; return 1; }
 }
 
 if ! ls /repository/target/deb/ringfence-ibverbs_*.deb >/dev/null 2>&1; then

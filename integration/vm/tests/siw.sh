@@ -88,27 +88,13 @@ by_its_nodes() {
     cat /tmp/said
     grep -E 'transport:.*iWARP' /tmp/said
     grep PORT_ACTIVE /tmp/said
-    siw_between rping -s -a $siw_address -C 20 -V -- rping -c -a $siw_address -C 20 -V
-    siw_between ib_write_bw -R -d siw5 -F -n 100 -- ib_write_bw -R -d siw5 -F -n 100 $siw_address
+    managed crun rping -s -a $siw_address -C 20 -V -- rping -c -a $siw_address -C 20 -V
+    managed crun ib_write_bw -R -d siw5 -F -n 100 -- ib_write_bw -R -d siw5 -F -n 100 $siw_address
     down crun c1
     down runc c2
     eventually sh -c '! rdma resource show qp link siw5 | grep "lqpn"'
     umount /srv/native
     rm /etc/ringfence/conf.d/test.toml
-}
-
-# A program with its server in container c1 and its client in c2: words up to -- are the server's.
-siw_between() {
-    local server=()
-    while [ "$1" != -- ]; do
-        server+=("$1")
-        shift
-    done
-    shift
-    crun exec c1 "${server[@]}" >/tmp/server 2>&1 &
-    eventually sh -c "rdma resource show cm_id | grep -q LISTEN || ! kill -0 $!"
-    timeout 60 runc exec c2 "$@" || { echo "client: $?"; cat /tmp/server; return 1; }
-    wait $! || { echo "server: $?"; cat /tmp/server; return 1; }
 }
 
 why=
