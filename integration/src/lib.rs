@@ -8,6 +8,7 @@ pub mod config;
 pub mod container;
 pub mod direct;
 pub mod engines;
+pub mod holds;
 pub mod machine;
 pub mod netns;
 pub mod node;

@@ -6,6 +6,8 @@
 
 #[path = "ibverbs/edges.rs"]
 mod edges;
+#[path = "ibverbs/fence.rs"]
+mod fence;
 #[path = "ibverbs/grants.rs"]
 mod grants;
 #[path = "ibverbs/help.rs"]
@@ -142,6 +144,7 @@ fn trials() -> Result<Vec<Trial>> {
         trials.extend(help::trials(library, &peers));
         trials.extend(edges::trials(library, &semantics, &absence));
         trials.extend(partitions::trials(library)?);
+        trials.extend(fence::trials(library)?);
     }
     for words in PROGRAMS {
         let card = card.clone();

@@ -148,12 +148,6 @@ fn waits_in_kernel(pid: i32) -> Result<bool> {
     Ok(states.any(|stat| stat.rsplit(") ").next().is_some_and(|fields| fields.starts_with('D'))))
 }
 
-fn processor_ticks(pid: i32) -> Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
-}
-
 /// Containers that write to a queue pair which does not exist: their regions must not become the stranger's mappings.
 fn strangers(scene: &mut Scene) -> Result<()> {
     let mut own = scene.client()?;
@@ -321,9 +315,9 @@ fn never_ready(scene: &mut Scene) -> Result<()> {
         client.post(qp, &SendFields { opcode: Opcode::SEND, ..SendFields::default() })?;
     }
     std::thread::sleep(Duration::from_millis(200));
-    let before = processor_ticks(scene.victim.pid())?;
+    let before = scene.victim.processor_ticks()?;
     std::thread::sleep(Duration::from_secs(2));
-    let used = processor_ticks(scene.victim.pid())? - before;
+    let used = scene.victim.processor_ticks()? - before;
     // A tenth of that is seen on a machine that is not busy; it was 190 without a floor.
     ensure!(used < 60, "{used} ticks of 10 ms in 2 s");
     Ok(())
