@@ -12,7 +12,9 @@
 #          "nsenter --target 1 --mount --uts --ipc --net --pid -- systemctl restart k3s" (or k3s-agent)
 #
 # The proxy for cards is put there if the image has it. It runs with the node's own libibverbs and its providers (rdma-core), which
-# nodes with a card have.
+# nodes with a card have, and with the node's libc, which is to be no older than the one that the package was built with.
+#
+# Uninstalling takes the node's /etc/ringfence away, too.
 #
 # The engine is restarted only if its configuration changed. Containers that run are not disturbed by that.
 set -eu

@@ -83,7 +83,7 @@ pub struct Bounds {
     pub max_mr_bytes: Option<u64>,
     pub max_cq: Option<u32>,
     pub max_qp_depth: Option<u32>,
-    /// Whom containers may be connected to, where a card is behind the proxy; `None` for everybody.
+    /// Whom containers may be connected to; `None` for everybody.
     pub peers: Option<Peers>,
 }
 

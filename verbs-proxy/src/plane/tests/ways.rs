@@ -257,8 +257,7 @@ fn what_goes_by_grant_is_charged() {
         let fetching = opcode != Opcode::RDMA_WRITE;
         // Who is READ has no cap here of what leaves, for which a reader would have to ask.
         let caps = if fetching { [None, cap] } else { [cap, None] };
-        let policy =
-            Policy { bandwidth: caps[0], fetching: caps[1], ops: OpRate::new(1_000_000), ..Policy::default() };
+        let policy = Policy { bandwidth: caps[0], fetching: caps[1], ops: OpRate::new(1_000_000), ..Policy::default() };
         let mut world = World::of_neighbours(&policy);
         // They bring the grant.
         (0..2).for_each(|_| world.take(&burst(opcode)));
@@ -266,7 +265,8 @@ fn what_goes_by_grant_is_charged() {
         world.take(&burst(opcode));
         let after = world.in_hand().unwrap();
         assert_eq!(world.went_short(), went + 10, "{opcode:?}");
-        let spent = [(before.out, after.out), (before.fetched, after.fetched)].map(|(before, after)| before.0 - after.0);
+        let spent =
+            [(before.out, after.out), (before.fetched, after.fetched)].map(|(before, after)| before.0 - after.0);
         let due = 10 * charged(Bytes(8)).0;
         assert_eq!(spent, if fetching { [0, due] } else { [due, 0] }, "{opcode:?}");
         assert_eq!(before.ops.0 - after.ops.0, 10, "{opcode:?}");
