@@ -20,11 +20,12 @@ else
     ip link set rdma1 up
     rdma link add rxe1 type rxe netdev rdma1
     eventually grep -q 'ffff:0a09:0101' -r /sys/class/infiniband/rxe1/ports/1/gids
+    idle=$(resources rxe1)
     echo "     Running integration/tests/ibverbs in the virtual machine"
     (cd "$host/integration" && ulimit -l unlimited &&
         RINGFENCE_CARD=rxe1 RINGFENCE_CLIENTS=$host/target/vm-clients timeout 1800 "$host/$path") || failed_programs+=" integration/tests/ibverbs"
     # What a proxy had of the card has gone with it.
-    check "ibverbs: nothing is left in the kernel" same "$(rdma resource show rxe1 | grep -o 'qp [0-9]*\|mr [0-9]*' | tr '\n' ' ')" "qp 1 mr 0 " "rxe1 has"
+    check "ibverbs: nothing is left in the kernel" nothing_left_of rxe1 "$idle"
     rdma link delete rxe1
     ip link delete rdma1
     [ "$host" = /repository ] || umount "$host"

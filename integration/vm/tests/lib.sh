@@ -107,6 +107,13 @@ exchange() {
     wait $! || { cat /tmp/server; return 1; }
 }
 
+# What the kernel has of card $1: protection domains, queues, regions, contexts and whatever else it counts.
+resources() { rdma resource show "$1" | sed 's/^[0-9]*: //'; }
+
+# That is $2 again, what it was before anybody used the card.
+only_has() { [ "$(resources "$1")" = "$2" ]; }
+nothing_left_of() { eventually only_has "$1" "$2" || { echo "the kernel has $(resources "$1"), and had $2"; return 1; }; }
+
 # Runs a program that connects by rdma_cm, with its server in container c1, of the runtime $1, and its client in c2, of runc: words up to
 # -- are the server's.
 managed() {

@@ -4,8 +4,6 @@
 
 address=10.9.3.1
 gid=ffff:0a09:0301
-# What the kernel has of rxe3 when nobody uses it: the queue pair of its management datagrams.
-idle="qp 1 mr 0 "
 
 # With further lines of its [[device]].
 card_configuration() {
@@ -15,9 +13,7 @@ card_configuration() {
 # Makes the bundle of a container that has the card.
 with_card() { bundle "$1" "${2-test.slice:rf:$1}" '.annotations["ringfence.dev/device"] = "rxe3" | '"${3-.}"; }
 
-in_kernel() { rdma resource show rxe3 | grep -o 'qp [0-9]*\|mr [0-9]*' | tr '\n' ' '; }
-is_idle() { [ "$(in_kernel)" = "$idle" ]; }
-nothing_in_kernel() { eventually is_idle || { echo "rxe3 has $(in_kernel)"; return 1; }; }
+nothing_in_kernel() { nothing_left_of rxe3 "$idle"; }
 
 # The index that the card's address has in a container, given as a command that runs a program in it.
 index() {
@@ -180,6 +176,8 @@ else
     rdma link add rxe3 type rxe netdev rdma3
     eventually grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
     eventually test -c /dev/infiniband/uverbs0
+    # When nobody uses it.
+    idle=$(resources rxe3)
     if declare -F rxe_checks >/dev/null; then
         rxe_checks
     else

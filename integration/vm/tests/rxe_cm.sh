@@ -4,18 +4,12 @@
 
 manager=/dev/infiniband/rdma_cm
 cm_address=10.9.4.1
-# What the kernel has of rxe4 when nobody uses it.
-cm_idle="qp 1 cm_id 0 mr 0 "
 
 cm_configuration() { printf '[[device]]\nname = "rxe4"\nkind = "ibverbs"\n%s\n[inject]\nuverbs = "always"\n' "$1" | configuration; }
 cm_bundle() { bundle "$1" "test.slice:rf:$1" '.annotations["ringfence.dev/device"] = "rxe4" | '"${2-.}"; }
 
 # crun says no more of a hook than its exit code.
 start() { up "$@" || { tail -n 1 /run/ringfence/failures.jsonl; return 1; }; }
-
-cm_in_kernel() { rdma resource show rxe4 | grep -o 'qp [0-9]*\|cm_id [0-9]*\|mr [0-9]*' | tr '\n' ' '; }
-cm_is_idle() { [ "$(cm_in_kernel)" = "$cm_idle" ]; }
-cm_nothing_in_kernel() { eventually cm_is_idle || { echo "rxe4 has $(cm_in_kernel)"; return 1; }; }
 
 # Of the card's GIDs the containers have one, so that it has another index for them than for the kernel.
 connections() {
@@ -36,7 +30,7 @@ connections() {
     managed crun ib_write_bw -R -F -n 100 -- ib_write_bw -R -F -n 100 $cm_address
     down crun c1
     down runc c2
-    cm_nothing_in_kernel
+    nothing_left_of rxe4 "$cm_idle"
     rm /etc/ringfence/conf.d/test.toml
 }
 
@@ -86,6 +80,7 @@ else
     rdma link add rxe4 type rxe netdev rdma4
     eventually grep -q ffff:0a09:0401 -r /sys/class/infiniband/rxe4/ports/1/gids
     eventually test -c $manager
+    cm_idle=$(resources rxe4)
     check "rdma_cm: rping, rdma_client, ucmatose, rstream, ib_write_bw -R between two containers" connections
     check "rdma_cm: where it is not" without
     rdma link delete rxe4

@@ -4,6 +4,9 @@
 # What one container sees, and by which process.
 shown() {
     local runtime=$1 proxy seen expected
+    # What a subnet manager's programs would use is there.
+    modprobe ib_umad
+    eventually test -e /sys/class/infiniband_mad/umad0
     card_configuration ''
     with_card c1
     up "$runtime --systemd-cgroup" c1
@@ -19,6 +22,7 @@ shown() {
     seen=$($runtime exec c1 sh -c 'cd /sys/class/infiniband
         echo devices: $(ls)
         echo verbs: $(ls ../infiniband_verbs) $(cat ../infiniband_verbs/uverbs0/ibdev)
+        echo datagrams: $(ls ../infiniband_mad 2>/dev/null)
         echo nodes: $(ls /dev/infiniband)
         cd rxe3
         cat node_guid ports/1/state ports/1/rate ports/1/link_layer
@@ -26,7 +30,7 @@ shown() {
         cat $file ports/1/gid_attrs/ndevs/${file##*/}
         # It opens nothing.
         (: <>/dev/infiniband/uverbs0) 2>/dev/null && echo opened || echo refused' "$gid")
-    expected=$(printf '%s\n' "devices: rxe3" "verbs: abi_version uverbs0 rxe3" "nodes: uverbs0"
+    expected=$(printf '%s\n' "devices: rxe3" "verbs: abi_version uverbs0 rxe3" datagrams: "nodes: uverbs0"
         cd /sys/class/infiniband/rxe3 && cat node_guid ports/1/state ports/1/rate ports/1/link_layer
         printf '%s\n' "0000:0000:0000:0000:0000:$gid" rdma3 refused)
     same "$seen" "$expected" "what it sees"
@@ -103,27 +107,61 @@ runtime_killed() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
-# The hook is killed after longer and longer, until it is done before: what it has begun goes with the container that does not come to be.
+# The hook is killed at twelve moments of its way: what it has begun goes with the container that does not come to be.
 hook_killed() {
-    local after=20 kills=0
+    local moment takes after kills=0
     card_configuration ''
-    until
+    # How long it takes if nobody kills it.
+    # shellcheck disable=SC2016 # The hook's shell expands it.
+    with_card c3 test.slice:rf:c3 '.hooks.createRuntime[0] |= . + {path: "/bin/sh", args: ["sh", "-c",
+        "began=$(date +%s%N); /usr/bin/ringfence-hook createRuntime; status=$?; echo $(( ($(date +%s%N) - began) / 1000000 )) >/tmp/takes; exit $status"]}'
+    up "runc --systemd-cgroup" c3
+    down runc c3
+    nothing_in_kernel
+    takes=$(cat /tmp/takes)
+    for moment in {0..11}; do
+        after=$((takes * moment / 11 + 1))
         with_card c3 test.slice:rf:c3 '.hooks.createRuntime[0] |= . + {path: "/usr/bin/timeout",
             args: ["timeout", "--signal=KILL", "'"$((after / 1000)).$(printf %03d $((after % 1000)))"'", "/usr/bin/ringfence-hook", "createRuntime"]}'
-        up "runc --systemd-cgroup" c3 >/tmp/said
-    do
-        cat /tmp/said
-        grep -qE 'exit status 137|signal: killed' /tmp/said
-        runc delete --force c3 2>/dev/null || true
+        if up "runc --systemd-cgroup" c3 >/tmp/said; then
+            # It was done before.
+            down runc c3
+        else
+            cat /tmp/said
+            grep -qE 'exit status 137|signal: killed' /tmp/said
+            kills=$((kills + 1))
+            runc delete --force c3 2>/dev/null || true
+        fi
         eventually sh -c '! pgrep ringfence-proxy' || { pgrep -a ringfence-proxy; return 1; }
         nothing_in_kernel
         ringfence gc
         eventually nothing_left || { leftovers; return 1; }
-        kills=$((kills + 1)) after=$((after + after / 2 + 10))
     done
-    echo "killed $kills times; not after $after ms"
-    [ "$kills" -ge 5 ]
-    down runc c3
+    echo "of $takes ms; killed at $kills of 12 moments"
+    [ "$kills" -ge 8 ]
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# An operator has proxies let go of the card for what wants to have it for itself, such as an update of its driver.
+drained() {
+    local id proxies
+    card_configuration ''
+    for id in c1 c2; do
+        with_card $id
+        up "runc --systemd-cgroup" $id
+    done
+    proxies=$(pgrep ringfence-proxy)
+    both_ways "runc exec c1" "runc exec c2"
+    ringfence drain rxe3
+    # Nobody has it open, though both proxies live.
+    nothing_in_kernel
+    same "$(pgrep ringfence-proxy)" "$proxies" proxies
+    rdma link delete rxe3
+    rdma link add rxe3 type rxe netdev rdma3
+    eventually grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
+    eventually runc exec c2 sh -c "ibv_devinfo -d rxe3 | grep PORT_ACTIVE"
+    both_ways "runc exec c1" "runc exec c2"
+    for id in c1 c2; do down runc $id; done
     nothing_in_kernel
     rm /etc/ringfence/conf.d/test.toml
 }
@@ -136,10 +174,10 @@ reaches_nothing() {
 }
 
 # Root in the container, with all that capabilities give, makes the card's nodes itself, where libibverbs looks for them, and shows
-# it the host's /sys; with a libibverbs of its own.
+# it the host's /sys; with a libibverbs of its own. $1: further lines of the [[device]], by which it may have another node.
 no_way_round() {
     local node name numbers make='' reach=$here/../../target/vm-reach-static
-    card_configuration ''
+    card_configuration "$1"
     with_card c1 test.slice:rf:c1 '.process.capabilities |= map_values(. + ["CAP_MKNOD", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_NET_ADMIN"])'
     up "runc --systemd-cgroup" c1
     for node in /dev/infiniband/*; do
@@ -151,8 +189,12 @@ no_way_round() {
         numbers=$(stat -c '%Hr %Lr' "$node")
         # shellcheck disable=SC2086 # Two numbers.
         runc exec c1 busybox mknod "/tmp/$name" c $numbers
-        if runc exec c1 sh -c ": <>/tmp/$name" 2>/tmp/said; then echo "$name was opened"; return 1; fi
-        grep "Operation not permitted" /tmp/said
+        if [ -n "$1" ] && [ "$name" = rdma_cm ]; then
+            runc exec c1 sh -c ": <>/tmp/$name"
+        else
+            if runc exec c1 sh -c ": <>/tmp/$name" 2>/tmp/said; then echo "$name was opened"; return 1; fi
+            grep "Operation not permitted" /tmp/said
+        fi
         rm "$rootfs/tmp/$name"
         make+="busybox mknod /dev/infiniband/$name c $numbers && "
     done
@@ -175,7 +217,11 @@ rxe_checks() {
     check "rxe: programs, proxies and containers that are killed" killed
     check "rxe: a runtime that is killed" runtime_killed
     limit=1200 check "rxe: a hook that is killed half-way" hook_killed
-    check "rxe: no way round the proxy for root" no_way_round
+    check "rxe: proxies that let go of the card, which goes and comes back" drained
+    check "rxe: no way round the proxy for root" no_way_round ''
+    modprobe rdma_ucm
+    eventually test -c /dev/infiniband/rdma_cm
+    check "rxe: no way round the proxy for root that has rdma_cm" no_way_round "rdma-cm = true"
 }
 # shellcheck source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.
 . "$here/tests/rxe.sh"

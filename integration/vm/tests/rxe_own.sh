@@ -20,6 +20,8 @@ networks() {
         ip netns exec c$index rdma link add card$index type rxe netdev own$index
     done
     eventually test -e /sys/class/infiniband/card2/ports/1/gids/1
+    # When nobody uses them.
+    own_idle=("$(resources card1)" "$(resources card2)")
     printf '[[device]]\nname = "card%s"\nkind = "ibverbs"\n' 1 2 | configuration
     for index in 1 2; do
         bundle c$index test.slice:rf:c$index '.annotations["ringfence.dev/device"] = "card'$index'"
@@ -74,7 +76,7 @@ own_cards() {
     across 2 1 ib_write_bw -F -s 65536 -n 100
     across 1 2 ib_read_lat -F -s 8 -n 100
     for index in 1 2; do down runc c$index; done
-    eventually sh -c '! rdma resource show qp | grep "type RC"'
+    for index in 1 2; do nothing_left_of card$index "${own_idle[index - 1]}"; done
     no_networks
 }
 
@@ -109,7 +111,7 @@ own_manager() {
     # Connections go from one end of the pair of interfaces to the other, and not within the host.
     [ "$(ip netns exec c1 cat /sys/class/net/own1/statistics/rx_bytes)" -gt 6500000 ]
     for index in 1 2; do down runc c$index; done
-    eventually sh -c '! rdma resource show qp | grep "type RC"'
+    for index in 1 2; do nothing_left_of card$index "${own_idle[index - 1]}"; done
     no_networks
 }
 

@@ -66,7 +66,8 @@ siw_told() {
 
 # Programs of the image's own librdmacm between two containers that have the card's nodes.
 by_its_nodes() {
-    local id
+    local id idle
+    idle=$(resources siw5)
     siw_configuration '"proxied", "passthrough"'
     # A root that is the machine's own the hook refuses.
     mkdir -p /srv/native /run/empty
@@ -92,7 +93,7 @@ by_its_nodes() {
     managed crun ib_write_bw -R -d siw5 -F -n 100 -- ib_write_bw -R -d siw5 -F -n 100 $siw_address
     down crun c1
     down runc c2
-    eventually sh -c '! rdma resource show qp link siw5 | grep "lqpn"'
+    nothing_left_of siw5 "$idle"
     umount /srv/native
     rm /etc/ringfence/conf.d/test.toml
 }
