@@ -47,6 +47,22 @@ no_proxy() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
+# A container with a proxy finds its own card, and neither the other nor what a subnet manager's programs would use.
+no_other_card() {
+    modprobe ib_umad
+    eventually test -e /sys/class/infiniband_mad/umad1
+    printf '[[device]]\nname = "rxe5"\nkind = "ibverbs"\n' | configuration
+    bundle c1 test.slice:rf:c1 '.annotations["ringfence.dev/device"] = "rxe5"'
+    up "runc --systemd-cgroup" c1
+    no_warnings c1
+    # shellcheck disable=SC2016 # The container's shell expands it.
+    same "$(runc exec c1 sh -c 'cd /sys/class/infiniband && echo $(ls) and $(cat ../infiniband_verbs/*/ibdev) and $(ls ../infiniband_mad 2>/dev/null)
+        ls /dev/infiniband 2>/dev/null; ibv_devices | grep -c "siw\|rxe"')" "rxe5 and rxe5 and"$'\n'1 "what it sees"
+    down runc c1
+    rm /etc/ringfence/conf.d/test.toml
+    modprobe --remove ib_umad
+}
+
 siw_told() {
     siw_configuration '"proxied", "passthrough"'
     ringfence doctor --engine podman >/tmp/said || true
@@ -121,6 +137,7 @@ else
     eventually test -c /dev/infiniband/rdma_cm
     check "siw: info and doctor" siw_told
     check "siw: no proxy takes it" no_proxy
+    check "siw: nobody who has another card sees it" no_other_card
     check "siw: two containers that have its nodes" by_its_nodes
     rdma link delete rxe5
     rdma link delete siw5
