@@ -428,13 +428,18 @@ fn grants_that_make_no_sense_are_refused_and_those_too_late_are_of_no_use() {
 fn a_page_that_is_scribbled_on_harms_nobody() {
     let mut scene = Scene::new();
     scene.warm();
+    let mut expected = scene.two.rigs[1].take(0, MEMORY);
     for (round, word) in [0, 1, u64::MAX, scene.grants[0].generation].into_iter().cycle().take(40).enumerate() {
         for slot in &scene.page(1).slots {
             slot.grant(word);
         }
+        let data = [round as u8 + 1; 8];
+        scene.two.rigs[0].put(0, &data);
         scene.post(Opcode::RDMA_WRITE, 0, 9000, 8);
         scene.turns();
-        assert_eq!(scene.two.rigs[0].completions().len(), 1, "round {round}");
+        assert_eq!(scene.alone(), [(1, WcStatus::SUCCESS)], "round {round}");
+        expected[9000..9008].copy_from_slice(&data);
+        assert!(scene.two.rigs[1].take(0, MEMORY) == expected, "round {round}: something else was written");
     }
     // The requester's own words are claims to the responder.
     let page = scene.page(0);

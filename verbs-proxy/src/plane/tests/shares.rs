@@ -11,32 +11,35 @@ const LARGE: u32 = 29 << 10;
 /// What an application keeps outstanding in a queue pair.
 const DEPTH: u32 = 32;
 
-/// A container that keeps two queue pairs full of requests of one size, each to the other.
+/// A container that keeps its queue pairs full of requests of one size, each of two to the other.
 struct Sender {
     rig: Rig,
-    pair: [RigQp; 2],
-    posted: [u32; 2],
+    qps: Vec<RigQp>,
+    posted: Vec<u32>,
     bytes: u32,
 }
 
 impl Sender {
-    fn new(clock: &Path, weight: u32, class: Class, bytes: u32) -> Self {
+    fn new(clock: &Path, weight: u32, class: Class, bytes: u32, qps: u32) -> Self {
         let policy = Policy { weight: Weight::new(weight), class, ..Policy::default() };
         let clock = WireClock::open(clock).unwrap();
         let mut rig = Rig::shaped(&policy, BitRate::new(LINK).map(|rate| (clock, rate)));
-        let (a, b) = rig.pair();
-        Self { rig, pair: [a, b], posted: [0; 2], bytes }
+        let qps: Vec<_> = (0..qps).map(|queue| rig.qp(queue, 100 + queue)).collect();
+        qps.iter().for_each(|qp| rig.ready(qp, 100 + (qp.queue ^ 1), Destination::Own));
+        Self { rig, posted: vec![0; qps.len()], qps, bytes }
     }
 
     /// Requests of each queue pair that have been executed.
-    fn executed(&self) -> [u32; 2] {
-        [1, 0].map(|other: usize| self.rig.plane.qps[other].as_ref().unwrap().device.responder.sequence.0)
+    fn executed(&self) -> Vec<u32> {
+        let by_other =
+            |qp: &RigQp| self.rig.plane.qps[qp.queue as usize ^ 1].as_ref().unwrap().device.responder.sequence.0;
+        self.qps.iter().map(by_other).collect()
     }
 
     /// The application looks, and the worker wakes up.
     fn turn(&mut self) {
         let executed = self.executed();
-        for (index, qp) in self.pair.iter_mut().enumerate() {
+        for (index, qp) in self.qps.iter_mut().enumerate() {
             while self.posted[index] < executed[index] + DEPTH {
                 let fields = self.rig.fields(Opcode::RDMA_WRITE, 0, 100_000, self.bytes);
                 post(qp, &SendFields { flags: SendFlags(0), ..fields });
@@ -49,8 +52,8 @@ impl Sender {
 
     /// What the link was charged for them.
     fn charged(&self) -> u64 {
-        let [a, b] = self.executed().map(u64::from);
-        (a + b) * (u64::from(self.bytes) + u64::from(self.bytes.div_ceil(1024)) * HEADERS.0)
+        let pieces = u64::from(self.bytes.div_ceil(1024).max(1));
+        self.executed().into_iter().map(u64::from).sum::<u64>() * (u64::from(self.bytes) + pieces * HEADERS.0)
     }
 }
 
@@ -90,10 +93,26 @@ fn a_flood_of_urgent_requests_has_no_more_than_its_weights_share() {
     ] {
         let directory = tempfile::tempdir().unwrap();
         let clock = directory.path().join("clock");
-        let first = Sender::new(&clock, weights[0], Class::Latency, urgent);
-        let (found, used) = compete([first, Sender::new(&clock, weights[1], class, size)]);
-        let due = f64::from(weights[0]) / f64::from(weights[0] + weights[1]);
-        assert!((found / due - 1.0).abs() < 0.03, "{weights:?} {class:?}: {found:.4} of the link instead of {due}");
-        assert!((0.98..1.02).contains(&used), "{used:.4} of the link used");
+        let first = Sender::new(&clock, weights[0], Class::Latency, urgent, 2);
+        are_just([first, Sender::new(&clock, weights[1], class, size, 2)], weights);
     }
+}
+
+/// Headers are on the link, too.
+#[test]
+fn a_flood_of_empty_requests_by_many_queue_pairs_has_no_more_than_its_weights_share() {
+    for (weights, qps) in [([100, 100], 32), ([300, 100], 64)] {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = directory.path().join("clock");
+        let flood = Sender::new(&clock, weights[0], Class::Bulk, 0, qps);
+        are_just([flood, Sender::new(&clock, weights[1], Class::Bulk, LARGE, 2)], weights);
+    }
+}
+
+/// What they have of the link is as their weights say, and all of it.
+fn are_just(senders: [Sender; 2], weights: [u32; 2]) {
+    let (found, used) = compete(senders);
+    let due = f64::from(weights[0]) / f64::from(weights[0] + weights[1]);
+    assert!((found / due - 1.0).abs() < 0.03, "{weights:?}: {found:.4} of the link instead of {due}");
+    assert!((0.98..1.02).contains(&used), "{used:.4} of the link used");
 }
