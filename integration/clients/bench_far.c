@@ -91,7 +91,7 @@ static void open_end(struct road *road, struct road_options options)
 	CHECK(road->pd, "errno %d", errno);
 	road->cq = ibv_create_cq(road->context, 16384, NULL, NULL, 0);
 	CHECK(road->cq, "errno %d", errno);
-	road->near = ibv_reg_mr(road->pd, memory(options.bytes), options.bytes,
+	road->near = ibv_reg_mr(road->pd, memory(options.bytes + options.offset) + options.offset, options.bytes,
 				IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
 					IBV_ACCESS_REMOTE_ATOMIC);
 	CHECK(road->near, "errno %d", errno);

@@ -15,6 +15,8 @@ enum { DEPTH = 256, RECEIVES = 1024 };
 struct road_options {
 	/* Of memory at each end. */
 	size_t bytes;
+	/* How far into a page that begins. */
+	size_t offset;
 	/* Queue pairs; 1 if it is 0. */
 	int qps;
 	/* The far end keeps RECEIVES receives of so many bytes posted, and polls for them; if 0 it sleeps. */

@@ -5,7 +5,8 @@
  *   bench_pair latency [inline | idle N]      8-byte WRITE, post to polled completion, ns, and a cache line's round trip between
  *                                             two cores meanwhile; beside N idle queue pairs
  *   bench_pair rate OPCODE [idle N]           8 bytes in batches of 32, per second; `send` to a receiver that polls
- *   bench_pair bandwidth OPCODE BYTES         over 64 MiB, beside memcpy, bytes per second
+ *   bench_pair bandwidth OPCODE BYTES [OFFSET]
+ *                                             over 64 MiB, OFFSET bytes into a page, beside memcpy, bytes per second
  *   bench_pair cap BYTES SECONDS [read]       bytes completed in each window of 100 ms; and `away`, for how many nanoseconds of it
  *                                             a processor was taken away from the whole machine
  *   bench_pair share BYTES QPS MS             says "ready", waits for the end of its input; then requests completed in MS
@@ -124,11 +125,11 @@ static void walk(struct road *road, struct ibv_send_wr *wr, uint32_t bytes)
 	poll_for(road->cq, outstanding);
 }
 
-static void bandwidth(enum ibv_wr_opcode opcode, uint32_t bytes)
+static void bandwidth(enum ibv_wr_opcode opcode, uint32_t bytes, size_t offset)
 {
 	char *plain_from = memory(WALK), *plain_to = memory(WALK);
 	struct road road = road_open((struct road_options){
-		.bytes = WALK, .receive_bytes = opcode == IBV_WR_SEND ? bytes : 0});
+		.bytes = WALK, .offset = offset, .receive_bytes = opcode == IBV_WR_SEND ? bytes : 0});
 	struct ibv_sge sge = {.length = bytes};
 	struct ibv_send_wr wr = road_request(&road, opcode, &sge);
 	double copied[ROUNDS], moved[ROUNDS];
@@ -303,7 +304,7 @@ int main(int argc, char **argv)
 	else if (!strcmp(what, "rate") && argc > 2)
 		rate(opcode_of(second), idle);
 	else if (!strcmp(what, "bandwidth") && argc > 3)
-		bandwidth(opcode_of(second), (uint32_t)strtoul(argv[3], NULL, 0));
+		bandwidth(opcode_of(second), (uint32_t)strtoul(argv[3], NULL, 0), argc > 4 ? strtoul(argv[4], NULL, 0) : 0);
 	else if (!strcmp(what, "cap") && argc > 3)
 		cap((uint32_t)strtoul(second, NULL, 0), atoi(argv[3]), argc > 4 ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE);
 	else if (!strcmp(what, "share") && argc > 4)

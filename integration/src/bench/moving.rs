@@ -135,7 +135,27 @@ pub fn bandwidth(place: Place, effort: Effort) -> Result<Vec<Figure>> {
     let all =
         [("4096", "4 KiB", 0.5), ("65536", "64 KiB", 0.85), ("262144", "256 KiB", 0.85), ("1048576", "1 MiB", 0.85)];
     let some = if effort.quick { &all[..1] } else { &all[..] };
-    sizes(place, effort, &[("WRITE", "write"), ("READ", "read")], some)
+    let mut figures = sizes(place, effort, &[("WRITE", "write"), ("READ", "read")], some)?;
+    if place == Place::Across {
+        figures.extend(within_pages(effort)?);
+    }
+    Ok(figures)
+}
+
+/// The same of regions that begin and end within a page, as `malloc` makes them: neighbours see none of those.
+fn within_pages(effort: Effort) -> Result<Vec<Figure>> {
+    let ends = Ends::new(Place::Across, &Limits::default(), effort)?;
+    let mut figures = Vec::new();
+    for (kind, opcode) in [("WRITE", "write"), ("READ", "read"), ("SEND", "send")] {
+        for (bytes, size) in [("4096", "4 KiB"), ("65536", "64 KiB")] {
+            let said = (0..turns(effort)).map(|_| ends.measure(&["bandwidth", opcode, bytes, "16"]));
+            let samples =
+                said.map(|said| said.and_then(|said| Ok((said.one("moved")? / 1e9, Some(said.one("memcpy")? / 1e9)))));
+            let name = format!("{kind} {size} over 64 MiB, 16 bytes into a page");
+            figures.push(Figure::of(&name, GIGABYTES.1, samples.collect::<Result<_>>()?));
+        }
+    }
+    Ok(figures)
 }
 
 /// SENDs beside `memcpy`.
@@ -151,7 +171,15 @@ pub fn weighted(effort: Effort) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (name, words, said, unit) in [
         ("WRITE 8 B, post to polled completion, median", &["latency"][..], "p50", NS),
+        ("WRITE 8 B, post to polled completion, p99 of 10,000", &["latency"], "p99", NS),
         ("WRITE 8 B, batches of 32", &["rate", "write"], "rate", MILLIONS),
+        ("READ 8 B, batches of 32", &["rate", "read"], "rate", MILLIONS),
+        ("FETCH_AND_ADD, batches of 32", &["rate", "add"], "rate", MILLIONS),
+        ("SEND 8 B, batches of 32, receiver polling", &["rate", "send"], "rate", MILLIONS),
+        ("WRITE 4 KiB over 64 MiB", &["bandwidth", "write", "4096"], "moved", GIGABYTES),
+        ("READ 4 KiB over 64 MiB", &["bandwidth", "read", "4096"], "moved", GIGABYTES),
+        ("SEND 4 KiB over 64 MiB", &["bandwidth", "send", "4096"], "moved", GIGABYTES),
+        ("SEND 64 KiB over 64 MiB", &["bandwidth", "send", "65536"], "moved", GIGABYTES),
         ("WRITE 64 KiB over 64 MiB", &["bandwidth", "write", "65536"], "moved", GIGABYTES),
         ("READ 64 KiB over 64 MiB", &["bandwidth", "read", "65536"], "moved", GIGABYTES),
     ] {
