@@ -156,6 +156,11 @@ latency() {
     done
     printf '| %s | %s | %s | %s |\n' "$what" "$(cut -d' ' -f1 /tmp/latency | median)" "$(cut -d' ' -f2 /tmp/latency | median)" \
         "$(median </tmp/bulks)" >>$latencies
+    # Of the two beside bulk, the one with a policy is to gain by it.
+    case $bulk in
+        *bandwidth*) awk -v without="$(cat /tmp/without)" -v with="$(cut -d' ' -f1 /tmp/latency | median)" 'BEGIN { exit !(with < without) }' ;;
+        ?*) cut -d' ' -f1 /tmp/latency | median >/tmp/without ;;
+    esac
     rm /tmp/latency /tmp/bulks
     end c1 c2 c3 c4
 }
