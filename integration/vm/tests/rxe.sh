@@ -95,7 +95,7 @@ own_network() {
     card_configuration 'gids = "namespace"'
     with_card c1 test.slice:rf:c1 '.linux.namespaces += [{"type": "network", "path": "/run/netns/rf"}]'
     up "runc --systemd-cgroup" c1
-    runc exec c1 test -d /sys/class/infiniband/rxe3/ports/1/gids
+    runc exec c1 ls /sys/class/infiniband/rxe3/ports/1/gids
     if runc exec c1 grep "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids; then return 1; fi
     eventually sh -c "journalctl -t ringfence-proxy | grep -F \"has no GID yet that is an address of the container's network namespace\""
     down runc c1

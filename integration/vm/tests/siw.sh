@@ -50,7 +50,7 @@ no_proxy() {
 # A container with a proxy finds its own card, and neither the other nor what a subnet manager's programs would use.
 no_other_card() {
     modprobe ib_umad
-    eventually test -e /sys/class/infiniband_mad/umad1
+    eventually test -e /sys/class/infiniband_mad/umad0
     printf '[[device]]\nname = "rxe5"\nkind = "ibverbs"\n' | configuration
     bundle c1 test.slice:rf:c1 '.annotations["ringfence.dev/device"] = "rxe5"'
     up "runc --systemd-cgroup" c1
