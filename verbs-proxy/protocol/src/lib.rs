@@ -17,6 +17,7 @@ pub mod keys;
 pub mod layout;
 #[cfg(all(test, loom))]
 mod models;
+mod prefetch;
 pub mod ring;
 mod sync;
 pub mod verbs;

@@ -10,6 +10,7 @@
 //! An entry may take several slots: a base and *extensions*. The extensions are written first, the base's stamp last,
 //! so a consumer that sees the base sees all of it.
 
+use crate::prefetch;
 use crate::sync::{AtomicU64, Ordering};
 
 /// 64-bit words in a slot.
@@ -25,6 +26,9 @@ pub const STAMP_WORD: usize = 1;
 pub const MAX_SLOTS: usize = 1 << 18;
 
 const STAMP_MASK: u64 = 0xffff;
+
+/// Slots between the one that is dealt with and the one that is asked for: together they take longer than a line takes to come.
+const AHEAD: u32 = 4;
 
 /// The words of one slot, out of shared memory.
 pub type Words = [u64; SLOT_WORDS];
@@ -196,6 +200,13 @@ impl<'a> Consumer<'a> {
     #[inline(always)]
     pub fn peek(&self) -> Option<Words> {
         self.slots[self.position as usize & (self.slots.len() - 1)].read(stamp(self.position, self.shift))
+    }
+
+    /// Asks for a slot behind the next entry, as who finds one is likely to find more. Not where none was found: that would take the line from
+    /// who is about to write it.
+    #[inline(always)]
+    pub fn look_ahead(&self) {
+        prefetch::to_read(&self.slots[self.position.wrapping_add(AHEAD) as usize & (self.slots.len() - 1)]);
     }
 
     /// A copy of the next entry's extension number `index` (from 0).

@@ -84,6 +84,7 @@ pub(super) fn express(plane: &mut Plane, queue: u32, allowance: Allowance) -> us
         if due > allowance.out {
             break;
         }
+        qp.send.look_ahead();
         qp.send.advance(1);
         let (index, sequence) = (qp.pending.len(), qp.sequence);
         let data = match is_inline {
