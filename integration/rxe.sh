@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
             kernels=("$2")
             shift 2
             ;;
-        -*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
+        -*) sed -n '2,/^set/s/^# \{0,1\}//p' integration/rxe.sh; exit 2 ;;
         *) break ;;
     esac
 done

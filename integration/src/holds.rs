@@ -1,6 +1,6 @@
 //! What holds for every proxy, whatever its device: what it has given up, that it sleeps, and that rates are kept.
 
-use crate::command::run;
+use crate::command::{run, wait_until};
 use crate::direct::DirectProxy;
 use anyhow::{Context, Result, ensure};
 use std::os::unix::fs::MetadataExt;
@@ -42,7 +42,8 @@ fn namespace(pid: i32, name: &str) -> Result<PathBuf> {
 pub fn given_up(proxy: &DirectProxy, view: View<'_>) -> Result<u32> {
     let pid = proxy.pid();
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        // One may have ended since.
+        let Ok(status) = std::fs::read_to_string(task?.path().join("status")) else { continue };
         for (field, expected) in [
             ("CapEff", "0000000000000000"),
             ("CapPrm", "0000000000000000"),
@@ -97,8 +98,12 @@ pub fn sleeps(proxy: &DirectProxy, process: &Path) -> Result<()> {
     let mut command = proxy.command(process)?;
     command.arg("once");
     run(command)?;
-    // Long enough to fall asleep.
-    std::thread::sleep(Duration::from_millis(200));
+    let mut last = None;
+    wait_until("the proxy to fall asleep", Duration::from_secs(10), || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = proxy.processor_ticks().ok();
+        std::mem::replace(&mut last, now) == now
+    })?;
     let before = proxy.processor_ticks()?;
     std::thread::sleep(Duration::from_secs(2));
     let used = proxy.processor_ticks()? - before;

@@ -210,8 +210,16 @@ fn latency(image: &Image, tool: &str, args: &[&str]) -> Result<()> {
     ensure!(rows.iter().all(|row| row.typical > 0.0 && row.typical <= row.p999), "impossible figures:\n{output}");
     // Both programs and both proxies spin. Where they are more than the processors they have to give way: one that does not has the others
     // wait for the ends of its time slices, some milliseconds for each message.
-    let slow: Vec<_> = rows.iter().filter(|row| row.bytes <= 4096 && row.typical > 1000.0).collect();
-    ensure!(slow.is_empty(), "somebody does not give way: {slow:?}");
+    let is_slow = |row: &perftest::Latency| row.bytes <= 4096 && row.typical > 1000.0;
+    let mut slow = rows.into_iter().any(|row| is_slow(&row));
+    // Something else may run here for a while.
+    for _ in 0..2 {
+        if slow {
+            let again = perftest::run(&two.a, &two.b, tool, &[&["-F"], args].concat())?;
+            slow = perftest::latencies(&again).iter().any(is_slow);
+        }
+    }
+    ensure!(!slow, "somebody does not give way:\n{output}");
     Ok(())
 }
 

@@ -111,7 +111,7 @@ exchange() {
 resources() { rdma resource show "$1" | sed 's/^[0-9]*: //'; }
 
 # That is $2 again, what it was before anybody used the card.
-only_has() { [ "$(resources "$1")" = "$2" ]; }
+only_has() { [ -n "$2" ] && [ "$(resources "$1")" = "$2" ]; }
 nothing_left_of() { eventually only_has "$1" "$2" || { echo "the kernel has $(resources "$1"), and had $2"; return 1; }; }
 
 # Runs a program that connects by rdma_cm, with its server in container c1, of the runtime $1, and its client in c2, of runc: words up to
@@ -125,8 +125,9 @@ managed() {
     done
     shift
     $runtime exec c1 "${server[@]}" >/tmp/server 2>&1 &
-    eventually sh -c "rdma resource show cm_id | grep -q LISTEN || ! kill -0 $!"
-    timeout 300 runc exec c2 "$@" || { echo "client: $?"; cat /tmp/server; return 1; }
+    eventually sh -c "rdma resource show cm_id | grep -q LISTEN || ! kill -0 $!" || { cat /tmp/server; return 1; }
+    # Before `check` ends it all, and what it says is lost.
+    timeout $((${limit-300} / 3)) runc exec c2 "$@" || { echo "client: $?"; cat /tmp/server; return 1; }
     wait $! || { echo "server: $?"; cat /tmp/server; return 1; }
 }
 

@@ -80,7 +80,7 @@ pair() {
 
 # Two containers with a network of their own, which the card knows nothing of: by the host's GIDs.
 own_network() {
-    local id inside="ip netns exec rf"
+    local id began inside="ip netns exec rf"
     ip netns add rf
     $inside ip link set lo up
     card_configuration 'gids = "host"'
@@ -93,11 +93,12 @@ own_network() {
     nothing_in_kernel
     # By their own addresses there is none, which the proxy says.
     card_configuration 'gids = "namespace"'
+    began=$(date +%s)
     with_card c1 test.slice:rf:c1 '.linux.namespaces += [{"type": "network", "path": "/run/netns/rf"}]'
     up "runc --systemd-cgroup" c1
     runc exec c1 ls /sys/class/infiniband/rxe3/ports/1/gids
     if runc exec c1 grep "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids; then return 1; fi
-    eventually sh -c "journalctl -t ringfence-proxy | grep -F \"has no GID yet that is an address of the container's network namespace\""
+    eventually sh -c "journalctl -t ringfence-proxy --since @$began | grep -F \"has no GID yet that is an address of the container's network namespace\""
     down runc c1
     ip netns delete rf
     rm /etc/ringfence/conf.d/test.toml

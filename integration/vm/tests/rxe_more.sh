@@ -114,11 +114,14 @@ hook_killed() {
     # How long it takes if nobody kills it.
     # shellcheck disable=SC2016 # The hook's shell expands it.
     with_card c3 test.slice:rf:c3 '.hooks.createRuntime[0] |= . + {path: "/bin/sh", args: ["sh", "-c",
-        "began=$(date +%s%N); /usr/bin/ringfence-hook createRuntime; status=$?; echo $(( ($(date +%s%N) - began) / 1000000 )) >/tmp/takes; exit $status"]}'
-    up "runc --systemd-cgroup" c3
-    down runc c3
-    nothing_in_kernel
-    takes=$(cat /tmp/takes)
+        "began=$(date +%s%N); /usr/bin/ringfence-hook createRuntime; status=$?; echo $(( ($(date +%s%N) - began) / 1000000 )) >>/tmp/takes; exit $status"]}'
+    rm -f /tmp/takes
+    for moment in {1..3}; do
+        up "runc --systemd-cgroup" c3
+        down runc c3
+        nothing_in_kernel
+    done
+    takes=$(sort -n /tmp/takes | head -n 1)
     for moment in {0..11}; do
         after=$((takes * moment / 11 + 1))
         with_card c3 test.slice:rf:c3 '.hooks.createRuntime[0] |= . + {path: "/usr/bin/timeout",
@@ -158,8 +161,10 @@ drained() {
     same "$(pgrep ringfence-proxy)" "$proxies" proxies
     rdma link delete rxe3
     rdma link add rxe3 type rxe netdev rdma3
-    eventually grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
-    eventually runc exec c2 sh -c "ibv_devinfo -d rxe3 | grep PORT_ACTIVE"
+    for id in c1 c2; do
+        eventually runc exec $id grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
+        eventually runc exec $id sh -c "ibv_devinfo -d rxe3 | grep PORT_ACTIVE"
+    done
     both_ways "runc exec c1" "runc exec c2"
     for id in c1 c2; do down runc $id; done
     nothing_in_kernel
@@ -178,6 +183,10 @@ reaches_nothing() {
 no_way_round() {
     local node name numbers make='' reach=$here/../../target/vm-reach-static
     card_configuration "$1"
+    if [ -n "$1" ]; then
+        modprobe rdma_ucm
+        eventually test -c /dev/infiniband/rdma_cm
+    fi
     with_card c1 test.slice:rf:c1 '.process.capabilities |= map_values(. + ["CAP_MKNOD", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_NET_ADMIN"])'
     up "runc --systemd-cgroup" c1
     for node in /dev/infiniband/*; do
@@ -219,8 +228,6 @@ rxe_checks() {
     limit=1200 check "rxe: a hook that is killed half-way" hook_killed
     check "rxe: proxies that let go of the card, which goes and comes back" drained
     check "rxe: no way round the proxy for root" no_way_round ''
-    modprobe rdma_ucm
-    eventually test -c /dev/infiniband/rdma_cm
     check "rxe: no way round the proxy for root that has rdma_cm" no_way_round "rdma-cm = true"
 }
 # shellcheck source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.

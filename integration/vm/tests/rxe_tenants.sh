@@ -132,6 +132,7 @@ two_caps() {
 # Latency of a tenant beside another's bulk, which has the annotations $2, and alone without $2.
 latency() {
     local what=$1 bulk=${2-} run sender
+    rm -f /tmp/latency /tmp/bulks
     tenants_configuration
     tenant c1 rxa
     tenant c2 rxb '{"ringfence.dev/bandwidth": "5Mbit", "ringfence.dev/class": "latency"}'

@@ -27,7 +27,7 @@ pub const MAX_SLOTS: usize = 1 << 18;
 
 const STAMP_MASK: u64 = 0xffff;
 
-/// Slots between the one that is dealt with and the one that is asked for: together they take longer than a line takes to come.
+/// How far behind the slot that is dealt with the one is that is asked for: those between take longer than a line takes to come.
 const AHEAD: u32 = 4;
 
 /// The words of one slot, out of shared memory.
