@@ -19,8 +19,10 @@ declare -A files=(
 while [ $# -gt 0 ]; do
     case $1 in
         --kernel)
-            [ -n "${files[${2-}]-}" ] || { echo "${0##*/}: no kernel ${2-}; there are debian and backports" >&2; exit 2; }
-            kernels=("$2")
+            case ${2-} in
+                debian | backports) kernels=("$2") ;;
+                *) echo "${0##*/}: no kernel \"${2-}\"; there are debian and backports" >&2; exit 2 ;;
+            esac
             shift 2
             ;;
         -*) sed -n '2,/^set/s/^# \{0,1\}//p' integration/rxe.sh; exit 2 ;;

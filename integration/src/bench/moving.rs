@@ -49,11 +49,8 @@ pub fn turns(effort: Effort) -> usize {
 
 impl Turns {
     /// A figure of the first, beside another value of it, if that has one.
-    fn first(&self, name: &str, said: &str, (scale, unit): Unit, floor: Option<&str>) -> Result<Figure> {
-        let sample = |(first, _): &(Said, Said)| {
-            Ok((first.one(said)? / scale, floor.map(|floor| Ok::<_, Error>(first.one(floor)? / scale)).transpose()?))
-        };
-        Ok(Figure::of(name, unit, self.0.iter().map(sample).collect::<Result<_>>()?))
+    fn first(&self, name: &str, said: &str, unit: Unit, floor: Option<&str>) -> Result<Figure> {
+        figure(name, self.0.iter().map(|(first, _)| first), said, unit, floor)
     }
 
     /// A figure of the second, beside the same of the first.
@@ -61,6 +58,20 @@ impl Turns {
         let sample = |(first, second): &(Said, Said)| Ok((second.one(said)? / scale, Some(first.one(said)? / scale)));
         Ok(Figure::of(name, unit, self.0.iter().map(sample).collect::<Result<_>>()?))
     }
+}
+
+/// A figure of what was said in each turn, beside another value of it, if that has one.
+fn figure<'a>(
+    name: &str,
+    turns: impl Iterator<Item = &'a Said>,
+    value: &str,
+    (scale, unit): Unit,
+    floor: Option<&str>,
+) -> Result<Figure> {
+    let sample = |said: &Said| {
+        Ok((said.one(value)? / scale, floor.map(|floor| Ok::<_, Error>(said.one(floor)? / scale)).transpose()?))
+    };
+    Ok(Figure::of(name, unit, turns.map(sample).collect::<Result<_>>()?))
 }
 
 /// What a program's values are divided by, and what they are then.
@@ -148,11 +159,10 @@ fn within_pages(effort: Effort) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (kind, opcode) in [("WRITE", "write"), ("READ", "read"), ("SEND", "send")] {
         for (bytes, size) in [("4096", "4 KiB"), ("65536", "64 KiB")] {
-            let said = (0..turns(effort)).map(|_| ends.measure(&["bandwidth", opcode, bytes, "16"]));
-            let samples =
-                said.map(|said| said.and_then(|said| Ok((said.one("moved")? / 1e9, Some(said.one("memcpy")? / 1e9)))));
+            let measure = |_| ends.measure(&["bandwidth", opcode, bytes, "16"]);
+            let said = (0..turns(effort)).map(measure).collect::<Result<Vec<_>>>()?;
             let name = format!("{kind} {size} over 64 MiB, 16 bytes into a page");
-            figures.push(Figure::of(&name, GIGABYTES.1, samples.collect::<Result<_>>()?));
+            figures.push(figure(&name, said.iter(), "moved", GIGABYTES, Some("memcpy"))?);
         }
     }
     Ok(figures)
