@@ -320,16 +320,20 @@ impl Making<'_> {
         self.record.warnings = [placement.warnings(), &others].concat();
         self.save()?;
 
-        // The proxy comes up meanwhile. Its failure is the cause to tell if both fail.
-        let userfaultfd = userfaultfd::grant(&session, &self.config.inject, bundle, init.process.pid)?;
-        others.extend(userfaultfd.warning);
-        let nodes = Nodes { userfaultfd: userfaultfd.node.as_ref(), rdma_cm: manager.as_ref() };
-        let sources = Sources::proxied(&session, &self.config.inject, nodes, tree)?;
-        let injected = self.inject(&init.container(&self.record, bundle)?, sources)?;
+        // The proxy comes up meanwhile.
+        let given = userfaultfd::grant(&session, &self.config.inject, bundle, init.process.pid).and_then(|granted| {
+            let nodes = Nodes { userfaultfd: granted.node.as_ref(), rdma_cm: manager.as_ref() };
+            let sources = Sources::proxied(&session, &self.config.inject, nodes, tree)?;
+            Ok((granted.warning, self.inject(&init.container(&self.record, bundle)?, sources)?))
+        });
+        let started = self.proxy.as_mut().expect("it was just started");
+        // A proxy that cannot start takes its directory with it, of which the container was to see parts.
+        let (warning, injected) = given.map_err(|failure| started.refusal(init.pidfd.as_fd()).unwrap_or(failure))?;
+        others.extend(warning);
         injected.iter().for_each(|warning| journal::warn(&self.record.container, warning));
         others.extend(injected);
         let timeout = Duration::from_millis(self.config.proxy.ready_timeout_ms);
-        self.proxy.as_mut().expect("it was just started").wait_ready(timeout, init.pidfd.as_fd())?;
+        started.wait_ready(timeout, init.pidfd.as_fd())?;
         placement.check(proxy.pid);
         let warnings = [placement.warnings(), &others].concat();
         if warnings != self.record.warnings || placement.unit() != self.record.unit.as_deref() {

@@ -232,6 +232,11 @@ impl Proxy {
         }
     }
 
+    /// Why the proxy will not start, if it is about to say so: the cause to tell when something else that needs it has failed.
+    pub fn refusal(&mut self, init: BorrowedFd<'_>) -> Option<Failure> {
+        self.wait_ready(PATIENCE, init).err().filter(|failure| failure.code == Code::ProxyDied)
+    }
+
     /// How the proxy ended.
     fn status(&self) -> String {
         if !process::wait(self.pidfd.as_fd(), PATIENCE) {

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         a_configuration_that_is_wrong,
         a_proxy_that_is_missing,
         a_proxy_that_says_why_not,
+        a_proxy_that_says_why_not_while_the_image_is_no_better,
         a_proxy_that_ends_without_a_word,
         a_proxy_that_is_not_ready_in_time,
         symbolic_links_where_we_mount,
@@ -313,6 +314,17 @@ fn a_proxy_that_says_why_not() {
         lab.configure("refusing", "");
         let path = lab.path("refusing");
         lab.refused(17, &format!("proxy {} did not start: device soft0 is on fire", path.display()));
+    });
+}
+
+/// It takes its directory with it while the hook makes files there: what comes of that is not the cause.
+fn a_proxy_that_says_why_not_while_the_image_is_no_better() {
+    with_lab(|lab| {
+        lab.configure("refusing", "");
+        let preload = lab.path("rootfs/etc/ld.so.preload");
+        std::fs::create_dir_all(preload).unwrap();
+        lab.expect_rootfs_as_is();
+        lab.refused(17, &format!("proxy {} did not start: device soft0 is on fire", lab.path("refusing").display()));
     });
 }
 
