@@ -3,7 +3,7 @@
  *
  *   grants alone              they complete while the responder's proxy is stopped, and keep their meaning
  *   grants reads              READs that come before the requester has mapped the region do not keep those behind them from a grant
- *   grants edges              what shares a page with other bytes goes by the responder
+ *   grants edges              what shares a page with other bytes goes by the responder, and the pages between do not
  *   grants stop VERB ROUNDS   the requester's proxy is stopped while it copies; when the responder's VERB has returned nothing lands
  *   grants step VERB ROUNDS   as above, by a debugger that lets it go on instruction by instruction
  *   grants pause requester|responder VERB ROUNDS   either proxy is stopped for a while when grants are made, and taken back
@@ -38,6 +38,8 @@ enum { RECEIVE = 4711 };
 
 static struct pair pair;
 static struct region local, remote;
+/* Where in the remote region. */
+static uint64_t place;
 static pid_t requester, responder;
 
 static struct ibv_wc one(int ms)
@@ -50,7 +52,7 @@ static struct ibv_wc one(int ms)
 
 static bool succeeds(enum ibv_wr_opcode opcode, uint32_t length)
 {
-	struct send send = rdma(opcode, 1, local, 0, length, remote, 0);
+	struct send send = rdma(opcode, 1, local, 0, length, remote, place);
 
 	send.compare_add = 1;
 	side_post(pair.a, pair.qa, send);
@@ -60,7 +62,7 @@ static bool succeeds(enum ibv_wr_opcode opcode, uint32_t length)
 /* Posts one while the responder's proxy is stopped; whether it completed in that time. */
 static bool goes_alone(enum ibv_wr_opcode opcode, uint32_t length)
 {
-	struct send send = rdma(opcode, 1, local, 0, length, remote, 0);
+	struct send send = rdma(opcode, 1, local, 0, length, remote, place);
 	bool alone;
 
 	stop(responder);
@@ -134,8 +136,14 @@ static void edges(void)
 	begin(100, SIZE);
 	side_fill(pair.b, 0, 100, 5);
 	side_fill(pair.b, 100 + SIZE, PAGE, 6);
-	CHECK(!warm(IBV_WR_RDMA_WRITE, 8, 5), "a page that other bytes share was granted to write");
-	CHECK(!warm(IBV_WR_RDMA_READ, 8, 5), "a page that other bytes share was granted to read");
+	for (int end = 0; end < 2; end++) {
+		place = end ? SIZE - 8 : 0;
+		CHECK(!warm(IBV_WR_RDMA_WRITE, 8, 5), "page %d, that other bytes share, was granted to write", end);
+		CHECK(!warm(IBV_WR_RDMA_READ, 8, 5), "page %d, that other bytes share, was granted to read", end);
+	}
+	place = PAGE - 100;
+	CHECK(warm(IBV_WR_RDMA_WRITE, SIZE - PAGE, 50), "no grant to write the pages between");
+	CHECK(warm(IBV_WR_RDMA_READ, SIZE - PAGE, 50), "no grant to read the pages between");
 	side_fill(pair.a, 0, SIZE, 7);
 	side_post(pair.a, pair.qa, rdma(IBV_WR_RDMA_WRITE, 8, local, 0, SIZE, remote, 0));
 	side_wc(pair.a, SEND_CQ, 8, IBV_WC_SUCCESS);

@@ -87,7 +87,7 @@ pub fn device(card: &ibv_device_attr, most: &Most) -> OpenReply {
         max_pkeys: most.pkeys,
         local_ca_ack_delay: u32::from(card.local_ca_ack_delay),
         phys_port_cnt: 1,
-        max_inline: work::MAX_INLINE,
+        shows_memory: 0,
         fw_ver,
     }
 }

@@ -104,7 +104,7 @@ impl Mr {
     /// As [`Self::context`].
     unsafe fn end(&self) -> Result<(), Errno> {
         // SAFETY: by the caller's promise.
-        let mut files = Files::new(self.generation, unsafe { self.context() }.handle);
+        let mut files = Files::new(self.generation, unsafe { self.context() });
         files.end(self.base.handle)?;
         // A dma-buf has no pages here.
         if self.acquired.segments.is_empty() {
@@ -119,6 +119,8 @@ impl Mr {
 struct Files {
     generation: Generation,
     context: u32,
+    /// Whether other containers' proxies may be shown what is registered.
+    shows_memory: bool,
     /// What is to be registered together with the first file, if that has just as many bytes as it needs.
     fresh: Option<RegFresh>,
     /// The request that is under way.
@@ -128,8 +130,9 @@ struct Files {
 }
 
 impl Files {
-    fn new(generation: Generation, context: u32) -> Self {
-        Self { generation, context, fresh: None, pending: None, registered: None }
+    fn new(generation: Generation, context: &Context) -> Self {
+        let shows_memory = context.open.shows_memory != 0;
+        Self { generation, context: context.handle, shows_memory, fresh: None, pending: None, registered: None }
     }
 
     fn end(&self, handle: u32) -> Result<(), Errno> {
@@ -167,6 +170,11 @@ impl Regions for Files {
 
     fn is_ready(&self, bytes: u64) -> bool {
         self.fresh.as_ref().is_some_and(|fresh| fresh.bytes == bytes) && ahead::is_there()
+    }
+
+    /// A request of no more bytes than [`MOST_FRESH`] may lie in any file as well: what the proxy copies of it is not worth the files.
+    fn keeps_ends_apart(&self, bytes: u64) -> bool {
+        self.shows_memory && bytes > MOST_FRESH
     }
 
     fn settle(&mut self) {
@@ -223,13 +231,12 @@ fn checked(addr: usize, length: usize, iova: u64, access: u32) -> Result<Wanted,
 fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired, Adopted), Errno> {
     let generation = pd.generation();
     // SAFETY: the domain's context outlives it.
-    let context = unsafe { Context::from_raw(pd.context()) }.handle;
-    let mut files = Files::new(generation, context);
+    let mut files = Files::new(generation, unsafe { Context::from_raw(pd.context()) });
     let Wanted { addr, length, iova, access } = *wanted;
     let first_offset = (addr % PAGE) as u64;
     let (length_of_pages, handle) = (wanted.bytes(), pd.handle());
     files.fresh = (length_of_pages <= MOST_FRESH).then_some(RegFresh {
-        context,
+        context: files.context,
         pd: handle,
         bytes: length_of_pages,
         iova,

@@ -242,7 +242,8 @@ wire! {
         max_pkeys: u32,
         local_ca_ack_delay: u32,
         phys_port_cnt: u32,
-        max_inline: u32,
+        /// 1 if proxies of other containers may be shown registered memory, which can be no more than whole files; else 0.
+        shows_memory: u32,
         /// Zero-terminated.
         fw_ver: [u8; 32],
     }

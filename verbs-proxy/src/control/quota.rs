@@ -42,9 +42,11 @@ const _: () = assert!(Resource::Kept as usize == KINDS - 1);
 /// Contexts, protection domains and completion channels of one container: no device limit of this kind is smaller.
 const MAX_OTHER: u64 = 4096;
 
-/// Files of pages for one memory region that the policy allows. The library makes one at most for a registration, but one
-/// that pages of several registrations came from lives as long as the last of them.
-const REGIONS_PER_MR: u64 = 4;
+/// Files of pages for one memory region that the policy allows. The library makes [`REGIONS_AT_ONCE`] at most for a registration, but
+/// one that pages of several registrations came from lives as long as the last of them.
+const REGIONS_PER_MR: u64 = 6;
+/// The region's inner pages, and those at its ends.
+const REGIONS_AT_ONCE: u64 = 3;
 
 /// Bytes of queues for each byte of memory regions that the policy allows, and how many there are at least.
 const QUEUE_SHARE: u64 = 4;
@@ -104,7 +106,7 @@ impl Quota {
             bytes,
             // Whatever is kept, a registration within the policy finds room for its pages.
             pages.saturating_add(kept_bytes),
-            u64::from(limits.max_mr) * REGIONS_PER_MR + kept,
+            u64::from(limits.max_mr) * REGIONS_PER_MR + kept * REGIONS_AT_ONCE,
             (bytes / QUEUE_SHARE).max(LEAST_QUEUE_BYTES),
             MAX_OTHER,
             u64::from(limits.max_mr) + kept,

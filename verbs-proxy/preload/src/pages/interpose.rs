@@ -167,7 +167,7 @@ pub fn remap(address: usize, before: usize, after: usize, flags: i32, target: us
         let looked = maps::visit(&range, false, |mapping| {
             mappings += 1;
             if let Some(mapping) = mapping.clip(&range) {
-                state.each_shown(&mapping, &mut |_| shown += 1);
+                state.each_shown(&mapping, &mut |part| shown += part.end - part.start);
             }
             ControlFlow::Continue(())
         });
@@ -182,8 +182,15 @@ pub fn remap(address: usize, before: usize, after: usize, flags: i32, target: us
             return Err(libc::EINVAL);
         }
         // A move takes the region's pages along, as those that a driver has pinned. Whatever else needs private memory.
-        let is_move = mappings == 1 && after <= before && flags & !(libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) == 0;
-        if shown > 0 && !is_move {
+        let is_move = after <= before && flags & !(libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) == 0;
+        let elsewhere = flags & libc::MREMAP_FIXED != 0;
+        if is_move && elsewhere && mappings > 1 && after == before && shown == range.len() {
+            // To the program it is one mapping, and no kernel before 6.17 moves several.
+            return move_each(&range, flags, target);
+        }
+        // Where it is, it can only become shorter, however many mappings it is.
+        let keeps_pages = is_move && (mappings == 1 || !elsewhere);
+        if shown > 0 && !keeps_pages {
             let mut result = Ok(());
             each_shown(&state, &range, |shown| {
                 if result.is_ok() {
@@ -195,6 +202,27 @@ pub fn remap(address: usize, before: usize, after: usize, flags: i32, target: us
     }
     // SAFETY: the program's own call.
     unsafe { sys::mremap(address, before, after, flags, target) }
+}
+
+/// Moves the mappings of a range, one after the other.
+fn move_each(range: &Range<usize>, flags: i32, target: usize) -> Result<usize, i32> {
+    let end = target.checked_add(range.len()).ok_or(libc::EINVAL)?;
+    if !target.is_multiple_of(PAGE) || target < range.end && range.start < end {
+        return Err(libc::EINVAL);
+    }
+    let mut next = range.start;
+    while next < range.end {
+        let mut part = next..range.end;
+        maps::visit(&(next..next + PAGE), false, |mapping| {
+            part.end = mapping.end.min(range.end);
+            ControlFlow::Break(())
+        })?;
+        let to = target + (part.start - range.start);
+        // SAFETY: the program's own call, in parts.
+        unsafe { sys::mremap(part.start, part.len(), part.len(), flags, to)? };
+        next = part.end;
+    }
+    Ok(target)
 }
 
 /// The functions under their names, in the library only: tests shall not call themselves.

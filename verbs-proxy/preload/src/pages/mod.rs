@@ -100,6 +100,11 @@ pub trait Regions {
     fn settle(&mut self) {}
     /// Nothing refers to the region any more; what it contains is lost.
     fn free(&mut self, region: u32);
+    /// Whether the first and the last page of a range, which hold other bytes as well, had better be regions of their own: who is shown
+    /// a region's file can reach all of it.
+    fn keeps_ends_apart(&self, _bytes: u64) -> bool {
+        false
+    }
     /// Whether the mapping at this address is the source's own, which the application knows nothing of.
     fn is_own(&self, _address: usize) -> bool {
         false
@@ -111,6 +116,28 @@ pub trait Regions {
 /// `EINVAL` for an empty range, `EFAULT` for one that is not all mapped, readable and (if asked for) writable,
 /// `EOPNOTSUPP` for memory that is shared already or made of huge pages; else what the kernel or `regions` answered.
 pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
+    let all = pages(addr, length)?;
+    if !regions.keeps_ends_apart((all.len() * PAGE) as u64) {
+        return acquire_together(addr, length, writable, regions);
+    }
+    let (first, last) = (addr.next_multiple_of(PAGE), (addr + length) / PAGE * PAGE);
+    let mut acquired = Acquired { first_offset: (addr % PAGE) as u64, segments: Vec::new() };
+    for part in [addr..first, first..last, last..addr + length].into_iter().filter(|part| !part.is_empty()) {
+        match acquire_together(part.start, part.len(), writable, regions) {
+            Ok(more) => acquired.segments.extend(more.segments),
+            Err(error) => {
+                if part.start > addr {
+                    release(addr, part.start - addr, regions);
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(acquired)
+}
+
+/// [`acquire`], with one region for all that is not shared yet.
+fn acquire_together(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
     let pages = pages(addr, length)?;
     fork::watch();
     // With no lock held, and no signal held back: who brings it in may be a thread of this process, which does what it likes.

@@ -12,13 +12,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Files {
     _alone: MutexGuard<'static, ()>,
     pub views: BTreeMap<u32, (usize, usize)>,
+    /// See [`Regions::keeps_ends_apart`].
+    keeps_ends_apart: bool,
 }
 
 impl Files {
     /// Holds off all other tests: they could map something where this one unmaps.
     pub fn new() -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Self { _alone: alone, views: BTreeMap::new() }
+        Self { _alone: alone, views: BTreeMap::new(), keeps_ends_apart: false }
+    }
+
+    /// Those of a proxy that shows memory to others.
+    pub fn with_ends_apart() -> Self {
+        Self { keeps_ends_apart: true, ..Self::new() }
     }
 }
 
@@ -50,6 +57,10 @@ impl Regions for Files {
         assert_eq!(unsafe { libc::madvise(view as *mut _, bytes, libc::MADV_REMOVE) }, 0);
         // SAFETY: the view is not used after the region is free.
         unsafe { libc::munmap(view as *mut _, bytes) };
+    }
+
+    fn keeps_ends_apart(&self, _: u64) -> bool {
+        self.keeps_ends_apart
     }
 
     fn is_own(&self, address: usize) -> bool {
@@ -157,6 +168,43 @@ fn both_sides_see_the_same_memory() {
     memory.assert_untouched();
     assert!(files.views.is_empty());
     assert!(memory.mappings().iter().all(|mapping| !mapping.shared && mapping.inode == 0));
+}
+
+/// The inner pages are a region's that has nothing else.
+#[test]
+fn ends_are_kept_apart() {
+    let (mut files, memory) = (Files::with_ends_apart(), Memory::new(700));
+    #[track_caller]
+    fn case(files: &mut Files, memory: &Memory, at: usize, length: usize, expected: &[usize]) {
+        let acquired = acquire(memory.address + at, length, true, files).unwrap();
+        assert_eq!(acquired.first_offset, (at % PAGE) as u64);
+        let pages: Vec<_> = acquired.segments.iter().map(|segment| segment.length as usize / PAGE).collect();
+        assert_eq!(pages, expected, "{at}, {length}");
+        assert!(acquired.segments.iter().all(|segment| segment.offset == 0));
+        assert_same_memory(files, &acquired, memory.address + at, length);
+        assert!(still_acquired(memory.address + at, length, true, &acquired));
+        release(memory.address + at, length, files);
+        memory.assert_untouched();
+        assert!(files.views.is_empty());
+        assert_eq!(memory.mappings().len(), 1);
+    }
+    case(&mut files, &memory, 16, 600 * PAGE, &[1, 599, 1]);
+    case(&mut files, &memory, 0, 600 * PAGE + 1, &[600, 1]);
+    case(&mut files, &memory, PAGE - 1, 600 * PAGE + 1, &[1, 600]);
+    case(&mut files, &memory, PAGE, 600 * PAGE, &[600]);
+    case(&mut files, &memory, 16, PAGE, &[1, 1]);
+    // Some is there already: of a part that cannot be had nothing stays.
+    let whole = acquire(memory.address, 2 * PAGE, true, &mut files).unwrap();
+    let more = acquire(memory.address + 16, 5 * PAGE, true, &mut files).unwrap();
+    assert_eq!(more.segments[0].region, whole.segments[0].region);
+    // SAFETY: the test's own page.
+    unsafe { sys::mprotect(memory.address + 8 * PAGE, PAGE, libc::PROT_READ).unwrap() };
+    assert_eq!(acquire(memory.address + 4 * PAGE + 16, 4 * PAGE, true, &mut files), Err(libc::EFAULT));
+    assert_same_memory(&files, &more, memory.address + 16, 5 * PAGE);
+    release(memory.address, 2 * PAGE, &mut files);
+    release(memory.address + 16, 5 * PAGE, &mut files);
+    assert!(files.views.is_empty());
+    memory.assert_untouched();
 }
 
 #[test]

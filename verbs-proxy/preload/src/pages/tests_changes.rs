@@ -290,6 +290,30 @@ fn the_programs_own_mremap_works_on_any_part() {
     assert!(files.views.is_empty());
 }
 
+/// What is several mappings to the kernel is one to the program.
+#[test]
+fn the_programs_own_mremap_moves_regions_whose_ends_are_apart() {
+    let (mut files, memory) = (Files::with_ends_apart(), Memory::new(16));
+    let (address, length) = (memory.address + 16, 15 * PAGE);
+    let acquired = acquire(address, length, true, &mut files).unwrap();
+    assert_eq!(memory.mappings().len(), 3);
+    let elsewhere = sys::anonymous(16 * PAGE).unwrap();
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    assert_eq!(remap(memory.address, 16 * PAGE, 16 * PAGE, flags, memory.address + PAGE), Err(libc::EINVAL));
+    assert_eq!(remap(memory.address, 16 * PAGE, 16 * PAGE, flags, elsewhere), Ok(elsewhere));
+    let memory = core::mem::ManuallyDrop::new(memory);
+    let moved = core::mem::ManuallyDrop::new(Memory { address: elsewhere, length: memory.length });
+    moved.assert_untouched();
+    assert!(mappings(memory.address..memory.address + memory.length).is_empty());
+    assert_same_memory(&files, &acquired, elsewhere + 16, length);
+    // In place the kernel unmaps what is too much.
+    assert_eq!(remap(elsewhere, 16 * PAGE, 12 * PAGE, 0, 0), Ok(elsewhere));
+    release(address, length, &mut files);
+    assert!(files.views.is_empty());
+    // SAFETY: the test's own.
+    unsafe { sys::munmap(elsewhere, 12 * PAGE) };
+}
+
 #[test]
 fn memory_that_was_protected_meanwhile_stays_so() {
     let (mut files, memory) = (Files::new(), Memory::new(8));

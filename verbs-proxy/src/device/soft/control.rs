@@ -87,7 +87,7 @@ impl Control for SoftDevice {
             max_pkeys: 1,
             local_ca_ack_delay: 15,
             phys_port_cnt: 1,
-            max_inline: work::MAX_INLINE,
+            shows_memory: 1,
             fw_ver,
         }
     }
