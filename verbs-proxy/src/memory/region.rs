@@ -167,14 +167,23 @@ impl MemoryRegion {
         (bytes > 0).then(|| (self.iova + start.saturating_sub(first), bytes))
     }
 
-    /// Where in what neighbours see of the region `piece` is, an admitted part; `None` if some of it is not theirs to see: what they
-    /// get of that is copied for them.
+    /// What neighbours may see of `piece`, an admitted part: which bytes of it, and where those begin in what they see of the region.
+    /// What they get of the others is copied for them.
     #[inline]
     #[must_use]
-    pub fn shown_at(&self, piece: &Piece<'_>) -> Option<u64> {
+    pub fn shown_part(&self, piece: &Piece<'_>) -> (Range<usize>, u64) {
         let Shown { start, bytes } = self.shown.get();
-        let at = self.mapping_offset(piece).checked_sub(start)?;
-        (at <= bytes && piece.bytes as u64 <= bytes - at).then_some(at)
+        let at = self.mapping_offset(piece);
+        let within = |position: u64| position.saturating_sub(at).min(piece.bytes as u64) as usize;
+        let part = within(start)..within(start + bytes);
+        (part, at.saturating_sub(start))
+    }
+
+    /// The mapping, and what of it neighbours may see.
+    #[must_use]
+    pub fn shown_bytes(&self) -> (Arc<Mapping>, Range<u64>) {
+        let Shown { start, bytes } = self.shown.get();
+        (Arc::clone(&self.mapping), start..start + bytes)
     }
 
     /// No neighbour is to see it.

@@ -24,7 +24,7 @@ pub(crate) enum Source {
     Fault(u16),
     /// The region with this key and name is not shared with the neighbour yet.
     NotShared(u32, u32),
-    /// It is memory that the neighbour must not map, and the buffer for that is not shared with it yet.
+    /// Some of it is memory that the neighbour must not map, and the buffer for that is not shared with it yet.
     Foreign,
     /// There is no room for it now.
     NoRoom,
@@ -115,10 +115,7 @@ pub(crate) fn pack(
         })?;
         return Ok(Packed { pieces: wire::INLINE, data: staging.pack(bytes), place: None });
     }
-    match by_name(qp, asked, piece, regions, link, &mut staging.extensions) {
-        Err(Source::Foreign) => bounce(qp, asked, piece, regions, link, from, &mut staging.extensions),
-        packed => packed,
-    }
+    by_name(qp, asked, piece, regions, link, from, &mut staging.extensions)
 }
 
 /// The elements of a request that a piece of it is in, of each the part that is.
@@ -133,49 +130,41 @@ fn parts<'a>(asked: Admitted<'a>, piece: &WorkPiece) -> impl Iterator<Item = Sge
     })
 }
 
-/// Where the source of a piece is in memory that the neighbour can reach.
-fn by_name(
-    qp: &Qp,
-    asked: Admitted<'_>,
-    piece: &WorkPiece,
-    regions: &RegionTable,
-    link: &mut Link,
-    extensions: &mut Vec<Words>,
-) -> Result<Packed, Source> {
-    let find = |sge: &Sge| {
-        let memory = regions.admit(sge.lkey, qp.pd, sge.addr, sge.length.into(), Access(0));
-        let memory = memory.map_err(|fault| Source::Fault(fault as u16))?;
-        let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
-        let addr = region.shown_at(&memory).ok_or(Source::Foreign)?;
-        Ok((region, memory, addr))
-    };
-    // A region counts as named from here on: not before all of the piece is known to be where the neighbour sees it.
-    if asked.data.sges().len() > 1 {
-        parts(asked, piece).try_for_each(|sge| find(&sge).map(drop))?;
-    }
-    let (mut count, mut part) = (0u8, [Sge::default(); work::SGES_PER_EXTENSION as usize]);
-    for sge in parts(asked, piece) {
-        let (region, memory, addr) = find(&sge)?;
-        if !link.name(region.share) {
-            return Err(Source::NotShared(sge.lkey, region.share));
-        }
-        region.make_present(&memory);
-        let place = usize::from(count) % part.len();
-        part[place] = Sge { addr, length: sge.length, lkey: region.share };
-        count += 1;
-        if place + 1 == part.len() {
-            extensions.push(work::pack_sges(&part));
-        }
-    }
-    match usize::from(count) % part.len() {
-        0 => {}
-        left => extensions.push(work::pack_sges(&part[..left])),
-    }
-    Ok(Packed { pieces: count, ..Packed::default() })
+/// Elements of a message on their way into its extensions.
+struct Elements<'a> {
+    extensions: &'a mut Vec<Words>,
+    count: u8,
+    /// The last ones, fewer than an extension holds.
+    part: [Sge; work::SGES_PER_EXTENSION as usize],
 }
 
-/// The same for a piece that the neighbour must not see, if only in part: all of it is copied to the link's buffer.
-fn bounce(
+impl<'a> Elements<'a> {
+    fn new(extensions: &'a mut Vec<Words>) -> Self {
+        Self { extensions, count: 0, part: Default::default() }
+    }
+
+    fn push(&mut self, sge: Sge) {
+        let place = usize::from(self.count) % self.part.len();
+        self.part[place] = sge;
+        self.count += 1;
+        if place + 1 == self.part.len() {
+            self.extensions.push(work::pack_sges(&self.part));
+        }
+    }
+
+    /// How many there are.
+    fn finish(self) -> u8 {
+        match usize::from(self.count) % self.part.len() {
+            0 => {}
+            left => self.extensions.push(work::pack_sges(&self.part[..left])),
+        }
+        self.count
+    }
+}
+
+/// Says where the source of a piece is: by name what of it the neighbour sees. The rest is copied to the link's buffer for it, which may
+/// be the first and the last bytes of a region, or all.
+fn by_name(
     qp: &Qp,
     asked: Admitted<'_>,
     piece: &WorkPiece,
@@ -184,20 +173,75 @@ fn bounce(
     from: &mut Pieces,
     extensions: &mut Vec<Words>,
 ) -> Result<Packed, Source> {
-    let place = match link.bounce_room(piece.bytes, wire::LONGEST).map_err(Source::Link)? {
-        Room::At(place) if link.has_room(1).map_err(Source::Link)? => place,
-        Room::At(_) | Room::Later => return Err(Source::NoRoom),
-        Room::NotShared => return Err(Source::Foreign),
+    let find = |sge: &Sge| {
+        let memory = regions.admit(sge.lkey, qp.pd, sge.addr, sge.length.into(), Access(0));
+        let memory = memory.map_err(|fault| Source::Fault(fault as u16))?;
+        let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
+        Ok((region, memory))
     };
-    let Some(bounce) = &link.bounce else { return Err(Source::Foreign) };
+    let (mut elements, mut seen) = (0, 0);
+    for sge in parts(asked, piece) {
+        let (region, memory) = find(&sge)?;
+        let (shown, _) = region.shown_part(&memory);
+        seen += shown.len() as u32;
+        elements += [!shown.is_empty(), shown.start > 0, shown.end < memory.bytes()].map(u32::from).iter().sum::<u32>();
+    }
+    // More than a message can list are copied.
+    let sees = elements <= work::MAX_SGE;
+    let copied = if sees { piece.bytes - seen } else { piece.bytes };
+    // A region counts as named as soon as it is: not before all of the piece is known to have a place.
+    let place = match copied {
+        0 => None,
+        bytes => Some(room(link, bytes, elements.min(work::MAX_SGE).div_ceil(work::SGES_PER_EXTENSION))?),
+    };
+    let mut list = Elements::new(extensions);
     from.with(|from| {
-        gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
-        bounce.fill(place, from).map_err(|_| Source::Fault(LOST))
+        let (buffer, mut at) = match (&link.bounce, place) {
+            (Some(bounce), Some(place)) => (bounce.share, place.offset()),
+            _ => (0, 0),
+        };
+        if !sees {
+            gather(qp, asked, regions, piece, from).map_err(Source::Fault)?;
+            list.push(Sge { addr: at, length: copied, lkey: buffer });
+        }
+        for sge in parts(asked, piece).filter(|_| sees) {
+            let (region, memory) = find(&sge)?;
+            let (shown, addr) = region.shown_part(&memory);
+            let seen = memory.slice(shown.start, shown.len());
+            let around = [memory.slice(0, shown.start), memory.slice(shown.end, usize::MAX)];
+            for (part, is_seen) in [(around[0], false), (seen, true), (around[1], false)] {
+                let length = part.bytes() as u32;
+                if length == 0 {
+                    continue;
+                }
+                if is_seen {
+                    if !link.name(region.share) {
+                        return Err(Source::NotShared(sge.lkey, region.share));
+                    }
+                    region.make_present(&part);
+                    list.push(Sge { addr, length, lkey: region.share });
+                } else {
+                    from.push(part);
+                    list.push(Sge { addr: at, length, lkey: buffer });
+                    at += u64::from(length);
+                }
+            }
+        }
+        match (&link.bounce, place) {
+            (Some(bounce), Some(place)) => bounce.fill(place, from).map_err(|_| Source::Fault(LOST)),
+            _ => Ok(()),
+        }
     })?;
-    let sge = Sge { addr: place.offset(), length: piece.bytes, lkey: bounce.share };
-    extensions.clear();
-    extensions.push(work::pack_sges(&[sge]));
-    Ok(Packed { pieces: 1, place: Some(place), ..Packed::default() })
+    Ok(Packed { pieces: list.finish(), place, ..Packed::default() })
+}
+
+/// Room in the link's buffer, and for a message with so many extensions that names it.
+fn room(link: &mut Link, bytes: u32, extensions: u32) -> Result<Place, Source> {
+    match link.bounce_room(bytes, wire::LONGEST).map_err(Source::Link)? {
+        Room::At(place) if link.has_room(extensions).map_err(Source::Link)? => Ok(place),
+        Room::At(_) | Room::Later => Err(Source::NoRoom),
+        Room::NotShared => Err(Source::Foreign),
+    }
 }
 
 /// Where the data of a request are. Their memory is looked up when it is read.

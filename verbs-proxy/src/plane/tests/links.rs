@@ -327,9 +327,16 @@ fn what_lies_on_the_edges_of_a_region_is_copied_for_neighbours_and_the_rest_is_s
         let link = two.rigs[0].plane.device.links.get(link).unwrap();
         (link.shared.contains_key(&1), link.bounce.is_some())
     };
-    // On the first page in part, on others whole, and, in pieces, on both kinds.
-    for (at, bytes, expected) in [(0, 4000, (false, true)), (4096, 4096, (true, true)), (0, 90_000, (true, true))] {
-        let (rkey, fields) = (two.rigs[1].key, two.rigs[0].fields(Opcode::RDMA_WRITE, at, 120_000, bytes));
+    // On the first page, on others, and on both kinds.
+    let first = PAGE as u32 - 100;
+    let cases = [
+        (0, first, (false, true)),
+        (4096, 4096, (true, true)),
+        (first - 1, 513, (true, true)),
+        (0, 90_000, (true, true)),
+    ];
+    for (at, bytes, expected) in cases {
+        let (rkey, fields) = (two.rigs[1].key, two.rigs[0].fields(Opcode::RDMA_WRITE, u64::from(at), 120_000, bytes));
         post(&mut a, &SendFields { rkey, ..fields });
         two.turns();
         assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
@@ -337,6 +344,41 @@ fn what_lies_on_the_edges_of_a_region_is_copied_for_neighbours_and_the_rest_is_s
         assert!(two.rigs[1].take(120_000, bytes as usize) == pattern[at..at + bytes as usize], "{bytes} at {at}");
         assert_eq!(shared(&two), expected, "{bytes} at {at}");
     }
+    // No more is copied than what lies on the first page.
+    let (rkey, fields) = (two.rigs[1].key, two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 120_000, 60_000));
+    post(&mut a, &SendFields { rkey, ..fields });
+    send_all(&mut two);
+    let received = two.rigs[1].plane.device.links.get_mut(two.links[1]).unwrap();
+    assert_eq!(Request::unpack(&received.peek().unwrap()).pieces, 2);
+    let named = received.extension(0).unwrap();
+    let lengths = [0, 1]
+        .map(|index| ringfence_protocol::work::extension_sge(&named, index))
+        .map(|sge| (sge.lkey == 1, sge.length));
+    assert_eq!(lengths, [(false, first), (true, 60_000 - first)]);
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+    // A list, of which parts are shown: its elements are in order.
+    let list = [(70_000, 600), (10, 5000), (8000, 1)].map(|(at, length)| two.rigs[0].sge(at, length));
+    let fields = SendFields { sges: 3, sge: list[0], rkey, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 150_000, 0) };
+    let rest = ringfence_protocol::work::pack_sges(&list[1..]);
+    a.send.push_extended(&ringfence_protocol::work::SendBase::pack(&fields).0, &[rest]);
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+    assert!(
+        two.rigs[1].take(150_000, 5601)
+            == [&pattern[70_000..70_600], &pattern[10..5010], &pattern[8000..8001]].concat()
+    );
+    // One that would be longer than a message can say is copied.
+    two.rigs[0].plane.qps.iter_mut().flatten().for_each(|qp| qp.caps.max_send_sge = 32);
+    let at = first as usize - 100;
+    let list: Vec<_> = (0..20).map(|index| two.rigs[0].sge(at as u64 + index, 200)).collect();
+    let fields = SendFields { sges: 20, sge: list[0], rkey, ..two.rigs[0].fields(Opcode::RDMA_WRITE, 0, 0, 0) };
+    let rest: Vec<_> = list[1..].chunks(3).map(ringfence_protocol::work::pack_sges).collect();
+    a.send.push_extended(&ringfence_protocol::work::SendBase::pack(&fields).0, &rest);
+    two.turns();
+    assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS)]);
+    let expected: Vec<u8> = (0..20).flat_map(|index| pattern[at + index..at + index + 200].to_vec()).collect();
+    assert!(two.rigs[1].take(0, 4000) == expected);
 }
 
 #[test]
