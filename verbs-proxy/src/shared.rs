@@ -15,6 +15,7 @@ use rustix::fd::AsFd;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::ops::{ControlFlow, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -206,28 +207,71 @@ impl Mapping {
     /// Fills the page tables for pages that are in memory. Others would be made, and charged to the proxy instead of the
     /// container that did not touch them.
     fn populate(&self) {
-        const CHUNK: usize = 4096;
-        let mut present = [0u8; CHUNK];
-        for at in (0..self.bytes).step_by(CHUNK * PAGE) {
-            let bytes = (self.bytes - at).min(CHUNK * PAGE);
-            let present = &mut present[..bytes / PAGE];
-            // SAFETY: the range lies in the mapping; there is a byte for each of its pages.
-            let base = unsafe { self.base.add(at) }.as_ptr();
-            // SAFETY: as above. Unlike `lseek` this takes no lock that another holder of the file could hold.
-            if unsafe { libc::mincore(base.cast(), bytes, present.as_mut_ptr()) } != 0 {
-                return;
+        // Kernels before 5.14 do not know the advice: there it is fault by fault.
+        let _ = self.look(0..self.bytes, |pages, present| {
+            if present {
+                let _ = self.fault_in(pages);
             }
-            for run in present.chunk_by(|a, b| a & 1 == b & 1) {
-                if run[0] & 1 == 0 {
-                    continue;
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// Sees that all pages of a range are in memory, and makes or brings back up to `most` bytes of them that are not. Whether they are
+    /// now; the kernel may take some back to swap space.
+    #[must_use]
+    pub fn make_present(&self, range: Range<usize>, most: usize) -> bool {
+        let mut left = most;
+        let range = range.start / PAGE * PAGE..range.end.min(self.bytes);
+        let looked = self.look(range, |pages, present| {
+            if present {
+                return ControlFlow::Continue(());
+            }
+            match left.checked_sub(pages.len()) {
+                Some(fewer) if self.fault_in(pages) => {
+                    left = fewer;
+                    ControlFlow::Continue(())
                 }
-                // Where `run` begins in `present`, in pages.
-                let first = run.as_ptr().addr() - present.as_ptr().addr();
-                // SAFETY: the range lies in the mapping; its contents are not changed.
-                let start = unsafe { base.add(first * PAGE) };
-                // SAFETY: as above. Kernels before 5.14 do not know the advice: there it is fault by fault.
-                let _ = unsafe { libc::madvise(start.cast(), run.len() * PAGE, libc::MADV_POPULATE_READ) };
+                _ => ControlFlow::Break(()),
             }
+        });
+        looked.is_continue()
+    }
+
+    /// Calls `each` with runs of pages of a range of bytes that begins with a page, and whether they are in memory.
+    fn look(
+        &self,
+        range: Range<usize>,
+        mut each: impl FnMut(Range<usize>, bool) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        const CHUNK: usize = 4096;
+        assert!(range.end <= self.bytes && range.start.is_multiple_of(PAGE), "{range:?} of a mapping");
+        let mut present = [0u8; CHUNK];
+        for at in range.clone().step_by(CHUNK * PAGE) {
+            let bytes = (range.end - at).min(CHUNK * PAGE);
+            let present = &mut present[..bytes.div_ceil(PAGE)];
+            // SAFETY: the range lies in the mapping.
+            let base = unsafe { self.base.add(at) }.as_ptr();
+            // SAFETY: as above; there is a byte for each page. Unlike `lseek` this takes no lock that another holder of the file
+            // could hold.
+            if unsafe { libc::mincore(base.cast(), bytes, present.as_mut_ptr()) } != 0 {
+                return ControlFlow::Break(());
+            }
+            let mut first = at;
+            for run in present.chunk_by(|a, b| a & 1 == b & 1) {
+                let end = (first + run.len() * PAGE).min(range.end);
+                each(first..end, run[0] & 1 != 0)?;
+                first = end;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Has the kernel map pages, and make those that are not there. Whether it did: none before 5.14 knows how.
+    fn fault_in(&self, pages: Range<usize>) -> bool {
+        // SAFETY: `look` calls with parts of the mapping only, whose contents are not changed.
+        unsafe {
+            let start = self.base.as_ptr().add(pages.start);
+            libc::madvise(start.cast(), pages.len(), libc::MADV_POPULATE_READ) == 0
         }
     }
 
@@ -387,6 +431,27 @@ mod tests {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let rss = smaps.lines().skip_while(|line| resident(line).is_none()).find(|line| line.starts_with("Rss:"));
         assert!(rss.is_some_and(|rss| rss.ends_with(" 12 kB")), "{rss:?}");
+    }
+
+    #[test]
+    fn pages_are_made_as_far_as_is_said() {
+        let file = SealedFile::create("test", 5000 * PAGE).unwrap();
+        let made = || fstat(&file).unwrap().st_blocks as usize * 512 / PAGE;
+        for page in [0, 1, 4500] {
+            rustix::io::pwrite(&file, b"x", page * PAGE as u64).unwrap();
+        }
+        let runs = [Run { file: RunFile::Sealed(&file), offset: 0, bytes: 5000 * PAGE }];
+        let mapping = Mapping::of_runs(&runs, ProtFlags::READ, false).unwrap();
+        assert!(mapping.make_present(0..2 * PAGE, 0));
+        assert!(!mapping.make_present(0..2 * PAGE + 1, 0));
+        assert_eq!(made(), 3);
+        assert!(mapping.make_present(PAGE..4 * PAGE, 2 * PAGE));
+        assert_eq!(made(), 5);
+        // What is missing in one piece is not begun if it is too much.
+        assert!(!mapping.make_present(4090 * PAGE..5000 * PAGE, 100 * PAGE));
+        assert!(made() < 20, "{} pages", made());
+        assert!(mapping.make_present(0..5000 * PAGE, 5000 * PAGE));
+        assert_eq!(made(), 5000);
     }
 
     #[test]

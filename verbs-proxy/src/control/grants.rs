@@ -4,7 +4,8 @@
 //!
 //! Such a file is made immutable first, so that nobody can take pages away from it: neither the neighbour, nor the container, for
 //! whose hole the neighbour's fault would have to wait. Whoever can write to a file can hold its lock, which emptying it takes:
-//! as long as one does, nothing more is granted.
+//! as long as one does, nothing more is granted. And all its pages must be in memory: the neighbour's proxy would make those that are
+//! not, in its time and on its account.
 
 use super::node::Node;
 use crate::device::soft::grants::BYTES;
@@ -18,7 +19,8 @@ use crate::shared::{Mapping, SealedFile};
 use crate::worker::now;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How long somebody who is copying may take to be through. A copy takes microseconds, and starts over with its check if
@@ -26,6 +28,9 @@ use std::sync::Arc;
 const PATIENCE: Nanos = 5_000_000;
 /// The same of a neighbour for which that was in vain several times of late: it is stopped, or does not say what is true.
 const BRIEFLY: Nanos = 100_000;
+/// Bytes of a region that may be missing when it is granted, and are made. The library registers memory that is there; the kernel may
+/// have swapped some of it out.
+const MOST_MISSING: usize = 16 << 20;
 /// Looks before the thread sleeps in between.
 const LOOKS: u32 = 50;
 /// How long it may take to empty what was granted: longer, and somebody holds a lock.
@@ -52,6 +57,8 @@ pub struct Writable {
 pub struct Granted {
     /// By the region's name.
     writable: HashMap<u32, Writable>,
+    /// Regions by their names of which all that neighbours see was in memory when nobody could take pages of it away any more.
+    present: HashSet<u32>,
     /// A grant was given once: whoever ends what can be granted asks the worker.
     any: bool,
 }
@@ -108,9 +115,7 @@ impl Node {
         }
         for wish in wishes {
             // What is not wished for any more has been forgotten by the worker.
-            if !self.worker.call(move |plane| plane.is_wished_for(link, &wish)) {
-                continue;
-            }
+            let Some(memory) = self.worker.call(move |plane| plane.wished_for(link, &wish)) else { continue };
             let shown = match wish.writes {
                 true => self.show_writable(position, link, &wish),
                 false => self.show_readable(position, link, &wish),
@@ -127,6 +132,10 @@ impl Node {
                 }
                 Shown::Never => continue,
             };
+            if !self.is_present(wish.share, memory) {
+                self.worker.call(move |plane| plane.forget_wish(link, &wish));
+                continue;
+            }
             self.granted.any = true;
             let grant = self.worker.call(move |plane| plane.give(link, &wish, share));
             if let Some(grant) = grant
@@ -137,6 +146,13 @@ impl Node {
         }
         // What is to be shown for it.
         self.share_owed(position);
+    }
+
+    /// Whether all of a region that neighbours see, which they see already, is in memory.
+    fn is_present(&mut self, share: u32, (mapping, shown): (Arc<Mapping>, Range<u64>)) -> bool {
+        self.granted.present.contains(&share)
+            || mapping.make_present(shown.start as usize..shown.end as usize, MOST_MISSING)
+                && self.granted.present.insert(share)
     }
 
     /// A page for the grants of a link, open for reading; whether we can copy by those of the other end.
@@ -262,6 +278,7 @@ impl Node {
 
     /// A region is gone: the name by which it was shown for writing.
     pub(super) fn forget_writable(&mut self, share: u32) -> Option<u32> {
+        self.granted.present.remove(&share);
         self.granted.writable.remove(&share).map(|writable| writable.name)
     }
 

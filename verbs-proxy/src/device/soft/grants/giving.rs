@@ -7,9 +7,12 @@ use crate::device::soft::wire::Request;
 use crate::device::soft::{Notice, Plane, Qp, Soft, Task};
 use crate::memory::MemoryRegion;
 use crate::pacing::Nanos;
+use crate::shared::Mapping;
 use ringfence_protocol::grants::{Page, SLOTS, settled};
 use ringfence_protocol::verbs::{Access, Opcode};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// A requester that was found stopped in the midst of copies more often than this in so long gets no grants for the rest of it: who
@@ -200,10 +203,10 @@ impl Plane {
         holds.then_some((qp, region, region.shown_extent()?))
     }
 
-    /// Whether a wish still is one.
+    /// The memory that a wish is for, if it still is one: a mapping, and what of it neighbours may see.
     #[must_use]
-    pub fn is_wished_for(&self, at: LinkId, wish: &Wish) -> bool {
-        self.still_wanted(at, wish).is_some()
+    pub fn wished_for(&self, at: LinkId, wish: &Wish) -> Option<(Arc<Mapping>, Range<u64>)> {
+        self.still_wanted(at, wish).map(|(_, region, _)| region.shown_bytes())
     }
 
     /// Grants a wish over what the neighbour has mapped of the region, by the name `share`; what it must be told. `None` if it does

@@ -227,7 +227,7 @@ impl Scene {
         let wishes = &self.sides[of].wishes;
         let Some(wish) = (if last { wishes.last() } else { wishes.first() }).copied() else { return };
         let (plane, link) = (&mut self.two.rigs[of].plane, self.two.links[of]);
-        if !plane.is_wished_for(link, &wish) {
+        if plane.wished_for(link, &wish).is_none() {
             return;
         }
         assert!(self.sides[of].registered, "what is wished for is no region: {wish:?}");
