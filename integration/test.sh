@@ -132,11 +132,12 @@ build_obedient
 build_package
 
 export CARGO_TERM_COLOR=never
-# `--no-fail-fast`: the sum at the end is of all tests.
-tests cargo test --locked --workspace --no-fail-fast
+# `--no-fail-fast`: the sum at the end is of all tests. Those of `applications`, which measure nothing, come below.
+tests cargo test --locked --workspace --no-fail-fast -- --skip ': podman: ' --skip ': podman without root: ' --skip ': docker: '
 deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
 cards_deb=$(find target/deb -name 'ringfence-ibverbs_*.deb' | head -n 1)
 # What computes gives way to the machine.
+applications() { nice -n 10 cargo test --locked --package ringfence-integration --test applications; }
 fuzzers() { nice -n 10 integration/fuzz.sh; }
 # Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
 loom_models() {
@@ -148,7 +149,7 @@ debian_package() { hook/package/test-deb.sh "$deb"; }
 kubernetes_manifests() { examples/kubernetes/test.sh "$deb" "$cards_deb"; }
 # Some minutes, besides the build; integration/fuzz.sh says how to run them longer. The machine below leaves a processor idle most of
 # the time.
-begin_beside fuzzers loom_models debian_package kubernetes_manifests
+begin_beside applications fuzzers loom_models debian_package kubernetes_manifests
 # What this machine's control groups and init cannot show.
 tests integration/vm/test.sh
 # And what only a newer kernel than Debian's own can: a card in a container's own network. .ci/run allows for 5400 s in all.

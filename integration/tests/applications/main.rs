@@ -56,7 +56,7 @@ impl Shared {
 fn trials(suite: Suite) -> Vec<Trial> {
     let shared = Arc::new(Shared { suite, stage: Mutex::new(None) });
     let mut trials = Vec::new();
-    for engine in Engine::ALL {
+    for engine in sweep::engines(suite) {
         let title = |case: &str| format!("{}: {}: {case}", suite.name(), engine.name());
         let cases: Vec<_> = cases::all().into_iter().filter(|case| is_chosen(&title(&case.name))).collect();
         let batch = Arc::new(Batch::new(engine, &surroundings::DEFAULT, cases));

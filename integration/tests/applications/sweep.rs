@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use ringfence_integration::node::Suite;
 use ringfence_integration::node::applications::PROGRAMS;
 
-/// Set to anything, it has all releases and engines swept in all surroundings, and by programs that take minutes.
+/// Set to anything, it has every engine of every release tested, all of them swept in all surroundings, and by programs that take minutes.
 const ALL: &str = "RINGFENCE_SWEEP_ALL";
 
 /// The surroundings that are tested of a release and an engine. Unless all are asked for, some, of one engine, and each of one release:
@@ -22,6 +22,12 @@ pub fn of(suite: Suite, engine: Engine) -> Vec<&'static Surroundings> {
         false => usual.filter(|(turn, _)| is_here(*turn)).map(|(_, around)| around).collect(),
     };
     std::iter::once(&surroundings::DEFAULT).chain(others).collect()
+}
+
+/// The engines of a release. Unless all are asked for, podman of both, and of one release each what differs from that.
+pub fn engines(suite: Suite) -> impl Iterator<Item = Engine> {
+    let other = if suite == Suite::Trixie { Engine::Docker } else { Engine::Rootless };
+    Engine::ALL.into_iter().filter(move |engine| everything() || [Engine::Podman, other].contains(engine))
 }
 
 fn everything() -> bool {
