@@ -23,7 +23,7 @@ use ringfence_protocol::verbs::{Opcode, WcStatus};
 use ringfence_protocol::work::SendFields;
 use ringfence_proxy::device::soft::grants::BYTES as GRANTS_BYTES;
 use ringfence_proxy::launch::Limits;
-use ringfence_proxy::shared::SealedFile;
+use ringfence_proxy::shared::{PAGE, SealedFile};
 use ringfence_trials::Trial;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, open};
 use rustix::io::Errno;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 15] = [
+    let tests: [(&str, Attack); 16] = [
         ("strangers_share_nothing", strangers),
         ("a_neighbour_that_shares_all_it_may", greedy),
         ("a_neighbour_that_does_not_read", deaf),
@@ -60,6 +60,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("an_answer_to_no_offer_ends_a_link", unasked),
         ("grants_that_make_no_sense_end_a_link", senseless),
         ("what_a_neighbour_can_do_with_memory_that_it_was_granted", granted),
+        ("memory_that_was_never_touched", untouched),
         ("a_proxy_that_cannot_end_gives_its_port_back", stuck),
     ];
     let mut trials: Vec<Trial> = tests
@@ -547,6 +548,49 @@ fn granted(scene: &mut Scene) -> Result<()> {
     page.answer();
     writer.join().ok();
     wait_until("what was granted to be emptied", SOON, || own.metadata().is_ok_and(|found| found.blocks() == 0))
+}
+
+/// A container registers memory that it never touched. What is granted of it its own proxy has made, before the neighbour comes; of
+/// what would take too much it makes none and grants none, however often a request for it succeeds.
+fn untouched(scene: &mut Scene) -> Result<()> {
+    // More than the 16 MiB that are made of a region, and less.
+    const MUCH: u64 = 32 << 20;
+    const LITTLE: u64 = 12 << 20;
+    // What the requests alone may have made, where the page that they touch is a huge one.
+    const TOUCHED: u64 = 2 << 20;
+    let mut neighbour = scene.neighbour()?;
+    let (mut client, qp) = scene.connected(&neighbour)?;
+    let to = client.number(qp);
+    let mut link = neighbour.hello()?;
+    ensure!(link.is_welcome(), "the victim takes no link");
+    link.page(SealedFile::create("grants", GRANTS_BYTES)?)?;
+    for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ] {
+        for bytes in [MUCH, LITTLE] {
+            let region = client.region(bytes / PAGE as u64)?;
+            let file = client.last_file()?;
+            let made = || file.metadata().map(|found| found.blocks() * 512);
+            let key = client.register_whole(region, bytes / PAGE as u64)?;
+            ensure!(made()? == 0, "{} bytes are there before anybody touches them", made()?);
+            let request = hostile::request(opcode, to, key);
+            // The victim tries again 50 ms after what it could not grant.
+            let within = if bytes == MUCH { Duration::from_secs(1) } else { SOON };
+            let reached = link.repeat(request, bytes, within)?;
+            let now = made()?;
+            ensure!(reached.shown, "{opcode:?} of {bytes} bytes: they are not shown, and this shows nothing");
+            ensure!(
+                reached.granted == (bytes == LITTLE),
+                "{opcode:?} of {bytes} bytes: {reached:?}, {now} bytes there"
+            );
+            if reached.granted {
+                ensure!(now == bytes, "{opcode:?}: {now} of {bytes} bytes are there when they are granted");
+            } else {
+                ensure!(now <= TOUCHED, "{opcode:?}: {now} of {bytes} bytes are there that are not granted");
+            }
+            client.deregister(key)?;
+            client.free(region)?;
+        }
+    }
+    Ok(())
 }
 
 /// A victim for each descriptor, since it listens no more to who sent it one of no use.

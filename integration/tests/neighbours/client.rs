@@ -185,19 +185,24 @@ impl Client {
 
     /// Every other page of a region (of twice as many), each of which is a run of its own; two for all of a region of two.
     pub fn register_runs(&mut self, region: u32, runs: u64) -> Result<Key> {
+        let step = if runs == 2 { 1 } else { 2 };
+        self.register(region, runs, 1, step)
+    }
+
+    /// All of a region of pages, as one run.
+    pub fn register_whole(&mut self, region: u32, pages: u64) -> Result<Key> {
+        self.register(region, 1, pages, pages)
+    }
+
+    /// Runs of pages, of which one begins every `step` pages.
+    fn register(&mut self, region: u32, runs: u64, pages: u64, step: u64) -> Result<Key> {
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
         let iova = self.next_iova;
-        self.next_iova += 0x100_0000;
-        let step = if runs == 2 { 1 } else { 2 };
-        let segments = (0..runs).map(|run| Segment { region, reserved: 0, offset: run * step * PAGE, length: PAGE });
-        let register = RegMr {
-            pd: self.pd,
-            access,
-            iova,
-            length: runs * PAGE,
-            segments: u32::try_from(runs)?,
-            ..RegMr::default()
-        };
+        let length = runs * pages * PAGE;
+        self.next_iova += length.next_multiple_of(0x100_0000);
+        let segments =
+            (0..runs).map(|run| Segment { region, reserved: 0, offset: run * step * PAGE, length: pages * PAGE });
+        let register = RegMr { pd: self.pd, access, iova, length, segments: u32::try_from(runs)?, ..RegMr::default() };
         let mut body = register.as_bytes().to_vec();
         segments.for_each(|segment| body.extend(segment.as_bytes()));
         let (mr, _): (MrReply, _) = self.raw.call(Op::REG_MR, &body)?;

@@ -9,7 +9,7 @@ use ringfence_proxy::datagram;
 use ringfence_proxy::device::soft::grants::BYTES as GRANTS_BYTES;
 use ringfence_proxy::device::soft::link::{BYTES, End, Ends, Link as Rings};
 use ringfence_proxy::device::soft::qp::WireSequence;
-use ringfence_proxy::device::soft::wire::{INLINE, Request};
+use ringfence_proxy::device::soft::wire::{INLINE, Kind, Request, Response};
 use ringfence_proxy::fabric::ports::{MAX_PORTS, Taken};
 use ringfence_proxy::plane::bell::{Bell, Foreign, Ringer};
 use ringfence_proxy::shared::{Mapping, PAGE, SealedFile};
@@ -260,21 +260,35 @@ pub struct Granted {
     pub grant: serde_json::Value,
 }
 
+/// What came of requests that succeeded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// This end was shown all of the region.
+    pub shown: bool,
+    /// It was granted it.
+    pub granted: bool,
+}
+
+/// A WRITE to, or READ from, the first 8 bytes of a region, by the victim's queue pair `to`.
+pub fn request(opcode: Opcode, to: u32, key: Key) -> Request {
+    Request {
+        to,
+        from: NUMBER,
+        opcode,
+        pieces: if opcode == Opcode::RDMA_READ { 0 } else { INLINE },
+        bytes: 8,
+        total: 8,
+        remote_addr: key.iova,
+        rkey: key.rkey,
+        compare_add: u64::from_ne_bytes(*b"honestly"),
+        ..Request::default()
+    }
+}
+
 impl Link {
     /// WRITEs 8 bytes to the victim's queue pair `to`, four times, as the one that it is connected to.
     fn write(&mut self, to: u32, key: Key) -> Result<()> {
-        let write = Request {
-            to,
-            from: NUMBER,
-            opcode: Opcode::RDMA_WRITE,
-            pieces: INLINE,
-            bytes: 8,
-            total: 8,
-            remote_addr: key.iova,
-            rkey: key.rkey,
-            compare_add: u64::from_ne_bytes(*b"honestly"),
-            ..Request::default()
-        };
+        let write = request(Opcode::RDMA_WRITE, to, key);
         for _ in 0..4 {
             let rings = self.rings.as_mut().context("a link without rings")?;
             let request = Request { sequence: self.sequence, ..write };
@@ -296,6 +310,52 @@ impl Link {
             }
         }
         Ok(false)
+    }
+
+    /// Repeats a request, each after the last has succeeded, until what it names is granted or the time has passed. Whatever the victim
+    /// shows is confirmed, and not touched. `bytes`: the region's.
+    pub fn repeat(&mut self, mut request: Request, bytes: u64, within: Duration) -> Result<Reached> {
+        let mut reached = Reached::default();
+        let end = Instant::now() + within;
+        while !reached.granted && Instant::now() < end {
+            request.sequence = self.sequence;
+            let rings = self.rings.as_mut().context("a link without rings")?;
+            ensure!(rings.request(&request, &[])?, "there is no room for a request");
+            self.bell.as_ref().context("the victim gave no bell")?.ring();
+            let answer = self.answer()?;
+            match answer.kind {
+                Kind::ACK | Kind::DATA => self.sequence = self.sequence.next(),
+                // What the data of READs go through is not shared yet.
+                Kind::LATER if !reached.shown => {}
+                _ => bail!("the answer is {answer:?}"),
+            }
+            // Long enough for some more messages, and short beside the pause after what was not granted.
+            while readable(&self.socket, Duration::from_millis(5)) {
+                let (message, _) = next(&self.socket, SOON)?.context("the victim has ended the link")?;
+                if let Some(share) = message["share"]["share"].as_u64() {
+                    self.say(&format!(r#"{{"shared":{{"share":{share}}}}}"#))?;
+                    reached.shown |= message["share"]["runs"] == serde_json::json!([[0, bytes]]);
+                }
+                reached.granted |= message["grant"]["key"] == request.rkey;
+            }
+        }
+        Ok(reached)
+    }
+
+    /// The victim's next answer.
+    fn answer(&mut self) -> Result<Response> {
+        let rings = self.rings.as_mut().context("a link without rings")?;
+        let end = Instant::now() + SOON;
+        loop {
+            if let Some(words) = rings.peek() {
+                rings.advance(1);
+                rings.publish();
+                rings.outstanding = 0;
+                return Ok(Response::unpack(&words));
+            }
+            ensure!(Instant::now() < end, "the victim's worker does not answer");
+            std::thread::sleep(Duration::from_micros(100));
+        }
     }
 
     /// WRITEs until it need not ask any more. The link is new, and nothing has gone to the queue pair before.
