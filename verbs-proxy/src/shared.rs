@@ -217,9 +217,10 @@ impl Mapping {
     }
 
     /// Sees that all pages of a range are in memory, and makes or brings back those that are not if they are no more than `most` bytes;
-    /// else none, so that trying again does not come closer. Whether they are now; the kernel may take some back to swap space.
+    /// else none, so that trying again does not come closer. How many bytes they were; `None` if not all are there now. The kernel may
+    /// take some back to swap space.
     #[must_use]
-    pub fn make_present(&self, range: Range<usize>, most: usize) -> bool {
+    pub fn make_present(&self, range: Range<usize>, most: usize) -> Option<usize> {
         let range = range.start / PAGE * PAGE..range.end.min(self.bytes);
         let mut missing = 0;
         let counted = self.look(range.clone(), |pages, present| {
@@ -227,13 +228,13 @@ impl Mapping {
             if missing <= most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         if missing == 0 || counted.is_break() {
-            return counted.is_continue();
+            return counted.is_continue().then_some(missing);
         }
         let made = self.look(range, |pages, present| match present || self.fault_in(pages) {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         });
-        made.is_continue()
+        made.is_continue().then_some(missing)
     }
 
     /// Calls `each` with runs of pages of a range of bytes that begins with a page, and whether they are in memory.
@@ -441,17 +442,17 @@ mod tests {
         }
         let runs = [Run { file: RunFile::Sealed(&file), offset: 0, bytes: 5000 * PAGE }];
         let mapping = Mapping::of_runs(&runs, ProtFlags::READ, false).unwrap();
-        assert!(mapping.make_present(0..2 * PAGE, 0));
-        assert!(!mapping.make_present(0..2 * PAGE + 1, 0));
+        assert_eq!(mapping.make_present(0..2 * PAGE, 0), Some(0));
+        assert_eq!(mapping.make_present(0..2 * PAGE + 1, 0), None);
         assert_eq!(made(), 3);
-        assert!(mapping.make_present(PAGE..4 * PAGE, 2 * PAGE));
+        assert_eq!(mapping.make_present(PAGE..4 * PAGE, 2 * PAGE), Some(2 * PAGE));
         assert_eq!(made(), 5);
         // What is too much is not begun, and comes no closer however often it is tried.
         for (first, most) in [(4090, 100), (0, 4500), (0, 4500)] {
-            assert!(!mapping.make_present(first * PAGE..5000 * PAGE, most * PAGE));
+            assert_eq!(mapping.make_present(first * PAGE..5000 * PAGE, most * PAGE), None);
             assert_eq!(made(), 5);
         }
-        assert!(mapping.make_present(0..5000 * PAGE, 5000 * PAGE));
+        assert_eq!(mapping.make_present(0..5000 * PAGE, 5000 * PAGE), Some(4995 * PAGE));
         assert_eq!(made(), 5000);
     }
 

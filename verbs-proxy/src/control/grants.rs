@@ -19,7 +19,7 @@ use crate::shared::{Mapping, SealedFile};
 use crate::worker::now;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -31,6 +31,10 @@ const BRIEFLY: Nanos = 100_000;
 /// Bytes of a region that may be missing when it is granted, and are made. The library registers memory that is there; the kernel may
 /// have swapped some of it out.
 const MOST_MISSING: usize = 16 << 20;
+/// So much of a region is looked at at once: some milliseconds ...
+const SLICE: u64 = 256 << 20;
+/// ... and no more for so long, nor, at first and at most, after too much was missing.
+const LOOK_AGAIN: [Nanos; 2] = [20_000_000, 5_000_000_000];
 /// Looks before the thread sleeps in between.
 const LOOKS: u32 = 50;
 /// How long it may take to empty what was granted: longer, and somebody holds a lock.
@@ -57,10 +61,22 @@ pub struct Writable {
 pub struct Granted {
     /// By the region's name.
     writable: HashMap<u32, Writable>,
-    /// Regions by their names of which all that neighbours see was in memory when nobody could take pages of it away any more.
-    present: HashSet<u32>,
+    /// How far regions are in memory, by their names, of which nobody can take pages away any more.
+    present: HashMap<u32, Looked>,
     /// A grant was given once: whoever ends what can be granted asks the worker.
     any: bool,
+}
+
+/// A region's pages as they were found.
+#[derive(Debug)]
+struct Looked {
+    /// In memory, up to this byte of its mapping.
+    upto: u64,
+    /// Bytes that were made.
+    made: usize,
+    /// When it is looked at again, and the pause before that.
+    again_at: Nanos,
+    pause: Nanos,
 }
 
 /// Whether memory is there to be granted.
@@ -117,8 +133,8 @@ impl Node {
             // What is not wished for any more has been forgotten by the worker.
             let Some(memory) = self.worker.call(move |plane| plane.wished_for(link, &wish)) else { continue };
             let shown = match wish.writes {
-                true => self.show_writable(position, link, &wish),
-                false => self.show_readable(position, link, &wish),
+                true => self.show_writable(position, link, &wish, memory),
+                false => self.show_readable(position, link, &wish, memory),
             };
             let share = match shown {
                 Shown::Yes(share) => share,
@@ -132,10 +148,6 @@ impl Node {
                 }
                 Shown::Never => continue,
             };
-            if !self.is_present(wish.share, memory) {
-                self.worker.call(move |plane| plane.forget_wish(link, &wish));
-                continue;
-            }
             self.granted.any = true;
             let grant = self.worker.call(move |plane| plane.give(link, &wish, share));
             if let Some(grant) = grant
@@ -148,11 +160,22 @@ impl Node {
         self.share_owed(position);
     }
 
-    /// Whether all of a region that neighbours see, which they see already, is in memory.
+    /// Whether all of a region that neighbours may see is in memory. Nobody can take pages of it away any more; so what was there once
+    /// need not be looked at again.
     fn is_present(&mut self, share: u32, (mapping, shown): (Arc<Mapping>, Range<u64>)) -> bool {
-        self.granted.present.contains(&share)
-            || mapping.make_present(shown.start as usize..shown.end as usize, MOST_MISSING)
-                && self.granted.present.insert(share)
+        let none = Looked { upto: shown.start, made: 0, again_at: 0, pause: LOOK_AGAIN[0] };
+        let looked = self.granted.present.entry(share).or_insert(none);
+        let now = now();
+        if looked.upto >= shown.end || now < looked.again_at {
+            return looked.upto >= shown.end;
+        }
+        let end = shown.end.min(looked.upto + SLICE);
+        match mapping.make_present(looked.upto as usize..end as usize, MOST_MISSING - looked.made) {
+            Some(made) => (looked.upto, looked.made, looked.pause) = (end, looked.made + made, LOOK_AGAIN[0]),
+            None => looked.pause = (2 * looked.pause).min(LOOK_AGAIN[1]),
+        }
+        looked.again_at = now + looked.pause;
+        looked.upto >= shown.end
     }
 
     /// A page for the grants of a link, open for reading; whether we can copy by those of the other end.
@@ -180,7 +203,13 @@ impl Node {
     }
 
     /// The neighbour may have been shown it already, for what was written from it.
-    fn show_readable(&mut self, position: usize, link: LinkId, wish: &Wish) -> Shown {
+    fn show_readable(
+        &mut self,
+        position: usize,
+        link: LinkId,
+        wish: &Wish,
+        memory: (Arc<Mapping>, Range<u64>),
+    ) -> Shown {
         let share = wish.share;
         let granting = &mut self.neighbours.list[position].granting;
         let offer = !granting.offered.contains(&share);
@@ -193,7 +222,10 @@ impl Node {
             Some(state)
         });
         match state {
-            Some(Some(true)) => Shown::Yes(share),
+            Some(Some(true)) => match self.is_present(share, memory) {
+                true => Shown::Yes(share),
+                false => Shown::Again,
+            },
             Some(Some(false)) => Shown::Later,
             Some(None) if offer => {
                 granting.offered.insert(share);
@@ -209,7 +241,13 @@ impl Node {
         }
     }
 
-    fn show_writable(&mut self, position: usize, link: LinkId, wish: &Wish) -> Shown {
+    fn show_writable(
+        &mut self,
+        position: usize,
+        link: LinkId,
+        wish: &Wish,
+        memory: (Arc<Mapping>, Range<u64>),
+    ) -> Shown {
         if !self.granted.writable.contains_key(&wish.share) {
             let Some(backing) = self.shares.get(&wish.share) else { return Shown::Never };
             let runs = backing.shown.clone();
@@ -219,6 +257,9 @@ impl Node {
         let Some(&Writable { name, .. }) = self.granted.writable.get(&wish.share) else { return Shown::Never };
         if let Err(shown) = self.make_grantable(wish.share) {
             return shown;
+        }
+        if !self.is_present(wish.share, memory) {
+            return Shown::Again;
         }
         let neighbour = &mut self.neighbours.list[position];
         let offer = neighbour.granting.offered.insert(name);

@@ -158,6 +158,8 @@ pub struct Link {
     asks: bool,
     /// ... or answers.
     answers: bool,
+    /// Before, the other end is asked for no memory to be shared that nothing waits for.
+    pub(super) shares_again_at: Nanos,
     /// Turns in a row after which the other end was not woken for answers, since more of its messages were there.
     unrung: u32,
 }
@@ -204,6 +206,7 @@ impl Link {
             grants: Grants::default(),
             asks: false,
             answers: false,
+            shares_again_at: 0,
             unrung: 0,
         }
     }

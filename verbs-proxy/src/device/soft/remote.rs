@@ -86,6 +86,13 @@ impl Plane {
             wire::INLINE => [request.compare_add, request.swap] = packed.data,
             _ => request.compare_add = link.generation(qp.number),
         }
+        if let Some((key, share)) = packed.unshared
+            && self.now >= link.shares_again_at
+            && link.shared.insert(share, Shared::ASKED).is_none()
+        {
+            regions.lend(key);
+            notices.push(Notice::Device(Task::Share { link: at, share }));
+        }
         if let Some(place) = packed.place {
             // There is room for the request, which `source::pack` saw to.
             link.bounce_hold(place);
@@ -223,10 +230,11 @@ impl Plane {
 
     /// Memory of this name, or the buffer, cannot be shared over this link now: whoever waits for that asks again in a while.
     pub fn unshare(&mut self, at: LinkId, share: Option<u32>) {
+        let again = self.time() + SHARE_AGAIN;
         if let Some(link) = self.device.links.get_mut(at) {
             link.unshare(share);
+            link.shares_again_at = again;
         }
-        let again = self.time() + SHARE_AGAIN;
         self.resume(Some(again), |qp| qp.device.peer == Peer::Link(at));
     }
 

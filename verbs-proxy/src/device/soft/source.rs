@@ -16,6 +16,7 @@ use crate::plane::qp::Data;
 use ringfence_protocol::ring::Words;
 use ringfence_protocol::verbs::Access;
 use ringfence_protocol::work::{self, Sge};
+use std::ops::Range;
 
 /// Why the source of a piece cannot be said.
 #[derive(Debug)]
@@ -88,8 +89,10 @@ pub(crate) struct Packed {
     pub pieces: u8,
     /// With [`wire::INLINE`], what goes into the base slot.
     pub data: [u64; BASE_WORDS],
-    /// The part of the link's buffer that it is in, if it is.
+    /// The part of the link's buffer that some of it is in, if it is.
     pub place: Option<Place>,
+    /// The key and name of a region of which more could be said by name, if it were shared with the neighbour.
+    pub unshared: Option<(u32, u32)>,
 }
 
 /// Packs the source of a piece for another proxy: the data if they are few, else where they are.
@@ -113,7 +116,7 @@ pub(crate) fn pack(
             let to = Piece::of_own_mut(&mut staging.bytes()[..bytes]);
             copy_list(&[to], 0, from, 0, bytes).map_err(|_| Source::Fault(LOST))
         })?;
-        return Ok(Packed { pieces: wire::INLINE, data: staging.pack(bytes), place: None });
+        return Ok(Packed { pieces: wire::INLINE, data: staging.pack(bytes), ..Packed::default() });
     }
     by_name(qp, asked, piece, regions, link, from, &mut staging.extensions)
 }
@@ -131,35 +134,40 @@ fn parts<'a>(asked: Admitted<'a>, piece: &WorkPiece) -> impl Iterator<Item = Sge
 }
 
 /// Elements of a message on their way into its extensions.
-struct Elements<'a> {
-    extensions: &'a mut Vec<Words>,
-    count: u8,
-    /// The last ones, fewer than an extension holds.
-    part: [Sge; work::SGES_PER_EXTENSION as usize],
+struct Elements {
+    list: [Sge; work::MAX_SGE as usize],
+    count: usize,
 }
 
-impl<'a> Elements<'a> {
-    fn new(extensions: &'a mut Vec<Words>) -> Self {
-        Self { extensions, count: 0, part: Default::default() }
+impl Elements {
+    fn new() -> Self {
+        Self { list: [Sge::default(); work::MAX_SGE as usize], count: 0 }
     }
 
+    /// One more, or more of the last one, if it goes on where that ends.
     fn push(&mut self, sge: Sge) {
-        let place = usize::from(self.count) % self.part.len();
-        self.part[place] = sge;
-        self.count += 1;
-        if place + 1 == self.part.len() {
-            self.extensions.push(work::pack_sges(&self.part));
+        if let Some(last) = self.list[..self.count].last_mut()
+            && (last.lkey, last.addr + u64::from(last.length)) == (sge.lkey, sge.addr)
+        {
+            last.length += sge.length;
+            return;
         }
+        self.list[self.count] = sge;
+        self.count += 1;
     }
 
     /// How many there are.
-    fn finish(self) -> u8 {
-        match usize::from(self.count) % self.part.len() {
-            0 => {}
-            left => self.extensions.push(work::pack_sges(&self.part[..left])),
-        }
-        self.count
+    fn finish(&self, extensions: &mut Vec<Words>) -> u8 {
+        let list = &self.list[..self.count];
+        extensions.extend(list.chunks(work::SGES_PER_EXTENSION as usize).map(work::pack_sges));
+        self.count as u8
     }
+}
+
+/// What of an element's memory the neighbour does not see, sees, and does not see, by address, without what is empty.
+fn portions(bytes: usize, shown: Range<usize>) -> impl Iterator<Item = (Range<usize>, bool)> {
+    let all = [(0..shown.start, false), (shown.clone(), true), (shown.end..bytes, false)];
+    all.into_iter().filter(|(part, _)| !part.is_empty())
 }
 
 /// Says where the source of a piece is: by name what of it the neighbour sees. The rest is copied to the link's buffer for it, which may
@@ -179,22 +187,31 @@ fn by_name(
         let region = regions.get(sge.lkey).ok_or(Source::Fault(vendor::REMOTE))?;
         Ok((region, memory))
     };
-    let (mut elements, mut seen) = (0, 0);
+    let (mut elements, mut copied, mut is_last_copied, mut unshared) = (0, 0, false, None);
     for sge in parts(asked, piece) {
         let (region, memory) = find(&sge)?;
-        let (shown, _) = region.shown_part(&memory);
-        seen += shown.len() as u32;
-        elements += [!shown.is_empty(), shown.start > 0, shown.end < memory.bytes()].map(u32::from).iter().sum::<u32>();
+        for (part, is_seen) in portions(memory.bytes(), region.shown_part(&memory).0) {
+            elements += u32::from(is_seen || !is_last_copied);
+            is_last_copied = !is_seen;
+            if !is_seen {
+                copied += part.len() as u32;
+            } else if !link.has_mapped(region.share) {
+                unshared = unshared.or(Some((sge.lkey, region.share)));
+            }
+        }
     }
-    // More than a message can list are copied.
-    let sees = elements <= work::MAX_SGE;
-    let copied = if sees { piece.bytes - seen } else { piece.bytes };
+    // All of it is copied if a message cannot list it; and as long as the neighbour has yet to see the rest, or has refused to.
+    let is_mixed = copied > 0;
+    let sees = !is_mixed || (elements <= work::MAX_SGE && unshared.is_none());
+    if !sees {
+        (elements, copied) = (1, piece.bytes);
+    }
     // A region counts as named as soon as it is: not before all of the piece is known to have a place.
     let place = match copied {
         0 => None,
-        bytes => Some(room(link, bytes, elements.min(work::MAX_SGE).div_ceil(work::SGES_PER_EXTENSION))?),
+        bytes => Some(room(link, bytes, elements.div_ceil(work::SGES_PER_EXTENSION))?),
     };
-    let mut list = Elements::new(extensions);
+    let mut list = Elements::new();
     from.with(|from| {
         let (buffer, mut at) = match (&link.bounce, place) {
             (Some(bounce), Some(place)) => (bounce.share, place.offset()),
@@ -207,13 +224,9 @@ fn by_name(
         for sge in parts(asked, piece).filter(|_| sees) {
             let (region, memory) = find(&sge)?;
             let (shown, addr) = region.shown_part(&memory);
-            let seen = memory.slice(shown.start, shown.len());
-            let around = [memory.slice(0, shown.start), memory.slice(shown.end, usize::MAX)];
-            for (part, is_seen) in [(around[0], false), (seen, true), (around[1], false)] {
+            for (part, is_seen) in portions(memory.bytes(), shown) {
+                let part = memory.slice(part.start, part.len());
                 let length = part.bytes() as u32;
-                if length == 0 {
-                    continue;
-                }
                 if is_seen {
                     if !link.name(region.share) {
                         return Err(Source::NotShared(sge.lkey, region.share));
@@ -232,7 +245,7 @@ fn by_name(
             _ => Ok(()),
         }
     })?;
-    Ok(Packed { pieces: list.finish(), place, ..Packed::default() })
+    Ok(Packed { pieces: list.finish(extensions), place, unshared, ..Packed::default() })
 }
 
 /// Room in the link's buffer, and for a message with so many extensions that names it.
