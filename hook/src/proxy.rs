@@ -232,9 +232,11 @@ impl Proxy {
         }
     }
 
-    /// Why the proxy will not start, if it is about to say so: the cause to tell when something else that needs it has failed.
+    /// Why the proxy will not start, if it is about to say so: the cause to tell when something else that needs it has failed. That a
+    /// proxy ends with its container's init is none.
     pub fn refusal(&mut self, init: BorrowedFd<'_>) -> Option<Failure> {
-        self.wait_ready(PATIENCE, init).err().filter(|failure| failure.code == Code::ProxyDied)
+        let refusal = self.wait_ready(PATIENCE, init).err();
+        refusal.filter(|failure| failure.code == Code::ProxyDied && !process::has_ended(init))
     }
 
     /// How the proxy ended.

@@ -141,7 +141,7 @@ static void remove_advice(void)
 	topic_all(at, LENGTH, 7, "deregistered");
 }
 
-/* A buffer of malloc's grows by mremap; the device's pages go with it. */
+/* A buffer of malloc's grows by mremap, or is copied where it is several mappings: the program notices neither. */
 static void realloc_grows(void)
 {
 	enum { LARGER = 4 * LENGTH };

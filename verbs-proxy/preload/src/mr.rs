@@ -43,6 +43,9 @@ const PAGE: usize = 4096;
 /// takes longer than another message.
 const MOST_FRESH: u64 = 64 << 10;
 
+/// Of regions up to so many bytes the first and the last page are files of their own.
+const MOST_APART: u64 = 1 << 30;
+
 /// `IBV_REREG_MR_ERR_INPUT`: the old region is still valid.
 const REREG_ERR_INPUT: c_int = -1;
 
@@ -172,9 +175,10 @@ impl Regions for Files {
         self.fresh.as_ref().is_some_and(|fresh| fresh.bytes == bytes) && ahead::is_there()
     }
 
-    /// A request of no more bytes than [`MOST_FRESH`] may lie in any file as well: what the proxy copies of it is not worth the files.
+    /// What the proxy copies of a small region is not worth the files; and of what a neighbour has seen the memory is needed twice
+    /// when it is deregistered.
     fn keeps_ends_apart(&self, bytes: u64) -> bool {
-        self.shows_memory && bytes > MOST_FRESH
+        self.shows_memory && (MOST_FRESH + 1..=MOST_APART).contains(&bytes)
     }
 
     fn settle(&mut self) {
@@ -232,6 +236,8 @@ fn register(pd: &Pd, wanted: &Wanted) -> Result<(MrReply, Acquired, Adopted), Er
     let generation = pd.generation();
     // SAFETY: the domain's context outlives it.
     let mut files = Files::new(generation, unsafe { Context::from_raw(pd.context()) });
+    // What a neighbour has been shown cannot be kept when it is deregistered, as that is told to it: worth more where it comes back.
+    files.shows_memory &= !kept::comes_back(generation, wanted);
     let Wanted { addr, length, iova, access } = *wanted;
     let first_offset = (addr % PAGE) as u64;
     let (length_of_pages, handle) = (wanted.bytes(), pd.handle());

@@ -27,4 +27,4 @@ pub mod work;
 ///
 /// The library is mounted into the container by the hook that starts the proxy, from the same package, so the two can
 /// only differ if an administrator mixed packages.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;

@@ -1,5 +1,6 @@
 //! Links to neighbours, as the control thread makes and ends them.
 
+use super::Driver;
 use super::adopted::RegionFile;
 use super::lent::Lent;
 use super::node::Node;
@@ -21,6 +22,29 @@ const RETRY: Nanos = 20_000_000;
 
 /// Messages of one neighbour before something else has its turn.
 const MOST_MESSAGES: usize = 16;
+
+impl<D: Driver> Node<D> {
+    /// Whether the container cannot take pages away from a file that a neighbour reads. Where it can, a neighbour that copies
+    /// from the file would have to wait for it (Linux, `shmem_fault`: a fault waits until the hole is punched).
+    ///
+    /// # Errors
+    /// `EAGAIN` if it cannot be told now, as the warden has not answered in time.
+    pub(super) fn keeps_pages(&mut self) -> Result<bool, Errno> {
+        if let Some(known) = self.neighbours.keeps_pages {
+            return Ok(known);
+        }
+        let file = SealedFile::create("ringfence-probe", PAGE)?;
+        self.warden.read_only(&file)?;
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let kept = match fallocate(&file, mode, 0, PAGE as u64) {
+            Err(Errno::PERM) => true,
+            Ok(()) => false,
+            Err(error) => return Err(error),
+        };
+        self.neighbours.keeps_pages = Some(kept);
+        Ok(kept)
+    }
+}
 
 impl Node {
     fn with_means<R>(&mut self, position: usize, run: impl FnOnce(&mut Neighbour, Means<'_>) -> R) -> R {
@@ -174,27 +198,6 @@ impl Node {
                 Err(fault) => return self.end_neighbour(position, &fault),
             }
         }
-    }
-
-    /// Whether the container cannot take pages away from a file that a neighbour reads. Where it can, a neighbour that copies
-    /// from the file would have to wait for it (Linux, `shmem_fault`: a fault waits until the hole is punched).
-    ///
-    /// # Errors
-    /// `EAGAIN` if it cannot be told now, as the warden has not answered in time.
-    pub(super) fn keeps_pages(&mut self) -> Result<bool, Errno> {
-        if let Some(known) = self.neighbours.keeps_pages {
-            return Ok(known);
-        }
-        let file = SealedFile::create("ringfence-probe", PAGE)?;
-        self.warden.read_only(&file)?;
-        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let kept = match fallocate(&file, mode, 0, PAGE as u64) {
-            Err(Errno::PERM) => true,
-            Ok(()) => false,
-            Err(error) => return Err(error),
-        };
-        self.neighbours.keeps_pages = Some(kept);
-        Ok(kept)
     }
 
     /// The link's buffer for what its neighbour must not map, made if there is none: its name and its pages.

@@ -184,9 +184,15 @@ pub fn remap(address: usize, before: usize, after: usize, flags: i32, target: us
         // A move takes the region's pages along, as those that a driver has pinned. Whatever else needs private memory.
         let is_move = after <= before && flags & !(libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) == 0;
         let elsewhere = flags & libc::MREMAP_FIXED != 0;
-        if is_move && elsewhere && mappings > 1 && after == before && shown == range.len() {
+        if is_move && elsewhere && mappings > 1 && shown == range.len() && after > 0 {
             // To the program it is one mapping, and no kernel before 6.17 moves several.
-            return move_each(&range, flags, target);
+            let moved = move_each(&range, after, flags, target)?;
+            let kept = range.start + after.next_multiple_of(PAGE);
+            if kept < range.end {
+                // SAFETY: the program's own call, which says that it needs this no more.
+                unsafe { sys::munmap(kept, range.end - kept) };
+            }
+            return Ok(moved);
         }
         // Where it is, it can only become shorter, however many mappings it is.
         let keeps_pages = is_move && (mappings == 1 || !elsewhere);
@@ -204,12 +210,18 @@ pub fn remap(address: usize, before: usize, after: usize, flags: i32, target: us
     unsafe { sys::mremap(address, before, after, flags, target) }
 }
 
-/// Moves the mappings of a range, one after the other.
-fn move_each(range: &Range<usize>, flags: i32, target: usize) -> Result<usize, i32> {
-    let end = target.checked_add(range.len()).ok_or(libc::EINVAL)?;
-    if !target.is_multiple_of(PAGE) || target < range.end && range.start < end {
+/// Moves the mappings of the first `after` bytes of a range, one after the other.
+fn move_each(range: &Range<usize>, after: usize, flags: i32, target: usize) -> Result<usize, i32> {
+    let length = after.checked_next_multiple_of(PAGE).ok_or(libc::EINVAL)?.min(range.len());
+    let range = range.start..range.start + length;
+    let target_end = target.checked_add(length).ok_or(libc::EINVAL)?;
+    let overlaps = target < range.end && range.start < target_end;
+    if !range.start.is_multiple_of(PAGE) || !target.is_multiple_of(PAGE) || overlaps {
         return Err(libc::EINVAL);
     }
+    let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: a move replaces what is at its target. All of it is there, or nothing is moved.
+    unsafe { sys::mmap(target, length, libc::PROT_NONE, nothing, -1, 0)? };
     let mut next = range.start;
     while next < range.end {
         let mut part = next..range.end;

@@ -117,9 +117,23 @@ pub trait Regions {
 /// `EOPNOTSUPP` for memory that is shared already or made of huge pages; else what the kernel or `regions` answered.
 pub fn acquire(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
     let all = pages(addr, length)?;
-    if !regions.keeps_ends_apart((all.len() * PAGE) as u64) {
-        return acquire_together(addr, length, writable, regions);
+    let apart = regions.keeps_ends_apart((all.len() * PAGE) as u64) && {
+        let _blocked = Blocked::new();
+        // Before anything is done: a range that cannot be registered stays as it is.
+        STATE.lock().is_apart(&all, writable)?
+    };
+    if apart {
+        match acquire_apart(addr, length, writable, regions) {
+            // Three regions take more mappings, and descriptors of the proxy's, than one.
+            Err(libc::ENOMEM | libc::EMFILE) => {}
+            result => return result,
+        }
     }
+    acquire_together(addr, length, writable, regions)
+}
+
+/// [`acquire`], with regions of their own for the first and the last page, if they hold other bytes as well.
+fn acquire_apart(addr: usize, length: usize, writable: bool, regions: &mut dyn Regions) -> Result<Acquired, i32> {
     let (first, last) = (addr.next_multiple_of(PAGE), (addr + length) / PAGE * PAGE);
     let mut acquired = Acquired { first_offset: (addr % PAGE) as u64, segments: Vec::new() };
     for part in [addr..first, first..last, last..addr + length].into_iter().filter(|part| !part.is_empty()) {

@@ -216,6 +216,22 @@ impl State {
         next == pages.end * PAGE
     }
 
+    /// Whether the pages may be shared in parts: whether all of them can be written. What was read-only from the first on would never
+    /// be one mapping again.
+    ///
+    /// `EFAULT` and `EOPNOTSUPP` as for [`super::acquire`].
+    pub fn is_apart(&mut self, pages: &Range<usize>, writable: bool) -> Result<bool, i32> {
+        let range = bytes(pages);
+        self.mappings.clear();
+        maps::read(&range, &mut self.mappings)?;
+        check_access(&range, &self.mappings, writable)?;
+        let is_other = |mapping: &Mapping| mapping.shared && self.backing_of(mapping).is_none();
+        if self.mappings.iter().any(|mapping| is_other(mapping) || mapping.kind == Kind::Huge) {
+            return Err(libc::EOPNOTSUPP);
+        }
+        Ok(self.mappings.iter().all(|mapping| mapping.protection & libc::PROT_WRITE != 0))
+    }
+
     /// Looks at what is mapped, and plans: `areas` are to be shared, `outdated` are parts of runs whose addresses show other
     /// memory today. How many bytes are to be shared.
     fn examine(&mut self, pages: &Range<usize>, writable: bool, regions: &dyn Regions) -> Result<u64, i32> {

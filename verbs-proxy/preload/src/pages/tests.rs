@@ -199,7 +199,13 @@ fn ends_are_kept_apart() {
     assert_eq!(more.segments[0].region, whole.segments[0].region);
     // SAFETY: the test's own page.
     unsafe { sys::mprotect(memory.address + 8 * PAGE, PAGE, libc::PROT_READ).unwrap() };
+    let before = memory.mappings().len();
     assert_eq!(acquire(memory.address + 4 * PAGE + 16, 4 * PAGE, true, &mut files), Err(libc::EFAULT));
+    assert_eq!(memory.mappings().len(), before);
+    // What is read-only is not shared in parts.
+    let read = acquire(memory.address + 6 * PAGE + 16, 3 * PAGE, false, &mut files).unwrap();
+    assert_eq!(read.segments.len(), 1);
+    release(memory.address + 6 * PAGE + 16, 3 * PAGE, &mut files);
     assert_same_memory(&files, &more, memory.address + 16, 5 * PAGE);
     release(memory.address, 2 * PAGE, &mut files);
     release(memory.address + 16, 5 * PAGE, &mut files);

@@ -307,8 +307,17 @@ fn the_programs_own_mremap_moves_regions_whose_ends_are_apart() {
     // Another thread of this process may have mapped something there.
     assert!(mappings(memory.address..memory.address + memory.length).iter().all(|mapping| !mapping.shared));
     assert_same_memory(&files, &acquired, elsewhere + 16, length);
-    // In place the kernel unmaps what is too much.
-    assert_eq!(remap(elsewhere, 16 * PAGE, 12 * PAGE, 0, 0), Ok(elsewhere));
+    // Nothing is where the program's addresses end: all stays.
+    let too_high = (1 << 47) - 3 * PAGE;
+    assert!(remap(elsewhere, 16 * PAGE, 16 * PAGE, flags, too_high).is_err());
+    moved.assert_untouched();
+    assert_same_memory(&files, &acquired, elsewhere + 16, length);
+    // It becomes shorter as it moves, or where it is.
+    let again = sys::anonymous(16 * PAGE).unwrap();
+    assert_eq!(remap(elsewhere, 16 * PAGE, 14 * PAGE - 1, flags, again), Ok(again));
+    assert_same_memory(&files, &acquired, again + 16, 14 * PAGE - 16);
+    let elsewhere = again;
+    assert_eq!(remap(elsewhere, 14 * PAGE, 12 * PAGE, 0, 0), Ok(elsewhere));
     release(address, length, &mut files);
     assert!(files.views.is_empty());
     // SAFETY: the test's own.

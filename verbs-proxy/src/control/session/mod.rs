@@ -247,7 +247,11 @@ impl Session {
         let taken = node.take(Resource::Other, 1)?;
         let (ours, theirs) = event_sockets()?;
         let context = self.contexts.insert(Context { events: node.quota.keep(ours)?, _taken: taken });
-        let reply = OpenReply { context, ..node.device.attributes(&node.quota) };
+        let mut reply = OpenReply { context, ..node.device.attributes(&node.quota) };
+        // Where it is known to be shown to nobody.
+        if reply.shows_memory != 0 && node.keeps_pages() == Ok(false) {
+            reply.shows_memory = 0;
+        }
         Ok(Answer::of(reply).with(Arc::new(theirs)))
     }
 
