@@ -132,12 +132,13 @@ build_obedient
 build_package
 
 export CARGO_TERM_COLOR=never
-# `--no-fail-fast`: the sum at the end is of all tests. Those of `applications`, which measure nothing, come below.
+# `--no-fail-fast`: the sum at the end is of all tests. Those of `applications` that measure nothing come below.
 tests cargo test --locked --workspace --no-fail-fast -- --skip ': podman: ' --skip ': podman without root: ' --skip ': docker: '
+tests cargo test --locked --package ringfence-integration --test applications -- ': burn: '
 deb=$(find target/deb -name 'ringfence_*.deb' | head -n 1)
 cards_deb=$(find target/deb -name 'ringfence-ibverbs_*.deb' | head -n 1)
 # What computes gives way to the machine.
-applications() { nice -n 10 cargo test --locked --package ringfence-integration --test applications; }
+applications() { nice -n 10 cargo test --locked --package ringfence-integration --test applications -- --skip ': burn: '; }
 fuzzers() { nice -n 10 integration/fuzz.sh; }
 # Apart from the rest: these flags, which replace those of .cargo/config.toml, would rebuild everything.
 loom_models() {
