@@ -249,6 +249,14 @@ static void cap(uint32_t bytes, int seconds, enum ibv_wr_opcode opcode)
 		outstanding -= got;
 		total += (uint64_t)got * bytes;
 	}
+	/* What is still under way does not meet the end of its queue pair's peer. */
+	while (outstanding > 0) {
+		int got = ibv_poll_cq(road.cq, 16, wc);
+
+		for (int i = 0; i < got; i++)
+			CHECK(wc[i].status == IBV_WC_SUCCESS, "%s", ibv_wc_status_str(wc[i].status));
+		outstanding -= got;
+	}
 	road_close(&road);
 }
 
