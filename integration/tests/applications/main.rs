@@ -12,7 +12,7 @@ mod sweep;
 
 use anyhow::{Result, anyhow};
 use batch::Batch;
-use engine::{Engine, Stage};
+use engine::Stage;
 use ringfence_integration::artifacts;
 use ringfence_integration::node::applications::Applications;
 use ringfence_integration::node::{Node, Suite};
