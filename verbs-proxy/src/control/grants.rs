@@ -67,6 +67,9 @@ pub struct Granted {
     any: bool,
 }
 
+/// The memory that a wish is for: a mapping, and what of it neighbours may see.
+type Wished = (Arc<Mapping>, Range<u64>);
+
 /// A region's pages as they were found.
 #[derive(Debug)]
 struct Looked {
@@ -162,7 +165,7 @@ impl Node {
 
     /// Whether all of a region that neighbours may see is in memory. Nobody can take pages of it away any more; so what was there once
     /// need not be looked at again.
-    fn is_present(&mut self, share: u32, (mapping, shown): (Arc<Mapping>, Range<u64>)) -> bool {
+    fn is_present(&mut self, share: u32, (mapping, shown): Wished) -> bool {
         let none = Looked { upto: shown.start, made: 0, again_at: 0, pause: LOOK_AGAIN[0] };
         let looked = self.granted.present.entry(share).or_insert(none);
         let now = now();
@@ -203,13 +206,7 @@ impl Node {
     }
 
     /// The neighbour may have been shown it already, for what was written from it.
-    fn show_readable(
-        &mut self,
-        position: usize,
-        link: LinkId,
-        wish: &Wish,
-        memory: (Arc<Mapping>, Range<u64>),
-    ) -> Shown {
+    fn show_readable(&mut self, position: usize, link: LinkId, wish: &Wish, memory: Wished) -> Shown {
         let share = wish.share;
         let granting = &mut self.neighbours.list[position].granting;
         let offer = !granting.offered.contains(&share);
@@ -241,13 +238,7 @@ impl Node {
         }
     }
 
-    fn show_writable(
-        &mut self,
-        position: usize,
-        link: LinkId,
-        wish: &Wish,
-        memory: (Arc<Mapping>, Range<u64>),
-    ) -> Shown {
+    fn show_writable(&mut self, position: usize, link: LinkId, wish: &Wish, memory: Wished) -> Shown {
         if !self.granted.writable.contains_key(&wish.share) {
             let Some(backing) = self.shares.get(&wish.share) else { return Shown::Never };
             let runs = backing.shown.clone();
