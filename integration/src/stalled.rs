@@ -55,12 +55,18 @@ impl StalledPage {
     /// # Errors
     /// If it does not get that far.
     pub fn write_from(&self, file: File) -> Result<JoinHandle<()>> {
+        let thread = self.will_write_from(file);
+        self.wait_for_fault().map(|()| thread)
+    }
+
+    /// The same, which somebody else's hold on the lock may keep from it for a while.
+    #[must_use]
+    pub fn will_write_from(&self, file: File) -> JoinHandle<()> {
         let address = self.address;
-        let thread = std::thread::spawn(move || {
+        std::thread::spawn(move || {
             // SAFETY: the page is never unmapped. What the call answers does not matter.
             unsafe { libc::pwrite(file.as_raw_fd(), address as *const _, PAGE, 0) };
-        });
-        self.wait_for_fault().map(|()| thread)
+        })
     }
 
     /// A thread that will receive into the page, and stand still in it.

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 16] = [
+    let tests: [(&str, Attack); 17] = [
         ("strangers_share_nothing", strangers),
         ("a_neighbour_that_shares_all_it_may", greedy),
         ("a_neighbour_that_does_not_read", deaf),
@@ -61,6 +61,7 @@ fn trials() -> Result<Vec<Trial>> {
         ("grants_that_make_no_sense_end_a_link", senseless),
         ("what_a_neighbour_can_do_with_memory_that_it_was_granted", granted),
         ("memory_that_was_never_touched", untouched),
+        ("a_hole_that_waits_for_a_lock", queued_hole),
         ("a_proxy_that_cannot_end_gives_its_port_back", stuck),
     ];
     let mut trials: Vec<Trial> = tests
@@ -142,11 +143,11 @@ fn mappings(pid: i32) -> Result<usize> {
     Ok(std::fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().count())
 }
 
-/// Whether a thread of this process is in an uninterruptible sleep.
-fn waits_in_kernel(pid: i32) -> Result<bool> {
+/// Threads of this process that are in an uninterruptible sleep.
+fn waiting_in_kernel(pid: i32) -> Result<usize> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
-    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
-    Ok(states.any(|stat| stat.rsplit(") ").next().is_some_and(|fields| fields.starts_with('D'))))
+    let states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    Ok(states.filter(|stat| stat.rsplit(") ").next().is_some_and(|fields| fields.starts_with('D'))).count())
 }
 
 /// Containers that write to a queue pair which does not exist: their regions must not become the stranger's mappings.
@@ -474,7 +475,9 @@ fn stuck(scene: &mut Scene) -> Result<()> {
     let page = StalledPage::new()?;
     let writer = page.write_from(file)?;
     drop(client);
-    wait_until("the proxy to wait for the lock", 6 * SOON, || waits_in_kernel(ending.pid()).is_ok_and(|waits| waits))?;
+    wait_until("the proxy to wait for the lock", 6 * SOON, || {
+        waiting_in_kernel(ending.pid()).is_ok_and(|waiting| waiting > 0)
+    })?;
     ending.end_init()?;
     wait_until("the port to be given back", SOON, || !ending.dir().exists())?;
     ensure!(!ending.has_ended(), "the proxy has ended, and this shows nothing");
@@ -592,6 +595,54 @@ fn untouched(scene: &mut Scene) -> Result<()> {
             client.free(region)?;
         }
     }
+    Ok(())
+}
+
+/// A container keeps the lock of a file that is about to be made immutable, and has a hole wait behind it, which the kernel let pass
+/// before. Nothing is granted until that hole has been punched, and no more are.
+fn queued_hole(scene: &mut Scene) -> Result<()> {
+    const BYTES: u64 = 1 << 20;
+    let mut neighbour = scene.neighbour()?;
+    let (mut client, qp) = scene.connected(&neighbour)?;
+    let region = client.region(BYTES / PAGE as u64)?;
+    let file = client.last_file()?;
+    file.write_all_at(&[1; BYTES as usize], 0)?;
+    let key = client.register_whole(region, BYTES / PAGE as u64)?;
+    let mut link = neighbour.hello()?;
+    ensure!(link.is_welcome(), "the victim takes no link");
+    link.page(SealedFile::create("grants", GRANTS_BYTES)?)?;
+    let request = hostile::request(Opcode::RDMA_WRITE, client.number(qp), key);
+
+    let (first, second) = (StalledPage::new()?, StalledPage::new()?);
+    let keeps = first.write_from(file.try_clone()?)?;
+    // The victim's warden waits for the lock from now on.
+    let reached = link.repeat(request, BYTES, Duration::from_millis(300))?;
+    ensure!(!reached.granted, "granted while the lock is kept");
+    // Behind it they wait in this order.
+    let own_pid = std::process::id().cast_signed();
+    let before = waiting_in_kernel(own_pid)?;
+    let keeps_next = second.will_write_from(file.try_clone()?);
+    wait_until("a second write to wait for the lock", SOON, || {
+        waiting_in_kernel(own_pid).is_ok_and(|now| now > before)
+    })?;
+    let punched = file.try_clone()?;
+    let hole = std::thread::spawn(move || {
+        fallocate(punched, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, BYTES)
+    });
+    wait_until("a hole to wait for the lock", SOON, || waiting_in_kernel(own_pid).is_ok_and(|now| now > before + 1))?;
+    // The warden has had its turn, and the second write has its own.
+    first.answer();
+    keeps.join().ok();
+    let reached = link.repeat(request, BYTES, Duration::from_secs(1))?;
+    ensure!(!reached.granted, "granted before the hole that waits is punched");
+    second.answer();
+    keeps_next.join().ok();
+    let punched = hole.join().ok().context("does not panic")?;
+    ensure!(punched.is_ok(), "the kernel did not let the hole pass, and this shows nothing: {punched:?}");
+    let reached = link.repeat(request, BYTES, SOON)?;
+    ensure!(reached.granted, "not granted when all is over: {reached:?}");
+    let there = file.metadata()?.blocks() * 512;
+    ensure!(there == BYTES, "{there} of {BYTES} bytes are there when they are granted");
     Ok(())
 }
 

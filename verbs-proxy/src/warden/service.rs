@@ -9,6 +9,13 @@ use rustix::fs::{
     ioctl_setflags, open,
 };
 use rustix::io::Errno;
+use std::time::{Duration, Instant};
+
+/// It takes a microsecond to set a file's flags while nobody else has the file's lock. Longer than this, and somebody may have.
+const UNDISTURBED: Duration = Duration::from_micros(500);
+/// Until the lock is taken again that others want. Whoever has waited for one longer than 4 ms gets it before whoever comes later
+/// (Linux, `RWSEM_WAIT_TIMEOUT`).
+const TURN: Duration = Duration::from_millis(10);
 
 /// A service for the proxy whose user id is `proxy_uid`.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +78,7 @@ impl Service {
                 //
                 // Once it is, nobody waits for the file's lock again, which a neighbour can keep that may write to the file.
                 if !ioctl_getflags(fd).is_ok_and(|flags| flags.contains(IFlags::IMMUTABLE)) {
-                    let _ = ioctl_setflags(fd, IFlags::IMMUTABLE);
+                    make_immutable(fd);
                 }
                 // The container may hold a lease on it, which this would wait for otherwise.
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -83,5 +90,20 @@ impl Service {
                 fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, bytes).map(|()| None)
             }
         }
+    }
+}
+
+/// Makes a file immutable, and sees that what was let pass before is over.
+///
+/// The kernel asks whether a file is immutable before it takes the file's lock, which somebody can keep: a hole that waits for the lock
+/// by then is punched later. So the lock is taken again until nobody else wants it, however long that is: it is the proxy's own
+/// container that does, whose memory is not shown meanwhile.
+fn make_immutable(fd: BorrowedFd<'_>) {
+    let disturbed = || {
+        let began = Instant::now();
+        ioctl_setflags(fd, IFlags::IMMUTABLE).is_ok() && began.elapsed() > UNDISTURBED
+    };
+    while disturbed() {
+        std::thread::sleep(TURN);
     }
 }
