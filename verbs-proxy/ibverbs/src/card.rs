@@ -105,6 +105,15 @@ unsafe impl Send for Card {}
 // SAFETY: as above.
 unsafe impl Sync for Card {}
 
+/// The kernel's number of a card; [`NO_INDEX`] where the kernel was not asked by netlink (-1), or the library is older.
+///
+/// # Safety
+/// The device is of a list that has not been freed.
+unsafe fn index_of(library: &Library, device: *mut ibv_device) -> u32 {
+    // SAFETY: promised by the caller.
+    library.get_device_index.map_or(NO_INDEX, |index| unsafe { index(device) }.cast_unsigned())
+}
+
 impl Card {
     /// Opens the card with this name, to use this port of it.
     ///
@@ -141,14 +150,19 @@ impl Card {
         opened.map(|(context, about)| Self::of(Arc::clone(library), context, about, self.port)).transpose()
     }
 
-    /// Whether a card with this one's GUID is there, open or not.
+    /// Whether this very card is there, open or not, and has not been away: one that comes back has another of the kernel's numbers
+    /// (Linux, `assign_name` in `drivers/infiniband/core/device.c`). Where a number is not to be had, one with its GUID is taken for it.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn is_listed(&self) -> Result<bool> {
-        // SAFETY: the devices of a list are there until it is freed.
-        let guid = |device: &*mut ibv_device| unsafe { (self.library.get_device_guid)(*device) };
-        Self::listed(&self.library, |devices| Ok(devices.iter().any(|device| guid(device) == self.about.guid)))
+        let library = &self.library;
+        let is_it = |device: &*mut ibv_device| {
+            // SAFETY: the devices of a list are there until it is freed.
+            let (guid, index) = unsafe { ((library.get_device_guid)(*device), index_of(library, *device)) };
+            guid == self.about.guid && (index == self.about.index || [index, self.about.index].contains(&NO_INDEX))
+        };
+        Self::listed(library, |devices| Ok(devices.iter().any(is_it)))
     }
 
     /// What `pick` finds in the list of all cards.
@@ -234,8 +248,7 @@ impl Card {
                 guid: (library.get_device_guid)(device),
                 node_type: (*device).node_type as u32,
                 transport: (*device).transport_type as u32,
-                // -1 where the kernel was not asked by netlink.
-                index: library.get_device_index.map_or(NO_INDEX, |index| index(device).cast_unsigned()),
+                index: index_of(library, device),
                 sysfs: CStr::from_ptr((*device).ibdev_path.as_ptr()).to_string_lossy().into_owned().into(),
                 node: Some(node).filter(|node| node.exists()),
                 device: CStr::from_ptr((*device).dev_path.as_ptr()).to_string_lossy().into_owned().into(),
