@@ -38,11 +38,13 @@ fi
 # What legal.sh runs.
 cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal{,_objects,_states,_posting}.c integration/clients/check.c -libverbs
 
-# What rxe_more.sh and rxe_starts.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
-if [[ " $* " =~ " rxe_more "|" rxe_starts " ]]; then
+# What rxe_fence.sh and rxe_starts.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
+if [ $# -eq 0 ] || [[ " $* " =~ " rxe_fence "|" rxe_starts " ]]; then
     cc -std=gnu11 -O2 -o target/vm-reach integration/clients/reach.c -libverbs
+    # Its name has the version of the interface between rdma-core and its drivers.
+    driver=$(basename /usr/lib/x86_64-linux-gnu/librxe-rdmav*.a .a)
     cc -std=gnu11 -O2 -static -DRDMA_STATIC_PROVIDERS=rxe -o target/vm-reach-static integration/clients/reach.c \
-        -libverbs -lrxe-rdmav34 -libverbs -lnl-route-3 -lnl-3 -lpthread 2>"$log" || { cat "$log"; exit 1; }
+        -libverbs "-l${driver#lib}" -libverbs -lnl-route-3 -lnl-3 -lpthread 2>"$log" || { cat "$log"; exit 1; }
 fi
 
 # What ibverbs.sh runs, besides: there is no compiler in the machine.
