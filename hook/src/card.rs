@@ -15,6 +15,8 @@ use std::path::Path;
 pub const SYS: &str = "/sys";
 /// The class of cards.
 const CLASS: &str = "infiniband";
+/// Where udev makes cards' nodes.
+const NODES: &str = "/dev/infiniband";
 /// Entries of a GID table that are looked at.
 const MAX_GIDS: usize = 256;
 
@@ -97,8 +99,6 @@ impl Card {
     /// What is known of the card with this name.
     fn read(sys: &Path, name: &str) -> io::Result<Self> {
         let directory = sys.join("class/infiniband").join(name);
-        let verbs = sys.join("class/infiniband_verbs");
-        let is_its = |node: &String| line(&verbs.join(node).join("ibdev")).is_ok_and(|device| device == name);
         let driver = std::fs::read_link(directory.join("device/driver")).ok();
         let mut numbers: Vec<u32> =
             children(&directory.join("ports")).iter().filter_map(|port| port.parse().ok()).collect();
@@ -108,7 +108,7 @@ impl Card {
             node_guid: line(&directory.join("node_guid"))?,
             firmware: line(&directory.join("fw_ver")).ok().filter(|version| !version.is_empty()),
             driver: driver.and_then(|path| Some(path.file_name()?.to_str()?.to_owned())),
-            verbs: children(&verbs).into_iter().find(is_its),
+            verbs: verbs_name(sys, name),
             ports: numbers.into_iter().map(|number| Port::read(&directory, number)).collect::<io::Result<_>>()?,
         })
     }
@@ -182,8 +182,7 @@ impl Port {
 
 /// Whether there is a card with this name, in whichever network namespace: the kernel shows the character devices of all in each.
 pub fn is_anywhere(sys: &Path, name: &str) -> bool {
-    let verbs = sys.join("class/infiniband_verbs");
-    children(&verbs).iter().any(|node| line(&verbs.join(node).join("ibdev")).is_ok_and(|device| device == name))
+    verbs_name(sys, name).is_some()
 }
 
 /// The name of the card whose verbs the character device `major:minor` is for, if it is for one's.
@@ -193,11 +192,35 @@ pub fn of_node(sys: &Path, major: u32, minor: u32) -> Option<String> {
     line(&verbs.join(children(&verbs).into_iter().find(is_it)?).join("ibdev")).ok()
 }
 
-/// Major and minor number of the character device for verbs of the card `name`.
-pub fn verbs_of(sys: &Path, name: &str) -> Option<(u32, u32)> {
+/// Sees to it that the device nodes `nodes`, each with its major and minor number, are the card `name`'s as far as they are for a card's
+/// verbs: the kernel numbers those anew at every start.
+///
+/// # Errors
+/// With the first that is another card's, and what to do.
+pub fn check_nodes<'a>(
+    sys: &Path,
+    name: &str,
+    nodes: impl IntoIterator<Item = (&'a Path, u32, u32)>,
+) -> Result<(), Missing> {
+    let other = nodes.into_iter().find_map(|(path, major, minor)| {
+        let owner = of_node(sys, major, minor).filter(|owner| owner != name)?;
+        Some((path.to_owned(), owner))
+    });
+    let Some((node, owner)) = other else { return Ok(()) };
+    let its = verbs_name(sys, name).map(|its| Path::new(NODES).join(its));
+    Err(Missing::OthersNode { name: name.to_owned(), node, owner, its })
+}
+
+/// The character device for verbs of the card `name`, such as `uverbs0`, in whichever network namespace it is.
+fn verbs_name(sys: &Path, name: &str) -> Option<String> {
     let verbs = sys.join("class/infiniband_verbs");
     let is_its = |node: &String| line(&verbs.join(node).join("ibdev")).is_ok_and(|device| device == name);
-    let dev = line(&verbs.join(children(&verbs).into_iter().find(is_its)?).join("dev")).ok()?;
+    children(&verbs).into_iter().find(is_its)
+}
+
+/// Major and minor number of the character device for verbs of the card `name`.
+pub fn verbs_of(sys: &Path, name: &str) -> Option<(u32, u32)> {
+    let dev = line(&sys.join("class/infiniband_verbs").join(verbs_name(sys, name)?).join("dev")).ok()?;
     let (major, minor) = dev.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
@@ -359,6 +382,30 @@ mod tests {
         let verbs = [entry("infiniband", "mlx5_0"), entry("infiniband_verbs", "uverbs3")];
         assert_eq!(entries(sys.0.path(), &[(231, 195), (10, 1)]), verbs);
         assert_eq!(entries(sys.0.path(), &[(231, 0)]), [entry("infiniband_mad", "umad0")]);
+    }
+
+    #[test]
+    fn a_node_of_another_card_is_told_with_the_right_one() {
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", GID);
+        sys.write("class/infiniband_verbs/uverbs3/dev", "231:195\n");
+        sys.write("class/infiniband_verbs/uverbs0/dev", "231:192\n");
+        sys.write("class/infiniband_verbs/uverbs0/ibdev", "mlx5_1\n");
+        let [own, others, manager] = [("uverbs3", 231, 195), ("uverbs0", 231, 192), ("rdma_cm", 10, 122)];
+        let check = |name: &str, nodes: &[(&str, u32, u32)]| {
+            let paths: Vec<_> = nodes.iter().map(|(node, ..)| Path::new("/dev/infiniband").join(node)).collect();
+            let nodes = paths.iter().zip(nodes).map(|(path, (_, major, minor))| (path.as_path(), *major, *minor));
+            check_nodes(sys.0.path(), name, nodes).map_err(|missing| missing.to_string())
+        };
+        assert_eq!(check("mlx5_0", &[own, manager]), Ok(()));
+        assert_eq!(check("mlx5_1", &[others]), Ok(()));
+        // Those of no card are nobody's, whatever the device is called.
+        assert_eq!(check("mlx5_9", &[manager]), Ok(()));
+        let error = "/dev/infiniband/uverbs0 is mlx5_1's, not mlx5_0's, whose node is /dev/infiniband/uverbs3; correct nodes of the \
+             [[device]]";
+        assert_eq!(check("mlx5_0", &[manager, own, others]).unwrap_err(), error);
+        let error = check("mlx5_9", &[others]).unwrap_err();
+        let expected = "/dev/infiniband/uverbs0 is mlx5_1's, not mlx5_9's, of which this kernel has no node; correct name or nodes of the";
+        assert!(error.starts_with(expected), "{error}");
     }
 
     #[test]

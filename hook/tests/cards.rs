@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         a_port_that_is_down_is_a_warning,
         a_card_of_the_hosts_network_namespace_alone,
         passthrough_with_cgroup_version_2,
+        passthrough_of_another_cards_node,
         limits_of_objects_need_the_controller,
         limits_of_objects_need_a_card,
         rdma_cm_is_the_administrators_to_give,
@@ -173,6 +174,22 @@ fn passthrough_with_cgroup_version_2() {
 
 /// Where the kernel would show the node as that of a card.
 const ITS_NODE: &str = "echo $(stat -c '%Hr:%Lr' /dev/fuse) >/sys/class/infiniband_verbs/uverbs0/dev";
+
+fn passthrough_of_another_cards_node() {
+    with_lab(|lab| {
+        passthrough(lab, "");
+        let back = format!("cd {}", lab.path("").display());
+        // The kernel has numbered its cards anew; first the device's own is not there, and then it has another node.
+        let others = "cd /sys/class/infiniband_verbs && echo mlx5_1 >uverbs0/ibdev";
+        let output = lab.run_after(&format!("{FILES} && {ITS_NODE} && {others} && {back}"));
+        let message = "/dev/fuse is mlx5_1's, not mlx5_0's, of which this kernel has no node; correct name or nodes of the [[device]]";
+        Lab::assert_refused(&output, 14, message);
+        let own = "mkdir uverbs1 && echo mlx5_0 >uverbs1/ibdev";
+        let output = lab.run_after(&format!("{FILES} && {ITS_NODE} && {others} && {own} && {back}"));
+        let message = "/dev/fuse is mlx5_1's, not mlx5_0's, whose node is /dev/infiniband/uverbs1; correct nodes of the [[device]]";
+        Lab::assert_refused(&output, 14, message);
+    });
+}
 
 fn limits_of_objects_need_the_controller() {
     with_lab(|lab| {

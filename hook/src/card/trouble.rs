@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroU8;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a card cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +30,19 @@ pub enum Missing {
         "RDMA device {name} has no port {port}: its last is {last}; correct port of the [[device]] (`rdma link` lists them)"
     )]
     NoSuchPort { name: String, port: NonZeroU8, last: u32 },
+    #[error("{} is {owner}'s, not {name}'s, {}", .node.display(), right(.its.as_deref()))]
+    OthersNode { name: String, node: PathBuf, owner: String, its: Option<PathBuf> },
     #[error("RDMA device {name} cannot be looked at: {error}")]
     Unreadable { name: String, error: io::Error },
+}
+
+/// What a device's own node is, and what to correct.
+fn right(its: Option<&Path>) -> String {
+    match its {
+        Some(its) => format!("whose node is {}; correct nodes of the [[device]]", its.display()),
+        None => "of which this kernel has no node; correct name or nodes of the [[device]], or load the card's driver"
+            .into(),
+    }
 }
 
 /// Something that is not as programs need it.
@@ -58,6 +69,9 @@ impl Missing {
             Self::Elsewhere { .. } => "ringfence list, then end the container that has it",
             Self::NoVerbs { .. } => "modprobe ib_uverbs",
             Self::NoSuchPort { .. } => "rdma link, then correct port of the [[device]]",
+            Self::OthersNode { .. } => {
+                "grep . /sys/class/infiniband_verbs/*/ibdev, then correct nodes of the [[device]]"
+            }
             Self::Unreadable { .. } => "dmesg | grep -i rdma",
         }
     }

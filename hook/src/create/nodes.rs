@@ -57,6 +57,9 @@ impl Making<'_> {
         let nodes = device.nodes.iter().map(PathBuf::as_path).map(hosts).collect::<Result<Vec<_>, _>>()?;
         let numbers: Vec<_> = nodes.iter().map(|node| (node.major, node.minor)).collect();
         let sys = Path::new(card::SYS);
+        let named = nodes.iter().map(|node| (node.path.as_path(), node.major, node.minor));
+        card::check_nodes(sys, &device.name, named)
+            .map_err(|missing| Failure::new(Code::Device, missing.to_string()))?;
         let cards: BTreeSet<_> =
             numbers.iter().filter_map(|(major, minor)| card::of_node(sys, *major, *minor)).collect();
         if objects.is_some() && cards.is_empty() {

@@ -138,18 +138,7 @@ fn devices(report: &mut Report, config: &Config) {
                 Err(missing) => report.fail("devices", missing.to_string(), missing.remedy()),
             }
         }
-        let missing = device
-            .nodes
-            .iter()
-            .find(|node| !node.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device()));
-        match missing {
-            Some(node) => {
-                let message = format!("{name}: {} is no device node", node.display());
-                report.fail("devices", message, "load the card's driver, or correct the device's nodes");
-            }
-            None if device.nodes.is_empty() => {}
-            None => report.ok("devices", format!("{name}: its device nodes are there")),
-        }
+        nodes(report, config, device, Path::new(card::SYS));
     }
     if has_card {
         core(report);
@@ -163,6 +152,32 @@ fn devices(report: &mut Report, config: &Config) {
     }
     if has_card {
         netns_mode(report, config, card::is_of_one_namespace(Path::new(card::SYS)));
+    }
+}
+
+/// Whether the nodes that the configuration names for `device` are there, and of no other card where containers may have them.
+fn nodes(report: &mut Report, config: &Config, device: &Device, sys: &Path) {
+    const SUBJECT: &str = "devices";
+    let name = &device.name;
+    let mut numbers = Vec::new();
+    for node in &device.nodes {
+        match node.metadata() {
+            Ok(found) if found.file_type().is_char_device() => {
+                numbers.push((node.as_path(), rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev())));
+            }
+            _ => {
+                let message = format!("{name}: {} is no device node", node.display());
+                return report.fail(SUBJECT, message, "load the card's driver, or correct the device's nodes");
+            }
+        }
+    }
+    if config.policy.allows(Mode::Passthrough)
+        && let Err(other) = card::check_nodes(sys, name, numbers)
+    {
+        return report.fail(SUBJECT, format!("{name}: {other}"), other.remedy());
+    }
+    if !device.nodes.is_empty() {
+        report.ok(SUBJECT, format!("{name}: its device nodes are there"));
     }
 }
 
@@ -334,6 +349,37 @@ mod tests {
             "{}",
             check.message
         );
+    }
+
+    #[test]
+    fn a_node_of_another_card_is_told_where_containers_may_have_it() {
+        let sys = tempfile::tempdir().unwrap();
+        let verbs = sys.path().join("class/infiniband_verbs");
+        // /dev/null stands for that of mlx5_1.
+        for (node, dev, ibdev) in [("uverbs0", "1:3\n", "mlx5_1\n"), ("uverbs1", "231:193\n", "mlx5_0\n")] {
+            std::fs::create_dir_all(verbs.join(node)).unwrap();
+            std::fs::write(verbs.join(node).join("dev"), dev).unwrap();
+            std::fs::write(verbs.join(node).join("ibdev"), ibdev).unwrap();
+        }
+        let others =
+            "mlx5_0: /dev/null is mlx5_1's, not mlx5_0's, whose node is /dev/infiniband/uverbs1; correct nodes of";
+        for (name, node, modes, status, message) in [
+            ("mlx5_0", "/dev/null", "\"passthrough\"", Status::Problem, others),
+            ("mlx5_0", "/dev/null", "\"proxied\"", Status::Ok, "mlx5_0: its device nodes are there"),
+            ("mlx5_1", "/dev/null", "\"passthrough\"", Status::Ok, "mlx5_1: its device nodes are there"),
+            ("mlx5_0", "/dev/zero", "\"passthrough\"", Status::Ok, "mlx5_0: its device nodes are there"),
+            ("mlx5_0", "/dev/rf-none", "\"passthrough\"", Status::Problem, "mlx5_0: /dev/rf-none is no device node"),
+        ] {
+            let text = format!(
+                "[[device]]\nname = \"{name}\"\nkind = \"ibverbs\"\nnodes = [\"{node}\"]\n[policy.bounds]\nmodes = [{modes}]"
+            );
+            let config = Config::parse(&text).unwrap();
+            let mut report = Report::default();
+            nodes(&mut report, &config, &config.devices[0], sys.path());
+            let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
+            assert_eq!(check.status, status, "{message}");
+            assert!(check.message.starts_with(message), "{}", check.message);
+        }
     }
 
     #[test]
