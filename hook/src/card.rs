@@ -15,6 +15,10 @@ use std::path::Path;
 pub const SYS: &str = "/sys";
 /// The class of cards.
 const CLASS: &str = "infiniband";
+/// What the kernel calls network interfaces of IPoIB, in their `type`.
+const ARPHRD_INFINIBAND: &str = "32";
+/// Of a network interface's flags that by which it is up.
+const IFF_UP: u32 = 1;
 /// Where udev makes cards' nodes.
 const NODES: &str = "/dev/infiniband";
 /// Entries of a GID table that are looked at.
@@ -253,6 +257,19 @@ pub fn iwarp(sys: &Path) -> Vec<String> {
     names(sys).into_iter().filter(is_iwarp).collect()
 }
 
+/// The network interfaces of IPoIB over the card `name` that are up, in order, of the network namespace whose `/sys` this is.
+pub fn ipoib_up(sys: &Path, name: &str) -> Vec<String> {
+    let interfaces = sys.join("class/infiniband").join(name).join("device/net");
+    let is_ipoib = |interface: &Path| line(&interface.join("type")).is_ok_and(|kind| kind == ARPHRD_INFINIBAND);
+    let is_up = |interface: &Path| {
+        let flags = line(&interface.join("flags")).ok();
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.strip_prefix("0x")?, 16).ok());
+        flags.is_some_and(|flags| flags & IFF_UP != 0)
+    };
+    let names = children(&interfaces).into_iter();
+    names.filter(|name| is_ipoib(&interfaces.join(name)) && is_up(&interfaces.join(name))).collect()
+}
+
 /// Whether the kernel shows each card in one network namespace only, so that a proxy in its container's finds none of the host's.
 pub fn is_of_one_namespace(sys: &Path) -> bool {
     line(&sys.join("module/ib_core/parameters/netns_mode")).is_ok_and(|mode| mode == "N")
@@ -415,6 +432,25 @@ mod tests {
         assert_eq!(iwarp(sys.0.path()), Vec::<String>::new());
         sys.write("class/infiniband/siw0/node_type", "4: RNIC\n");
         assert_eq!(iwarp(sys.0.path()), ["siw0"]);
+    }
+
+    #[test]
+    fn interfaces_of_ipoib_that_are_up_are_seen() {
+        let sys = Sys::card("mlx5_0", "4: ACTIVE", GID);
+        assert_eq!(ipoib_up(sys.0.path(), "mlx5_0"), Vec::<String>::new());
+        for (interface, kind, flags) in [
+            ("ib1", "32\n", "0x1003\n"),
+            ("ib0", "32\n", "0x1043\n"),
+            ("ib2", "32\n", "0x1002\n"),
+            ("eth0", "1\n", "0x1003\n"),
+            ("ib3", "32\n", "nonsense\n"),
+        ] {
+            let directory = format!("class/infiniband/mlx5_0/device/net/{interface}");
+            sys.write(&format!("{directory}/type"), kind);
+            sys.write(&format!("{directory}/flags"), flags);
+        }
+        assert_eq!(ipoib_up(sys.0.path(), "mlx5_0"), ["ib0", "ib1"]);
+        assert_eq!(ipoib_up(sys.0.path(), "mlx5_1"), Vec::<String>::new());
     }
 
     #[test]

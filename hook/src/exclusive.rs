@@ -67,6 +67,7 @@ pub(crate) fn lend(
             Err(_) => return Err(refuse(missing.to_string())),
         }
     }
+    spare_interfaces(sys, name).map_err(refuse)?;
     let kernel = || "RDMA devices by netlink (modprobe ib_core)".to_owned();
     let socket = Socket::open().during(Code::Device, kernel)?;
     let devices = socket.devices().during(Code::Device, kernel)?;
@@ -119,6 +120,22 @@ fn free(records: &Records, container: &str, name: &str) -> Result<(), String> {
         })?;
     }
     Ok(())
+}
+
+/// Sees to it that no network interface of the host's goes with the card `name`, or says which would. The kernel removes those of IPoIB
+/// whenever their card is moved, and with them their addresses; one that is down is nobody's loss.
+fn spare_interfaces(sys: &Path, name: &str) -> Result<(), String> {
+    let interfaces = card::ipoib_up(sys, name);
+    if interfaces.is_empty() {
+        return Ok(());
+    }
+    let down: Vec<_> = interfaces.iter().map(|interface| format!("`ip link set {interface} down`")).collect();
+    Err(format!(
+        "RDMA device {name} carries IPoIB of the host's by {}, which the kernel would remove with all addresses when the card is moved \
+         to the container; take down first what the host can do without ({}), or use another device, or mode=proxied",
+        interfaces.join(", "),
+        down.join(", ")
+    ))
 }
 
 /// Brings the card of `record` back, if it has one; the container must have ended, or be about to. The kernel may take `patience`.

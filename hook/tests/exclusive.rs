@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         a_container_with_the_hosts_network,
         a_card_that_is_not_there,
         a_card_in_another_namespace,
+        a_card_that_carries_an_interface_of_the_hosts,
         a_card_of_another_container,
         a_card_of_a_container_that_is_gone,
         a_kernel_without_rdma,
@@ -76,6 +77,15 @@ fn a_card_in_another_namespace() {
     with_lab(|lab| {
         let output = run(lab, &format!("{OF_ONE} && {FILES} && rm -r /sys/class/infiniband/mlx5_0"));
         Lab::assert_refused(&output, 14, "RDMA device mlx5_0 is in another network namespace");
+    });
+}
+
+fn a_card_that_carries_an_interface_of_the_hosts() {
+    with_lab(|lab| {
+        let ipoib = "mkdir -p /sys/class/infiniband/mlx5_0/device/net/ib0 && cd /sys/class/infiniband/mlx5_0/device/net/ib0 \
+             && echo 32 >type && echo 0x1043 >flags";
+        let output = run(lab, &format!("{OF_ONE} && {FILES} && {ipoib}"));
+        Lab::assert_refused(&output, 14, "RDMA device mlx5_0 carries IPoIB of the host's by ib0, which the kernel");
     });
 }
 

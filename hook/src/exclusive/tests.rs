@@ -30,6 +30,27 @@ fn who_keeps_a_card_busy_is_named() {
     assert!(busy("mlx5_0", &many).contains("the kernel's 3, 2 more, which"));
 }
 
+#[test]
+fn a_card_that_carries_an_interface_of_the_host_s_is_refused() {
+    let sys = tempfile::tempdir().unwrap();
+    let write = |interface: &str, file: &str, text: &str| {
+        let directory = sys.path().join("class/infiniband/mlx5_0/device/net").join(interface);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(file), text).unwrap();
+    };
+    spare_interfaces(sys.path(), "mlx5_0").unwrap();
+    // One of RoCE stays where it is.
+    write("eth0", "type", "1\n");
+    write("eth0", "flags", "0x1003\n");
+    write("ib0", "type", "32\n");
+    write("ib0", "flags", "0x1002\n");
+    spare_interfaces(sys.path(), "mlx5_0").unwrap();
+    write("ib0", "flags", "0x1003\n");
+    let error = spare_interfaces(sys.path(), "mlx5_0").unwrap_err();
+    assert!(error.starts_with("RDMA device mlx5_0 carries IPoIB of the host's by ib0, which the kernel"), "{error}");
+    assert!(error.contains("take down first what the host can do without (`ip link set ib0 down`), or"), "{error}");
+}
+
 struct Node {
     config: Config,
     records: Records,
