@@ -180,7 +180,7 @@ fn strangers(scene: &mut Scene) -> Result<()> {
 /// One that the victim is connected to gets its part of the mappings, and is told when it asks for more.
 fn greedy(scene: &mut Scene) -> Result<()> {
     let mut neighbour = scene.neighbour()?;
-    let (mut client, _) = scene.connected(&neighbour)?;
+    let (mut client, qp) = scene.connected(&neighbour)?;
     let before = mappings(scene.victim.pid())?;
     let mut link = neighbour.hello()?;
     ensure!(link.is_welcome(), "a link is not taken though a queue pair is connected");
@@ -197,6 +197,17 @@ fn greedy(scene: &mut Scene) -> Result<()> {
         client.register_runs(region, RUNS_PER_MESSAGE).context("the victim's own region")?;
         client.qp().context("the victim's own queue pair")?;
     }
+    // What was granted keeps no memory whose name is other memory's by now.
+    for freed in [2, 3] {
+        link.unshare(freed)?;
+    }
+    let full = mappings(scene.victim.pid())?;
+    for slot in 0..64 {
+        link.grant_reading(slot, client.number(qp), 1)?;
+        link.share(1, 200)?;
+    }
+    let now = mappings(scene.victim.pid())?;
+    ensure!(now < full + 500, "{full} mappings before, {now} with what was granted of each");
     // What is given back can be taken again; what is not connected any more takes nothing.
     link.unshare(0)?;
     ensure!(link.share(shared, 200)?, "no room after a region was given back");

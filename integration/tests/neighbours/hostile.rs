@@ -3,7 +3,7 @@
 use super::client::Key;
 use anyhow::{Context, Result, bail, ensure};
 use ringfence_integration::direct::DirectProxy;
-use ringfence_protocol::verbs::Opcode;
+use ringfence_protocol::verbs::{Access, Opcode};
 use ringfence_proxy::closer::Closer;
 use ringfence_proxy::datagram;
 use ringfence_proxy::device::soft::grants::BYTES as GRANTS_BYTES;
@@ -176,10 +176,10 @@ impl Link {
         Ok(datagram::send(&self.socket, message.as_bytes(), &[])?)
     }
 
-    /// Offers a region of `runs` pages; an error if the link has ended.
+    /// Offers a region of `runs` pages, each a mapping of its own; an error if the link has ended.
     pub fn offer(&self, share: u32, runs: usize) -> Result<()> {
         let file = SealedFile::create("share", runs * PAGE)?;
-        let list: Vec<String> = (0..runs).map(|run| format!("[{},{PAGE}]", run * PAGE)).collect();
+        let list: Vec<String> = (0..runs).rev().map(|run| format!("[{},{PAGE}]", run * PAGE)).collect();
         let message = format!(r#"{{"share":{{"share":{share},"runs":[{}]}}}}"#, list.join(","));
         let end = Instant::now() + SOON;
         loop {
@@ -216,6 +216,14 @@ impl Link {
             (_, Some(name)) if name == u64::from(share) => Ok(false),
             _ => bail!("the answer to share {share} is {answer}"),
         }
+    }
+
+    /// Grants the victim's queue pair `from`, which is connected to 5, reading a page of what it was shown, as a key of its own.
+    pub fn grant_reading(&self, slot: u32, from: u32, share: u32) -> Result<()> {
+        let (to, access, key) = (5, Access::REMOTE_READ.0, slot + 1);
+        self.say(&format!(
+            r#"{{"grant":{{"slot":{slot},"generation":1,"to":{to},"from":{from},"key":{key},"access":{access},"iova":0,"length":{PAGE},"share":{share},"offset":0}}}}"#
+        ))
     }
 
     pub fn unshare(&self, share: u32) -> Result<()> {

@@ -88,13 +88,13 @@ impl Shared {
     pub const CONFIRMED: Self = Self { confirmed: true, named: None };
 }
 
-/// Memory that the other end shares with us.
-#[derive(Debug)]
+/// Memory that the other end shares with us. Grants have it as well, for which it may stay longer than under its name.
+#[derive(Clone, Debug)]
 pub struct Share {
     /// The mapping, which begins with the first page that is shown.
     pub mapping: Arc<Mapping>,
     /// What it takes of the mappings that the kernel allows us; given back after the mapping is gone.
-    pub lease: Lease,
+    pub lease: Arc<Lease>,
     /// It is mapped for writing.
     pub writable: bool,
 }

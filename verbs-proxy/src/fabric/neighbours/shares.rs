@@ -189,9 +189,12 @@ impl Neighbour {
         let mapping = Mapping::of_runs(&parts, protection, false);
         // With a last descriptor goes its file, which takes long if it is large.
         means.closer.close_all(files.into_iter().map(SealedFile::into_fd));
-        let entry = Share { mapping: Arc::new(mapping?), lease, writable };
+        let entry = Share { mapping: Arc::new(mapping?), lease: Arc::new(lease), writable };
         let former = means.worker.call(move |plane| {
-            let former = plane.device.links.get_mut(link)?.shares.insert(share, entry);
+            let of_link = plane.device.links.get_mut(link)?;
+            // What was granted of other memory of this name is of no use any more, and would keep that.
+            of_link.grants.using.forget_share(share);
+            let former = of_link.shares.insert(share, entry);
             plane.share_arrived(link);
             former
         });

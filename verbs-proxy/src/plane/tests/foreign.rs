@@ -159,7 +159,7 @@ pub(super) fn a_bounce() -> (Bounce, Share) {
     let (ours, theirs) = (Mapping::of(&file).unwrap(), Arc::new(Mapping::of(&file).unwrap()));
     let lease = || Budget::new(65_530).take_own(Amount { mappings: 1, bytes: bounce::BYTES as u64 }).unwrap();
     let run = SharedRun { file: Arc::new(RegionFile::Lent(file)), offset: 0, bytes: bounce::BYTES as u64 };
-    (Bounce::new(BOUNCE, run, ours, lease()), Share { mapping: theirs, lease: lease(), writable: false })
+    (Bounce::new(BOUNCE, run, ours, lease()), Share { mapping: theirs, lease: lease().into(), writable: false })
 }
 
 impl TwoRigs {

@@ -55,7 +55,7 @@ impl Scene {
     fn show(&mut self, share: u32, writable: bool) {
         let mapping = Arc::clone(&self.two.rigs[1].shown);
         let [zero, one] = self.two.links;
-        let entry = Share { mapping, lease: lease(), writable };
+        let entry = Share { mapping, lease: lease().into(), writable };
         self.two.rigs[0].plane.device.links.get_mut(zero).unwrap().shares.insert(share, entry);
         self.two.rigs[1].plane.device.links.get_mut(one).unwrap().shared.insert(share, Shared::CONFIRMED);
     }

@@ -273,7 +273,7 @@ impl TwoRigs {
             .get_mut(other)
             .unwrap()
             .shares
-            .insert(1, Share { mapping, lease, writable: false });
+            .insert(1, Share { mapping, lease: lease.into(), writable: false });
         self.rigs[1 - from].plane.share_arrived(other);
         self.rigs[from].plane.device.links.get_mut(own).unwrap().shared.insert(1, Shared::CONFIRMED);
         self.rigs[from].plane.share_arrived(own);

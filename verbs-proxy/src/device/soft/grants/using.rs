@@ -3,6 +3,7 @@
 use super::{Grant, Grants};
 use crate::device::soft::express::remote_access;
 use crate::device::soft::gather::{gather, scatter, trim};
+use crate::device::soft::link::Share;
 use crate::device::soft::links::LinkId;
 use crate::device::soft::qp::Way;
 use crate::device::soft::respond::Verdict;
@@ -17,7 +18,6 @@ use ringfence_protocol::verbs::{Access, Opcode};
 use ringfence_sched::Bytes;
 use ringfence_sched::scheduler::charged;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Requests in a row that could have gone by a grant, had those before them not been under way by the responder. After so many
@@ -27,7 +27,7 @@ const STREAK: u32 = 32;
 #[derive(Debug)]
 struct Usable {
     grant: Grant,
-    mapping: Arc<Mapping>,
+    memory: Share,
 }
 
 /// What a grant is found by.
@@ -78,7 +78,7 @@ impl Using {
         self.by_name.is_empty()
     }
 
-    fn insert(&mut self, grant: Grant, mapping: Arc<Mapping>) {
+    fn insert(&mut self, grant: Grant, memory: Share) {
         let slot = grant.slot as usize;
         self.remove(grant.slot);
         if self.slots.len() <= slot {
@@ -88,7 +88,7 @@ impl Using {
         if let Some(former) = self.by_name.insert(name, grant.slot) {
             self.slots[former as usize] = None;
         }
-        self.slots[slot] = Some(Usable { grant, mapping });
+        self.slots[slot] = Some(Usable { grant, memory });
         self.last = None;
     }
 
@@ -169,8 +169,8 @@ impl Wanted {
     /// The memory, and what must hold while it is used.
     #[inline(always)]
     pub(crate) fn find<'a>(&self, using: &'a mut Using, theirs: &Page) -> Option<(Piece<'a>, While, u32)> {
-        let Usable { grant, mapping } = using.find(self.name)?;
-        let memory = grant.piece(mapping, self.to, self.access, self.addr, self.bytes.into())?;
+        let Usable { grant, memory } = using.find(self.name)?;
+        let memory = grant.piece(&memory.mapping, self.to, self.access, self.addr, self.bytes.into())?;
         let slot = theirs.slots.get(grant.slot as usize)?;
         Some((memory, While { word: slot.as_ptr(), is: grant.generation }, grant.slot))
     }
@@ -297,8 +297,8 @@ impl Plane {
         let connected = self.by_number.get(&grant.from).and_then(|queue| self.qps[*queue as usize].as_ref());
         // Our queue pair may be gone, or connected elsewhere, by now.
         if connected.is_some_and(|qp| qp.attr.dest_qp_num == grant.to && qp.device.port == port) {
-            let mapping = Arc::clone(&shared.mapping);
-            link.grants.using.insert(grant, mapping);
+            let memory = shared.clone();
+            link.grants.using.insert(grant, memory);
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ impl Scene {
             let link = plane.device.links.get_mut(two.links[index]).unwrap();
             link.grants.set_ours(mapped[index].header(0), unlimited);
             link.grants.set_theirs(mapped[1 - index].header(0), lease());
-            link.shares.insert(SCRAP, Share { mapping: scrap, lease: lease(), writable: true });
+            link.shares.insert(SCRAP, Share { mapping: scrap, lease: lease().into(), writable: true });
         }
         let side = |qp| Side {
             qp,
@@ -232,7 +232,8 @@ impl Scene {
         }
         assert!(self.sides[of].registered, "what is wished for is no region: {wish:?}");
         let share = if wish.writes { WRITABLE } else { 1 };
-        let entry = Share { mapping: Arc::clone(&self.two.rigs[of].shown), lease: lease(), writable: wish.writes };
+        let entry =
+            Share { mapping: Arc::clone(&self.two.rigs[of].shown), lease: lease().into(), writable: wish.writes };
         drop(self.with_link(1 - of, |link| link.shares.insert(share, entry)));
         self.with_link(of, |link| link.shared.insert(share, Shared::CONFIRMED));
         let Some(grant) = self.two.rigs[of].plane.give(link, &wish, share) else { return };

@@ -101,7 +101,7 @@ impl Scene {
             .get_mut(link)
             .unwrap()
             .shares
-            .insert(1, Share { mapping: shown, lease, writable: false });
+            .insert(1, Share { mapping: shown, lease: lease.into(), writable: false });
         let speaks = Producer::new(crate::shared::ring_slots(&mapping, NEIGHBOURS, LINK_SLOTS), 0);
         let hears = Consumer::new(crate::shared::ring_slots(&mapping, VICTIMS, LINK_SLOTS), 0);
         let ledger = Ledger::default();
