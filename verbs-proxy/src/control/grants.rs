@@ -308,10 +308,10 @@ impl Node {
         Some((writable.name, writable.runs.clone()))
     }
 
-    /// A region is gone: the name by which it was shown for writing.
-    pub(super) fn forget_writable(&mut self, share: u32) -> Option<u32> {
+    /// A region is gone: what of it was shown for writing.
+    pub(super) fn forget_writable(&mut self, share: u32) -> Option<Writable> {
         self.granted.present.remove(&share);
-        self.granted.writable.remove(&share).map(|writable| writable.name)
+        self.granted.writable.remove(&share)
     }
 
     /// Whether a grant may be there to be taken back.

@@ -231,8 +231,10 @@ impl Node {
 
     /// A region is gone: neighbours let go of it, and nothing of theirs lands in it any more.
     pub fn forget_share(&mut self, share: u32) {
-        self.shares.remove(&share);
-        let names = [Some(share), self.forget_writable(share)];
+        // Its files are emptied when nobody has them any more: not before neighbours are through with them, whose accesses would wait
+        // for that, or find nothing.
+        let (_backing, writable) = (self.shares.remove(&share), self.forget_writable(share));
+        let names = [Some(share), writable.as_ref().map(|writable| writable.name)];
         if self.neighbours.list.is_empty() && !self.has_granted() {
             return;
         }
