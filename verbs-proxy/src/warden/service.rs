@@ -16,6 +16,8 @@ const UNDISTURBED: Duration = Duration::from_micros(500);
 /// Until the lock is taken again that others want. Whoever has waited for one longer than 4 ms gets it before whoever comes later
 /// (Linux, `RWSEM_WAIT_TIMEOUT`).
 const TURN: Duration = Duration::from_millis(10);
+/// How often a file is tried to be emptied that is made immutable meanwhile.
+const TURNS: u32 = 100;
 
 /// A service for the proxy whose user id is `proxy_uid`.
 #[derive(Clone, Copy, Debug)]
@@ -85,9 +87,19 @@ impl Service {
                 open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty()).map(Some)
             }
             Kind::Empty => {
-                let _ = ioctl_setflags(fd, IFlags::empty());
                 let bytes = fstat(fd)?.st_size as u64;
-                fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, bytes).map(|()| None)
+                let empty = || {
+                    let _ = ioctl_setflags(fd, IFlags::empty());
+                    fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, bytes)
+                };
+                // The other service may just be making it immutable, which it was asked for before.
+                for _ in 0..TURNS {
+                    if empty() != Err(Errno::PERM) {
+                        break;
+                    }
+                    std::thread::sleep(TURN);
+                }
+                Ok(None)
             }
         }
     }
