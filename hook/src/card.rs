@@ -196,23 +196,23 @@ pub fn of_node(sys: &Path, major: u32, minor: u32) -> Option<String> {
     line(&verbs.join(children(&verbs).into_iter().find(is_it)?).join("ibdev")).ok()
 }
 
-/// Sees to it that the device nodes `nodes`, each with its major and minor number, are the card `name`'s as far as they are for a card's
+/// Sees to it that one of the device nodes `nodes`, each with its major and minor number, is the card `name`'s, if any is for a card's
 /// verbs: the kernel numbers those anew at every start.
 ///
 /// # Errors
-/// With the first that is another card's, and what to do.
+/// With the first, which is another card's, and what to do.
 pub fn check_nodes<'a>(
     sys: &Path,
     name: &str,
     nodes: impl IntoIterator<Item = (&'a Path, u32, u32)>,
 ) -> Result<(), Missing> {
-    let other = nodes.into_iter().find_map(|(path, major, minor)| {
-        let owner = of_node(sys, major, minor).filter(|owner| owner != name)?;
-        Some((path.to_owned(), owner))
-    });
-    let Some((node, owner)) = other else { return Ok(()) };
+    let owned = nodes.into_iter().filter_map(|(path, major, minor)| Some((path, of_node(sys, major, minor)?)));
+    let owned: Vec<_> = owned.collect();
+    let Some((node, owner)) = owned.first().filter(|_| owned.iter().all(|(_, owner)| owner != name)) else {
+        return Ok(());
+    };
     let its = verbs_name(sys, name).map(|its| Path::new(NODES).join(its));
-    Err(Missing::OthersNode { name: name.to_owned(), node, owner, its })
+    Err(Missing::OthersNode { name: name.to_owned(), node: (*node).to_owned(), owner: owner.clone(), its })
 }
 
 /// The character device for verbs of the card `name`, such as `uverbs0`, in whichever network namespace it is.
@@ -415,11 +415,13 @@ mod tests {
         };
         assert_eq!(check("mlx5_0", &[own, manager]), Ok(()));
         assert_eq!(check("mlx5_1", &[others]), Ok(()));
+        // Of several cards one is that which the device is called after.
+        assert_eq!(check("mlx5_0", &[others, own]), Ok(()));
         // Those of no card are nobody's, whatever the device is called.
         assert_eq!(check("mlx5_9", &[manager]), Ok(()));
         let error = "/dev/infiniband/uverbs0 is mlx5_1's, not mlx5_0's, whose node is /dev/infiniband/uverbs3; correct nodes of the \
              [[device]]";
-        assert_eq!(check("mlx5_0", &[manager, own, others]).unwrap_err(), error);
+        assert_eq!(check("mlx5_0", &[manager, others]).unwrap_err(), error);
         let error = check("mlx5_9", &[others]).unwrap_err();
         let expected = "/dev/infiniband/uverbs0 is mlx5_1's, not mlx5_9's, of which this kernel has no node; correct name or nodes of the";
         assert!(error.starts_with(expected), "{error}");
