@@ -47,6 +47,8 @@ pub struct Opening<'a> {
     pub launch: &'a Launch,
     /// For a port without a manufacturer's.
     pub guid: u64,
+    /// The process is in a network namespace that the hook is not in: the container's own, in which root may give interfaces any address.
+    pub own_network: bool,
 }
 
 /// A program that is a proxy.
@@ -214,12 +216,11 @@ fn start<P: Program>(
     voice.report_panics();
     // A card's GIDs that are the host's are so in the host's namespace: there their addresses are listed, and there a card's
     // driver looks up how a peer is reached.
-    if !launch.device.gids.are_of_host() {
-        addresses::join(&netns).context("cannot join the container's network namespace")?;
-    }
+    let own_network = !launch.device.gids.are_of_host()
+        && addresses::join(&netns).context("cannot join the container's network namespace")?;
     drop(netns);
     let limits = &launch.limits;
-    let (seed, mut control) = P::open(&Opening { launch: &launch, guid })?;
+    let (seed, mut control) = P::open(&Opening { launch: &launch, guid, own_network })?;
     let quota = Quota::new(limits, holdings);
     let shown = match tree {
         Some(tree) => Some(show(&tree, &mut taken.port, &mut control, &quota).context("cannot write what /sys shows")?),

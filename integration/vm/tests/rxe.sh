@@ -100,8 +100,37 @@ own_network() {
     if runc exec c1 grep "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids; then return 1; fi
     eventually sh -c "journalctl -t ringfence-proxy --since @$began | grep -F \"has no GID yet that is an address of the container's network namespace\""
     down runc c1
+    only_its_own "$inside"
     ip netns delete rf
     rm /etc/ringfence/conf.d/test.toml
+}
+
+# Root in the container gives interfaces any address, and any number: the host's GID is not its own for that. That of an interface of the
+# card's is. $1: the words by which a command is run in the container's network namespace.
+only_its_own() {
+    local inside=$1 gids=/sys/class/infiniband/rxe3/ports/1/gids own=ffff:0a09:0307
+    modprobe rdma_ucm
+    eventually test -c /dev/infiniband/rdma_cm
+    $inside ip link add fake index "$(cat /sys/class/net/rdma3/ifindex)" type dummy
+    $inside ip address add $address/24 dev fake
+    $inside ip link set fake up
+    ip link add link rdma3 name own netns rf type macvlan mode bridge
+    $inside ip address add 10.9.3.7/24 dev own
+    $inside ip link set own up
+    eventually grep -q $own -r $gids
+    with_card c1 test.slice:rf:c1 '.linux.namespaces += [{"type": "network", "path": "/run/netns/rf"}]'
+    up "runc --systemd-cgroup" c1
+    eventually runc exec c1 grep -q $own -r $gids
+    if runc exec c1 grep "$gid" -r $gids; then return 1; fi
+    # By verbs as well.
+    runc exec c1 ibv_devinfo -v -d rxe3 >/tmp/said
+    grep "GID\[.*10.9.3.7" /tmp/said
+    if grep -F "$address" /tmp/said; then return 1; fi
+    # What is its own is seen to be it when it comes later.
+    $inside ip link delete own
+    eventually sh -c "! runc exec c1 grep -q $own -r $gids"
+    down runc c1
+    nothing_in_kernel
 }
 
 pair_of_podman() {

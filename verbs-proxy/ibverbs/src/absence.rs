@@ -41,8 +41,7 @@ pub fn begin(node: &mut Node<Ibverbs>, why: &str) {
 pub fn look_for_it(node: &mut Node<Ibverbs>) {
     let Some(mut absence) = node.device.absence.filter(|absence| absence.next <= now()) else { return };
     if absence.drained {
-        // One that is there has not been away since it was drained.
-        absence.drained = node.device.card.is_listed().unwrap_or(true);
+        absence.drained = node.device.card.has_stayed();
     }
     let found = if absence.drained { Ok(None) } else { node.device.card.find_again() };
     match found.map(|card| card.map(|card| use_card(node, card))) {

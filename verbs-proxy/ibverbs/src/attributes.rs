@@ -11,6 +11,7 @@ use ringfence_protocol::verbs::QpState;
 use ringfence_protocol::work;
 use ringfence_proxy::control::node::GID_TABLE;
 use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::fabric::ports::Gid;
 use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::pkeys::Pkey;
 use ringfence_proxy::plane::claim::MAX_MESSAGE;
@@ -126,13 +127,22 @@ const INFINIBAND: u32 = 0;
 /// The container's GID table: those of the card's entries that are addresses of the network namespace that `gids` says, which has these
 /// `addresses`, in the card's order and without gaps. With each its index in the card's table.
 ///
+/// `is_own` says of an entry and an address of the container's own namespace that is the same, whether they are of the same interface.
+///
 /// InfiniBand's are no addresses, but the port's: where the host's are granted, they are. Interfaces of the host's have numbers that
 /// mean nothing in the container, or another one: none is named.
 #[must_use]
-pub fn granted(card: &[ibv_gid_entry], port: u8, addresses: &Addresses, gids: &Gids) -> Vec<(GidInfo, u8)> {
+pub fn granted(
+    card: &[ibv_gid_entry],
+    port: u8,
+    addresses: &Addresses,
+    gids: &Gids,
+    is_own: impl Fn(&ibv_gid_entry, &Gid) -> bool,
+) -> Vec<(GidInfo, u8)> {
     let of_port = card.iter().filter(|entry| entry.port_num == u32::from(port));
     let granted = of_port.filter(|entry| gids.contain(&entry.gid.0)).filter_map(|entry| {
-        let address = addresses.gids.iter().find(|address| address.raw == entry.gid.0);
+        let mut same = addresses.gids.iter().filter(|address| address.raw == entry.gid.0);
+        let address = same.find(|address| gids.are_of_host() || is_own(entry, address));
         let ndev_ifindex = match address {
             Some(address) if !gids.are_of_host() => address.ifindex,
             Some(_) => 0,
@@ -216,7 +226,6 @@ pub fn queue_pair(attr: &QpAttr, state: QpState, place: Place) -> ibv_qp_attr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfence_proxy::fabric::ports::Gid;
 
     fn entry(last: u8, index: u32, port: u32) -> ibv_gid_entry {
         let mut gid = [0; 16];
@@ -231,11 +240,15 @@ mod tests {
         for (last, ifindex) in [(4, 5), (3, 5), (2, 6)] {
             addresses.gids.push(Gid { raw: entry(last, 0, 0).gid.0, ifindex });
         }
-        let granted = granted(&card, 1, &addresses, &Gids::Namespace);
+        let granted = granted(&card, 1, &addresses, &Gids::Namespace, |_, _| true);
         let seen: Vec<_> = granted.iter().map(|(info, index)| (info.gid[15], info.ndev_ifindex, *index)).collect();
         assert_eq!(seen, [(2, 6, 3), (3, 5, 7)]);
         // IBV_GID_TYPE_SYSFS_ROCE_V2
         assert!(granted.iter().all(|(info, _)| info.gid_type == 1));
+        // An address that is another's as well.
+        let of_its_interface = |entry: &ibv_gid_entry, address: &Gid| entry.gid_index == 7 && address.ifindex == 5;
+        let granted = super::granted(&card, 1, &addresses, &Gids::Namespace, of_its_interface);
+        assert_eq!(granted.iter().map(|(_, index)| *index).collect::<Vec<_>>(), [7]);
     }
 
     #[test]
@@ -247,7 +260,7 @@ mod tests {
             addresses.gids.push(Gid { raw: entry(last, 0, 0).gid.0, ifindex: 6 });
         }
         let seen = |gids: &Gids| -> Vec<_> {
-            let granted = granted(&card, 1, &addresses, gids);
+            let granted = granted(&card, 1, &addresses, gids, |_, _| true);
             granted.iter().map(|(info, index)| (info.gid[15], info.ndev_ifindex, *index)).collect()
         };
         assert_eq!(seen(&Gids::Host), [(9, 0, 1), (2, 0, 3), (3, 0, 7)]);

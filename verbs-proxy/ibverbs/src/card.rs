@@ -105,15 +105,6 @@ unsafe impl Send for Card {}
 // SAFETY: as above.
 unsafe impl Sync for Card {}
 
-/// The kernel's number of a card; [`NO_INDEX`] where the kernel was not asked by netlink (-1), or the library is older.
-///
-/// # Safety
-/// The device is of a list that has not been freed.
-unsafe fn index_of(library: &Library, device: *mut ibv_device) -> u32 {
-    // SAFETY: promised by the caller.
-    library.get_device_index.map_or(NO_INDEX, |index| unsafe { index(device) }.cast_unsigned())
-}
-
 impl Card {
     /// Opens the card with this name, to use this port of it.
     ///
@@ -131,38 +122,44 @@ impl Card {
         Ok(card)
     }
 
-    /// Opens the card that has this one's GUID now, whatever its name: this one is gone and may be back. `None` if it is not.
+    /// Opens the card that has this one's GUID now, whatever its name: this one is gone and may be back. `None` if it is not. Of several,
+    /// the one that has its name: some virtual functions have no GUID, and an interface's VLANs may have one with it.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn find_again(&self) -> Result<Option<Self>> {
         let library = &self.library;
-        let is_it = |device: &*mut ibv_device| {
-            // SAFETY: the devices of a list are there until it is freed.
-            unsafe { (library.get_device_guid)(*device) == self.about.guid }
-        };
         let opened = Self::listed(library, |devices| {
-            let Some(device) = devices.iter().find(|device| is_it(device)) else { return Ok(None) };
-            // SAFETY: as above, and its name ends with a zero.
-            let name = unsafe { CStr::from_ptr((**device).name.as_ptr()) }.to_string_lossy().into_owned();
-            Self::open_of(library, devices, &name).map(Some)
+            let names = devices.iter().filter(|device| self.is(**device)).map(|device| {
+                // SAFETY: the devices of a list are there until it is freed, and their names end with a zero.
+                unsafe { CStr::from_ptr((**device).name.as_ptr()) }.to_string_lossy().into_owned()
+            });
+            let names: Vec<String> = names.collect();
+            match names.iter().find(|name| **name == self.about.name).or(names.first()) {
+                Some(name) => Self::open_of(library, devices, name).map(Some),
+                None => Ok(None),
+            }
         })?;
         opened.map(|(context, about)| Self::of(Arc::clone(library), context, about, self.port)).transpose()
     }
 
-    /// Whether this very card is there, open or not, and has not been away: one that comes back has another of the kernel's numbers
-    /// (Linux, `assign_name` in `drivers/infiniband/core/device.c`). Where a number is not to be had, one with its GUID is taken for it.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn is_listed(&self) -> Result<bool> {
-        let library = &self.library;
-        let is_it = |device: &*mut ibv_device| {
-            // SAFETY: the devices of a list are there until it is freed.
-            let (guid, index) = unsafe { ((library.get_device_guid)(*device), index_of(library, *device)) };
-            guid == self.about.guid && (index == self.about.index || [index, self.about.index].contains(&NO_INDEX))
+    /// Whether this very card is still there, open or not: one that comes back, with the same GUID and the same name, is another to the
+    /// kernel. Where that cannot be told, one with its GUID is taken for it.
+    #[must_use]
+    pub fn has_stayed(&self) -> bool {
+        if self.sign.is_some() {
+            return !self.is_leaving();
+        }
+        Self::listed(&self.library, |devices| Ok(devices.iter().any(|device| self.is(*device)))).unwrap_or(true)
+    }
+
+    /// Whether a device of a list that has not been freed is this card: by its GUID, or by its name where that says nothing.
+    fn is(&self, device: *mut ibv_device) -> bool {
+        // SAFETY: the devices of a list are there until it is freed, and their names end with a zero.
+        let (guid, name) = unsafe {
+            ((self.library.get_device_guid)(device), CStr::from_ptr((*device).name.as_ptr()).to_string_lossy())
         };
-        Self::listed(library, |devices| Ok(devices.iter().any(is_it)))
+        guid == self.about.guid && (guid != 0 || name == self.about.name)
     }
 
     /// What `pick` finds in the list of all cards.
@@ -248,7 +245,8 @@ impl Card {
                 guid: (library.get_device_guid)(device),
                 node_type: (*device).node_type as u32,
                 transport: (*device).transport_type as u32,
-                index: index_of(library, device),
+                // -1 where the kernel was not asked by netlink.
+                index: library.get_device_index.map_or(NO_INDEX, |index| index(device).cast_unsigned()),
                 sysfs: CStr::from_ptr((*device).ibdev_path.as_ptr()).to_string_lossy().into_owned().into(),
                 node: Some(node).filter(|node| node.exists()),
                 device: CStr::from_ptr((*device).dev_path.as_ptr()).to_string_lossy().into_owned().into(),

@@ -5,7 +5,8 @@ use crate::card::{Card, CardQp, Cq, Mr, Pd};
 use crate::description;
 use crate::device::Made;
 use crate::help::{Pacing, Tree};
-use ringfence_abi::{ibv_device_attr, ibv_port_attr};
+use crate::rdma_cm::{ConnectionManager, NODE, Port};
+use ringfence_abi::{ibv_device_attr, ibv_gid_entry, ibv_port_attr};
 use ringfence_protocol::control::{AddressVector, DeviceInfo, GidInfo, OpenReply, PortInfo};
 use ringfence_protocol::work;
 use ringfence_proxy::control::quota::{Quota, Resource};
@@ -13,17 +14,20 @@ use ringfence_proxy::control::session::random;
 use ringfence_proxy::device::control::Control;
 use ringfence_proxy::device::soft::control::SoftDevice;
 use ringfence_proxy::fabric::addresses::Addresses;
+use ringfence_proxy::fabric::ports::Gid;
+use ringfence_proxy::launch::Limits;
 use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::launch::marks::Marks;
 use ringfence_proxy::launch::pkeys::Pkey;
-use ringfence_proxy::launch::{Launch, Limits};
 use ringfence_proxy::memory::{MemoryRegion, PdId};
 use ringfence_proxy::pacing::Nanos;
 use ringfence_proxy::plane::qp::{Caps, NewQp};
+use ringfence_proxy::process::Opening;
 use ringfence_proxy::sysfs::{self, Parent};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 /// Completions of one of the card's queues, which several queue pairs share.
@@ -45,6 +49,7 @@ pub struct CardControl {
     pub card: Arc<Card>,
     limits: Limits,
     granted: Gids,
+    owners: Owners,
     partitions: Option<Vec<Pkey>>,
     marks: Marks,
     attr: ibv_device_attr,
@@ -67,6 +72,34 @@ pub struct CardControl {
     pub absence: Option<Absence>,
     /// When it was seen last that the kernel is not removing the card.
     pub looked: Nanos,
+}
+
+/// Who says whether an address of the process's network namespace is on an interface of the card's.
+#[derive(Debug)]
+pub enum Owners {
+    /// Nobody need: who gives interfaces addresses there is the host's root.
+    Trusted,
+    /// The kernel.
+    Kernel(ConnectionManager),
+    /// The kernel would have to, and cannot be asked.
+    Unknown(Errno),
+}
+
+impl Owners {
+    /// Whether the entry of the card's `table` is of the interface that has the address.
+    fn say_own(&self, card: &Card, table: &[ibv_gid_entry], entry: &ibv_gid_entry, address: &Gid) -> bool {
+        match self {
+            Self::Trusted => true,
+            Self::Kernel(manager) => {
+                let what = |entry: &ibv_gid_entry| (entry.gid.0, entry.gid_type, entry.port_num, entry.ndev_ifindex);
+                // Interfaces of two namespaces may have one number, and one address: which entry is the container's nobody says.
+                let is_one = table.iter().filter(|other| what(other) == what(entry)).count() == 1;
+                let port = Port { guid: card.about.guid, number: card.port_number() };
+                is_one && entry.ndev_ifindex == address.ifindex && manager.port_of(address) == Ok(port)
+            }
+            Self::Unknown(_) => false,
+        }
+    }
 }
 
 /// That there is no card, and when to look for it.
@@ -104,12 +137,18 @@ impl CardControl {
     ///
     /// # Errors
     /// What the card says.
-    pub fn new(card: Arc<Card>, launch: &Launch) -> Result<Self, Errno> {
-        let attr = card.attributes()?;
+    pub fn new(card: Arc<Card>, opening: &Opening<'_>) -> Result<Self, Errno> {
+        let (launch, attr) = (opening.launch, card.attributes()?);
+        // A card that is not the kernel's has no node, and nobody to ask.
+        let owners = match opening.own_network && card.about.node.is_some() {
+            true => ConnectionManager::open().map_or_else(Owners::Unknown, Owners::Kernel),
+            false => Owners::Trusted,
+        };
         let mut control = Self {
             card,
             limits: launch.limits.clone(),
             granted: launch.device.gids.clone(),
+            owners,
             partitions: launch.device.pkeys.clone(),
             marks: launch.device.marks,
             attr,
@@ -172,6 +211,24 @@ impl CardControl {
         self.pkey_indices.get(index as usize).copied().flatten()
     }
 
+    /// The character devices that it takes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<PathBuf> {
+        let asked = matches!(self.owners, Owners::Kernel(_)).then(|| NODE.into());
+        self.card.about.node.iter().cloned().chain(asked).collect()
+    }
+
+    /// Opens what the kernel is asked by as the user who is to ask.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn reopen_connection_manager(&mut self) -> Result<(), Errno> {
+        if let Owners::Kernel(manager) = &mut self.owners {
+            *manager = ConnectionManager::open()?;
+        }
+        Ok(())
+    }
+
     /// Goes on with this card, which is the same, opened again. Nothing has been made in it.
     ///
     /// `pkeys`: its table of P_Keys.
@@ -220,8 +277,15 @@ impl CardControl {
         let name = &self.card.about.name;
         match &self.granted {
             Gids::Namespace => format!(
-                "{name} has no GID yet that is an address of the container's network namespace: give the container an interface of \
-                 the card's (macvlan, ipvlan, a virtual function), or the host's GIDs (gids = \"host\" of the device)"
+                "{name} has no GID yet that is an address of the container's network namespace: {}give the container an interface of \
+                 the card's (macvlan, ipvlan, a virtual function), or the host's GIDs (gids = \"host\" of the device)",
+                match self.owners {
+                    Owners::Unknown(error) => format!(
+                        "the kernel cannot be asked whose addresses they are ({NODE}: {error}), load its module rdma_ucm and start the \
+                         container again; "
+                    ),
+                    _ => String::new(),
+                }
             ),
             Gids::Host => format!("{name} has no GID that is an address of the host: give its interface one"),
             Gids::List(list) => {
@@ -413,7 +477,10 @@ impl Control for CardControl {
     }
 
     fn set_addresses(&mut self, addresses: &Addresses) {
-        let granted = attributes::granted(&self.card.gids(), self.card.port_number(), addresses, &self.granted);
+        let (card, owners) = (&self.card, &self.owners);
+        let table = card.gids();
+        let is_own = |entry: &ibv_gid_entry, address: &Gid| owners.say_own(card, &table, entry, address);
+        let granted = attributes::granted(&table, card.port_number(), addresses, &self.granted, is_own);
         (self.gids, self.indices) = granted.into_iter().unzip();
     }
 

@@ -5,7 +5,7 @@
 //! - [`device`]: the worker's side, with [`names`], by which a completion finds what it is of.
 //! - [`control`], [`driver`]: the control thread's side, with [`absence`], a card that goes and comes, and [`drained`], what only a queue that
 //!   has nothing to send is told; [`attributes`]: words in
-//!   between; [`description`]: what operators are told; [`help`]: what a card may do beside the scheduler.
+//!   between; [`rdma_cm`], by which the kernel says what addresses are on the card's interfaces; [`description`]: what operators are told; [`help`]: what a card may do beside the scheduler.
 
 pub mod absence;
 pub mod attributes;
@@ -18,3 +18,4 @@ pub mod driver;
 pub mod help;
 pub mod library;
 pub mod names;
+pub mod rdma_cm;

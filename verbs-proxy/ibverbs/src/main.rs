@@ -74,7 +74,7 @@ impl Program for CardProxy {
              give it to a trusted container with mode=passthrough"
         );
         let mut control =
-            CardControl::new(card, opening.launch).with_context(|| format!("cannot query RDMA device {name}"))?;
+            CardControl::new(card, opening).with_context(|| format!("cannot query RDMA device {name}"))?;
         if let Some(missing) = control.missing_pkey() {
             bail!(missing);
         }
@@ -83,13 +83,16 @@ impl Program for CardProxy {
     }
 
     fn view(control: &CardControl) -> View {
-        View::Card { node: control.card.about.node.clone() }
+        View::Card { nodes: control.nodes() }
     }
 
     fn start((): (), control: &mut CardControl) -> Result<Ibverbs> {
         let card = Arc::new(control.card.reopen()?);
         let pkeys = card.pkeys()?;
         control.use_card(Arc::clone(&card), &pkeys);
+        control
+            .reopen_connection_manager()
+            .context("cannot open the connection manager as the user that the proxy is")?;
         Ibverbs::new(card, control.made()).context("cannot register memory with the card")
     }
 }

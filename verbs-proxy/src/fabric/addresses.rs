@@ -8,19 +8,20 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::HashMap;
 
 /// Moves the process, which has one thread yet, into `netns`, unless it is there: a proxy without root may look at the
-/// host's namespace, but not join it.
+/// host's namespace, but not join it. Returns whether it was elsewhere.
 ///
 /// All of it, not only what asks for addresses: abstract Unix sockets belong to network namespaces, and the host's daemons
 /// have some that trust whoever can connect.
 ///
 /// # Errors
 /// What the kernel says of the namespace.
-pub fn join(netns: &OwnedFd) -> rustix::io::Result<()> {
+pub fn join(netns: &OwnedFd) -> rustix::io::Result<bool> {
     let inode = |found: rustix::fs::Stat| (found.st_dev, found.st_ino);
     if inode(rustix::fs::fstat(netns)?) == inode(rustix::fs::stat("/proc/self/ns/net")?) {
-        return Ok(());
+        return Ok(false);
     }
-    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    Ok(true)
 }
 
 /// Addresses, and the names of their interfaces.

@@ -19,10 +19,10 @@ use std::path::{Path, PathBuf};
 pub enum View {
     /// The sockets by which proxies find each other.
     Sockets,
-    /// `/sys`, for the library that opens a card, and the card's character device at its path, if it has one.
+    /// `/sys`, for the library that opens a card, and character devices at their paths: the card's, if it has one.
     Card {
         /// Below `/dev`.
-        node: Option<PathBuf>,
+        nodes: Vec<PathBuf>,
     },
 }
 
@@ -38,13 +38,14 @@ pub fn enter_root(view: &View, sockets: &Path, id: Option<u32>) -> Result<(), Er
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
     match view {
         View::Sockets => enter_sockets(sockets),
-        View::Card { node } => enter_card(node.as_deref(), sockets, id),
+        View::Card { nodes } => enter_card(nodes, sockets, id),
     }
 }
 
 /// A file system of a few nodes upon `place`, which becomes the root.
-fn enter_card(node: Option<&Path>, place: &Path, id: Option<u32>) -> Result<(), Errno> {
-    let device = node.map(rustix::fs::stat).transpose()?;
+fn enter_card(nodes: &[PathBuf], place: &Path, id: Option<u32>) -> Result<(), Errno> {
+    let devices =
+        nodes.iter().map(|node| Ok((node.as_path(), rustix::fs::stat(node)?))).collect::<Result<Vec<_>, Errno>>()?;
     let sys = open_tree(rustix::fs::CWD, "/sys", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let nothing = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     restrict(sys.as_fd(), nothing | libc::MOUNT_ATTR_NODEV)?;
@@ -52,7 +53,7 @@ fn enter_card(node: Option<&Path>, place: &Path, id: Option<u32>) -> Result<(), 
     let root = open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     // Hooks start proxies with a mask that leaves others nothing, and another user is to find his way to the device.
     let mask = umask(Mode::empty());
-    let made = make_device(root.as_fd(), node.zip(device), id);
+    let made = make_devices(root.as_fd(), &devices, id);
     umask(mask);
     made?;
     move_mount(&sys, "", &root, "sys", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
@@ -60,16 +61,19 @@ fn enter_card(node: Option<&Path>, place: &Path, id: Option<u32>) -> Result<(), 
     become_root(root.as_fd())
 }
 
-/// Makes the places for `/sys` and the card's device, and that.
-fn make_device(root: BorrowedFd<'_>, device: Option<(&Path, Stat)>, id: Option<u32>) -> Result<(), Errno> {
+/// Makes the places for `/sys` and the devices, and those.
+fn make_devices(root: BorrowedFd<'_>, devices: &[(&Path, Stat)], id: Option<u32>) -> Result<(), Errno> {
     let directory = Mode::from_raw_mode(0o755);
     mkdirat(root, "sys", directory)?;
     mkdirat(root, "dev", directory)?;
-    if let Some((node, device)) = device {
+    for (node, device) in devices {
         let path = node.strip_prefix("/").map_err(|_| Errno::INVAL)?;
         let parents: Vec<&Path> = path.ancestors().skip(1).collect();
         for parent in parents.iter().rev().filter(|parent| parent.components().count() > 1) {
-            mkdirat(root, *parent, directory)?;
+            match mkdirat(root, *parent, directory) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
         }
         mknodat(root, path, FileType::CharacterDevice, Mode::from_raw_mode(0o600), device.st_rdev)?;
         if let Some(id) = id {

@@ -6,6 +6,7 @@ use ringfence_hook::annotations::Mode;
 use ringfence_hook::card::{self, Card, Complaint};
 use ringfence_hook::config::{Cgroup, Config, Device, Kind};
 use ringfence_hook::{exclusive, rdma_cm, uids, userfaultfd};
+use ringfence_proxy::launch::addresses::Gids;
 use ringfence_proxy::sysfs::PLACEHOLDER;
 use rustix::process::{Resource, getrlimit};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -132,6 +133,16 @@ fn devices(report: &mut Report, config: &Config) {
         }
         if proxied {
             card(report, config, device);
+            if device.gids == Gids::Namespace && !Path::new(rdma_cm::PATH).exists() {
+                report.warn(
+                    "devices",
+                    format!(
+                        "{name}: containers with a network of their own have no GIDs, as there is no {}",
+                        rdma_cm::PATH
+                    ),
+                    "modprobe rdma_ucm, and echo rdma_ucm >/etc/modules-load.d/ringfence.conf for the next start",
+                );
+            }
             match rdma_cm::Host::of(Path::new(card::SYS), device) {
                 Ok(Some(_)) => report.ok("devices", format!("{name}: containers connect by {}, too", rdma_cm::PATH)),
                 Ok(None) => {}
