@@ -5,7 +5,7 @@
 
 use super::bounce::{Bounce, Place};
 use super::grants::Grants;
-use super::names::{GROUPS, Lasting, Names, Words as NameWords, is_unread};
+use super::names::{Lasting, Names, Words as NameWords, is_unread};
 use super::wire::{self, Kind, Request, Response};
 use crate::fabric::budget::Lease;
 use crate::memory::Piece;
@@ -13,7 +13,7 @@ use crate::pacing::Nanos;
 use crate::plane::bell::{Bell, Ringer};
 use crate::shared::{Header, Held, Mapping, ring_slots};
 use ringfence_protocol::doorbell::Line;
-use ringfence_protocol::grants::{Busy, Slot};
+use ringfence_protocol::grants::Busy;
 use ringfence_protocol::ring::{Consumer, Position, Producer, SLOT_BYTES, Words};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ const RING_BYTES: usize = HEADER + SLOTS as usize * SLOT_BYTES;
 pub(crate) const SLOTS_AT: [usize; 2] = [HEADER, RING_BYTES + HEADER];
 /// Which messages go over it. Another number is another size of the file, by which proxies of different versions that run on one
 /// node after an upgrade turn each other away.
-const VERSION: usize = 6;
+const VERSION: usize = 7;
 /// Bytes of a link's memory file.
 pub const BYTES: usize = 2 * RING_BYTES + VERSION * HEADER;
 
@@ -47,8 +47,8 @@ pub struct RingHeader {
     asleep: Line<AtomicU32>,
     /// Whether it copies what the sender's messages name.
     pub(super) reading: Line<Busy>,
-    /// The sender's: which generation of names holds, by group of queue pairs.
-    named: [Slot; GROUPS],
+    /// The sender's: which generation of names holds.
+    named: NameWords,
 }
 const _: () = assert!(size_of::<RingHeader>() <= HEADER);
 // SAFETY: atomics only.
@@ -299,16 +299,28 @@ impl Link {
         }
     }
 
-    /// The next message names memory for our queue pair `number`: the generation that it says.
+    /// The next message is a request that names memory for our queue pair `number`: the generation that it says.
     #[inline(always)]
     pub fn generation(&mut self, number: u32) -> u64 {
         self.names.say(number, self.send.position())
     }
 
-    /// What must hold while memory is copied that a message named for the other end's queue pair `number`.
+    /// The next message is an answer that names this place of the buffer: the generation that it says.
+    pub fn answer_from(&mut self, place: Place) -> u64 {
+        self.bounce_hold(place);
+        self.names.say_answer(self.send.position())
+    }
+
+    /// What must hold while memory is copied that a request named for the other end's queue pair `number`.
     #[inline(always)]
     pub(crate) fn lasting(&self, number: u32, generation: u64) -> Lasting<'_> {
-        Lasting::new(&self.receive_header.reading.0, &self.receive_header.named, number, generation)
+        Lasting::of_request(&self.receive_header.reading.0, &self.receive_header.named, number, generation)
+    }
+
+    /// The same of an answer.
+    #[inline(always)]
+    pub(crate) fn lasting_answer(&self, generation: u64) -> Lasting<'_> {
+        Lasting::of_answer(&self.receive_header.reading.0, &self.receive_header.named, generation)
     }
 
     /// Ends names of ours that are under way: what `end` says of them. False if there are none.
@@ -323,11 +335,12 @@ impl Link {
         self.end_names(|names, words, consumed| names.end_of(number, words, consumed))
     }
 
-    /// No name of this memory holds any more. Which queue pairs named it is not kept: all names end, if one of it is under way.
+    /// No name of this memory holds any more. Which queue pairs named it is not kept: the names of all requests end, if one of it
+    /// is under way.
     pub(super) fn end_names_in(&mut self, share: u32) -> bool {
         let named = self.shared.get(&share).and_then(|shared| shared.named);
         self.end_names(|names, words, consumed| {
-            named.is_some_and(|message| is_unread(message, consumed)) && names.end_all(words, consumed)
+            named.is_some_and(|message| is_unread(message, consumed)) && names.end_requests(words, consumed)
         })
     }
 
@@ -350,7 +363,7 @@ impl Link {
     /// As an other end does that writes where it should not.
     #[cfg(test)]
     pub(crate) fn scribble_names(&self, generation: u64) {
-        self.receive_header.named.iter().for_each(|word| word.grant(generation));
+        self.receive_header.named.scribble(generation);
     }
 
     /// Whether a request with so many extensions can be sent now.

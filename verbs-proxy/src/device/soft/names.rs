@@ -6,6 +6,9 @@
 //! stands in the sender's word. As with grants ([`ringfence_protocol::grants`]), whoever copies is busy first, and checks within
 //! the copy ([`crate::rseq`]).
 //!
+//! An answer to a READ names the sender's buffer, where the data are as they were. They stay there, whatever becomes of the queue
+//! pair or the region that they were taken from, until the other end has them or the link ends: so answers have a word of their own.
+//!
 //! Queue pairs share words. Who loses a name because another queue pair has ended asks again, and loses nothing else.
 
 use crate::memory::{Lost, Piece, copy_list, copy_list_while};
@@ -14,7 +17,7 @@ use ringfence_protocol::grants::{Busy, Slot};
 use ringfence_protocol::ring::Position;
 use std::sync::atomic::{Ordering, fence};
 
-/// Words of one end.
+/// Words of one end for its requests.
 pub const GROUPS: usize = 64;
 
 /// The word of a queue pair of this number.
@@ -23,7 +26,14 @@ fn group(number: u32) -> usize {
 }
 
 /// The words of one end, which it alone writes.
-pub type Words = [Slot; GROUPS];
+#[repr(C)]
+#[derive(Debug)]
+pub struct Words {
+    /// For what its requests name, by group of queue pairs.
+    requests: [Slot; GROUPS],
+    /// For what its answers name.
+    answers: Slot,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Group {
@@ -32,13 +42,44 @@ struct Group {
     last: Option<Position>,
 }
 
+#[cfg(test)]
+impl Words {
+    /// As one does that does not own them.
+    pub(super) fn scribble(&self, generation: u64) {
+        self.requests.iter().chain([&self.answers]).for_each(|word| word.grant(generation));
+    }
+}
+
+impl Group {
+    /// The message at this position names something: the generation to say.
+    #[inline(always)]
+    fn say(&mut self, message: Position) -> u64 {
+        self.last = Some(message);
+        self.generation
+    }
+
+    /// What was named holds no more. False if nothing of it is under way.
+    fn end(&mut self, word: &Slot, consumed: Position) -> bool {
+        // Also if another queue pair has ended it already: the other end may be at work on this one's.
+        let under_way = self.last.is_some_and(|last| is_unread(last, consumed));
+        if under_way {
+            self.generation += 1;
+            word.grant(self.generation);
+        }
+        under_way
+    }
+}
+
 /// What one end has named.
 #[derive(Debug)]
-pub struct Names([Group; GROUPS]);
+pub struct Names {
+    requests: [Group; GROUPS],
+    answers: Group,
+}
 
 impl Default for Names {
     fn default() -> Self {
-        Self([Group::default(); GROUPS])
+        Self { requests: [Group::default(); GROUPS], answers: Group::default() }
     }
 }
 
@@ -48,36 +89,32 @@ pub(super) fn is_unread(message: Position, consumed: Position) -> bool {
 }
 
 impl Names {
-    /// The message at this position names memory for the queue pair `number`: the generation to say.
+    /// The request at this position names memory for the queue pair `number`: the generation to say.
     #[inline(always)]
     pub(super) fn say(&mut self, number: u32, message: Position) -> u64 {
-        let group = &mut self.0[group(number)];
-        group.last = Some(message);
-        group.generation
+        self.requests[group(number)].say(message)
     }
 
-    fn end_where(&mut self, words: &Words, consumed: Position, which: impl Fn(usize) -> bool) -> bool {
-        let mut any = false;
-        for (at, (group, word)) in self.0.iter_mut().zip(words).enumerate() {
-            // Also if another queue pair has ended it already: the other end may be at work on this one's.
-            if which(at) && group.last.is_some_and(|last| is_unread(last, consumed)) {
-                group.generation += 1;
-                word.grant(group.generation);
-                any = true;
-            }
-        }
-        any
+    /// The answer at this position names a place of the buffer: the generation to say.
+    pub(super) fn say_answer(&mut self, message: Position) -> u64 {
+        self.answers.say(message)
     }
 
-    /// What a queue pair has named holds no more. False if nothing of that is under way.
+    /// What requests of a queue pair have named holds no more. False if nothing of that is under way.
     pub(super) fn end_of(&mut self, number: u32, words: &Words, consumed: Position) -> bool {
         let ended = group(number);
-        self.end_where(words, consumed, |at| at == ended)
+        self.requests[ended].end(&words.requests[ended], consumed)
     }
 
-    /// As [`Self::end_of`], for all.
+    /// As [`Self::end_of`], for all requests.
+    pub(super) fn end_requests(&mut self, words: &Words, consumed: Position) -> bool {
+        let groups = self.requests.iter_mut().zip(&words.requests);
+        groups.fold(false, |any, (group, word)| group.end(word, consumed) | any)
+    }
+
+    /// As [`Self::end_requests`], and for answers: the buffer goes.
     pub(super) fn end_all(&mut self, words: &Words, consumed: Position) -> bool {
-        self.end_where(words, consumed, |_| true)
+        self.answers.end(&words.answers, consumed) | self.end_requests(words, consumed)
     }
 }
 
@@ -99,10 +136,16 @@ pub enum Uncopied {
 }
 
 impl<'a> Lasting<'a> {
-    /// Of a message that says `generation` for the other end's queue pair `number`.
+    /// Of a request that says `generation` for the other end's queue pair `number`.
     #[inline(always)]
-    pub(super) fn new(reading: &'a Busy, words: &'a Words, number: u32, generation: u64) -> Self {
-        Self { reading, word: &words[group(number)], generation }
+    pub(super) fn of_request(reading: &'a Busy, words: &'a Words, number: u32, generation: u64) -> Self {
+        Self { reading, word: &words.requests[group(number)], generation }
+    }
+
+    /// Of an answer that says `generation`.
+    #[inline(always)]
+    pub(super) fn of_answer(reading: &'a Busy, words: &'a Words, generation: u64) -> Self {
+        Self { reading, word: &words.answers, generation }
     }
 
     /// Copies `bytes` from the beginning of `from`, which was named, to the beginning of `to`, both of at least so many.
@@ -159,7 +202,7 @@ mod tests {
     use super::*;
 
     fn words() -> Words {
-        std::array::from_fn(|_| Slot::default())
+        Words { requests: std::array::from_fn(|_| Slot::default()), answers: Slot::default() }
     }
 
     #[test]
@@ -170,10 +213,20 @@ mod tests {
         assert!(!names.end_of(7, &words, 101));
         assert!(!names.end_of(8, &words, 100), "of another word");
         assert!(names.end_of(7, &words, 100));
-        assert!(words[7].holds(1) && words[8].holds(0));
+        assert!(words.requests[7].holds(1) && words.requests[8].holds(0));
         assert!(names.end_of(71, &words, 100), "the other end may be at it");
         assert_eq!(names.say(7, u32::MAX), 2);
         assert!(!names.end_all(&words, 0), "positions wrap");
+    }
+
+    #[test]
+    fn answers_end_with_the_link_alone() {
+        let (mut names, words) = (Names::default(), words());
+        assert_eq!((names.say(7, 99), names.say_answer(100)), (0, 0));
+        assert!(names.end_of(7, &words, 99) && names.end_requests(&words, 99));
+        assert!(words.answers.holds(0));
+        assert!(names.end_all(&words, 100), "the answer is unread");
+        assert!(words.answers.holds(1));
     }
 
     #[test]
@@ -183,7 +236,7 @@ mod tests {
         for restartable in [true, false] {
             let mut target = [0u8; 5000];
             let mut copy = |generation, target: &mut [u8]| {
-                let lasting = Lasting::new(&busy, &words, 3, generation);
+                let lasting = Lasting::of_request(&busy, &words, 3, generation);
                 let (to, from) = ([Piece::of_own_mut(target)], [Piece::of_own(&source)]);
                 match restartable {
                     true => lasting.copy(&to, &from, 5000, &mut aside),
@@ -195,7 +248,7 @@ mod tests {
             assert_eq!(target, [0; 5000]);
             assert_eq!(copy(generation, &mut target), Ok(()));
             assert_eq!(target, source);
-            words[3].grant(generation + 1);
+            words.requests[3].grant(generation + 1);
             assert!(!Busy::says(busy.word()));
         }
     }

@@ -145,7 +145,12 @@ impl Plane {
         let verdict = match response.kind {
             // No more than a piece, whatever was asked for: it is copied at once.
             Kind::DATA if opcode == Opcode::RDMA_READ && response.bytes <= wire::LONGEST => {
-                let data = Data::Shared { link: at, share: response.share, offset: response.value };
+                let data = Data::Shared {
+                    link: at,
+                    share: response.share,
+                    offset: response.value,
+                    generation: response.generation,
+                };
                 let answer = self.take_data(queue, 0, &piece, data);
                 return self.carried_out(&piece, answer);
             }

@@ -1,7 +1,8 @@
 //! The requester: brings pieces to their responders, within the proxy or in another, and its word back to the plane.
 
-use super::gather::scatter;
+use super::gather::{scatter, trim};
 use super::links::LinkId;
+use super::names::Uncopied;
 use super::qp::{OWN_PORT, Peer};
 use super::remote::{LATER, MIN_REMOTE_TIMEOUT};
 use super::respond::{Named, Verdict};
@@ -40,6 +41,8 @@ pub(super) enum Data {
         share: u32,
         /// Where in it.
         offset: u64,
+        /// The generation of that name.
+        generation: u64,
     },
 }
 
@@ -125,16 +128,17 @@ impl Plane {
 
     /// Copies a READ's data to where request `index` wants them.
     pub(super) fn take_data(&mut self, queue: u32, index: usize, piece: &WorkPiece, data: Data) -> Answer {
-        let Self { qps, regions, device: Soft { links, to, .. }, .. } = self;
+        let Self { qps, regions, device: Soft { links, to, aside, .. }, .. } = self;
         let Some(qp) = &qps[queue as usize] else { return Answer::Done };
         let Some(asked) = qp.pending[index].work.admitted() else { return Answer::Done };
         let source = match data {
-            Data::Own(named) => named.find(regions).ok(),
-            Data::Shared { link, share, offset } => {
-                links.get(link).and_then(|link| link.shared_piece(share, offset, piece.bytes))
-            }
+            Data::Own(named) => named.find(regions).ok().map(|source| (source, None)),
+            Data::Shared { link, share, offset, generation } => links.get(link).and_then(|link| {
+                let source = link.shared_piece(share, offset, piece.bytes)?;
+                Some((source, Some(link.lasting_answer(generation))))
+            }),
         };
-        let Some(source) = source else {
+        let Some((source, lasting)) = source else {
             return match data {
                 // The container has taken the region back since its responder looked.
                 Data::Own(_) => self.refuse_read(queue),
@@ -143,12 +147,21 @@ impl Plane {
         };
         let copied = to.with(|to| {
             scatter(qp, asked, regions, to).map_err(|_| vendor::REMOTE)?;
-            Ok(copy_list(to, piece.offset as usize, &[source], 0, piece.bytes as usize))
+            let (offset, bytes) = (piece.offset as usize, piece.bytes as usize);
+            Ok(match lasting {
+                Some(lasting) => {
+                    trim(to, offset, bytes);
+                    lasting.copy(to, &[source], bytes, aside)
+                }
+                None => copy_list(to, offset, &[source], 0, bytes).map_err(Uncopied::Lost),
+            })
         });
         match copied {
             Ok(Ok(())) => Answer::Done,
-            Ok(Err(Lost::Source)) => self.refuse_read(queue),
-            Ok(Err(Lost::Target)) => protection(LOST),
+            // The responder's proxy has ended the link, and with it its buffer: the answer is lost.
+            Ok(Err(Uncopied::Ended)) => Answer::Lost { least: MIN_REMOTE_TIMEOUT },
+            Ok(Err(Uncopied::Lost(Lost::Source))) => self.refuse_read(queue),
+            Ok(Err(Uncopied::Lost(Lost::Target))) => protection(LOST),
             Err(vendor_err) => protection(vendor_err),
         }
     }

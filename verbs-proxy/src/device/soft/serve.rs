@@ -25,11 +25,12 @@ struct Answer {
     status: WcStatus,
     share: u32,
     value: u64,
+    generation: u64,
 }
 
 impl Answer {
     fn of(kind: Kind) -> Self {
-        Self { kind, status: WcStatus::SUCCESS, share: 0, value: 0 }
+        Self { kind, status: WcStatus::SUCCESS, share: 0, value: 0, generation: 0 }
     }
 
     fn refusal(status: WcStatus) -> Self {
@@ -176,8 +177,8 @@ impl Plane {
         };
         let from = qp.number;
         let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
-        let Answer { kind, status, share, value } = Answer::of(Kind::ACK);
-        link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, covers })
+        let Answer { kind, status, share, value, generation } = Answer::of(Kind::ACK);
+        link.respond(&Response { kind, to, from, sequence, offset, bytes, status, share, value, generation, covers })
     }
 
     /// Answers a request, after all that its queue pair, if it has one, owes for those before it.
@@ -186,7 +187,7 @@ impl Plane {
             self.acknowledge(at, queue)?;
         }
         let Some(link) = self.device.links.get_mut(at) else { return Ok(()) };
-        let Answer { kind, status, share, value } = answer;
+        let Answer { kind, status, share, value, generation } = answer;
         link.respond(&Response {
             kind,
             to: request.from,
@@ -197,6 +198,7 @@ impl Plane {
             status,
             share,
             value,
+            generation,
             covers: 1,
         })
     }
@@ -251,8 +253,8 @@ impl Plane {
         };
         if bounce.fill(place, &[piece]).is_ok() {
             let share = bounce.share;
-            link.bounce_hold(place);
-            return Ok(Answer { share, value: place.offset(), ..Answer::of(Kind::DATA) });
+            let generation = link.answer_from(place);
+            return Ok(Answer { share, value: place.offset(), generation, ..Answer::of(Kind::DATA) });
         }
         if let Some(&queue) = self.by_number.get(&request.to) {
             self.refuse(queue, WcStatus::REM_ACCESS_ERR, EventType::QP_ACCESS_ERR);

@@ -169,6 +169,8 @@ pub struct Response {
     pub share: u32,
     /// With [`Kind::DATA`], [`Kind::ATOMIC`] and [`Kind::RNR`].
     pub value: u64,
+    /// With [`Kind::DATA`], the generation of the name ([`super::names`]).
+    pub generation: u64,
     /// Requests that this is the answer to: one, and with [`Kind::ACK`] those before it that were executed and not answered.
     pub covers: u32,
 }
@@ -184,7 +186,7 @@ impl Response {
             u64::from(self.offset) | u64::from(self.bytes) << 32,
             self.value,
             u64::from(self.covers),
-            0,
+            self.generation,
             0,
         ]
     }
@@ -202,6 +204,7 @@ impl Response {
             offset: w[3] as u32,
             bytes: (w[3] >> 32) as u32,
             value: w[4],
+            generation: w[6],
             covers: w[5] as u32,
         }
     }
@@ -240,6 +243,7 @@ mod tests {
             status: WcStatus::REM_OP_ERR,
             share: 8,
             value: u64::MAX,
+            generation: 11,
             covers: 10,
         };
         assert_eq!(Response::unpack(&response.pack()), response);

@@ -82,6 +82,7 @@ fn an_acknowledge_never_stands_for_data() {
         status: WcStatus::SUCCESS,
         share: 0,
         value: 0,
+        generation: 0,
         covers: u32::MAX,
     };
     link.respond(&lie).unwrap();
@@ -187,6 +188,7 @@ fn what_is_dropped_waits_for_the_retry_timer_and_then_goes_one_by_one() {
         status: WcStatus::SUCCESS,
         share: 0,
         value: 0,
+        generation: 0,
         covers: 1,
     };
     for sequence in 0..20 {

@@ -174,6 +174,24 @@ fn a_link_that_ends_leaves_nothing_named() {
 }
 
 #[test]
+fn an_answer_is_lost_if_its_link_ends_before_it_is_read() {
+    let mut scene = Scene::new(Under::Read);
+    let (from, links) = (scene.from, scene.two.links);
+    let ended = scene.two.rigs[from].plane.remove_link(links[from]).unwrap();
+    // As the warden empties the buffer, or it comes to be something else.
+    let buffer = ended.bounce.as_ref().unwrap();
+    rustix::io::pwrite(buffer.run.file.own().unwrap(), &[SECRET; LENGTH], 0).unwrap();
+    scene.turn(1 - from);
+    assert!(scene.two.rigs[0].completions().is_empty(), "nobody has said what the data are");
+    assert!(scene.arrived() == [0; LENGTH]);
+    for _ in 0..20 {
+        scene.two.rigs[0].plane.now += 100_000_000;
+        scene.turn(0);
+    }
+    assert_eq!(scene.two.rigs[0].statuses(), [(1, WcStatus::RETRY_EXC_ERR)]);
+}
+
+#[test]
 fn a_neighbour_that_is_copying_is_waited_for() {
     for under in REQUESTS {
         let mut scene = Scene::new(under);

@@ -160,6 +160,8 @@ impl Scene {
                     status: WcStatus(status),
                     share: u32::from(piece.key % 4),
                     value,
+                    // Most names hold.
+                    generation: u64::from(value >> 62 == 3),
                     covers: (value >> 48) as u32 % 300,
                 };
                 self.speaks.push(&response.pack());
