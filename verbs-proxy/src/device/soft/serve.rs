@@ -133,7 +133,7 @@ impl Plane {
             (Verdict::Rnr(timer), _) => Answer { value: u64::from(timer), ..Answer::of(Kind::RNR) },
             (Verdict::Nak(status), _) => Answer::refusal(status),
             (Verdict::Value(former), _) => Answer { value: former, ..Answer::of(Kind::ATOMIC) },
-            (Verdict::Data(data), _) => self.show_data(at, request, data)?,
+            (Verdict::Data(data), queue) => self.show_data(at, queue, request, data)?,
             // Its memory region was deregistered while the request was under way.
             (Verdict::Lost(_), _) => Answer::refusal(WcStatus::REM_OP_ERR),
         };
@@ -243,7 +243,17 @@ impl Plane {
 
     /// Answers a READ: its data are as they are now, whatever the container does to its memory, its queue pair or its region before
     /// the other end takes them. Requests behind it may tell the container's application that it can.
-    fn show_data(&mut self, at: LinkId, request: &Request, data: Named) -> Result<Answer, LinkFault> {
+    fn show_data(
+        &mut self,
+        at: LinkId,
+        queue: Option<u32>,
+        request: &Request,
+        data: Named,
+    ) -> Result<Answer, LinkFault> {
+        // The buffer is in use until the next message has been read, which must be this answer.
+        if let Some(queue) = queue {
+            self.acknowledge(at, queue)?;
+        }
         let refused = Answer::refusal(WcStatus::REM_OP_ERR);
         let Self { regions, device: Soft { links, .. }, .. } = self;
         // The container can have taken the region back since the responder looked.

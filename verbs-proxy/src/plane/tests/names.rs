@@ -2,6 +2,7 @@
 //! it afterwards leaves. What a READ is answered with is what was there when it was.
 
 use super::*;
+use crate::device::soft::bounce;
 use crate::device::soft::wire::{self, Request};
 use ringfence_protocol::grants::Busy;
 
@@ -159,6 +160,33 @@ fn a_read_succeeds_though_what_is_behind_it_is_refused() {
     two.turns();
     assert_eq!(two.rigs[0].statuses(), [(1, WcStatus::SUCCESS), (2, WcStatus::REM_ACCESS_ERR)]);
     assert!(two.rigs[0].take(100_000, LENGTH) == FORMER);
+}
+
+#[test]
+fn the_data_of_a_read_stay_until_its_answer_is_read_whatever_is_said_before_it() {
+    let (mut two, mut a, _b) = TwoRigs::new();
+    two.bounce(1);
+    let fields = |two: &TwoRigs, opcode, length| SendFields {
+        rkey: two.rigs[1].key,
+        ..two.rigs[0].fields(opcode, 100_000, 0, length)
+    };
+    // The acknowledge of the one goes with the answer to the other.
+    post(&mut a, &fields(&two, Opcode::RDMA_WRITE, 8));
+    post(&mut a, &fields(&two, Opcode::RDMA_READ, LENGTH as u32));
+    for rig in &mut two.rigs {
+        rig.plane.now += 1000;
+        rig.plane.activate(0);
+        rig.plane.turn();
+    }
+    let link = two.rigs[1].plane.device.links.get_mut(two.links[1]).unwrap();
+    let bounce = link.bounce.as_mut().unwrap();
+    let all = bounce::BYTES as u32;
+    for messages in 0..2 {
+        bounce.release(messages);
+        assert_eq!(bounce.room(all, 0), None, "{messages} of two messages have been read");
+    }
+    bounce.release(2);
+    assert!(bounce.room(all, 0).is_some());
 }
 
 #[test]
