@@ -177,6 +177,16 @@ impl Node {
                     let Some((name, runs)) = self.writable(share) else { continue };
                     match self.neighbours.list[position].show_writable(name, &runs) {
                         Ok(()) => continue,
+                        Err(NeighbourFault::Unshared(_)) => {
+                            // It is offered again when the neighbour has said something else.
+                            self.neighbours.list[position].granting.offered.remove(&name);
+                            self.worker.call(move |plane| {
+                                if let Some(link) = plane.device.links.get_mut(link) {
+                                    link.shared.remove(&name);
+                                }
+                            });
+                            continue;
+                        }
                         Err(fault) => return self.end_neighbour(position, &fault),
                     }
                 }

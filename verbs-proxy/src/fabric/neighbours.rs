@@ -147,7 +147,7 @@ pub enum NeighbourFault {
     /// A system call failed.
     #[error("{0}")]
     System(#[from] Errno),
-    /// A region of ours could not be opened for it, which is no fault of its own.
+    /// A region of ours could not be opened for it or sent to it, which is no fault of its own. Nothing has been said.
     #[error("a region cannot be shared with it: {0}")]
     Unshared(Errno),
     /// It does not read what it is sent.
@@ -169,6 +169,14 @@ pub enum NeighbourFault {
 }
 
 impl NeighbourFault {
+    /// What a fault in sending memory is: want of room in the kernel is nobody's.
+    fn of_memory(self) -> Self {
+        match self {
+            Self::System(error @ (Errno::TOOMANYREFS | Errno::NOMEM | Errno::NOBUFS)) => Self::Unshared(error),
+            fault => fault,
+        }
+    }
+
     /// Whether it is part of how neighbours come and go, and no news.
     #[must_use]
     pub fn is_ordinary(&self) -> bool {
@@ -205,6 +213,11 @@ impl Neighbour {
     #[must_use]
     pub fn must_speak_by(&self) -> Option<Nanos> {
         if let Stage::Silent(until) = self.stage { Some(until) } else { None }
+    }
+
+    /// As [`Self::send`]. Descriptors may be too many on their way for the kernel, which counts those of all processes of a user.
+    fn send_memory(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), NeighbourFault> {
+        self.send(message, fds).map_err(NeighbourFault::of_memory)
     }
 
     fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), NeighbourFault> {
@@ -361,5 +374,21 @@ impl Neighbours {
     pub fn wake_at(&self) -> Option<Nanos> {
         let silent = self.list.iter().filter_map(Neighbour::must_speak_by);
         silent.chain(self.due.iter().map(|(_, at)| *at)).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_has_no_room_for_is_no_fault_of_the_neighbours() {
+        for error in [Errno::TOOMANYREFS, Errno::NOMEM, Errno::NOBUFS] {
+            let fault = NeighbourFault::System(error).of_memory();
+            assert!(matches!(fault, NeighbourFault::Unshared(_)), "{error}: the link would end");
+        }
+        for fault in [NeighbourFault::Deaf, NeighbourFault::System(Errno::PIPE)] {
+            assert!(!matches!(fault.of_memory(), NeighbourFault::Unshared(_)));
+        }
     }
 }

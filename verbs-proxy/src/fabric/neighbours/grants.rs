@@ -41,7 +41,7 @@ impl Neighbour {
         self.send(&Message::Grant(grant), &[])
     }
 
-    /// Shows it some of our memory for writing, by this name.
+    /// Shows it some of our memory for writing, by this name. After [`NeighbourFault::Unshared`] nothing has been said.
     pub fn show_writable(&mut self, share: u32, runs: &[SharedRun]) -> Result<(), NeighbourFault> {
         if runs.len() > MAX_FDS {
             return Err(Errno::TOOBIG.into());
@@ -51,7 +51,7 @@ impl Neighbour {
             return Err(Errno::PERM.into());
         }
         let runs: Vec<(u64, u64)> = runs.iter().map(|run| (run.offset, run.bytes)).collect();
-        self.send(&Message::Share { share, runs, writable: true }, &files)?;
+        self.send_memory(&Message::Share { share, runs, writable: true }, &files)?;
         self.given.offer(share, files.len());
         Ok(())
     }

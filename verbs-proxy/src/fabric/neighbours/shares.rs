@@ -115,7 +115,7 @@ impl Neighbour {
         let read_only = read_only.map_err(NeighbourFault::Unshared)?;
         let message =
             Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect(), writable: false };
-        self.send(&message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+        self.send_memory(&message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
         self.given.offer(share, runs.len());
         Ok(())
     }
