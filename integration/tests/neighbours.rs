@@ -45,10 +45,11 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let program = programs::compile("process", &["loop.c", "check.c"])?;
-    let tests: [(&str, Attack); 17] = [
+    let tests: [(&str, Attack); 18] = [
         ("strangers_share_nothing", strangers),
         ("a_neighbour_that_shares_all_it_may", greedy),
         ("a_neighbour_that_does_not_read", deaf),
+        ("a_neighbour_that_talks_without_end", talkative),
         ("links_that_nothing_is_connected_to", uninvited),
         ("more_links_than_two", many_links),
         ("connections_that_say_nothing", silent),
@@ -228,6 +229,32 @@ fn deaf(scene: &mut Scene) -> Result<()> {
         ensure!(Instant::now() < end, "answers that nobody reads are no reason to end a link");
     }
     Ok(())
+}
+
+/// Messages, each of which stops the data plane's thread for a moment, are taken at a rate, and a program of the container is served
+/// meanwhile. Another link is no way round it.
+fn talkative(scene: &mut Scene) -> Result<()> {
+    const WITHIN: Duration = Duration::from_millis(500);
+    let mut neighbour = scene.neighbour()?;
+    let (_client, _) = scene.connected(&neighbour)?;
+    let start = Instant::now();
+    let mut said = 0u64;
+    for round in 1..=2 {
+        let mut link = neighbour.hello()?;
+        ensure!(link.is_welcome(), "link {round}");
+        while start.elapsed() < WITHIN * round {
+            if link.says(r#"{"unshare":{"share":77}}"#)? {
+                said += 1;
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+    // 16 a millisecond, some at once, and what the sockets have room for.
+    let most = 16 * start.elapsed().as_millis() as u64 + 2000;
+    ensure!(said < most, "{said} messages were taken, of {most} at most");
+    ensure!(said > 1000, "only {said} messages were taken");
+    scene.works()
 }
 
 fn uninvited(scene: &mut Scene) -> Result<()> {

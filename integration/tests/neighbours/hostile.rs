@@ -176,6 +176,15 @@ impl Link {
         Ok(datagram::send(&self.socket, message.as_bytes(), &[])?)
     }
 
+    /// As [`Self::say`]; false if there is no room for it now.
+    pub fn says(&self, message: &str) -> Result<bool> {
+        match datagram::send(&self.socket, message.as_bytes(), &[]) {
+            Ok(()) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Offers a region of `runs` pages, each a mapping of its own; an error if the link has ended.
     pub fn offer(&self, share: u32, runs: usize) -> Result<()> {
         let file = SealedFile::create("share", runs * PAGE)?;

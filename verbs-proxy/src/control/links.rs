@@ -58,7 +58,7 @@ impl Node {
         // A link that the other end has ended, but we have not heard of it, would be none.
         for position in (0..self.neighbours.list.len()).rev() {
             if self.neighbours.list[position].lid() == Some(lid) {
-                self.serve_neighbour(position);
+                self.end_if_gone(position);
             }
         }
         // Nor would that with a proxy that was killed and cannot end, which its warden does not wait for.
@@ -89,11 +89,18 @@ impl Node {
         if let Ok(credentials) = socket_peercred(&socket) {
             let of_process: Vec<usize> = self.neighbours.of_process(credentials.pid).collect();
             for position in of_process.into_iter().rev() {
-                self.serve_neighbour(position);
+                self.end_if_gone(position);
             }
         }
         // One too many is turned away without a word, which a neighbour could make us say endlessly.
         let _ = self.neighbours.let_in(socket, &self.closers.neighbours, now());
+    }
+
+    /// Ends a link that the other end has ended, whatever it said before that has not been heard yet.
+    fn end_if_gone(&mut self, position: usize) {
+        if self.neighbours.list[position].has_hung_up() {
+            self.end_neighbour(position, &NeighbourFault::Gone);
+        }
     }
 
     /// Takes what a neighbour has sent.

@@ -105,7 +105,7 @@ impl<D: Driver> Server<D> {
             // What polls without being asked, as a hang-up does, must not be asked at all while nothing is taken in.
             let connections = if full { 0 } else { self.connections.len() };
             let leaving = if full { 0 } else { self.leaving.len() };
-            let neighbours = if others_full { 0 } else { self.node.neighbours.list.len() };
+            let neighbours = if others_full { Vec::new() } else { self.node.neighbours.heard(now()) };
             fds.extend(self.connections[..connections].iter().map(|c| PollFd::from_borrowed_fd(c.as_fd(), c.awaits())));
             fds.extend(
                 self.leaving[..leaving]
@@ -113,8 +113,9 @@ impl<D: Driver> Server<D> {
                     .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::empty())),
             );
             fds.extend(
-                self.node.neighbours.list[..neighbours]
+                neighbours
                     .iter()
+                    .map(|index| &self.node.neighbours.list[*index])
                     .map(|n| PollFd::from_borrowed_fd(n.as_fd(), PollFlags::IN)),
             );
             let quiet_until = self.node.shown.as_ref().map(Shown::quiet_until).filter(|until| *until > now());
@@ -151,9 +152,9 @@ impl<D: Driver> Server<D> {
                 return Ok(End::Warden);
             }
             // From the back, so that those that end do not move those that are still to come.
-            for index in (0..neighbours).rev() {
-                if ready[FIXED + connections + leaving + index] {
-                    D::serve_neighbour(&mut self.node, index);
+            for (place, index) in neighbours.iter().enumerate().rev() {
+                if ready[FIXED + connections + leaving + place] {
+                    D::serve_neighbour(&mut self.node, *index);
                 }
             }
             for index in (0..leaving).rev() {

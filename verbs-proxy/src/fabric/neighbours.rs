@@ -11,6 +11,7 @@
 //! Memory is shared one region at a time, when a work request first needs it, and read-only.
 
 mod grants;
+mod hearing;
 mod hello;
 mod shares;
 
@@ -26,6 +27,8 @@ use crate::device::soft::links::LinkId;
 use crate::pacing::Nanos;
 use crate::plane::bell::Foreign;
 use crate::worker::now;
+use hearing::Hearing;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
@@ -116,6 +119,7 @@ pub struct Neighbour {
     /// Its part of our mappings.
     account: Account,
     given: Given,
+    hearing: Hearing,
     /// What of our memory it reaches without us, and we of its.
     pub granting: Granting,
 }
@@ -209,6 +213,19 @@ impl Neighbour {
         }
     }
 
+    /// Whether it is listened to now. Until then it must not be polled.
+    #[must_use]
+    pub fn may_speak(&self, now: Nanos) -> bool {
+        self.hearing.again_at() <= now
+    }
+
+    /// Whether it has closed the socket, whatever it has said before.
+    #[must_use]
+    pub fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket.0, PollFlags::RDHUP)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|found| found > 0)
+    }
+
     /// When it must have said hello.
     #[must_use]
     pub fn must_speak_by(&self) -> Option<Nanos> {
@@ -249,6 +266,7 @@ impl Neighbour {
         let message = serde_json::from_slice(&buffer[..received.bytes])
             .map_err(|_| NeighbourFault::Malformed("no message of this version"))?;
         let bare = fds.is_empty();
+        self.hearing.charge(&message, now());
         match (message, self.stage) {
             (Message::Hello { lid }, Stage::Silent(_)) => self.accept(lid, fds, means)?,
             (Message::Welcome {}, Stage::Greeting(lid, link)) => self.open(lid, link, fds, means)?,
@@ -287,6 +305,8 @@ pub struct Neighbours {
     /// Ports that turned us away lately, and until when they are spared: a container that connects queue pairs to them in a loop
     /// would keep their proxies busy with nothing else.
     spared: HashMap<u16, Nanos>,
+    /// Processes whose links have ended before what they said was paid off, and when it is.
+    owing: HashMap<Pid, Nanos>,
     /// Processes that broke the protocol. What they sent may take its time to be closed; more of it is not taken.
     outlaws: VecDeque<Pid>,
 }
@@ -308,6 +328,7 @@ impl Neighbours {
             due: Vec::new(),
             keeps_pages: None,
             spared: HashMap::new(),
+            owing: HashMap::new(),
             outlaws: VecDeque::new(),
         }
     }
@@ -344,15 +365,20 @@ impl Neighbours {
         if self.of_process(process).count() >= MAX_LINKS || self.outlaws.contains(&process) {
             return Err(Errno::USERS);
         }
-        self.list.push(Neighbour::silent(socket, process, self.budget.account(), now));
+        let hearing = Hearing::owing(self.owing.get(&process).copied().unwrap_or(0));
+        self.list.push(Neighbour::silent(socket, process, self.budget.account(), hearing, now));
         Ok(())
     }
 
     /// Takes a neighbour out, because of this fault.
     pub fn remove(&mut self, position: usize, fault: &NeighbourFault) -> Neighbour {
         let neighbour = self.list.swap_remove(position);
+        let now = now();
+        self.owing.retain(|_, paid_at| *paid_at > now);
+        let owing = self.owing.entry(neighbour.process).or_default();
+        *owing = neighbour.hearing.paid_at().max(*owing);
         if let Stage::Greeting(lid, _) = neighbour.stage {
-            self.spared.insert(lid, now() + SPARE);
+            self.spared.insert(lid, now + SPARE);
         }
         if matches!(
             fault,
@@ -369,11 +395,19 @@ impl Neighbours {
         neighbour
     }
 
+    /// Where those are that are listened to now.
+    #[must_use]
+    pub fn heard(&self, now: Nanos) -> Vec<usize> {
+        (0..self.list.len()).filter(|position| self.list[*position].may_speak(now)).collect()
+    }
+
     /// When something here is due.
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
+        let now = now();
         let silent = self.list.iter().filter_map(Neighbour::must_speak_by);
-        silent.chain(self.due.iter().map(|(_, at)| *at)).min()
+        let again = self.list.iter().map(|neighbour| neighbour.hearing.again_at()).filter(|at| *at > now);
+        silent.chain(self.due.iter().map(|(_, at)| *at)).chain(again).min()
     }
 }
 

@@ -152,6 +152,8 @@ pub struct Link {
     pub bounce: Option<Bounce>,
     /// One is being made, or offered to the other end.
     pub bounce_asked: bool,
+    /// A queue pair may wait for memory that is to be shared over it.
+    pub awaited: bool,
     /// What either end may do without the other's worker.
     pub grants: Grants,
     /// Requests were pushed since the last [`Self::flush`] ...
@@ -203,6 +205,7 @@ impl Link {
             names: Names::default(),
             bounce: None,
             bounce_asked: false,
+            awaited: false,
             grants: Grants::default(),
             asks: false,
             answers: false,

@@ -74,6 +74,7 @@ impl Plane {
                     }
                     _ => {}
                 }
+                link.awaited = true;
                 // A neighbour that never confirms, or refuses, is one that never answers.
                 return Posted::Answered(Answer::Again(Again::Told { least: MIN_SHARE_TIMEOUT }));
             }
@@ -256,6 +257,11 @@ impl Plane {
 
     /// Memory was shared over this link, in either direction: whoever waited for that goes on.
     pub fn share_arrived(&mut self, at: LinkId) {
+        let Some(link) = self.device.links.get_mut(at) else { return };
+        // To look for whoever does costs more than all else that a message has this thread do.
+        if !std::mem::take(&mut link.awaited) {
+            return;
+        }
         self.resume(None, |qp| qp.device.peer == Peer::Link(at));
     }
 }

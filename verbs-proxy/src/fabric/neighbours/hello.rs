@@ -1,5 +1,6 @@
 //! The beginning of a link.
 
+use super::hearing::Hearing;
 use super::shares::Given;
 use super::{
     Account, Arc, Foreign, Granting, LinkId, Means, Message, Nanos, Neighbour, NeighbourFault, Pid, Socket, Stage,
@@ -34,6 +35,7 @@ impl Neighbour {
             stage: Stage::Greeting(lid, link),
             account,
             given: Given::default(),
+            hearing: Hearing::default(),
             granting: Granting::default(),
         };
         match neighbour.send(&Message::Hello { lid: own }, &[file.as_fd(), theirs.as_fd()]) {
@@ -46,13 +48,14 @@ impl Neighbour {
     }
 
     /// Somebody connected, and has said nothing yet.
-    pub(super) fn silent(socket: Socket, process: Pid, account: Account, now: Nanos) -> Self {
+    pub(super) fn silent(socket: Socket, process: Pid, account: Account, hearing: Hearing, now: Nanos) -> Self {
         Self {
             socket,
             process,
             stage: Stage::Silent(now + HELLO_WITHIN),
             account,
             given: Given::default(),
+            hearing,
             granting: Granting::default(),
         }
     }
