@@ -34,7 +34,7 @@ use grants::giving::Wish;
 use link::{Link, LinkFault};
 use links::{LinkId, Links};
 use modelled::ModelledLink;
-use qp::{Peer, SoftQp, Way};
+use qp::{Peer, SoftQp, Way, WireSequence};
 use ringfence_protocol::verbs::QpAttrMask as Mask;
 use ringfence_sched::{Allowance, BitRate};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -228,6 +228,15 @@ impl Device for Soft {
         if mask & (Mask::ACCESS_FLAGS.0 | Mask::AV.0 | Mask::DEST_QPN.0 | Mask::MAX_DEST_RD_ATOMIC.0) != 0 {
             // What was granted was by the former rights, to the former peer.
             plane.end_grants(queue);
+        }
+        if let Some(qp) = &mut plane.qps[queue as usize] {
+            // Both are set once in a life, before there is a request.
+            if mask & Mask::RQ_PSN.0 != 0 {
+                qp.device.responder.sequence = WireSequence::first(qp.attr.rq_psn);
+            }
+            if mask & Mask::SQ_PSN.0 != 0 {
+                qp.device.first = WireSequence::first(qp.attr.sq_psn);
+            }
         }
         plane.adopt_peers(queue);
     }

@@ -32,12 +32,28 @@ pub enum Way {
     ByResponder,
 }
 
-/// A request's number as its responder counts: without those that went by a grant, which it knows nothing of.
+/// A request's number as its responder counts: from `sq_psn` on, without those that went by a grant, which it knows nothing of.
 /// [`SoftQp::to_wire`] makes one of ours, and [`SoftQp::from_wire`] one of ours of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// Numbers are compared as packet sequence numbers are, by 24 bits; here they count requests.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct WireSequence(pub u32);
 
+impl PartialEq for WireSequence {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.wrapping_sub(other.0) << 8 == 0
+    }
+}
+
+impl Eq for WireSequence {}
+
 impl WireSequence {
+    /// Of the first request, by a packet sequence number; of what is longer adapters take 24 bits.
+    #[must_use]
+    pub fn first(psn: u32) -> Self {
+        Self(psn & 0x00ff_ffff)
+    }
+
     /// Of the request behind this.
     #[must_use]
     pub fn next(self) -> Self {
@@ -47,7 +63,7 @@ impl WireSequence {
     /// Whether this comes before the other.
     #[must_use]
     pub fn is_before(self, other: Self) -> bool {
-        self.0.wrapping_sub(other.0).cast_signed() < 0
+        (self.0.wrapping_sub(other.0) << 8).cast_signed() < 0
     }
 }
 
@@ -103,6 +119,8 @@ pub struct SoftQp {
     pub port: u16,
     /// With [`Peer::Local`], the bell number of the other end, if it still has the number that this one is connected to.
     pub peer_queue: u32,
+    /// What a responder calls the first request: `sq_psn`.
+    pub first: WireSequence,
     /// How many of the requests that were claimed went by grants: the responder counts the others.
     pub by_grant: u32,
     /// Requests in a row that went by the responder only because those before them did.
@@ -117,13 +135,13 @@ impl SoftQp {
     /// What a responder calls request number `sequence`.
     #[must_use]
     pub fn to_wire(&self, sequence: u32) -> WireSequence {
-        WireSequence(sequence.wrapping_sub(self.by_grant))
+        WireSequence(sequence.wrapping_sub(self.by_grant).wrapping_add(self.first.0))
     }
 
     /// What we call the request to which a responder gave this number: for those that are under way, which none went by a grant
     /// after.
     #[must_use]
     pub fn from_wire(&self, sequence: WireSequence) -> u32 {
-        sequence.0.wrapping_add(self.by_grant)
+        sequence.0.wrapping_sub(self.first.0).wrapping_add(self.by_grant)
     }
 }

@@ -119,12 +119,18 @@ impl<D: Device> Rig<D> {
     }
 
     pub(super) fn ready(&mut self, qp: &RigQp, dest_qp_num: u32, to: D::Destination) {
+        self.ready_from(qp, dest_qp_num, to, [0, 0]);
+    }
+
+    /// The same with the numbers of the first request of either way: to it, and of its own.
+    pub(super) fn ready_from(&mut self, qp: &RigQp, dest_qp_num: u32, to: D::Destination, [rq_psn, sq_psn]: [u32; 2]) {
         let init = QpAttr { port: 1, access: ALL, ..QpAttr::default() };
         self.modify(qp, QpState::INIT, Mask::PKEY_INDEX.0 | Mask::PORT.0 | Mask::ACCESS_FLAGS.0, init, None);
-        let rtr = QpAttr { path_mtu: 5, dest_qp_num, max_dest_rd_atomic: 4, min_rnr_timer: 1, ..QpAttr::default() };
+        let rtr =
+            QpAttr { path_mtu: 5, dest_qp_num, rq_psn, max_dest_rd_atomic: 4, min_rnr_timer: 1, ..QpAttr::default() };
         let mask = Mask::AV.0 | Mask::PATH_MTU.0 | Mask::DEST_QPN.0 | Mask::RQ_PSN.0 | Mask::MAX_DEST_RD_ATOMIC.0;
         self.modify(qp, QpState::RTR, mask | Mask::MIN_RNR_TIMER.0, rtr, Some(to));
-        let rts = QpAttr { timeout: 14, retry_cnt: 1, rnr_retry: 1, max_rd_atomic: 4, ..QpAttr::default() };
+        let rts = QpAttr { timeout: 14, retry_cnt: 1, rnr_retry: 1, sq_psn, max_rd_atomic: 4, ..QpAttr::default() };
         let mask = Mask::TIMEOUT.0 | Mask::RETRY_CNT.0 | Mask::RNR_RETRY.0 | Mask::SQ_PSN.0 | Mask::MAX_QP_RD_ATOMIC.0;
         self.modify(qp, QpState::RTS, mask, rts, None);
     }

@@ -180,3 +180,57 @@ fn a_link_that_breaks_the_protocol_is_reported_and_left() {
     assert_eq!(two.rigs[0].plane.qps[0].as_ref().unwrap().device.peer, Peer::None);
     assert!(two.rigs[0].plane.remove_link(two.links[0]).is_some());
 }
+
+#[test]
+fn requests_are_numbered_from_what_both_ends_were_told() {
+    // Of two SENDs before and one after its requester alone was made anew.
+    const FIRST: u32 = 0x00ff_ffff;
+    let made_anew = |two: &mut TwoRigs, a: &mut RigQp, b: &mut RigQp, first, to: Destination, rig: usize| {
+        let send = |two: &TwoRigs, wr_id| SendFields { wr_id, ..two.rigs[0].fields(Opcode::SEND, 0, 0, 8) };
+        let receive = |two: &TwoRigs, wr_id| ReceiveBase::pack(wr_id, 1, two.rigs[rig].sge(wr_id * 8, 8)).0;
+        (7..10).for_each(|wr_id| b.receive.push(&receive(two, wr_id)));
+        (1..3).for_each(|wr_id| post(a, &send(two, wr_id)));
+        two.turns();
+        two.rigs[0].modify(a, QpState::RESET, 0, QpAttr::default(), None);
+        two.rigs[0].ready_from(a, b.number, to, [5, first]);
+        post(a, &send(two, 3));
+        for _ in 0..20 {
+            two.rigs[0].plane.now += 100_000_000;
+            two.turns();
+        }
+        let of = |completion: &Completion| (completion.wr_id, completion.status);
+        let mut done: Vec<_> = two.rigs[0].completions().iter().map(of).collect();
+        if rig == 1 {
+            done.extend(two.rigs[1].completions().iter().map(of));
+        }
+        let before = [1, 2, 7, 8];
+        assert!(before.iter().all(|id| done.contains(&(*id, WcStatus::SUCCESS))), "{done:?}");
+        done.retain(|(wr_id, _)| !before.contains(wr_id));
+        done
+    };
+    let arrives = vec![(3, WcStatus::SUCCESS), (9, WcStatus::SUCCESS)];
+    for (first, expected) in [
+        // What is expected next; behind it, which is taken for a repeated request, as by an adapter; and ahead of it.
+        (1, arrives),
+        (0, vec![(3, WcStatus::SUCCESS)]),
+        (2, vec![(3, WcStatus::RETRY_EXC_ERR)]),
+        (0x007f_ffff, vec![(3, WcStatus::RETRY_EXC_ERR)]),
+    ] {
+        let (mut two, mut a, mut b) = TwoRigs::new();
+        for (rig, qp, to) in [(0, &a, Destination::Port(2)), (1, &b, Destination::Port(1))] {
+            two.rigs[rig].modify(qp, QpState::RESET, 0, QpAttr::default(), None);
+            two.rigs[rig].ready_from(qp, 300 - qp.number, to, if rig == 0 { [5, FIRST] } else { [FIRST, 5] });
+        }
+        let mut done = made_anew(&mut two, &mut a, &mut b, first, Destination::Port(2), 1);
+        done.sort_by_key(|(wr_id, _)| *wr_id);
+        assert_eq!(done, expected, "{first:#x}");
+
+        let (mut two, ..) = TwoRigs::new();
+        let (mut a, mut b) = (two.rigs[0].qp(1, 101), two.rigs[0].qp(2, 202));
+        two.rigs[0].ready_from(&a, 202, Destination::Own, [5, FIRST]);
+        two.rigs[0].ready_from(&b, 101, Destination::Own, [FIRST, 5]);
+        let mut done = made_anew(&mut two, &mut a, &mut b, first, Destination::Own, 0);
+        done.sort_by_key(|(wr_id, _)| *wr_id);
+        assert_eq!(done, expected, "{first:#x}, within a container");
+    }
+}
