@@ -4,8 +4,8 @@
 //!   is in these two.
 //! - [`device`]: the worker's side, with [`names`], by which a completion finds what it is of.
 //! - [`control`], [`driver`]: the control thread's side, with [`absence`], a card that goes and comes, and [`drained`], what only a queue that
-//!   has nothing to send is told; [`attributes`]: words in
-//!   between; [`rdma_cm`], by which the kernel says what addresses are on the card's interfaces; [`description`]: what operators are told; [`help`]: what a card may do beside the scheduler.
+//!   has nothing to send is told; [`attributes`]: words in between; [`rdma_cm`], by which the kernel says what addresses are on the
+//!   card's interfaces; [`description`]: what operators are told; [`help`]: what a card may do beside the scheduler.
 
 pub mod absence;
 pub mod attributes;
