@@ -72,6 +72,8 @@ own_cards() {
         same "$(runc exec c$index ibv_devices | grep -c card)" 1 "devices of c$index"
         same "$(runc exec c$index grep -c . "/sys/class/infiniband/card$index/ports/1/gid_attrs/ndevs/$(own_index $index)")" 1 "interface of c$index"
     done
+    # Whatever came first in each: the link-local address, then this one; rxe has the second version of RoCE only.
+    same "$(own_index 1)$(own_index 2)" 11 "indices of the address in c1 and c2"
     across 1 2 ibv_rc_pingpong -n 100
     across 2 1 ib_write_bw -F -s 65536 -n 100
     across 1 2 ib_read_lat -F -s 8 -n 100

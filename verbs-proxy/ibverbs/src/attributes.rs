@@ -125,7 +125,12 @@ pub fn port(card: &ibv_port_attr, pkeys: usize) -> PortInfo {
 const INFINIBAND: u32 = 0;
 
 /// The container's GID table: those of the card's entries that are addresses of the network namespace that `gids` says, which has these
-/// `addresses`, in the card's order and without gaps. With each its index in the card's table.
+/// `addresses`, without gaps. With each its index in the card's table.
+///
+/// The card's own order tells in which order interfaces got their addresses, and which entries had been given up before. Here it is the same
+/// in every container, so that one index, as in `NCCL_IB_GID_INDEX`, serves all: link-local addresses first, then IPv4, then what other IPv6
+/// there is, as the kernel lists them; of each address the first version of RoCE before the second. So it is with a card whose interface
+/// was given one IPv4 address after it came up, with the second version at 1 and 3.
 ///
 /// `is_own` says of an entry and an address of the container's own namespace that is the same, whether they are of the same interface.
 ///
@@ -141,20 +146,45 @@ pub fn granted(
 ) -> Vec<(GidInfo, u8)> {
     let of_port = card.iter().filter(|entry| entry.port_num == u32::from(port));
     let granted = of_port.filter(|entry| gids.contain(&entry.gid.0)).filter_map(|entry| {
-        let mut same = addresses.gids.iter().filter(|address| address.raw == entry.gid.0);
-        let address = same.find(|address| gids.are_of_host() || is_own(entry, address));
-        let ndev_ifindex = match address {
-            Some(address) if !gids.are_of_host() => address.ifindex,
-            Some(_) => 0,
-            None if gids.are_of_host() && entry.gid_type == INFINIBAND => 0,
+        let mut same = addresses.gids.iter().enumerate().filter(|(_, address)| address.raw == entry.gid.0);
+        let address = same.find(|(_, address)| gids.are_of_host() || is_own(entry, address));
+        let (place, ndev_ifindex) = match address {
+            Some((place, address)) if !gids.are_of_host() => (place, address.ifindex),
+            Some((place, _)) => (place, 0),
+            None if gids.are_of_host() && entry.gid_type == INFINIBAND => (0, 0),
             None => return None,
         };
         let index = u8::try_from(entry.gid_index).ok()?;
         // `ibv_query_gid_type` does not tell InfiniBand from the first version of RoCE; the table does.
         let gid_type = entry.gid_type.saturating_sub(1);
-        Some((GidInfo { gid: entry.gid.0, gid_type, ndev_ifindex }, index))
+        let key = (Scope::of(&entry.gid.0), place, gid_type, index);
+        Some((key, (GidInfo { gid: entry.gid.0, gid_type, ndev_ifindex }, index)))
     });
-    granted.take(GID_TABLE).collect()
+    let mut granted: Vec<_> = granted.collect();
+    granted.sort_unstable_by_key(|(key, _)| *key);
+    granted.into_iter().map(|(_, granted)| granted).take(GID_TABLE).collect()
+}
+
+/// What kind of address a GID is, in the order in which containers have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    /// `fe80::/10`, which every interface has, and which is an InfiniBand port's default GID.
+    LinkLocal,
+    /// An IPv4 address, mapped (`::ffff:0:0/96`).
+    V4,
+    /// Another IPv6 address.
+    V6,
+}
+
+impl Scope {
+    fn of(gid: &[u8; 16]) -> Self {
+        let address = std::net::Ipv6Addr::from(*gid);
+        match (address.is_unicast_link_local(), address.to_ipv4_mapped()) {
+            (true, _) => Self::LinkLocal,
+            (_, Some(_)) => Self::V4,
+            _ => Self::V6,
+        }
+    }
 }
 
 /// The container's table of P_Keys: those that it is `granted`, else the card's first; with each its index in the `card`'s table, if it
@@ -226,6 +256,7 @@ pub fn queue_pair(attr: &QpAttr, state: QpState, place: Place) -> ibv_qp_attr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn entry(last: u8, index: u32, port: u32) -> ibv_gid_entry {
         let mut gid = [0; 16];
@@ -242,13 +273,39 @@ mod tests {
         }
         let granted = granted(&card, 1, &addresses, &Gids::Namespace, |_, _| true);
         let seen: Vec<_> = granted.iter().map(|(info, index)| (info.gid[15], info.ndev_ifindex, *index)).collect();
-        assert_eq!(seen, [(2, 6, 3), (3, 5, 7)]);
+        // As the kernel lists the addresses.
+        assert_eq!(seen, [(3, 5, 7), (2, 6, 3)]);
         // IBV_GID_TYPE_SYSFS_ROCE_V2
         assert!(granted.iter().all(|(info, _)| info.gid_type == 1));
         // An address that is another's as well.
         let of_its_interface = |entry: &ibv_gid_entry, address: &Gid| entry.gid_index == 7 && address.ifindex == 5;
         let granted = super::granted(&card, 1, &addresses, &Gids::Namespace, of_its_interface);
         assert_eq!(granted.iter().map(|(_, index)| *index).collect::<Vec<_>>(), [7]);
+    }
+
+    #[test]
+    fn entries_have_the_same_order_in_every_container() {
+        let raw = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+        let listed = ["::ffff:10.0.0.9", "::ffff:10.0.0.2", "2001:db8::1", "fe80::2"].map(raw);
+        let mut addresses = Addresses::default();
+        addresses.gids.extend(listed.map(|raw| Gid { raw, ifindex: 5 }));
+        let wanted = [3, 0, 1, 2].map(|place| [(listed[place], 0), (listed[place], 1)]).concat();
+        let wanted: [_; 8] = wanted.try_into().unwrap();
+        proptest!(|(order in Just(wanted.to_vec()).prop_shuffle(), gap in 0..9_u32)| {
+            // Both versions of each, in the order in which that card came to know of them.
+            let card: Vec<_> = order.iter().zip((gap..).step_by(2)).map(|(&(gid, kind), index)| {
+                ibv_gid_entry { gid: ibv_gid(gid), gid_type: kind + 1, ..entry(0, index, 1) }
+            }).collect();
+            for gids in [Gids::Namespace, Gids::Host] {
+                let granted = granted(&card, 1, &addresses, &gids, |_, _| true);
+                let seen: Vec<_> = granted.iter().map(|(info, _)| (info.gid, info.gid_type)).collect();
+                prop_assert_eq!(&seen[..], &wanted[..]);
+                for (info, index) in granted {
+                    let at = card.iter().find(|entry| entry.gid_index == u32::from(index)).unwrap();
+                    prop_assert_eq!((at.gid.0, at.gid_type), (info.gid, info.gid_type + 1));
+                }
+            }
+        });
     }
 
     #[test]
