@@ -12,9 +12,9 @@ cd "$(dirname "$0")/.."
 kernels=(debian backports)
 declare -A files=(
     # exclusive shows there what the kernel's refusal is made to say.
-    [debian]="rxe rxe_fence rxe_programs siw passthrough sysfs rxe_more rxe_cm rxe_starts rxe_tenants rxe_engines rxe_programs_all passthrough_more
+    [debian]="rxe rxe_fence rxe_more rxe_cm rxe_programs siw passthrough sysfs rxe_kills rxe_starts rxe_tenants rxe_engines rxe_programs_all passthrough_more
         exclusive rxe_pyverbs ibverbs rxe_cost"
-    [backports]="rxe_own exclusive rxe_fence rxe_more ibverbs"
+    [backports]="rxe_own exclusive rxe_fence rxe_more rxe_kills ibverbs"
 )
 while [ $# -gt 0 ]; do
     case $1 in

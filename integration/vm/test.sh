@@ -3,8 +3,8 @@
 #
 #   integration/vm/test.sh [--kernel backports] [FILE…]
 #
-# FILE of integration/vm/tests/, without .sh; by default all that are not by hand: suite, ibverbs, passthrough_more, rxe_programs_all, rxe_cm,
-# rxe_more, rxe_cost, rxe_pyverbs, rxe_starts, rxe_tenants, rxe_engines, rxe_own, exclusive. The machine has Debian's kernel unless that of its
+# FILE of integration/vm/tests/, without .sh; by default all that are not by hand: suite, ibverbs, passthrough_more, rxe_programs_all,
+# rxe_kills, rxe_cost, rxe_pyverbs, rxe_starts, rxe_tenants, rxe_engines, rxe_own, exclusive, exclusive_life. The machine has Debian's kernel unless that of its
 # backports is asked for. Variables of the environment that begin with RINGFENCE_COST_ are handed on to it.
 #
 # Where there is no machine to be had, or RINGFENCE_SKIP_VM=1, they are skipped: counted as one that is ignored.
@@ -38,8 +38,8 @@ fi
 # What legal.sh runs.
 cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal{,_objects,_states,_posting}.c integration/clients/check.c -libverbs
 
-# What rxe_fence.sh and rxe_starts.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
-if [ $# -eq 0 ] || [[ " $* " =~ " rxe_fence "|" rxe_starts " ]]; then
+# What rxe_fence.sh, rxe_more.sh and rxe_starts.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
+if [ $# -eq 0 ] || [[ " $* " =~ " rxe_fence "|" rxe_more "|" rxe_starts " ]]; then
     cc -std=gnu11 -O2 -o target/vm-reach integration/clients/reach.c -libverbs
     # Its name has the version of the interface between rdma-core and its drivers.
     driver=$(basename /usr/lib/x86_64-linux-gnu/librxe-rdmav*.a .a)

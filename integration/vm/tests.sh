@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/tests/lib.sh"
 
 [ -e /vm/command ] || { echo "${0##*/}: not in the virtual machine; use integration/vm/run.sh" >&2; exit 2; }
-[ $# -gt 0 ] || set -- runtimes podman containerd cri docker passthrough sysfs rxe rxe_fence rxe_programs siw legal package
+[ $# -gt 0 ] || set -- runtimes podman containerd cri docker passthrough sysfs rxe rxe_fence rxe_more rxe_cm rxe_programs siw legal package
 
 mkdir -p "$rootfs"
 tar -xOf /var/lib/ringfence-verbs.tar layer.tar | tar -C "$rootfs" -x

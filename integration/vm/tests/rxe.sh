@@ -133,6 +133,89 @@ only_its_own() {
     nothing_in_kernel
 }
 
+# The client's proxy has a queue pair of the card.
+is_busy() { [ "$(rdma resource show qp link rxe3/1 | grep -c 'type RC')" -ge "$1" ]; }
+
+# Long traffic between c1, which serves, and c2, by the runtime $1.
+traffic() {
+    local runtime=$1 index
+    index=$(index "$runtime" exec c1)
+    timeout 40 "$runtime" exec c1 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 >/tmp/server 2>&1 &
+    server=$!
+    eventually sh -c 'ss -ltnH | grep -q ":18515 "'
+    timeout 40 "$runtime" exec c2 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 127.0.0.1 >/tmp/client 2>&1 &
+    client=$!
+    eventually is_busy 2
+}
+
+finished() {
+    kill "$server" "$client" 2>/dev/null || true
+    wait "$server" || true
+    wait "$client" || true
+}
+
+# Programs, a proxy and a container's first process are killed, by the runtime $1.
+killed() {
+    local runtime=$1 id
+    card_configuration ''
+    for id in c1 c2; do
+        with_card $id
+        up "$runtime --systemd-cgroup" $id
+    done
+    # Programs: the containers go on.
+    traffic "$runtime"
+    pkill -KILL -x ib_write_bw
+    finished
+    eventually sh -c '! rdma resource show qp link rxe3/1 | grep "type RC"'
+    both_ways "$runtime exec c1" "$runtime exec c2"
+    # A proxy: its container's verbs fail, and the other's go on.
+    traffic "$runtime"
+    kill -KILL "$(proxy c2)"
+    if wait "$client"; then echo "verbs did not fail"; return 1; fi
+    finished
+    eventually sh -c '! rdma resource show qp link rxe3/1 | grep "type RC"'
+    "$runtime" exec c1 ibv_devinfo -d rxe3 | grep PORT_ACTIVE
+    "$runtime" state c2 | jq -e '.status == "running"'
+    down "$runtime" c2
+    # A container's first process.
+    kill -KILL "$("$runtime" state c1 | jq .pid)"
+    eventually "$runtime" delete c1
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# The card of c1 and c2 is there again, after it went with the proxies $1, which have not ended.
+comes_back() {
+    local id
+    same "$(pgrep ringfence-proxy)" "$1" proxies
+    rdma link add rxe3 type rxe netdev rdma3
+    for id in c1 c2; do
+        eventually runc exec $id grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
+        eventually runc exec $id sh -c "ibv_devinfo -d rxe3 | grep PORT_ACTIVE"
+    done
+    both_ways "runc exec c1" "runc exec c2"
+    for id in c1 c2; do down runc $id; done
+    nothing_in_kernel
+    rm /etc/ringfence/conf.d/test.toml
+}
+
+# Of $1 containers that use the card and end, one after the other, without having destroyed anything, nothing stays in the kernel.
+starts() {
+    local before run
+    card_configuration ''
+    with_card c1 /test/c1 '.process.args = ["/tmp/reach"]'
+    cp "$here/../../target/vm-reach" "$rootfs/tmp/reach"
+    before=$(rdma resource show)
+    for ((run = 0; run < $1; run++)); do
+        (cd /srv/c1 && crun run c1 </dev/null >/srv/c1/output 2>&1) || { cat /srv/c1/output; return 1; }
+        grep -q "^rxe3: used" /srv/c1/output
+    done
+    eventually same "$(rdma resource show)" "$before" "the kernel's resources" || { rdma resource show; return 1; }
+    rm "$rootfs/tmp/reach"
+    eventually rmdir "$cgroups/test"
+    rm /etc/ringfence/conf.d/test.toml
+}
+
 pair_of_podman() {
     local name
     card_configuration ''

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh and rxe.sh.
-# What a container with a card sees, a runtime and a hook that are killed, and a card that is given up. By hand. Sourced by tests.sh.
+# What a container with a card sees, a runtime that is killed, a card that is given up, and ten starts. Sourced by tests.sh.
 
 # What one container sees, and by which process.
 shown() {
@@ -57,44 +57,6 @@ runtime_killed() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
-# The hook is killed at twelve moments of its way: what it has begun goes with the container that does not come to be.
-hook_killed() {
-    local moment takes after kills=0
-    card_configuration ''
-    # How long it takes if nobody kills it.
-    # shellcheck disable=SC2016 # The hook's shell expands it.
-    with_card c3 test.slice:rf:c3 '.hooks.createRuntime[0] |= . + {path: "/bin/sh", args: ["sh", "-c",
-        "began=$(date +%s%N); /usr/bin/ringfence-hook createRuntime; status=$?; echo $(( ($(date +%s%N) - began) / 1000000 )) >>/tmp/takes; exit $status"]}'
-    rm -f /tmp/takes
-    for moment in {1..3}; do
-        up "runc --systemd-cgroup" c3
-        down runc c3
-        nothing_in_kernel
-    done
-    takes=$(sort -n /tmp/takes | head -n 1)
-    for moment in {0..11}; do
-        after=$((takes * moment / 11 + 1))
-        with_card c3 test.slice:rf:c3 '.hooks.createRuntime[0] |= . + {path: "/usr/bin/timeout",
-            args: ["timeout", "--signal=KILL", "'"$((after / 1000)).$(printf %03d $((after % 1000)))"'", "/usr/bin/ringfence-hook", "createRuntime"]}'
-        if up "runc --systemd-cgroup" c3 >/tmp/said; then
-            # It was done before.
-            down runc c3
-        else
-            cat /tmp/said
-            grep -qE 'exit status 137|signal: killed' /tmp/said
-            kills=$((kills + 1))
-            runc delete --force c3 2>/dev/null || true
-        fi
-        eventually sh -c '! pgrep ringfence-proxy' || { pgrep -a ringfence-proxy; return 1; }
-        nothing_in_kernel
-        ringfence gc
-        eventually nothing_left || { leftovers; return 1; }
-    done
-    echo "of $takes ms; killed at $kills of 12 moments"
-    [ "$kills" -ge 8 ]
-    rm /etc/ringfence/conf.d/test.toml
-}
-
 # An operator has proxies let go of the card for what wants to have it for itself, such as an update of its driver.
 drained() {
     local id proxies
@@ -108,25 +70,15 @@ drained() {
     ringfence drain rxe3
     # Nobody has it open, though both proxies live.
     nothing_in_kernel
-    same "$(pgrep ringfence-proxy)" "$proxies" proxies
     rdma link delete rxe3
-    rdma link add rxe3 type rxe netdev rdma3
-    for id in c1 c2; do
-        eventually runc exec $id grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
-        eventually runc exec $id sh -c "ibv_devinfo -d rxe3 | grep PORT_ACTIVE"
-    done
-    both_ways "runc exec c1" "runc exec c2"
-    for id in c1 c2; do down runc $id; done
-    nothing_in_kernel
-    rm /etc/ringfence/conf.d/test.toml
+    comes_back "$proxies"
 }
 
 rxe_checks() {
     check "rxe: what a container sees" shown runc
-    check "rxe: two containers of runc" pair runc
     check "rxe: a runtime that is killed" runtime_killed
-    limit=1200 check "rxe: a hook that is killed half-way" hook_killed
     check "rxe: proxies that let go of the card, which goes and comes back" drained
+    check "rxe: ten starts" starts 10
 }
 # shellcheck source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.
 . "$here/tests/rxe.sh"
