@@ -10,7 +10,9 @@ use ringfence_hook::config::{Config, Device, Kind};
 use ringfence_hook::exclusive::{self, Place};
 use ringfence_hook::rdma_cm;
 use ringfence_hook::units::show_size;
+use ringfence_launch::Class;
 use ringfence_launch::card::{DESCRIBE, Description, Help};
+use ringfence_launch::marks::Marks;
 use ringfence_launch::pkeys::Pkey;
 use serde::Serialize;
 use std::path::Path;
@@ -99,6 +101,7 @@ fn of(config: &Config, device: &Device) -> Shown {
         match describe(config, device) {
             Ok(mut described) => {
                 described.help.push(card_counters::help(&device.name, device.port));
+                described.help.push(marks(device));
                 let lacks = |key: &&Pkey| !described.pkeys.contains(&key.to_string());
                 problems.extend(device.pkeys.iter().flatten().find(lacks).map(|key| {
                     format!(
@@ -112,6 +115,21 @@ fn of(config: &Config, device: &Device) -> Shown {
         }
     }
     Shown { name: device.name.clone(), modes, netns_mode, place, card, grants, problems }
+}
+
+/// What the administrator has packets marked with, which every card takes.
+fn marks(device: &Device) -> Help {
+    let show = |marks: Marks| {
+        let level = marks.service_level.map(|level| format!("service level {}", u8::from(level)));
+        let class = marks.traffic_class.map(|class| format!("traffic class {}", u8::from(class)));
+        let said: Vec<_> = level.into_iter().chain(class).collect();
+        if said.is_empty() { "as applications say".to_owned() } else { said.join(" and ") }
+    };
+    let mut detail = show(device.marks(Class::None));
+    if device.marks(Class::Latency) != device.marks(Class::None) {
+        detail += &format!("; for class latency {}", show(device.marks(Class::Latency)));
+    }
+    Help { name: "forced service level and traffic class".into(), offered: true, detail }
 }
 
 /// Where it is, in words; `None` where that goes without saying, or is a problem that is told.

@@ -9,7 +9,7 @@ use crate::units::{show_ops, show_rate, show_size};
 use ringfence_launch::Class;
 use ringfence_launch::addresses::Peers;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 /// `[policy]`
@@ -195,6 +195,15 @@ impl Policy {
     /// The names of all policies.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         std::iter::once(DEFAULT_POLICY).chain(self.profiles.keys().map(String::as_str))
+    }
+
+    /// The tables that give containers a weight which they do not ask for.
+    pub fn weights_by_default(&self) -> impl Iterator<Item = String> {
+        let tables = self.names().filter_map(|name| {
+            let effective = self.effective(name)?;
+            effective.default(|defaults| defaults.weight).map(|weight| weight.table)
+        });
+        tables.collect::<BTreeSet<_>>().into_iter()
     }
 
     /// Whether some policy allows `mode`.

@@ -25,6 +25,7 @@ pub fn check(report: &mut Report, config: &Config) {
     limits(report);
     uids(report, config);
     devices(report, config);
+    weights(report, config);
     userfaultfd(report, config, userfaultfd::Host::find(), rustix::process::geteuid().is_root());
     sysfs(report, config, Path::new("/dev/full"));
     failures(report, &config.run_dir);
@@ -103,17 +104,32 @@ fn overlaps(line: &str, is_range: bool, first: u32, last: u32) -> bool {
     range.is_some_and(|(start, count)| start <= u64::from(last) && start.saturating_add(count) > u64::from(first))
 }
 
-/// Whose ib_core is loaded: the kernel's own has no version, that of a driver package has.
-fn core(report: &mut Report) {
-    let Ok(version) = std::fs::read_to_string("/sys/module/ib_core/version") else { return };
+/// Whose ib_core is loaded, below `sys`: the kernel's own has no version, that of a driver package has.
+fn core(report: &mut Report, sys: &Path) {
+    let Ok(version) = std::fs::read_to_string(sys.join("module/ib_core/version")) else { return };
     report.ok(
         "devices",
         format!(
             "ib_core is version {}, of a driver package such as MLNX_OFED and not the kernel's own: it connects queue pairs only in the \
-             network namespace that has their GID's interface",
+             network namespace that has their GID's interface, and elsewhere ibv_modify_qp to RTR fails with ENODEV: give containers an \
+             interface of the card's (macvlan, ipvlan, a virtual function), or gids = \"host\" of the [[device]]",
             version.trim_end()
         ),
     );
+}
+
+/// A container that asks for a weight on a device without a modelled link is refused; one that is given it by default has nothing of it.
+fn weights(report: &mut Report, config: &Config) {
+    if config.devices.iter().any(|device| device.link.is_some()) {
+        return;
+    }
+    for table in config.policy.weights_by_default() {
+        report.warn(
+            "policy",
+            format!("{table}.weight does nothing: no [[device]] has a modelled link that containers share"),
+            format!("remove weight from {table}, or set link of a [[device]] of kind soft"),
+        );
+    }
 }
 
 fn devices(report: &mut Report, config: &Config) {
@@ -152,7 +168,7 @@ fn devices(report: &mut Report, config: &Config) {
         nodes(report, config, device, Path::new(card::SYS));
     }
     if has_card {
-        core(report);
+        core(report, Path::new(card::SYS));
     }
     if !has_card && Path::new("/sys/class/infiniband").read_dir().is_ok_and(|mut cards| cards.next().is_some()) {
         report.warn(
@@ -360,6 +376,41 @@ mod tests {
             "{}",
             check.message
         );
+    }
+
+    #[test]
+    fn a_weight_that_no_device_has_a_link_for_is_told() {
+        let said = |text: &str| {
+            let mut report = Report::default();
+            weights(&mut report, &Config::parse(text).unwrap());
+            report.checks.into_iter().map(|check| (check.status, check.message)).collect::<Vec<_>>()
+        };
+        const BOTH: &str =
+            "[policy.defaults]\nweight = 3\n[policy.profiles.gold]\n[policy.profiles.bulk.defaults]\nweight = 1\n";
+        let told = |table: &str| {
+            let message =
+                format!("{table}.weight does nothing: no [[device]] has a modelled link that containers share");
+            (Status::Warning, message)
+        };
+        assert_eq!(said(BOTH), [told("policy.defaults"), told("policy.profiles.bulk.defaults")]);
+        assert_eq!(said(&format!("[[device]]\nname = \"soft0\"\nkind = \"soft\"\nlink = \"10Gbit\"\n{BOTH}")), []);
+        assert_eq!(said(""), []);
+    }
+
+    #[test]
+    fn a_driver_packages_core_is_told_with_what_it_needs() {
+        let sys = tempfile::tempdir().unwrap();
+        let mut report = Report::default();
+        core(&mut report, sys.path());
+        assert!(report.checks.is_empty());
+        std::fs::create_dir_all(sys.path().join("module/ib_core")).unwrap();
+        std::fs::write(sys.path().join("module/ib_core/version"), "24.10-1.1.4\n").unwrap();
+        core(&mut report, sys.path());
+        let [check] = &report.checks[..] else { panic!("{:?}", report.checks) };
+        assert_eq!(check.status, Status::Ok);
+        for words in ["version 24.10-1.1.4, of a driver package", "RTR fails with ENODEV", "gids = \"host\""] {
+            assert!(check.message.contains(words), "{}", check.message);
+        }
     }
 
     #[test]

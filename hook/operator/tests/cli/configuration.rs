@@ -90,7 +90,8 @@ END
 pub fn info_says_what_a_policy_can_grant_of_a_card() {
     let node = Node::new("");
     let proxy = node.path("ringfence-proxy");
-    let device = "[[device]]\nname = \"rf-none\"\nkind = \"ibverbs\"\npkeys = [0x8001, 0x12]\nnodes = [\"/dev/infiniband/uverbs9\"]\n";
+    let device = "[[device]]\nname = \"rf-none\"\nkind = \"ibverbs\"\npkeys = [0x8001, 0x12]\n\
+                  traffic-class = 32\nlatency = { traffic-class = 104 }\nnodes = [\"/dev/infiniband/uverbs9\"]\n";
     node.configure(&format!("[proxy]\npath = {proxy:?}\n{device}"));
     let card = json(&node.succeed(&["info", "--json"]))["cards"][0].clone();
     assert_eq!((&card["name"], &card["modes"]), (&json("\"rf-none\""), &json("[\"proxied\"]")));
@@ -113,6 +114,12 @@ pub fn info_says_what_a_policy_can_grant_of_a_card() {
     assert!(shown["cards"][0]["problems"].to_string().contains("port 1 of rf-none has no P_Key 0x0012"), "{shown}");
     assert!(text.contains("atomics; rate per queue pair: not offered (its driver has none)"), "{text}");
     assert!(text.contains("; counters per queue pair: not offered (the kernel does not say: "), "{text}");
+    assert!(
+        text.contains(
+            "; forced service level and traffic class: offered (traffic class 32; for class latency traffic class 104)"
+        ),
+        "{text}"
+    );
     let help = &shown["cards"][0]["grants"]["help"];
     assert_eq!((&help[0]["offered"], &help[1]["name"]), (&json("false"), &json("\"counters per queue pair\"")));
 }
