@@ -43,9 +43,11 @@ through_runtime() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
-# runc itself, in a directory and in a scope.
+# runc itself, in a directory and in a scope. Of another card it sees nothing.
 through_wrapper() {
     local cgroup options
+    ip link add rdma9 type dummy
+    rdma link add rxe9 type rxe netdev rdma9
     passthrough
     native_root
     for cgroup in /test/c1 test.slice:rf:c1; do
@@ -54,12 +56,16 @@ through_wrapper() {
         native "$cgroup" '.hooks = {}'
         up "ringfence-runtime $options" c1
         opens_rxe0 runc exec c1
+        same "$(runc exec c1 ls /sys/class/infiniband)" rxe0 "cards of c1"
+        same "$(runc exec c1 ibv_devices | grep -o 'rxe[0-9]')" rxe0 "devices of c1"
         systemctl daemon-reload
         opens_rxe0 runc exec c1
         down runc c1
     done
     umount /srv/native
     rmdir "$cgroups/test"
+    rdma link delete rxe9
+    ip link delete rdma9
     rm /etc/ringfence/conf.d/test.toml
 }
 
