@@ -41,6 +41,7 @@ cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-legal integration/clients/legal{,_o
 # What rxe_fence.sh, rxe_more.sh and rxe_starts.sh run. Linked statically, libibverbs has to be told of a driver; the linker has words of getaddrinfo then.
 if [ $# -eq 0 ] || [[ " $* " =~ " rxe_fence "|" rxe_more "|" rxe_starts " ]]; then
     cc -std=gnu11 -O2 -o target/vm-reach integration/clients/reach.c -libverbs
+    cc -std=gnu11 -D_GNU_SOURCE -O2 -o target/vm-sysfs integration/clients/{sysfs,check}.c -libverbs
     # Its name has the version of the interface between rdma-core and its drivers.
     driver=$(basename /usr/lib/x86_64-linux-gnu/librxe-rdmav*.a .a)
     cc -std=gnu11 -O2 -static -DRDMA_STATIC_PROVIDERS=rxe -o target/vm-reach-static integration/clients/reach.c \

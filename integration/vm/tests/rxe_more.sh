@@ -34,6 +34,10 @@ shown() {
         cd /sys/class/infiniband/rxe3 && cat node_guid ports/1/state ports/1/rate ports/1/link_layer
         printf '%s\n' "0000:0000:0000:0000:0000:$gid" rdma3 refused)
     same "$seen" "$expected" "what it sees"
+    # As NCCL, hwloc and libibverbs itself look for a card's place, and each file beside what verbs say.
+    cp "$here/../../target/vm-sysfs" "$rootfs/tmp/sysfs"
+    $runtime exec c1 /tmp/sysfs rxe3
+    rm "$rootfs/tmp/sysfs"
     down "$runtime" c1
     nothing_in_kernel
     rm /etc/ringfence/conf.d/test.toml
