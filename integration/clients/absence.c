@@ -4,6 +4,7 @@
  *
  *   absence port DIRECTORY   events of the port reach every context once, and its attributes follow, as do its files in DIRECTORY
  *   absence fatal            what was under way is flushed in order; new contexts work when the card is back, old objects never
+ *   absence queue            the same where a completion queue of the card's breaks
  *   absence drain SOCKET     the same for a card that the operator has given up, by the proxy's socket, until he says so
  *   absence removed          says "ready", and is busy until somebody takes the card away; the same then. For any card.
  *   absence works            the device is there, at the latest soon
@@ -269,6 +270,27 @@ static void goes(const char *operated)
 	CHECK_EQ(next(bystander, 200), -1);
 }
 
+static void queue_breaks(void)
+{
+	struct ibv_context *bystander = open_context();
+	struct pair p = {0};
+
+	CHECK(bystander, "errno %d", errno);
+	open_sides(&p, false);
+	connect_pair(&p, link_defaults);
+	struct region a = side_reg(p.a, 0, 4096, link_defaults.access), b = side_reg(p.b, 0, 4096, link_defaults.access);
+	side_recv(p.b, p.qb, 0, b, 0, 64);
+	side_post(p.a, p.qa, happens(0, IBV_EVENT_CQ_ERR, a, b));
+	CHECK_EQ(next(bystander, 5000), IBV_EVENT_DEVICE_FATAL);
+	CHECK_EQ(side_state(p.a, p.qa), IBV_QPS_ERR);
+	CHECK_EQ(side_state(p.b, p.qb), IBV_QPS_ERR);
+	CHECK(open_again(), "errno %d", errno);
+	works();
+	CHECK_EQ(to_state(p.a, p.qa, IBV_QPS_RESET), EIO);
+	CHECK_EQ(side_destroy_qp(p.a, p.qa), 0);
+	works();
+}
+
 static void removed(void)
 {
 	enum { DEEP = 16 };
@@ -308,6 +330,8 @@ int main(int argc, char **argv)
 		port_events(argv[2]);
 	else if (argc == 2 && !strcmp(argv[1], "fatal"))
 		goes(NULL);
+	else if (argc == 2 && !strcmp(argv[1], "queue"))
+		queue_breaks();
 	else if (argc == 2 && !strcmp(argv[1], "removed"))
 		removed();
 	else if (argc == 2 && !strcmp(argv[1], "works"))

@@ -185,7 +185,7 @@ fn semantics_trials(card: &Card, program: &Path) -> Result<Vec<Trial>> {
 fn absence_trials(cards: &[Card], program: &Path) -> Vec<Trial> {
     let mut trials = Vec::new();
     for card in cards {
-        for case in ["port", "fatal", "drain"] {
+        for case in ["port", "fatal", "queue", "drain"] {
             let (card, program) = (card.clone(), program.to_owned());
             trials.push(test(format!("absence::{case}::{}", card.name()), move || run_absence(&card, &program, case)));
         }

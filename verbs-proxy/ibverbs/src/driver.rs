@@ -248,6 +248,10 @@ impl Driver for Ibverbs {
                 Ok(Some(event)) if event.kind == EventType::DEVICE_FATAL => {
                     return absence::begin(node, "it has failed");
                 }
+                // What completions it had nobody can tell any more, and several of the container's queues are of one.
+                Ok(Some(event)) if event.kind == EventType::CQ_ERR => {
+                    return absence::begin(node, "a completion queue of it is broken");
+                }
                 Ok(Some(event)) => heard(node, event),
                 Ok(None) => break,
                 Err(_) => return absence::begin(node, "it has been taken away"),
