@@ -6,6 +6,9 @@
 #
 # Sourced by tests.sh.
 
+# Who has c1, and who c2.
+engines=([1]=runc [2]=crun)
+
 # Each of c1 and c2 has a network namespace of its name, with one end of a pair of interfaces, a card over it, and an address.
 networks() {
     local index
@@ -41,7 +44,7 @@ no_networks() {
 # The index that the address of container $1 has in it.
 own_index() {
     local file
-    file=$(runc exec "c$1" grep -l "ffff:0a09:040$1" -r "/sys/class/infiniband/card$1/ports/1/gids")
+    file=$("${engines[$1]}" exec "c$1" grep -l "ffff:0a09:040$1" -r "/sys/class/infiniband/card$1/ports/1/gids")
     echo "${file##*/}"
 }
 
@@ -50,10 +53,10 @@ across() {
     local server=$1 client=$2
     shift 2
     # shellcheck disable=SC2046 # An option and its value.
-    runc exec "c$server" "$@" -d "card$server" $(index_option "$1" "$server") >/tmp/server 2>&1 &
+    "${engines[server]}" exec "c$server" "$@" -d "card$server" $(index_option "$1" "$server") >/tmp/server 2>&1 &
     eventually ip netns exec "c$server" sh -c 'ss -ltnH | grep -q ":18515 "'
     # shellcheck disable=SC2046
-    timeout 300 runc exec "c$client" "$@" -d "card$client" $(index_option "$1" "$client") "10.9.4.$server"
+    timeout 300 "${engines[client]}" exec "c$client" "$@" -d "card$client" $(index_option "$1" "$client") "10.9.4.$server"
     wait $! || { cat /tmp/server; return 1; }
 }
 
@@ -62,22 +65,39 @@ index_option() {
 }
 
 own_cards() {
-    local index
+    local index engine
     networks
     for index in 1 2; do
-        up "runc --systemd-cgroup" c$index
+        engine=${engines[index]}
+        up "$engine --systemd-cgroup" c$index
         no_warnings c$index
         # Nothing of the other's.
-        same "$(runc exec c$index ls /sys/class/infiniband)" "card$index" "cards of c$index"
-        same "$(runc exec c$index ibv_devices | grep -c card)" 1 "devices of c$index"
-        same "$(runc exec c$index grep -c . "/sys/class/infiniband/card$index/ports/1/gid_attrs/ndevs/$(own_index $index)")" 1 "interface of c$index"
+        same "$($engine exec c$index ls /sys/class/infiniband)" "card$index" "cards of c$index"
+        same "$($engine exec c$index ibv_devices | grep -c card)" 1 "devices of c$index"
+        same "$($engine exec c$index grep -c . "/sys/class/infiniband/card$index/ports/1/gid_attrs/ndevs/$(own_index $index)")" 1 "interface of c$index"
     done
     # Whatever came first in each: the link-local address, then this one; rxe has the second version of RoCE only.
     same "$(own_index 1)$(own_index 2)" 11 "indices of the address in c1 and c2"
     across 1 2 ibv_rc_pingpong -n 100
     across 2 1 ib_write_bw -F -s 65536 -n 100
     across 1 2 ib_read_lat -F -s 8 -n 100
-    for index in 1 2; do down runc c$index; done
+    for index in 1 2; do down "${engines[index]}" c$index; done
+    for index in 1 2; do nothing_left_of card$index "${own_idle[index - 1]}"; done
+    no_networks
+}
+
+# The same network and card each, of podman.
+own_podman() {
+    local index engines=([1]=podman [2]=podman)
+    networks
+    for index in 1 2; do
+        podman run --detach --name c$index --network ns:/run/netns/c$index --annotation ringfence.dev/enable=true \
+            --annotation ringfence.dev/device=card$index --volume /usr/bin/ibv_rc_pingpong:/usr/bin/ibv_rc_pingpong:ro "$image"
+        same "$(podman exec c$index ls /sys/class/infiniband)" "card$index" "cards of c$index"
+    done
+    across 1 2 ibv_rc_pingpong -n 100
+    across 2 1 ib_write_bw -F -s 65536 -n 100
+    podman rm --force --time 0 c1 c2
     for index in 1 2; do nothing_left_of card$index "${own_idle[index - 1]}"; done
     no_networks
 }
@@ -87,20 +107,20 @@ own_peers() {
     networks
     printf '[[device]]\nname = "card%s"\nkind = "ibverbs"\n' 1 2 | cat - <(printf '[policy.bounds]\npeers = ["10.9.4.9"]\n') | configuration
     up "runc --systemd-cgroup" c1
-    up "runc --systemd-cgroup" c2
+    up "crun --systemd-cgroup" c2
     if across 1 2 ib_write_bw -F -s 65536 -n 100 >/tmp/said 2>&1; then cat /tmp/said; return 1; fi
     cat /tmp/said
     grep -q "Failed to modify QP .* to RTR" /tmp/said
     pkill -x ib_write_bw || true
     down runc c1
-    down runc c2
+    down crun c2
     no_networks
 }
 
 # Programs that connect by the kernel's rdma_cm, which looks for addresses in the network namespace of who asks; there is no node for
 # verbs beside it.
 own_manager() {
-    local index
+    local index engines=([1]=runc [2]=runc)
     networks
     printf '[[device]]\nname = "card%s"\nkind = "ibverbs"\nrdma-cm = true\n' 1 2 | configuration
     for index in 1 2; do
@@ -125,6 +145,8 @@ elif [ "$(printf '%s\n' 7.0 "$(uname -r)" | sort -V | head -n 1)" != 7.0 ]; then
     echo "test rxe_own (all) ... ignored"
 else
     dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
+    ringfence configure --engine podman >/dev/null
+    podman image exists "$image" || podman load --quiet --input /var/lib/ringfence-verbs.tar >/dev/null
     cp /usr/bin/{ibv_rc_pingpong,ib_read_lat,rping} "$rootfs/usr/bin/"
     # For rping's pthread_exit.
     cp /lib/x86_64-linux-gnu/libgcc_s.so.1 "$rootfs/lib/x86_64-linux-gnu/"
@@ -133,7 +155,8 @@ else
     # Of what an emulated machine may need that shares its processors with fuzzers.
     # shellcheck disable=SC2034 # For check.
     limit=900
-    check "rxe_own: two containers with a network and a card each" own_cards
+    check "rxe_own: two containers with a network and a card each, of runc and crun" own_cards
+    check "rxe_own: two of podman" own_podman
     check "rxe_own: rping and ib_write_bw -R by their own addresses" own_manager
     check "rxe_own: a peer that policy does not name" own_peers
     unset limit
