@@ -18,9 +18,18 @@ tar -xOf /var/lib/ringfence-verbs.tar layer.tar | tar -C "$rootfs" -x
 if ! dpkg --install "$here"/../../target/deb/ringfence_*.deb >/tmp/dpkg 2>&1; then cat /tmp/dpkg; exit 1; fi
 # The kernel rewrites its own instructions when the first group with such limits comes and when the last one goes. An emulated
 # processor that is about to run them stumbles over that now and then, and the kernel panics in __set_next_task_fair: one group
-# stays, and comes while there is a single processor.
+# stays, and comes while there is a single processor. So do two sockets of the kind that rxe has in each network namespace
+# (UDP_ENCAP_L2TPINUDP), for which it panicked in udp_destroy_sock.
 echo 0 >/sys/devices/system/cpu/cpu1/online
 systemd-run --quiet --unit=limits-stay --property=CPUQuota=50% --property=AllowedCPUs=0 sleep infinity
+systemd-run --quiet --unit=tunnels-stay python3 -c '
+import socket, time
+tunnels = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+for tunnel in tunnels:
+    tunnel.setsockopt(socket.IPPROTO_UDP, 100, 3)
+tunnels[1].bind(("::1", 1701))
+time.sleep(1 << 31)'
+eventually sh -c 'ss -lunH | grep -F "[::1]:1701"'
 echo 1 >/sys/devices/system/cpu/cpu1/online
 for file in "$@"; do
     # shellcheck source=/dev/null
