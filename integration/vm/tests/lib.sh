@@ -78,7 +78,8 @@ clean() {
     for id in $(ctr --namespace k8s.io task list -q); do ctr --namespace k8s.io task delete --force "$id"; done
     for id in $(docker ps --all --quiet); do docker rm --force "$id"; done
     umount /srv/native
-    ip netns delete rf
+    for id in rf c1 c2; do ip netns delete $id; done
+    for id in card1 card2; do rdma link delete $id; done
     rmdir "$cgroups/test"
     rm -f /etc/ringfence/conf.d/test.toml
     # Programs and libraries that a test put away.
