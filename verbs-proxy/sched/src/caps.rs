@@ -167,6 +167,92 @@ impl Caps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// What is left of one rate if nothing is ever made up for: a bucket cannot have less.
+    struct Plain {
+        per_second: u64,
+        burst: u64,
+        /// In billionths of a unit.
+        balance: i128,
+        /// Units, and those of the last one that went.
+        spent: u128,
+        last: u128,
+    }
+
+    impl Plain {
+        fn new(per_second: Option<u64>, least: u64) -> Option<Self> {
+            let burst = (per_second? / 1000).max(least);
+            Some(Self { per_second: per_second?, burst, balance: i128::from(burst) * 1_000_000_000, spent: 0, last: 0 })
+        }
+
+        fn earn(&mut self, time: u64) {
+            let earned = i128::from(self.per_second) * i128::from(time);
+            self.balance = (self.balance + earned).min(i128::from(self.burst) * 1_000_000_000);
+        }
+
+        fn spend(&mut self, units: u64) {
+            self.balance -= i128::from(units) * 1_000_000_000;
+            self.spent += u128::from(units);
+            self.last = if units > 0 { units.into() } else { self.last };
+        }
+
+        /// How long until something is there.
+        fn wait(&self) -> u64 {
+            (1 - self.balance).max(0).unsigned_abs().div_ceil(self.per_second.into()) as u64
+        }
+
+        /// No more than the rate, five quarters of the burst and what the last one took beyond.
+        fn holds(&self, now: Nanos) -> bool {
+            let earned = u128::from(self.per_second) * u128::from(now.0) / 1_000_000_000;
+            self.spent - self.last <= earned + u128::from(self.burst) * 5 / 4 + 1
+        }
+    }
+
+    /// Rates from `10^least` on, each order of magnitude as likely as the others.
+    fn rates(least: u32, most: u32) -> impl Strategy<Value = Option<u64>> {
+        prop::option::of((least..most, 1u64..10).prop_map(|(order, digit)| digit * 10u64.pow(order)))
+    }
+
+    proptest! {
+        /// Any rates, and anything that asks, with a clock or without: each rate holds by itself and stops what costs it something for
+        /// no longer than its own debt, nothing else stops anything, and what is stopped may go at the time that it is told and
+        /// not before.
+        #[test]
+        fn each_rate_holds_and_whatever_waits_is_told_how_long(
+            (out, fetched, ops) in (rates(5, 10), rates(5, 10), rates(1, 6)),
+            steps in prop::collection::vec((0u64..2_000_000, 0u64..100_000, 0u64..100_000, 0u64..20, 0u8..8, any::<bool>()), 1..200),
+        ) {
+            let mut caps =
+                Caps::new(out.and_then(BitRate::new), fetched.and_then(BitRate::new), ops.and_then(OpRate::new), Nanos(0));
+            let mut plain = [Plain::new(out, 16 << 13), Plain::new(fetched, 16 << 13), Plain::new(ops, 8)];
+            let mut now = Nanos(0);
+            for (wait, out, fetched, ops, which, clock) in steps {
+                let some = |bit: u8, amount| if which & bit == 0 { amount } else { 0 };
+                let cost = Cost { out: Bytes(some(1, out)), fetched: Bytes(some(2, fetched)), ops: Ops(some(4, ops)) };
+                let units = [cost.out.0 * 8, cost.fetched.0 * 8, cost.ops.0];
+                now = now.after(Nanos(wait));
+                plain.iter_mut().flatten().for_each(|plain| plain.earn(wait));
+                let needed = plain.iter().zip(units).filter(|(_, units)| *units > 0);
+                let longest = needed.filter_map(|(plain, _)| plain.as_ref()).map(Plain::wait).max().unwrap_or(0);
+                if caps.covers(cost) {
+                    let mut limits = plain.iter().zip(units).filter_map(|(plain, units)| Some((plain.as_ref()?.burst, units)));
+                    prop_assert!(limits.all(|(burst, units)| units <= burst / 4), "{cost:?} without a clock");
+                    prop_assert!(caps.clone().open(cost, now, Waiting::Here).is_ok(), "in hand, and may not go: {caps:?}");
+                } else if !clock {
+                    continue;
+                } else if let Err(at) = caps.open(cost, now, Waiting::Here) {
+                    prop_assert!(at > now && at <= now.after(Nanos(longest)), "{at:?} instead of {longest} after {now:?}");
+                    prop_assert!(caps.clone().open(cost, Nanos(at.0 - 1), Waiting::Here).is_err());
+                    prop_assert_eq!(caps.clone().open(cost, at, Waiting::Here), Ok(()));
+                    continue;
+                }
+                caps.charge(cost);
+                plain.iter_mut().zip(units).for_each(|(plain, units)| plain.iter_mut().for_each(|plain| plain.spend(units)));
+                prop_assert!(plain.iter().flatten().all(|plain| plain.holds(now)), "{cost:?} at {now:?}: {caps:?}");
+            }
+        }
+    }
 
     #[test]
     fn each_rate_stops_only_what_costs_it_something() {

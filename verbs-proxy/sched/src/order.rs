@@ -152,10 +152,85 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const ROOM: Bytes = Bytes(1000);
     const ONE: Party = Party::Reader(1);
     const TWO: Party = Party::Reader(2);
+
+    /// What goes at once, less than this.
+    const PIECE: u64 = 3000;
+
+    /// Own requests are the first of some parties.
+    fn party(number: usize) -> Party {
+        if number == 0 { Party::Own } else { Party::Reader(number as u16) }
+    }
+
+    proptest! {
+        /// Parties that want more from some time on and ask in whatever order, one much more often than the others: none has had more
+        /// than another since both do by more than the room and what goes at once, and whoever has had least is never refused.
+        #[test]
+        fn whoever_always_wants_more_has_as_much_as_the_others(
+            parties in 2usize..10,
+            asks in prop::collection::vec((0usize..100, 1..PIECE), 1..500),
+        ) {
+            let mut order = Order::default();
+            let mut had: Vec<Option<u64>> = vec![None; parties];
+            for (now, (who, bytes)) in (1..).map(Nanos).zip(asks) {
+                // Every other time the first one asks.
+                let who = if who % 2 == 0 { 0 } else { who / 2 % parties };
+                // What it did not ask for before is lost.
+                let least = had.iter().flatten().min().copied().unwrap_or(0);
+                let has = had[who].get_or_insert(least);
+                match order.turn(party(who), ROOM, now) {
+                    Ok(()) => {
+                        order.had(party(who), Bytes(bytes));
+                        *has += bytes;
+                        order.waits(party(who), now);
+                    }
+                    Err(at) => {
+                        prop_assert!(at > now);
+                        order.waits(party(who), at);
+                    }
+                }
+                let (least, most) = (had.iter().flatten().min().unwrap(), had.iter().flatten().max().unwrap());
+                // Whoever begins may be taken to have had a piece less than it has.
+                prop_assert!(most - least < ROOM.0 + 2 * PIECE, "{had:?}");
+                let last = had.iter().position(|had| had.as_ref() == Some(least)).unwrap();
+                prop_assert_eq!(order.turn(party(last), Bytes(ROOM.0 + PIECE), now), Ok(()));
+                prop_assert!(order.parties.len() <= parties);
+            }
+        }
+
+        /// Whatever has been before, and however seldom anybody looks: a party waits for neighbours who do not come any more until
+        /// they are late, and have been excused once.
+        #[test]
+        fn nobody_waits_for_ever_for_who_does_not_come(
+            steps in prop::collection::vec((0usize..10, 0u8..3, 1u64..5000, 0u64..1_000_000), 1..100),
+            asks in 0usize..10,
+            seldom in 0u64..2_000_000,
+        ) {
+            let mut order = Order::default();
+            let (mut now, mut told) = (Nanos(0), Nanos(0));
+            for (who, action, bytes, time) in steps {
+                match action {
+                    0 => order.had(party(who), Bytes(bytes)),
+                    1 => {
+                        told = told.max(now.after(Nanos(time)));
+                        order.waits(party(who), now.after(Nanos(time)));
+                    }
+                    _ => now = now.after(Nanos(time)),
+                }
+            }
+            order.gave_up(Party::Own);
+            let late = told.max(now).after(GRACE).after(Nanos(seldom)).after(HERE).after(Nanos(10));
+            while let Err(at) = order.turn(party(asks), ROOM, now) {
+                prop_assert!(at > now && at <= late, "until {at:?}, and all are late from {late:?} on");
+                order.waits(party(asks), at);
+                now = at.after(Nanos(seldom));
+            }
+        }
+    }
 
     #[test]
     fn whoever_is_ahead_by_the_room_waits_for_who_was_refused() {
