@@ -1,5 +1,6 @@
 //! A container's own requests and neighbours who READ out of it, under one rate: what each gets.
 
+use proptest::prelude::*;
 use ringfence_sched::scheduler::charged;
 use ringfence_sched::{BitRate, Bytes, Class, LinkNow, Nanos, OpRate, Ops, Piece, Policy, Scheduler};
 
@@ -34,10 +35,23 @@ fn shares(policy: &Policy, own: Option<u64>, readers: &[Reader]) -> (f64, Vec<f6
 
 /// The same, with a worker whose turns are so far apart.
 fn shares_of(policy: &Policy, own: Option<u64>, readers: &[Reader], step: impl Fn(u64) -> Nanos) -> (f64, Vec<f64>) {
+    let whole = policy.bandwidth.unwrap().bytes_in(SECOND).0 as f64;
+    let (sent, got) = amounts(policy, own, readers, step, SECOND);
+    (sent as f64 / whole, got.into_iter().map(|got| got as f64 / whole).collect())
+}
+
+/// Bytes in this time, instead of parts of what a second allows.
+fn amounts(
+    policy: &Policy,
+    own: Option<u64>,
+    readers: &[Reader],
+    step: impl Fn(u64) -> Nanos,
+    end: Nanos,
+) -> (u64, Vec<u64>) {
     let mut scheduler = Scheduler::new(policy, None, Nanos(0));
     let mut readers = readers.to_vec();
     let (mut now, mut sent, mut waits, mut turn) = (Nanos(0), 0, false, 0);
-    while now < SECOND {
+    while now < end {
         now = now.after(step(turn));
         turn += 1;
         scheduler.begin(now);
@@ -70,8 +84,7 @@ fn shares_of(policy: &Policy, own: Option<u64>, readers: &[Reader], step: impl F
             }
         }
     }
-    let whole = policy.bandwidth.unwrap().bytes_in(SECOND).0 as f64;
-    (sent as f64 / whole, readers.iter().map(|reader| reader.got as f64 / whole).collect())
+    (sent, readers.iter().map(|reader| reader.got).collect())
 }
 
 fn rate(bits: u64) -> Policy {
@@ -236,4 +249,33 @@ fn overtakes(unasked: bool) -> u64 {
 #[test]
 fn own_requests_that_went_unasked_have_had_as_much_as_those_that_asked() {
     assert_eq!(overtakes(true), overtakes(false));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Own requests, or none, and up to eight neighbours, of whatever sizes, who all want more than there is and come again at once or
+    /// almost half a millisecond late: together they have the rate and no more, and each its part, whatever the others' sizes.
+    #[test]
+    fn whoever_is_greedy_has_its_part_of_the_rate(
+        bits in prop_oneof![Just(100_000_000u64), Just(1_000_000_000), Just(10_000_000_000)],
+        own in prop::option::of(64u64..100_000),
+        neighbours in prop::collection::vec((64u64..40_000, 0u64..450), 1..=8),
+        apart in 5u64..50,
+    ) {
+        let end = Nanos::millis(300);
+        let readers: Vec<Reader> = neighbours.iter().map(|(bytes, late)| reader(*bytes, *late, 0)).collect();
+        let (sent, got) = amounts(&rate(bits), own, &readers, |_| Nanos::micros(apart), end);
+        let parts: Vec<u64> = own.map(|_| sent).into_iter().chain(got).collect();
+        let (all, count) = (parts.iter().sum::<u64>(), parts.len() as u64);
+        let earned = rate(bits).bandwidth.unwrap().bytes_in(end.after(Nanos::micros(apart))).0;
+        let burst = (bits / 8000).max(16 << 10);
+        // What goes at once: a READ, as own requests are cut to what a burst pays for.
+        let largest = neighbours.iter().map(|(bytes, _)| *bytes).max().unwrap();
+        prop_assert!(all <= earned + burst * 5 / 4 + largest.max(burst), "{all} of {earned}");
+        prop_assert!(all >= earned * 97 / 100, "{all} of {earned}");
+        for part in &parts {
+            prop_assert!(part + burst + largest >= earned / count * 95 / 100, "{part} of {earned}: {parts:?}");
+        }
+    }
 }
