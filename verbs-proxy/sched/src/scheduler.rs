@@ -253,7 +253,10 @@ impl Scheduler {
     /// the container's urgent requests ask for no more than its share.
     #[must_use]
     pub fn piece(&self, total: Bytes, left: Bytes) -> Bytes {
-        let whole = self.is_urgent(total) && !matches!(&self.link, Some(Link::Shared(window)) if !window.has_credit());
+        // Of this turn: nobody may have looked at the window since the last request.
+        let now = self.clock;
+        let whole =
+            self.is_urgent(total) && !matches!(&self.link, Some(Link::Shared(window)) if !window.has_credit(now));
         if whole { left } else { left.min(longest(&self.link, &self.caps)) }
     }
 

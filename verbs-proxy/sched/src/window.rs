@@ -138,10 +138,12 @@ impl Window {
         Bytes(piece.clamp(1 << 10, crate::scheduler::DEVICE_PIECE.0))
     }
 
-    /// Whether urgent pieces have had so much less than the share that some more at once is no matter.
+    /// Whether urgent pieces have had so much less than the share, up to `now`, that some more at once is no matter.
     #[must_use]
-    pub fn has_credit(&self) -> bool {
-        2 * self.urgent.missed > i128::from(self.bytes(CALM)) * MEND
+    pub fn has_credit(&self, now: Nanos) -> bool {
+        let (calm, mut urgent) = (self.bytes(CALM), self.urgent);
+        urgent.count(self.size, calm, now.since(self.seen));
+        2 * urgent.missed > i128::from(calm) * MEND
     }
 
     /// Charged bytes on the link.
@@ -216,7 +218,7 @@ impl Window {
             self.all.missed -= late;
         }
         if urgent {
-            if !self.has_credit() {
+            if !self.has_credit(now) {
                 self.urgent.missed -= late;
             }
             self.urgent.on_link = self.urgent.on_link.saturating_add(charged.0);
@@ -416,7 +418,7 @@ mod tests {
             for _ in 0..times {
                 let free_at = Nanos(now.0 - 500_000);
                 prop_assert!(window.open(true, true, free_at, now));
-                prop_assert!(window.has_credit());
+                prop_assert!(window.has_credit(now));
                 window.sent(Bytes(bytes), true, now);
                 window.arrived(Bytes(bytes), true, now);
                 now = now.after(Nanos::millis(1));
