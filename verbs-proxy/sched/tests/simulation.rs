@@ -18,7 +18,8 @@ use figure::Figure;
 use model::{Flow, Model, Outcome, Tenant};
 use parts::Part;
 use proptest::prelude::*;
-use ringfence_sched::Nanos;
+use ringfence_sched::shares::{Contender, fill};
+use ringfence_sched::{BitRate, Class, Nanos, Weight};
 
 fn holds(part: fn(bool) -> Part) {
     let Part { figures, chart, file } = part(true);
@@ -114,5 +115,72 @@ proptest! {
         let model = Model::new(Some(10_000_000_000), &tenants, Nanos::micros(oversleep), Nanos::millis(50));
         let missed = Figure::shares("100 ms", &tenants, &model.run(Nanos::millis(100))).missed();
         prop_assert!(missed.is_empty(), "{}", missed.join("\n"));
+    }
+}
+
+/// A container that always wants more, of any class, perhaps with a cap.
+fn tenant() -> impl Strategy<Value = Tenant> {
+    let class = prop_oneof![Just(Class::None), Just(Class::Ops), Just(Class::Bulk), Just(Class::Latency)];
+    let cap = prop_oneof![2 => Just(None), 1 => (0u8..2, 2u64..60).prop_map(Some)];
+    (30u32..=1000, 64u64..=64 << 10, 1u32..40, class, cap, any::<bool>()).prop_map(
+        |(weight, bytes, queues, class, cap, fetches)| {
+            let depth = (u64::from(weight) * 12_500 / (bytes + 64)) as u32 / queues + 32;
+            let flow = Flow { fetches, ..Flow::new(queues, bytes, depth) };
+            let mut tenant = Tenant { class, ..Tenant::weighing(weight, &[flow]) };
+            // A cap of so many hundredths of the link.
+            match cap {
+                Some((0, part)) => tenant.ops = Some(LINK / 100 * part / (bytes * 8)),
+                Some((_, part)) if fetches => tenant.fetching = Some(LINK / 100 * part),
+                Some((_, part)) => tenant.bandwidth = Some(LINK / 100 * part),
+                None => {}
+            }
+            tenant
+        },
+    )
+}
+
+const LINK: u64 = 10_000_000_000;
+/// How far from what is fair each may be, in percent of it: there are few pieces in so short a time.
+const OFF: u64 = 6;
+
+/// What a container wants and may have of the link.
+fn wants(tenant: &Tenant, had: &Outcome) -> Contender {
+    // Caps do not count headers, which the link does.
+    let headers = had.charged as f64 / had.flows[0].bytes.max(1) as f64;
+    let by_ops = tenant.ops.map(|cap| cap * tenant.flows[0].bytes * 8);
+    let cap = tenant.bandwidth.or(tenant.fetching).or(by_ops).map(|cap| cap as f64 * headers);
+    let weight = tenant.weight.and_then(Weight::new).unwrap();
+    Contender { weight, demand: u64::MAX, cap: cap.and_then(|cap| BitRate::new(cap as u64)), guarantee: 0 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// Any containers of any classes, some with caps, that all want more than they get: each has what is fair among them by their
+    /// weights and caps, and none more than its cap.
+    #[test]
+    fn shares_caps_and_classes_hold_together(tenants in prop::collection::vec(tenant(), 2..5), oversleep in 0u64..30) {
+        let time = Nanos::millis(80);
+        let outcomes = Model::new(Some(LINK), &tenants, Nanos::micros(oversleep), Nanos::millis(20)).run(time);
+        let bits = |bytes: u64| bytes * 8 * 1_000_000_000 / time.0;
+        let link = BitRate::new(LINK).unwrap();
+        let contenders: Vec<Contender> = tenants.iter().zip(&outcomes).map(|(tenant, had)| wants(tenant, had)).collect();
+        // What one with a cap leaves is the others', whether it is early or late with a request.
+        let had = |(wants, had): (&Contender, &Outcome)| match wants.cap {
+            Some(_) => Contender { demand: bits(had.charged), ..*wants },
+            None => *wants,
+        };
+        let left: Vec<Contender> = contenders.iter().zip(&outcomes).map(had).collect();
+        for (index, (fair, by_weight)) in fill(link, &contenders).into_iter().zip(fill(link, &left)).enumerate() {
+            let (tenant, had) = (&tenants[index], bits(outcomes[index].charged));
+            // Operations are counted when a request begins, and the link carries it afterwards.
+            let Flow { queues, bytes, .. } = tenant.flows[0];
+            let begun = bits(tenant.ops.map_or(0, |_| u64::from(queues + 8) * bytes));
+            let (within, beyond) = (|bits: u64| bits - bits * OFF / 100, |bits: u64| bits + bits * OFF / 100 + begun);
+            prop_assert!(had >= within(fair.min(by_weight)).saturating_sub(begun), "{had} instead of {fair}: {tenant}");
+            prop_assert!(had <= beyond(by_weight), "{had} instead of {by_weight}: {tenant}");
+            let cap = contenders[index].cap.map_or(u64::MAX / 2, BitRate::bits);
+            prop_assert!(had <= cap + cap / 100 + begun, "{had} with a cap of {cap}: {tenant}");
+        }
     }
 }
