@@ -470,20 +470,17 @@ impl Scheduler {
     /// When somebody who waits may go, if nothing arrives before.
     #[must_use]
     pub fn opens_at(&self, link: LinkNow, now: Nanos) -> Option<Nanos> {
-        let lanes = Lane::LEVELS.into_iter().flatten().filter(|lane| self.turns.any_in(*lane));
-        let shut = lanes.map(|lane| self.shut_until[lane as usize]).min()?;
-        if shut > now {
-            return Some(shut);
-        }
-        match &self.link {
-            Some(Link::Shared(window)) => {
-                let waits = |level: &[Lane; 2]| level.iter().any(|lane| self.turns.any_in(*lane));
-                let levels = Lane::LEVELS.iter().filter(|level| waits(level));
-                let opens = levels.filter_map(|level| window.opens_at(level[0].is_urgent(), link.free_at, now));
-                opens.min().map(|at| at.max(now))
-            }
-            _ => Some(now),
-        }
+        // Both a rate and the link must be open, and for the same: what either says of others wakes nobody up.
+        let opens = |level: &[Lane; 2]| {
+            let lanes = level.iter().filter(|lane| self.turns.any_in(**lane));
+            let shut = lanes.map(|lane| self.shut_until[*lane as usize]).min()?;
+            let closed = match &self.link {
+                Some(Link::Shared(window)) => window.opens_at(level[0].is_urgent(), link.free_at, now)?,
+                _ => now,
+            };
+            Some(shut.max(closed).max(now))
+        };
+        Lane::LEVELS.iter().filter_map(opens).min()
     }
 }
 
