@@ -1,9 +1,11 @@
 //! Rates, turns and windows together, as the data plane drives them.
 
 use proptest::prelude::*;
+use ringfence_sched::link::{Airtime, finish};
 use ringfence_sched::{
     BitRate, Bytes, Class, Closed, HEADERS, LinkNow, Nanos, OpRate, Piece, Policy, Scheduler, Weight,
 };
+use std::collections::VecDeque;
 
 const LINK: LinkNow = LinkNow { free_at: Nanos::NEVER, about: false };
 
@@ -97,6 +99,21 @@ fn an_urgent_request_is_not_divided() {
 }
 
 #[test]
+fn nobody_is_woken_for_a_link_that_is_closed_and_a_rate_that_is_open_for_others() {
+    let policy = Policy { ops: OpRate::new(1000), class: Class::Latency, ..Policy::default() };
+    let mut scheduler = Scheduler::new(&policy, rate(10_000_000_000), Nanos(0));
+    scheduler.begin(Nanos(1));
+    // Large requests wait for the link, which is open to small ones; those wait for operations, of which large ones need no more.
+    drain(&mut scheduler, &Piece { total: Bytes(1 << 20), first: false, ..piece(1, 4096) }, Nanos(1));
+    assert!(drain(&mut scheduler, &piece(2, 64), Nanos(1)) >= 8);
+    assert_eq!(scheduler.next(LINK, Nanos(2)), None);
+    let at = scheduler.opens_at(LINK, Nanos(2)).unwrap();
+    assert!(at > Nanos::micros(900), "{at:?}");
+    scheduler.begin(at);
+    assert_eq!(scheduler.next(LINK, at), Some(2));
+}
+
+#[test]
 fn without_weight_and_class_the_link_is_shared_by_queue_pair() {
     let mut scheduler = Scheduler::new(&Policy::default(), rate(1_000_000_000), Nanos(0));
     let on_link = Piece { on_link: 1, ..piece(1, 100) };
@@ -160,18 +177,115 @@ fn an_idle_container_that_was_capped_wants_no_clock_for_ever() {
     assert_eq!(scheduler.in_hand().unwrap().ops.0, 250);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+/// Requests of one queue pair, all alike.
+#[derive(Clone, Copy, Debug)]
+struct Requests {
+    bytes: u64,
+    fetches: bool,
+    /// How many there are left, and how much of the first.
+    left: u32,
+    rest: u64,
+    on_link: u32,
+    waits: bool,
+}
 
-    /// Whatever the policy and whoever asks in whatever order: no rate is exceeded, everybody who waits gets something, and
-    /// when all have gone nobody waits.
+/// A container that has some requests to do, on a link or not.
+struct Run {
+    scheduler: Scheduler,
+    queues: Vec<Requests>,
+    link: Option<Airtime>,
+    /// Bytes that others keep on the link.
+    others: u64,
+    now: LinkNow,
+    /// What is on the link, oldest first: until when, of which queue pair, and bytes.
+    flying: VecDeque<(Nanos, u32, Bytes)>,
+    /// Bits that left, bits that were fetched, operations.
+    spent: [u128; 3],
+    /// Bits of a piece.
+    largest: u128,
+}
+
+impl Run {
+    /// Sends pieces of a queue pair until it must wait.
+    fn advance(&mut self, queue: u32, now: Nanos) {
+        let of = &mut self.queues[queue as usize];
+        of.waits = false;
+        while of.left > 0 {
+            let total = Bytes(of.bytes);
+            let bytes = self.scheduler.piece(total, Bytes(of.rest));
+            let first = of.rest == of.bytes;
+            let piece = Piece { queue, bytes, total, first, fetches: of.fetches, own: false, on_link: of.on_link };
+            if let Err(closed) = self.scheduler.ask(&piece, self.now, now) {
+                of.waits = closed == Closed::Share;
+                return;
+            }
+            let charged = u128::from(bytes.max(HEADERS).0) * 8;
+            self.spent[usize::from(of.fetches)] += charged;
+            self.spent[2] += u128::from(first);
+            self.largest = self.largest.max(charged);
+            of.rest -= bytes.0;
+            if of.rest == 0 {
+                (of.left, of.rest) = (of.left - 1, of.bytes);
+            }
+            if let Some(airtime) = &mut self.link {
+                self.now.free_at = finish(self.now.free_at, now, airtime.of(bytes.plus(HEADERS)));
+                self.flying.push_back((self.now.free_at, queue, bytes));
+                of.on_link += 1;
+            }
+        }
+    }
+
+    /// A turn of the worker.
+    fn turn(&mut self, now: Nanos) -> Result<(), TestCaseError> {
+        self.scheduler.begin(now);
+        if let Some(airtime) = self.link.as_mut().filter(|_| self.others > 0 && self.now.free_at <= now) {
+            self.now.free_at = finish(self.now.free_at, now, airtime.of(Bytes(self.others)));
+        }
+        let mut arrived = Vec::new();
+        while let Some((at, queue, bytes)) = self.flying.pop_front_if(|(at, ..)| *at <= now) {
+            let of = &mut self.queues[queue as usize];
+            of.on_link -= 1;
+            self.scheduler.arrived(bytes, Bytes(of.bytes), at);
+            arrived.push(queue);
+        }
+        for queue in arrived {
+            if !self.queues[queue as usize].waits {
+                self.advance(queue, now);
+            }
+        }
+        while let Some(queue) = self.scheduler.next(self.now, now) {
+            prop_assert!(self.queues[queue as usize].waits);
+            self.advance(queue, now);
+            if !self.queues[queue as usize].waits {
+                self.scheduler.leave(queue, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// When something is to be done.
+    fn next(&self, now: Nanos) -> Option<Nanos> {
+        let arrives = self.flying.front().map(|(at, ..)| *at);
+        [self.scheduler.opens_at(self.now, now), arrives].into_iter().flatten().min()
+    }
+}
+
+/// Rates from `10^least` on, each order of magnitude as likely as the others.
+fn rates(least: u32, most: u32) -> impl Strategy<Value = Option<u64>> {
+    prop::option::of((least..most, 1u64..10).prop_map(|(order, digit)| digit * 10u64.pow(order)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever the policy and whoever asks in whatever order, on a link or not, alone there or not: no rate is exceeded, everybody
+    /// who waits gets something, and when all have gone nobody waits and nothing is held to be on the link.
     #[test]
     fn rates_hold_and_nobody_starves(
-        bandwidth in prop::option::of(1_000_000u64..100_000_000_000),
-        fetching in prop::option::of(1_000_000u64..100_000_000_000),
-        ops in prop::option::of(1_000u64..10_000_000),
+        (bandwidth, fetching, ops) in (rates(6, 11), rates(6, 11), rates(2, 7)),
         weight in prop::option::of(1u32..=1000),
         class in prop_oneof![Just(Class::None), Just(Class::Ops), Just(Class::Bulk), Just(Class::Latency)],
+        link in prop::option::of((100_000_000u64..100_000_000_000, prop_oneof![Just(0), 1u64..1 << 20], any::<bool>())),
         queues in prop::collection::vec((0u64..40_000, any::<bool>(), 1u32..20), 1..30),
     ) {
         let policy = Policy {
@@ -181,54 +295,37 @@ proptest! {
             weight: weight.and_then(Weight::new),
             class,
         };
-        let mut scheduler = Scheduler::new(&policy, None, Nanos(0));
-        // The requests that each has left, and the bytes that have not gone of the first of them.
-        let mut left: Vec<(u32, u64)> = queues.iter().map(|(bytes, _, count)| (*count, *bytes)).collect();
-        let (mut now, mut spent, mut largest) = (Nanos(1), [0u128; 3], 0u128);
-        let mut waits = vec![false; queues.len()];
-        let mut advance = |scheduler: &mut Scheduler, queue: usize, now| -> bool {
-            let (total, fetches, _) = queues[queue];
-            loop {
-                let (count, rest) = left[queue];
-                if count == 0 {
-                    return false;
-                }
-                let bytes = scheduler.piece(Bytes(total), Bytes(rest));
-                let first = rest == total;
-                let piece = Piece { bytes, total: Bytes(total), first, fetches, ..piece(queue as u32, 0) };
-                if scheduler.ask(&piece, LINK, now).is_err() {
-                    return true;
-                }
-                let charged = u128::from(bytes.max(HEADERS).0) * 8;
-                spent[usize::from(fetches)] += charged;
-                spent[2] += u128::from(first);
-                largest = largest.max(charged);
-                left[queue] = if rest == bytes.0 { (count - 1, total) } else { (count, rest - bytes.0) };
-            }
+        let (rate, others, about) = link.map_or((None, 0, false), |(rate, others, about)| (BitRate::new(rate), others, about));
+        let of = |(bytes, fetches, left)| Requests { bytes, fetches, left, rest: bytes, on_link: 0, waits: false };
+        let mut run = Run {
+            scheduler: Scheduler::new(&policy, rate, Nanos(0)),
+            queues: queues.into_iter().map(of).collect(),
+            link: rate.map(Airtime::new),
+            others,
+            now: LinkNow { free_at: Nanos(0), about },
+            flying: VecDeque::new(),
+            spent: [0; 3],
+            largest: 0,
         };
-        scheduler.begin(now);
-        for (queue, waits) in waits.iter_mut().enumerate() {
-            *waits = advance(&mut scheduler, queue, now);
+        let mut now = Nanos(1);
+        run.scheduler.begin(now);
+        for queue in 0..run.queues.len() {
+            run.advance(queue as u32, now);
         }
         let mut steps = 0;
-        while let Some(at) = scheduler.opens_at(LINK, now) {
+        while let Some(at) = run.next(now) {
             steps += 1;
             prop_assert!(steps < 100_000, "no end");
             now = at.max(Nanos(now.0 + 1));
-            scheduler.begin(now);
-            while let Some(queue) = scheduler.next(LINK, now) {
-                prop_assert!(waits[queue as usize]);
-                if !advance(&mut scheduler, queue as usize, now) {
-                    waits[queue as usize] = false;
-                    scheduler.leave(queue, now);
-                }
-            }
+            run.turn(now)?;
         }
-        prop_assert!(!scheduler.any_waits() && waits.iter().all(|waits| !waits));
-        for (spent, rate) in spent.into_iter().zip([bandwidth, fetching, ops]) {
+        prop_assert!(!run.scheduler.any_waits() && run.queues.iter().all(|of| of.left == 0 && !of.waits));
+        prop_assert_eq!(run.scheduler.on_link(), Bytes(0));
+        let limits = [(bandwidth, 16 << 13, run.largest), (fetching, 16 << 13, run.largest), (ops, 8, 1)];
+        for (spent, (rate, least, largest)) in run.spent.into_iter().zip(limits) {
             let Some(rate) = rate else { continue };
             // Twice the burst, once for urgent requests; what one piece takes beyond; a quarter without a clock.
-            let burst = u128::from((rate / 1000).max(16 << 13)) * 9 / 4;
+            let burst = u128::from((rate / 1000).max(least)) * 9 / 4;
             let earned = u128::from(rate) * u128::from(now.0) / 1_000_000_000;
             prop_assert!(spent <= earned + burst + 2 * largest + 1, "{spent} at {rate} in {now:?}");
         }
