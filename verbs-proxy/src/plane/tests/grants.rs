@@ -2,6 +2,7 @@
 
 mod counting;
 mod reading;
+mod unfounded;
 
 use super::*;
 use crate::device::soft::grants::giving::Wish;

@@ -98,6 +98,12 @@ impl Giving {
         *times >= REPEATS && self.asked.insert(wish)
     }
 
+    /// As if enough requests of the kind had come, whatever the wish says.
+    #[cfg(test)]
+    pub fn ask(&mut self, wish: Wish) {
+        self.asked.insert(wish);
+    }
+
     /// A free slot, and a generation that this page never had.
     fn place(&mut self, wish: Wish) -> Option<(usize, u64)> {
         if self.refused || self.given.contains(&Some(wish)) {
