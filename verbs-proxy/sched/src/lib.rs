@@ -15,6 +15,9 @@
 //! | [`scheduler`] | all of these together, for one container |
 //! | [`shares`] | what is fair between containers that want more than there is |
 //! | [`retry`] | when a request that was put off comes again |
+//!
+//! The data plane does not call [`shares`] yet: windows give shares on a link without it, and where there is no link it is what a
+//! ledger of shares across containers is to compute them by. Until then the tests compare with it what windows and caps give.
 
 #![forbid(unsafe_code)]
 
