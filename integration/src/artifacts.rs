@@ -36,6 +36,11 @@ pub fn hook() -> Result<PathBuf> {
     built("x86_64-unknown-linux-gnu/release/ringfence-hook", "cargo build --release")
 }
 
+/// The operator's command, `ringfence`.
+pub fn operator() -> Result<PathBuf> {
+    built("x86_64-unknown-linux-gnu/release/ringfence", "cargo build --release")
+}
+
 /// The library that containers see as libibverbs.so.1.
 pub fn library() -> Result<PathBuf> {
     built("preload/libibverbs.so.1", "verbs-proxy/preload/link.sh")

@@ -10,7 +10,7 @@ use crate::{artifacts, sandbox};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -266,6 +266,13 @@ impl Container {
         self.spawn(words)?.wait(RUNTIME_LIMIT)?.success()
     }
 
+    /// Starts a program in the container with something to read on its standard input.
+    pub fn spawn_reading(&self, words: &[&str], input: Stdio) -> Result<Running> {
+        let mut command = self.bundle.runc(&["exec"]);
+        command.arg(self.id()).args(words);
+        Running::start_reading(command, input)
+    }
+
     /// Kills the container's init with SIGKILL, without telling the runtime.
     pub fn kill_init(&self) -> Result<()> {
         run(command(&["kill", "-KILL", &self.init.to_string()])).map(drop)
@@ -281,9 +288,7 @@ impl Container {
 
 impl Peer for Container {
     fn spawn(&self, words: &[&str]) -> Result<Running> {
-        let mut command = self.bundle.runc(&["exec"]);
-        command.arg(self.id()).args(words);
-        Running::start(command)
+        self.spawn_reading(words, Stdio::null())
     }
 
     fn listens(&self, port: u16) -> bool {

@@ -1,5 +1,8 @@
 //! What proxies count: exactly what their containers did, on both sides; and what they say of their own troubles.
 
+#[path = "stats/command.rs"]
+mod command;
+
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use ringfence_integration::command::{Running, wait_until};
@@ -36,6 +39,8 @@ fn trials() -> Result<Vec<Trial>> {
             trials.push(test(format!("{name}_is_counted_exactly::{sides}"), move || run(&program, two)));
         }
     }
+    let traffic = program.clone();
+    trials.push(test("the_command_shows_what_a_container_does", move || command::shows(&traffic)));
     trials.push(test("what_is_held_back_is_timed", move || held(&program)));
     trials.push(test("the_page_is_out_of_the_proxys_reach", reach));
     trials.push(test("the_journal_hears_of_a_flood_once_in_a_while", flood));
