@@ -4,6 +4,7 @@
 mod adopted;
 mod client;
 mod descriptors;
+mod holes;
 mod kinds;
 mod memory;
 mod traffic;
@@ -75,8 +76,8 @@ fn trials() -> Result<Vec<Trial>> {
         ("more_fetched_than_may_leave", traffic::fetched),
         ("requests_that_nobody_asked_for", traffic::unasked),
         ("a_client_that_floods_its_server", traffic::same_server),
-        ("a_peer_whose_memory_is_holes", traffic::holes),
-        ("a_peer_whose_granted_memory_is_holes", traffic::granted_holes),
+        ("a_peer_whose_memory_is_holes", holes::sent),
+        ("a_peer_whose_granted_memory_is_holes", holes::granted),
     ];
     let mut trials: Vec<Trial> = traffic.map(|(name, run)| test(name, run)).into();
     trials.extend(tests.map(|(name, run)| {
