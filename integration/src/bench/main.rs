@@ -59,7 +59,7 @@ type Measure = fn(Effort) -> Result<Vec<Figure>>;
 /// A group: its name, its title, how it is measured, and whether that is repeated.
 type Entry = (&'static str, &'static str, Measure, bool);
 
-const GROUPS: [Entry; 19] = [
+const GROUPS: [Entry; 20] = [
     ("across-latency", "Between two containers: time", |effort| moving::latency(Place::Across, effort), true),
     ("across-rate", "Between two containers: operations", |effort| moving::rate(Place::Across, effort), true),
     ("across-send", "Between two containers: messages", |effort| moving::sends(Place::Across, effort), true),
@@ -72,13 +72,24 @@ const GROUPS: [Entry; 19] = [
     ),
     ("across-cap", "Between two containers: caps, over 100 ms", |effort| caps::figures(Place::Across, effort), true),
     ("weights", "Two containers on a modelled link of 200 Mbit/s", weights::figures, true),
-    ("across-weight", "Between two containers, with a weight, on a modelled link of 1 Tbit/s", moving::weighted, true),
+    (
+        "across-weight",
+        "Between two containers, with a weight, on a modelled link of 1 Tbit/s",
+        |effort| moving::weighted(Place::Across, effort),
+        true,
+    ),
     ("idle-queues", "Between two containers: queue pairs that nobody uses", moving::idle_queues, true),
     ("crowded", "Between two containers, on crowded processors", crowded::figures, true),
     ("latency", "Inside one container: time", |effort| moving::latency(Place::Inside, effort), true),
     ("rate", "Inside one container: operations", |effort| moving::rate(Place::Inside, effort), true),
     ("bandwidth", "Inside one container: data", |effort| moving::bandwidth(Place::Inside, effort), true),
     ("cap", "Inside one container: caps, over 100 ms", |effort| caps::figures(Place::Inside, effort), true),
+    (
+        "weight",
+        "Inside one container, with a weight, on a modelled link of 1 Tbit/s",
+        |effort| moving::weighted(Place::Inside, effort),
+        true,
+    ),
     ("ibverbs", "The proxy with a card, which is one that is not there", card::figures, true),
     ("register", "Registering memory", register::figures, true),
     ("idle", "A proxy whose container does nothing", idle::figures, true),

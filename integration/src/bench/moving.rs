@@ -34,12 +34,16 @@ impl Both {
 }
 
 /// What two things that are to be compared have said, one turn after the other.
-struct Turns(Vec<(Said, Said)>);
+pub struct Turns(Vec<(Said, Said)>);
 
 /// Measures two things that are to be compared in several turns: where the kernel finds a program's pages makes a fifth of the
 /// difference that one turn of each shows, and the machine's mood changes within seconds.
-fn in_turns(effort: Effort, one: impl Fn() -> Result<Said>, other: impl Fn() -> Result<Said>) -> Result<Turns> {
-    Ok(Turns((0..turns(effort)).map(|_| Ok((one()?, other()?))).collect::<Result<_>>()?))
+pub fn in_turns(effort: Effort, one: impl Fn() -> Result<Said>, other: impl Fn() -> Result<Said>) -> Result<Turns> {
+    take_turns(turns(effort), one, other)
+}
+
+fn take_turns(count: usize, one: impl Fn() -> Result<Said>, other: impl Fn() -> Result<Said>) -> Result<Turns> {
+    Ok(Turns((0..count).map(|_| Ok((one()?, other()?))).collect::<Result<_>>()?))
 }
 
 /// How many turns there are.
@@ -54,8 +58,24 @@ impl Turns {
     }
 
     /// A figure of the second, beside the same of the first.
-    fn second(&self, name: &str, said: &str, (scale, unit): Unit) -> Result<Figure> {
-        let sample = |(first, second): &(Said, Said)| Ok((second.one(said)? / scale, Some(first.one(said)? / scale)));
+    pub fn second(&self, name: &str, said: &str, unit: Unit) -> Result<Figure> {
+        self.beside(name, said, unit, |first| first)
+    }
+
+    /// A figure of the second, beside the same of something that was measured once.
+    fn second_beside(&self, once: &Said, name: &str, said: &str, unit: Unit) -> Result<Figure> {
+        self.beside(name, said, unit, |_| once)
+    }
+
+    fn beside<'a>(
+        &'a self,
+        name: &str,
+        said: &str,
+        (scale, unit): Unit,
+        floor: impl Fn(&'a Said) -> &'a Said,
+    ) -> Result<Figure> {
+        let sample =
+            |(first, second): &'a (Said, Said)| Ok((second.one(said)? / scale, Some(floor(first).one(said)? / scale)));
         Ok(Figure::of(name, unit, self.0.iter().map(sample).collect::<Result<_>>()?))
     }
 }
@@ -75,12 +95,13 @@ fn figure<'a>(
 }
 
 /// What a program's values are divided by, and what they are then.
-type Unit = (f64, &'static str);
+pub type Unit = (f64, &'static str);
 const NS: Unit = (1.0, "ns");
 const MILLIONS: Unit = (1e6, "M/s");
 const GIGABYTES: Unit = (1e9, "GB/s");
 
-fn under_policy(name: &str) -> String {
+/// The name of a figure with a policy.
+pub fn under_policy(name: &str) -> String {
     format!("{name}, under policy")
 }
 
@@ -173,28 +194,61 @@ pub fn send_bandwidth(place: Place, effort: Effort) -> Result<Vec<Figure>> {
     sizes(place, effort, &[("SEND", "send")], &[("4096", "4 KiB", 0.25), ("65536", "64 KiB", 0.7)])
 }
 
-/// A weight, which only a modelled link has a use for, beside everything else of a policy.
-pub fn weighted(effort: Effort) -> Result<Vec<Figure>> {
+/// Something that is measured with a weight: its name, the program's words, what that says by the ends of figures' names, and the unit.
+type Weighted = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)], Unit);
+
+const TIMES: &[(&str, &str)] = &[(", median", "p50"), (", p99 of 10,000", "p99")];
+const RATE: &[(&str, &str)] = &[("", "rate")];
+const MOVED: &[(&str, &str)] = &[("", "moved")];
+
+const WEIGHTED: [Weighted; 16] = [
+    ("WRITE 8 B, post to polled completion", &["latency"], TIMES, NS),
+    ("WRITE 8 B inline, post to polled completion", &["latency", "inline"], TIMES, NS),
+    ("WRITE 8 B, batches of 32", &["rate", "write"], RATE, MILLIONS),
+    ("READ 8 B, batches of 32", &["rate", "read"], RATE, MILLIONS),
+    ("FETCH_AND_ADD, batches of 32", &["rate", "add"], RATE, MILLIONS),
+    ("SEND 8 B, batches of 32, receiver polling", &["rate", "send"], RATE, MILLIONS),
+    ("WRITE 4 KiB over 64 MiB", &["bandwidth", "write", "4096"], MOVED, GIGABYTES),
+    ("WRITE 64 KiB over 64 MiB", &["bandwidth", "write", "65536"], MOVED, GIGABYTES),
+    ("WRITE 256 KiB over 64 MiB", &["bandwidth", "write", "262144"], MOVED, GIGABYTES),
+    ("WRITE 1 MiB over 64 MiB", &["bandwidth", "write", "1048576"], MOVED, GIGABYTES),
+    ("READ 4 KiB over 64 MiB", &["bandwidth", "read", "4096"], MOVED, GIGABYTES),
+    ("READ 64 KiB over 64 MiB", &["bandwidth", "read", "65536"], MOVED, GIGABYTES),
+    ("READ 256 KiB over 64 MiB", &["bandwidth", "read", "262144"], MOVED, GIGABYTES),
+    ("READ 1 MiB over 64 MiB", &["bandwidth", "read", "1048576"], MOVED, GIGABYTES),
+    ("SEND 4 KiB over 64 MiB", &["bandwidth", "send", "4096"], MOVED, GIGABYTES),
+    ("SEND 64 KiB over 64 MiB", &["bandwidth", "send", "65536"], MOVED, GIGABYTES),
+];
+
+/// A weight, which only a modelled link has a use for, beside everything else of a policy: beside the same link without a policy, and,
+/// without a goal, beside no link, as a link alone has requests go the long way.
+pub fn weighted(place: Place, effort: Effort) -> Result<Vec<Figure>> {
+    let ends = |link, limits: Limits| {
+        let far = (place == Place::Across).then(|| limits.clone());
+        Ends::on(link, limits, far, effort)
+    };
     let link = Some(1_000_000_000_000);
-    let on = |limits: Limits| Ends::on(link, limits.clone(), Some(limits), effort);
-    let both = Both { plain: on(Limits::default())?, shaped: on(Limits { weight: Weight::new(100), ..unbinding() })? };
+    let (plain, bare) = (ends(link, Limits::default())?, ends(None, Limits::default())?);
+    let shaped = ends(link, Limits { weight: Weight::new(100), ..unbinding() })?;
     let mut figures = Vec::new();
-    for (name, words, said, unit) in [
-        ("WRITE 8 B, post to polled completion, median", &["latency"][..], "p50", NS),
-        ("WRITE 8 B, post to polled completion, p99 of 10,000", &["latency"], "p99", NS),
-        ("WRITE 8 B, batches of 32", &["rate", "write"], "rate", MILLIONS),
-        ("READ 8 B, batches of 32", &["rate", "read"], "rate", MILLIONS),
-        ("FETCH_AND_ADD, batches of 32", &["rate", "add"], "rate", MILLIONS),
-        ("SEND 8 B, batches of 32, receiver polling", &["rate", "send"], "rate", MILLIONS),
-        ("WRITE 4 KiB over 64 MiB", &["bandwidth", "write", "4096"], "moved", GIGABYTES),
-        ("READ 4 KiB over 64 MiB", &["bandwidth", "read", "4096"], "moved", GIGABYTES),
-        ("SEND 4 KiB over 64 MiB", &["bandwidth", "send", "4096"], "moved", GIGABYTES),
-        ("SEND 64 KiB over 64 MiB", &["bandwidth", "send", "65536"], "moved", GIGABYTES),
-        ("WRITE 64 KiB over 64 MiB", &["bandwidth", "write", "65536"], "moved", GIGABYTES),
-        ("READ 64 KiB over 64 MiB", &["bandwidth", "read", "65536"], "moved", GIGABYTES),
-    ] {
-        let goal = if unit == NS { Goal::RatioAtMost(1.15) } else { Goal::RatioAtLeast(0.9) };
-        figures.push(both.measure(words, effort)?.second(&under_policy(name), said, unit)?.goal(goal));
+    // Messages inside one container are measured nowhere else either.
+    let is_measured = |(_, words, ..): &&Weighted| {
+        (place == Place::Across || !words.contains(&"send"))
+            && (!effort.quick || words.get(2).is_none_or(|bytes| *bytes == "4096"))
+    };
+    for (kind, words, values, unit) in WEIGHTED.iter().filter(is_measured) {
+        let is_time = *unit == NS;
+        // For more a run has no time, but of times, which take the least to measure and are the nearest to their goals.
+        let count = if is_time { turns(effort) } else { turns(effort).min(3) };
+        let without_link = bare.measure(words)?;
+        let turns = take_turns(count, || plain.measure(words), || shaped.measure(words))?;
+        for (ending, said) in *values {
+            let name = under_policy(&format!("{kind}{ending}"));
+            let goal = if is_time { Goal::RatioAtMost(1.15) } else { Goal::RatioAtLeast(0.9) };
+            figures.push(turns.second(&name, said, *unit)?.goal(goal));
+            let name = format!("{name}, beside neither policy nor link");
+            figures.push(turns.second_beside(&without_link, &name, said, *unit)?);
+        }
     }
     Ok(figures)
 }
