@@ -21,6 +21,7 @@ pub mod sandbox;
 pub mod shared;
 pub mod state;
 pub mod stats;
+pub mod steps;
 pub mod sysfs;
 pub mod voice;
 pub mod warden;

@@ -112,6 +112,8 @@ pub fn main<P: Program>() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    #[cfg(feature = "obedient")]
+    crate::control::obedient::steps::open();
     match run::<P>(&path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -16,6 +16,7 @@
 // UNSAFETY: assembler, and memory whose address the C library keeps for each thread.
 #![allow(unsafe_code)]
 
+use crate::steps::{self, Step};
 use std::arch::{asm, global_asm};
 use std::marker::PhantomData;
 
@@ -280,6 +281,9 @@ impl Thread {
             // SAFETY: within the ranges that the caller promises.
             unsafe { self.copy(to.add(at), from.add(at), part, condition)? };
             at += part;
+            if at < bytes {
+                steps::at(Step::PartCopied);
+            }
         }
         Ok(())
     }

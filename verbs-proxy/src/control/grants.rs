@@ -16,6 +16,7 @@ use crate::device::soft::tickets::Ticket;
 use crate::fabric::neighbours::{Owed, SharedRun};
 use crate::pacing::Nanos;
 use crate::shared::{Mapping, SealedFile};
+use crate::steps::{self, Step};
 use crate::worker::now;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -96,6 +97,7 @@ enum Shown {
 impl Node {
     /// A neighbour may be granted something, which may take several messages.
     pub fn grant(&mut self, link: LinkId, wish: Wish) {
+        steps::at(Step::Wished);
         let position = self.neighbours.list.iter().position(|neighbour| neighbour.link() == Some(link));
         if let Some(position) = position {
             self.neighbours.list[position].granting.wishes.push(wish);
@@ -299,6 +301,7 @@ impl Node {
             run.file.is_granted(&closers.granted, warden.emptier_of_granted());
         }
         writable.immutable = true;
+        steps::at(Step::Immutable);
         Ok(())
     }
 
@@ -328,6 +331,14 @@ impl Node {
     /// A neighbour that is found at work again and again has others wait for no more than a moment: what it is in the midst of it
     /// does not finish.
     pub fn settle(&mut self, tickets: Vec<Ticket>) {
+        if !tickets.is_empty() {
+            steps::at(Step::Waiting);
+        }
+        self.wait_for(tickets);
+        steps::at(Step::Settled);
+    }
+
+    fn wait_for(&mut self, tickets: Vec<Ticket>) {
         let (mut brief, mut tickets): (Vec<_>, Vec<_>) = tickets.into_iter().partition(|ticket| ticket.brief);
         wait(&mut brief, BRIEFLY);
         wait(&mut tickets, PATIENCE);

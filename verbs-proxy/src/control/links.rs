@@ -10,6 +10,7 @@ use crate::device::soft::links::LinkId;
 use crate::fabric::neighbours::{Means, Neighbour, NeighbourFault, Owed, SharedRun, amount};
 use crate::pacing::Nanos;
 use crate::shared::{Mapping, PAGE, SealedFile};
+use crate::steps::{self, Step};
 use crate::worker::now;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -277,6 +278,7 @@ impl Node {
                 self.end_neighbour(position, &fault);
             }
         }
+        steps::at(Step::Unshared);
         self.settle(tickets);
     }
 

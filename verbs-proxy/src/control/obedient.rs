@@ -6,6 +6,7 @@
 // UNSAFETY: makes whatever system calls and copies it is told to. Nothing here is sound, and that is its purpose.
 #![allow(unsafe_code)]
 
+pub mod steps;
 pub mod wire;
 
 use crate::datagram;

@@ -26,6 +26,7 @@ use crate::device::soft::link::LinkFault;
 use crate::device::soft::links::LinkId;
 use crate::pacing::Nanos;
 use crate::plane::bell::Foreign;
+use crate::steps::{self, Step};
 use crate::worker::now;
 use hearing::Hearing;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -278,11 +279,13 @@ impl Neighbour {
             (Message::Shared { share }, Stage::Linked(_, link)) if bare => self.confirmed(link, share, means.worker)?,
             (Message::Refused { share }, Stage::Linked(_, link)) if bare => self.refused(link, share, means.worker)?,
             (Message::Unshare { share }, Stage::Linked(_, link)) if bare => {
+                steps::at(Step::UnshareCome);
                 drop(means.worker.call(move |plane| {
                     let link = plane.device.links.get_mut(link)?;
                     link.grants.using.forget_share(share);
                     link.shares.remove(&share)
                 }));
+                steps::at(Step::UnshareTaken);
             }
             (_, Stage::Silent(_)) => return Err(NeighbourFault::Malformed("no hello")),
             _ => return Err(NeighbourFault::Malformed("out of order, or with descriptors")),

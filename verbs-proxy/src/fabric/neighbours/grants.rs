@@ -10,6 +10,7 @@ use crate::device::soft::Worker;
 use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::grants::{BYTES, Grant};
 use crate::shared::{Mapping, Run, RunFile};
+use crate::steps::{self, Step};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
@@ -33,12 +34,16 @@ impl Neighbour {
     /// Sends our page, open for reading only. `copies`: we can copy by grants ourselves.
     pub fn send_page(&mut self, page: BorrowedFd<'_>, copies: bool) -> Result<(), NeighbourFault> {
         self.granting.sent = true;
-        self.send(&Message::Page { copies }, &[page])
+        self.send(&Message::Page { copies }, &[page])?;
+        steps::at(Step::PageSent);
+        Ok(())
     }
 
     /// Says what it is granted.
     pub fn send_grant(&self, grant: Grant) -> Result<(), NeighbourFault> {
-        self.send(&Message::Grant(grant), &[])
+        self.send(&Message::Grant(grant), &[])?;
+        steps::at(Step::GrantSent);
+        Ok(())
     }
 
     /// Shows it some of our memory for writing, by this name. After [`NeighbourFault::Unshared`] nothing has been said.
@@ -53,6 +58,7 @@ impl Neighbour {
         let runs: Vec<(u64, u64)> = runs.iter().map(|run| (run.offset, run.bytes)).collect();
         self.send_memory(&Message::Share { share, runs, writable: true }, &files)?;
         self.given.offer(share, files.len());
+        steps::at(Step::ShareSent);
         Ok(())
     }
 
@@ -88,11 +94,15 @@ impl Neighbour {
                 link.grants.set_theirs(page, lease);
             }
         });
+        steps::at(Step::PageTaken);
         Ok(())
     }
 
     /// It grants us something.
     pub(super) fn take_grant(&self, link: LinkId, grant: Grant, worker: &Worker) -> Result<(), NeighbourFault> {
-        Ok(worker.call(move |plane| plane.take_grant(link, grant))?)
+        steps::at(Step::GrantCome);
+        worker.call(move |plane| plane.take_grant(link, grant))?;
+        steps::at(Step::GrantTaken);
+        Ok(())
     }
 }

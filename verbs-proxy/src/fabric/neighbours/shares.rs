@@ -10,6 +10,7 @@ use crate::device::soft::link::Share;
 use crate::fabric::budget::{Amount, Lease};
 use crate::memory::Granted;
 use crate::shared::{Mapping, Run, RunFile, SealedFile};
+use crate::steps::{self, Step};
 use crate::warden::Warden;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -113,10 +114,12 @@ impl Neighbour {
         let open = |run: &SharedRun| warden.read_only(run.file.own().ok_or(Errno::PERM)?);
         let read_only = runs.iter().map(open).collect::<Result<Vec<_>, _>>();
         let read_only = read_only.map_err(NeighbourFault::Unshared)?;
+        steps::at(Step::Immutable);
         let message =
             Message::Share { share, runs: runs.iter().map(|run| (run.offset, run.bytes)).collect(), writable: false };
         self.send_memory(&message, &read_only.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
         self.given.offer(share, runs.len());
+        steps::at(Step::ShareSent);
         Ok(())
     }
 
@@ -137,6 +140,7 @@ impl Neighbour {
                 plane.share_arrived(link);
             }
         });
+        steps::at(Step::ShareConfirmed);
         Ok(())
     }
 
@@ -190,6 +194,7 @@ impl Neighbour {
         // With a last descriptor goes its file, which takes long if it is large.
         means.closer.close_all(files.into_iter().map(SealedFile::into_fd));
         let entry = Share { mapping: Arc::new(mapping?), lease: Arc::new(lease), writable };
+        steps::at(Step::ShareMapped);
         let former = means.worker.call(move |plane| {
             let of_link = plane.device.links.get_mut(link)?;
             // What was granted of other memory of this name is of no use any more, and would keep that.
@@ -199,6 +204,7 @@ impl Neighbour {
             former
         });
         drop(former);
+        steps::at(Step::ShareTaken);
         self.send(&Message::Shared { share }, &[])
     }
 }

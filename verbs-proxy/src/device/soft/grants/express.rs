@@ -11,6 +11,7 @@ use crate::plane::claim::fetches;
 use crate::plane::transmit::{BATCH, BATCH_BYTES};
 use crate::rseq::{Thread, Undone};
 use crate::stats::Tally;
+use crate::steps::{self, Step};
 use ringfence_protocol::grants::Use;
 use ringfence_protocol::verbs::{Opcode, QpState, SendFlags};
 use ringfence_protocol::work::SendBase;
@@ -59,6 +60,7 @@ impl Plane {
             }
             if count == 0 {
                 used.busy.enter();
+                steps::at(Step::Busy);
             }
             let done = match fields.opcode {
                 Opcode::RDMA_WRITE => copy_while(memory, own, thread, condition),
@@ -76,10 +78,12 @@ impl Plane {
                     used.busy.leave();
                 }
                 if undone == Undone::Gone {
+                    steps::at(Step::Gone);
                     using.remove(slot);
                 }
                 break;
             }
+            steps::at(Step::Copied);
             if fetches {
                 fetched = due;
             } else {
@@ -100,6 +104,7 @@ impl Plane {
         }
         if count > 0 {
             used.busy.leave();
+            steps::at(Step::Left);
             count_row(&row, used, tally);
             used.has_read(left);
             shaping.spend(paid, fetched, Ops(count as u64));

@@ -8,6 +8,7 @@ use crate::device::soft::{Notice, Plane, Qp, Soft, Task};
 use crate::memory::MemoryRegion;
 use crate::pacing::Nanos;
 use crate::shared::Mapping;
+use crate::steps::{self, Step};
 use ringfence_protocol::grants::{Page, SLOTS, settled};
 use ringfence_protocol::verbs::{Access, Opcode};
 use std::collections::{HashMap, HashSet};
@@ -136,7 +137,9 @@ impl Giving {
         let mut any = false;
         for (slot, given) in page.slots.iter().zip(&mut self.given) {
             if given.take_if(|wish| which(wish)).is_some() {
+                steps::at(Step::Clearing);
                 slot.revoke();
+                steps::at(Step::Cleared);
                 self.live -= 1;
                 any = true;
             }
@@ -240,6 +243,7 @@ impl Plane {
         let page = link.grants.ours.as_ref()?;
         let (slot, generation) = link.grants.giving.place(*wish)?;
         page.slots[slot].grant(generation);
+        steps::at(Step::SlotWritten);
         Some(Grant { slot: slot as u32, generation, ..grant })
     }
 
@@ -275,7 +279,9 @@ impl Plane {
             }
             settled();
             let Some((theirs, _)) = &grants.theirs else { continue };
-            tickets.extend(Ticket::of_grants(id, theirs, self.now));
+            let Some(ticket) = Ticket::of_grants(id, theirs, self.now) else { continue };
+            steps::at(Step::FoundBusy);
+            tickets.push(ticket);
         }
         tickets
     }

@@ -13,6 +13,7 @@ use crate::memory::{Atomic, Piece, copy_list_while};
 use crate::plane::admit::Admitted;
 use crate::rseq::{Thread, Undone, While};
 use crate::shared::Mapping;
+use crate::steps::{self, Step};
 use ringfence_protocol::grants::{Page, SLOTS};
 use ringfence_protocol::verbs::{Access, Opcode};
 use ringfence_sched::Bytes;
@@ -247,6 +248,7 @@ impl Grants {
             return Err(NoGrant::UsedUp);
         }
         ours.used.0.busy.enter();
+        steps::at(Step::PieceBusy);
         let done = match asked.opcode {
             Opcode::RDMA_WRITE => copy_list_while(&[memory], local, thread, condition).map(|()| Verdict::Ack),
             Opcode::RDMA_READ => copy_list_while(local, &[memory], thread, condition).map(|()| Verdict::Ack),
@@ -256,8 +258,13 @@ impl Grants {
                 memory.fetch_update_while(atomic, thread, condition).map(Verdict::Value)
             }
         };
+        if done.is_ok() {
+            steps::at(Step::PieceCopied);
+        }
         ours.used.0.busy.leave();
+        steps::at(Step::PieceLeft);
         if matches!(done, Err(Undone::Gone)) {
+            steps::at(Step::Gone);
             using.remove(slot);
         }
         let verdict = done.map_err(|_| NoGrant::None)?;
