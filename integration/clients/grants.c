@@ -14,7 +14,7 @@
  * with both and atomics among them. `stop` and `step` want to have met a copy of each of the first two kinds in its midst, and add
  * rounds until they have; `kill` says whether it met something.
  */
-#include "sides.h"
+#include "floods.h"
 #include "stops.h"
 
 #include <dirent.h>
@@ -27,28 +27,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, SIZE = 3 << 20, PIECE = 64 << 10, FLOOD = SIZE / PIECE };
-enum { ALL = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC };
-/* What the responder's program writes to its memory when it has taken its leave back. */
-enum { LATER = 999999 };
-/* What a flood is made of. */
-enum kind { WRITES, READS, MIXED, KINDS };
-/* The receive request that the responder's queue pair has. */
-enum { RECEIVE = 4711 };
-
-static struct pair pair;
-static struct region local, remote;
 /* Where in the remote region. */
 static uint64_t place;
 static pid_t requester, responder;
-
-static struct ibv_wc one(int ms)
-{
-	struct ibv_wc wc = {.status = -1};
-
-	side_poll(pair.a, SEND_CQ, &wc, 1, ms);
-	return wc;
-}
 
 static bool succeeds(enum ibv_wr_opcode opcode, uint32_t length)
 {
@@ -151,72 +132,6 @@ static void edges(void)
 	CHECK_EQ(side_differs(pair.b, 100 + SIZE, PAGE, 6), -1);
 }
 
-static int verb(const char *name, enum kind kind)
-{
-	/* What is left are rights that the flood needs not, or not for all of it. */
-	static const int left[KINDS] = {
-		[WRITES] = IBV_ACCESS_REMOTE_READ,
-		[READS] = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC,
-	};
-	struct ibv_qp_attr attr = {.qp_state = IBV_QPS_RTS, .qp_access_flags = left[kind]};
-
-	if (!strcmp(name, "dereg"))
-		return side_dereg(pair.b, remote);
-	if (!strcmp(name, "reset"))
-		return to_state(pair.b, pair.qb, IBV_QPS_RESET);
-	if (!strcmp(name, "err"))
-		return to_state(pair.b, pair.qb, IBV_QPS_ERR);
-	if (!strcmp(name, "destroy"))
-		return side_destroy_qp(pair.b, pair.qb);
-	CHECK(!strcmp(name, "rights"), "unknown verb %s", name);
-	return side_modify(pair.b, pair.qb, &attr, IBV_QP_STATE | IBV_QP_ACCESS_FLAGS);
-}
-
-/* Whether an RNIC would go on to answer, and refuse. */
-static bool answers(const char *name)
-{
-	return !strcmp(name, "dereg") || !strcmp(name, "rights");
-}
-
-static struct send piece(enum kind kind, int i)
-{
-	static const enum ibv_wr_opcode mixture[] = {IBV_WR_RDMA_WRITE, IBV_WR_RDMA_READ, IBV_WR_ATOMIC_FETCH_AND_ADD};
-	uint64_t at = (uint64_t)i * PIECE;
-	struct send send;
-
-	if (kind == WRITES)
-		return rdma(IBV_WR_RDMA_WRITE, i, local, at, PIECE, remote, at);
-	if (kind == READS)
-		return rdma(IBV_WR_RDMA_READ, i, local, at, PIECE, remote, at);
-	if (i % 3 < 2)
-		return rdma(mixture[i % 3], i, local, at, PIECE, remote, at);
-	send = rdma(mixture[i % 3], i, local, SIZE + 8 * i, 8, remote, at);
-	send.compare_add = 1;
-	return send;
-}
-
-static uint32_t requesters(uint32_t seed)
-{
-	return 2 * seed + 1;
-}
-
-static uint32_t responders(uint32_t seed)
-{
-	return 2 * seed + 2;
-}
-
-/* How much of a flood is known to have succeeded. */
-static int come;
-
-static void flood(enum kind kind, uint32_t seed)
-{
-	come = 0;
-	side_fill(pair.a, 0, SIZE, requesters(seed));
-	side_fill(pair.b, 0, SIZE, responders(seed));
-	for (int i = 0; i < FLOOD; i++)
-		side_post(pair.a, pair.qa, piece(kind, i));
-}
-
 /*
  * Others on the machine wait for this process, or do again: whoever is to be met in the midst of something must not be through before it
  * has a processor. Where that is not allowed, fewer are met.
@@ -246,85 +161,6 @@ static void await_pieces(int pieces)
 	}
 }
 
-/* Whether a flood ended, for now, in the midst of a piece: not where one begins, and not by a byte that was alike before. */
-static bool is_amidst(enum kind kind, uint32_t seed)
-{
-	int64_t end = kind == READS ? side_differs(pair.a, 0, SIZE, responders(seed)) :
-				       side_differs(pair.b, 0, SIZE, requesters(seed));
-
-	return kind != MIXED && end >= 0 && end % PIECE > 64;
-}
-
-/* What the responder's program has written is there, and nowhere else. */
-static void is_exact(void)
-{
-	CHECK_EQ(side_differs(pair.b, 0, SIZE, LATER), -1);
-	CHECK_EQ(side_holds(pair.a, 0, SIZE, LATER), -1);
-	for (int i = 0; i < FLOOD; i++)
-		CHECK(side_peek(pair.a, SIZE + 8 * i) != side_peek(pair.b, (uint64_t)i * PIECE), "fetched by %d", i);
-}
-
-/* The next request has failed: with `first`, or flushed if one before has. */
-static void has_failed(struct ibv_wc wc, bool *failed, enum ibv_wc_status first)
-{
-	CHECK_EQ(wc.status, *failed ? IBV_WC_WR_FLUSH_ERR : first);
-	*failed = true;
-}
-
-/*
- * What becomes of the flood, and of what is posted after it: some of it succeeds, then one request has the error that an RNIC would
- * give, and what is behind it is flushed. The responder's receive request is flushed where its queue pair is in error, and gone with
- * what the queue pair had otherwise.
- */
-static void outcome(const char *name, enum kind kind)
-{
-	enum ibv_wc_status expected = answers(name) ? IBV_WC_REM_ACCESS_ERR : IBV_WC_RETRY_EXC_ERR;
-	bool failed = false;
-
-	for (int i = come; i < FLOOD + 2; i++) {
-		/* Of a mixture the first, too: a kind that nothing is left of. */
-		if (i >= FLOOD)
-			side_post(pair.a, pair.qa, piece(kind, kind == MIXED ? 3 * (i % 2) + 2 : i % FLOOD));
-		struct ibv_wc wc = one(20000);
-
-		if (i < FLOOD)
-			CHECK_EQ(wc.wr_id, i);
-		if (i < FLOOD && wc.status == IBV_WC_SUCCESS && !failed)
-			continue;
-		has_failed(wc, &failed, expected);
-	}
-	if (answers(name) || !strcmp(name, "err"))
-		side_wc(pair.b, RECV_CQ, RECEIVE, IBV_WC_WR_FLUSH_ERR);
-	else
-		side_silent(pair.b, RECV_CQ);
-}
-
-static void connect_anew(int timeout)
-{
-	struct link_options options = link_defaults;
-
-	options.timeout = timeout;
-	options.retries = 2;
-	remote = side_reg(pair.b, 0, SIZE, ALL);
-	connect_pair(&pair, options);
-	side_recv(pair.b, pair.qb, RECEIVE, remote, 0, 8);
-}
-
-/* `gone`: the verb that came before, or "". */
-static void renew(const char *gone)
-{
-	struct ibv_wc wc;
-
-	side_destroy_qp(pair.a, pair.qa);
-	if (strcmp(gone, "destroy"))
-		CHECK_EQ(side_destroy_qp(pair.b, pair.qb), 0);
-	if (strcmp(gone, "dereg"))
-		CHECK_EQ(side_dereg(pair.b, remote), 0);
-	while (side_poll(pair.b, RECV_CQ, &wc, 1, 0))
-		;
-	connect_anew(16);
-}
-
 static void needs_nobody(enum kind kind)
 {
 	if (kind != READS)
@@ -335,7 +171,7 @@ static void needs_nobody(enum kind kind)
 
 static void afresh(const char *gone, enum kind kind)
 {
-	renew(gone);
+	renew(gone, 16);
 	needs_nobody(kind);
 }
 
@@ -349,20 +185,8 @@ static void reads(void)
 		for (int i = 0; i < FLOOD; i++)
 			side_wc(pair.a, SEND_CQ, i, IBV_WC_SUCCESS);
 		CHECK(warm(IBV_WR_RDMA_READ, PIECE, 100), "no grant to read in round %d", round);
-		renew("");
+		renew("", 16);
 	}
-}
-
-/* Takes the leave back; the memory is the program's own from then on. How long that took. */
-static int64_t take_back(const char *name, enum kind kind)
-{
-	int64_t before = now_us(), took;
-
-	CHECK_EQ(verb(name, kind), 0);
-	took = now_us() - before;
-	CHECK(took < 5000000, "%s took %lld us", name, (long long)took);
-	side_fill(pair.b, 0, SIZE, LATER);
-	return took;
 }
 
 /* Copies that were met in their midst, by kinds. */
@@ -409,7 +233,7 @@ static void stops(const char *name, int rounds)
 		go_on(requester);
 		usleep(3000);
 		is_exact();
-		outcome(name, kind);
+		outcome(name, kind, false);
 		is_exact();
 	}
 }
@@ -462,7 +286,7 @@ static void steps(const char *name, int rounds)
 		CHECK(!ptrace(PTRACE_DETACH, worker, NULL, NULL), "errno %d", errno);
 		usleep(3000);
 		is_exact();
-		outcome(name, kind);
+		outcome(name, kind, false);
 	}
 }
 
@@ -516,16 +340,6 @@ static void await_stop(void)
 	CHECK_EQ(read(reports[0], &report, 1), 1);
 }
 
-static struct send small(int i)
-{
-	static const enum ibv_wr_opcode opcodes[] = {IBV_WR_RDMA_WRITE, IBV_WR_RDMA_READ, IBV_WR_ATOMIC_FETCH_AND_ADD};
-	enum ibv_wr_opcode opcode = opcodes[i % 3];
-	struct send send = rdma(opcode, i, local, i % 3 * PIECE, i % 3 == 2 ? 8 : 1000, remote, i % 3 * PIECE);
-
-	send.compare_add = 1;
-	return send;
-}
-
 /* Grants are asked for, made and used meanwhile: a proxy that is stopped for a while delays them, and changes nothing. */
 static void small_ones_arrive(int count)
 {
@@ -552,7 +366,7 @@ static void pauses(pid_t pid, const char *name, int rounds)
 
 		if (!round)
 			begin(0, SIZE);
-		renew(round ? name : "");
+		renew(round ? name : "", 16);
 		order(SIGSTOP, pid, rand() % 4000);
 		small_ones_arrive(42);
 		await_stop();
@@ -562,68 +376,9 @@ static void pauses(pid_t pid, const char *name, int rounds)
 		await_stop();
 		usleep(3000);
 		is_exact();
-		outcome(name, kind);
+		outcome(name, kind, false);
 		is_exact();
 	}
-}
-
-/* Small requests until one fails, or has no answer because the own proxy is gone. */
-static struct ibv_wc until_it_fails(int answer_ms)
-{
-	int64_t end = now_us() + 10000000;
-	struct ibv_wc wc;
-
-	for (int i = 0;; i++) {
-		side_post(pair.a, pair.qa, small(i));
-		wc = one(answer_ms);
-		if (wc.status != IBV_WC_SUCCESS)
-			return wc;
-		CHECK(now_us() < end, "requests to nobody succeed");
-	}
-}
-
-/* What the responder has of a requester that is gone: nothing that it did not ask for. */
-static void has_lost_its_peer(const char *name)
-{
-	if (answers(name)) {
-		/* What had been under way may have been refused before its sender was gone. */
-		bool refused = side_state(pair.b, pair.qb) == IBV_QPS_ERR;
-		struct region other = side_reg(pair.b, SIZE, PAGE, IBV_ACCESS_LOCAL_WRITE);
-
-		struct ibv_wc wc;
-
-		side_post(pair.b, pair.qb, message(1, other, 0, 8));
-		CHECK_EQ(side_poll(pair.b, SEND_CQ, &wc, 1, 20000), 1);
-		/* Or is refused only now. */
-		CHECK(wc.status == IBV_WC_WR_FLUSH_ERR || (!refused && wc.status == IBV_WC_RETRY_EXC_ERR), "status %d", wc.status);
-	}
-	if (answers(name) || !strcmp(name, "err"))
-		side_wc(pair.b, RECV_CQ, RECEIVE, IBV_WC_WR_FLUSH_ERR);
-	else
-		side_silent(pair.b, RECV_CQ);
-}
-
-/* What a requester is told of a responder that is gone. `refuses`: it may have been refused before. */
-static void is_told(bool refuses)
-{
-	bool failed = false;
-
-	for (int i = come; i < FLOOD; i++) {
-		struct ibv_wc wc = one(20000);
-
-		CHECK_EQ(wc.wr_id, i);
-		if (wc.status == IBV_WC_SUCCESS && !failed)
-			continue;
-		has_failed(wc, &failed,
-			   refuses && wc.status == IBV_WC_REM_ACCESS_ERR ? wc.status : IBV_WC_RETRY_EXC_ERR);
-	}
-	/* By a grant they succeed until the requester's proxy has heard of it. */
-	struct ibv_wc wc = until_it_fails(20000);
-
-	has_failed(wc, &failed,
-		   refuses && wc.status == IBV_WC_REM_ACCESS_ERR ? wc.status : IBV_WC_RETRY_EXC_ERR);
-	side_post(pair.a, pair.qa, small(0));
-	CHECK_EQ(one(20000).status, IBV_WC_WR_FLUSH_ERR);
 }
 
 static void kills(const char *who, const char *name, const char *phase, int moment)
@@ -682,7 +437,7 @@ static void kills(const char *who, const char *name, const char *phase, int mome
 		side_post(pair.a, pair.qa, small(0));
 		CHECK_EQ(one(20000).status, IBV_WC_WR_FLUSH_ERR);
 	} else {
-		is_told(!early && answers(name));
+		is_told(!early && answers(name), false);
 		CHECK_EQ(side_holds(pair.a, 0, SIZE, LATER), -1);
 	}
 	if (of_requester)

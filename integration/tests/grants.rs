@@ -28,7 +28,8 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<Vec<Trial>> {
     let others = ["sides.c", "pairs.c", "stops.c", "check.c"];
-    let [grants, names] = [client::compile("grants", &others)?, client::compile("names", &others)?];
+    let with_floods = [&["floods.c"], &others[..]].concat();
+    let [grants, names] = [client::compile("grants", &with_floods)?, client::compile("names", &others)?];
     let mut trials = Vec::new();
     let mut add_to = |program: &Path, name: String, words: &[&str]| {
         let (program, words) = (program.to_owned(), words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
