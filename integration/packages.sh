@@ -53,8 +53,8 @@ build_ibverbs() {
     verbs-proxy/ibverbs/link.sh >/dev/null
 }
 
-# The proxy's test build that obeys its container, for the tests of what one that was taken over reaches. In a directory of its
-# own: nothing that is installed is ever built with that feature.
+# The proxy's test build that obeys its container, for the tests of what one that was taken over reaches, and that stops where the
+# tests of grants say. In a directory of its own: nothing that is installed is ever built with that feature.
 build_obedient() {
     echo "==> cargo build --package ringfence-proxy --features obedient --target-dir target/obedient"
     cargo build --quiet --locked --package ringfence-proxy --features obedient --target-dir target/obedient

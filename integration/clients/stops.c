@@ -66,13 +66,20 @@ pid_t worker_of(pid_t pid)
 	return found;
 }
 
-void stop(pid_t pid)
+bool is_stopped(pid_t pid, int ms)
 {
 	pid_t worker = worker_of(pid);
 
+	for (int64_t end = now_us() + 1000 * (int64_t)ms; state_of(pid, worker) != 'T'; usleep(50))
+		if (now_us() > end)
+			return false;
+	return true;
+}
+
+void stop(pid_t pid)
+{
 	CHECK(!kill(pid, SIGSTOP), "errno %d", errno);
-	while (state_of(pid, worker) != 'T')
-		usleep(50);
+	CHECK(is_stopped(pid, 10000), "it does not stop");
 }
 
 void go_on(pid_t pid)

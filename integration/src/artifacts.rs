@@ -25,7 +25,7 @@ pub fn ibverbs_proxy() -> Result<PathBuf> {
     built("ibverbs/ringfence-proxy-ibverbs", "verbs-proxy/ibverbs/link.sh")
 }
 
-/// The test build of the verbs proxy that obeys its container. It is never built for release.
+/// The test build of the verbs proxy that obeys its container, and stops where a test says. It is never built for release.
 pub fn obedient_proxy() -> Result<PathBuf> {
     let how = "cargo build --package ringfence-proxy --features obedient --target-dir target/obedient";
     built("obedient/x86_64-unknown-linux-gnu/debug/ringfence-proxy", how)

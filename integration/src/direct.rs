@@ -26,6 +26,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// The variable of the environment that gives the test build its file.
+pub const STEPS: &str = "RINGFENCE_STEPS";
+/// Bytes of [`DirectProxy::steps`].
+const PAGE: u64 = 4096;
+
 /// As by default.
 const UIDS: Uids = Uids { first: 2_000_000_000, count: 1023 };
 
@@ -42,6 +47,8 @@ pub struct Node {
     netns: PathBuf,
     /// Whether proxies write what programs read of the device beside verbs.
     shows: bool,
+    /// Whether proxies stop where they are told to.
+    obeys: bool,
 }
 
 /// A running proxy and the process that stands for its container's init. Both end when this is dropped.
@@ -50,6 +57,7 @@ pub struct DirectProxy {
     proxy: Child,
     init: Child,
     dir: PathBuf,
+    steps: PathBuf,
 }
 
 impl Node {
@@ -88,7 +96,15 @@ impl Node {
         for path in [dir.clone(), dir.join("containers"), dir.join("fabric")] {
             std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        Ok(Self { dir, device, provider, before: Vec::new(), netns: "/proc/self/ns/net".into(), shows: false })
+        Ok(Self {
+            dir,
+            device,
+            provider,
+            before: Vec::new(),
+            netns: "/proc/self/ns/net".into(),
+            shows: false,
+            obeys: false,
+        })
     }
 
     /// The same, whose proxies are run by a program that runs another.
@@ -133,6 +149,11 @@ impl Node {
         self.shows = true;
     }
 
+    /// Proxies with the software device are of the test build that obeys [`DirectProxy::steps`], from now on.
+    pub fn obey(&mut self) {
+        self.obeys = true;
+    }
+
     /// Its run-time directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -147,7 +168,7 @@ impl Node {
         let listener = listen_at(&dir.join("mount/verbs.sock"))?;
         let init = Command::new("sleep").arg("infinity").stdin(Stdio::null()).spawn().context("cannot start sleep")?;
         let launch = Launch {
-            container,
+            container: container.clone(),
             init_pid: init.id().cast_signed(),
             run_dir: self.dir.clone(),
             container_dir: dir.clone(),
@@ -165,6 +186,7 @@ impl Node {
         let tree = if self.shows { Some(empty_tree(&dir.join("sys"))?) } else { None };
         let mapping = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
         let program = match self.device.kind {
+            DeviceKind::Soft if self.obeys => artifacts::obedient_proxy()?,
             DeviceKind::Soft => artifacts::proxy()?,
             DeviceKind::Ibverbs => artifacts::ibverbs_proxy()?,
         };
@@ -173,6 +195,11 @@ impl Node {
         command.args(&words[1..]);
         if let Some(provider) = &self.provider {
             command.env("LD_LIBRARY_PATH", provider.parent().context("a library lies in a directory")?);
+        }
+        let steps = self.dir.join(format!("{container}.steps"));
+        if self.obeys {
+            File::create(&steps)?.set_len(PAGE)?;
+            command.env(STEPS, &steps);
         }
         let mut handles = vec![
             mapping(listener, FD_LISTENER),
@@ -185,7 +212,7 @@ impl Node {
         let proxy = command.spawn().context("cannot start the proxy")?;
         // The command still holds our copy of the pipe's writing end; without it the read ends with the proxy's.
         drop(command);
-        let started = DirectProxy { proxy, init, dir };
+        let started = DirectProxy { proxy, init, dir, steps };
         let mut line = String::new();
         ready.read_to_string(&mut line)?;
         ensure!(line.trim_end() == "ready", "the proxy is not ready: {line:?}");
@@ -210,6 +237,12 @@ impl DirectProxy {
     #[must_use]
     pub fn sys(&self) -> PathBuf {
         self.dir.join("sys")
+    }
+
+    /// The file by which the test build is told where to stop (`verbs-proxy/src/control/obedient/steps.rs`).
+    #[must_use]
+    pub fn steps(&self) -> &Path {
+        &self.steps
     }
 
     /// Its process.

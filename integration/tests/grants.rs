@@ -2,6 +2,9 @@
 //! its leave back, wherever the requester's proxy was stopped, stepped through, or killed. And that what goes by the responder does not
 //! take along what was written to memory after its queue pair or region had gone.
 
+#[path = "grants/steps.rs"]
+mod steps;
+
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::command::{Running, wait_until};
 use ringfence_integration::direct::Node;
@@ -22,7 +25,8 @@ const VERBS: [&str; 5] = ["dereg", "reset", "err", "destroy", "rights"];
 const ENDS: [&str; 5] = ["dereg", "reset", "err", "destroy", "timeout"];
 
 fn main() -> ExitCode {
-    let needs = Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library] };
+    let needs =
+        Needs { programs: &["cc", "sleep"], built: &[artifacts::proxy, artifacts::library, artifacts::obedient_proxy] };
     suite::main("ringfence-grants", &needs, trials)
 }
 
@@ -30,7 +34,7 @@ fn trials() -> Result<Vec<Trial>> {
     let others = ["sides.c", "pairs.c", "stops.c", "check.c"];
     let with_floods = [&["floods.c"], &others[..]].concat();
     let [grants, names] = [client::compile("grants", &with_floods)?, client::compile("names", &others)?];
-    let mut trials = Vec::new();
+    let mut trials = steps::trials()?;
     let mut add_to = |program: &Path, name: String, words: &[&str]| {
         let (program, words) = (program.to_owned(), words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         trials.push(test(name, move || {
