@@ -7,12 +7,10 @@
  *   grants stop VERB ROUNDS   the requester's proxy is stopped while it copies; when the responder's VERB has returned nothing lands
  *   grants step VERB ROUNDS   as above, by a debugger that lets it go on instruction by instruction
  *   grants pause requester|responder VERB ROUNDS   either proxy is stopped for a while when grants are made, and taken back
- *   grants kill requester|responder VERB grant|copy|revocation MOMENT   either proxy is killed so many microseconds after grants are
- *                             asked for or taken back, or when so many pieces have been copied
  *
  * VERB: dereg, reset, err, destroy, rights. PROXY_PID and PEER_PID are the two proxies. Rounds go by turns with WRITEs, with READs, and
  * with both and atomics among them. `stop` and `step` want to have met a copy of each of the first two kinds in its midst, and add
- * rounds until they have; `kill` says whether it met something.
+ * rounds until they have. `steps.c` stops and kills proxies at each step of all that.
  */
 #include "floods.h"
 #include "stops.h"
@@ -290,12 +288,12 @@ static void steps(const char *name, int rounds)
 	}
 }
 
-/* A process of its own that stops a proxy for 10 ms, or kills it, some time after it is told to: made before any memory is registered. */
+/* A process of its own that stops a proxy for 10 ms, some time after it is told to: made before any memory is registered. */
 static int orders[2], reports[2];
 
 struct order {
 	pid_t pid;
-	int delay_us, signal;
+	int delay_us;
 };
 
 static void make_stopper(void)
@@ -313,11 +311,9 @@ static void make_stopper(void)
 		while (read(orders[0], &order, sizeof order) == sizeof order) {
 			for (int64_t until = now_us() + order.delay_us; now_us() < until;)
 				;
-			kill(order.pid, order.signal);
-			if (order.signal == SIGSTOP) {
-				usleep(10000);
-				kill(order.pid, SIGCONT);
-			}
+			kill(order.pid, SIGSTOP);
+			usleep(10000);
+			kill(order.pid, SIGCONT);
 			if (write(reports[1], "", 1) != 1)
 				break;
 		}
@@ -326,9 +322,9 @@ static void make_stopper(void)
 	close(orders[0]);
 }
 
-static void order(int signal, pid_t pid, int delay_us)
+static void order(pid_t pid, int delay_us)
 {
-	struct order order = {.pid = pid, .delay_us = delay_us, .signal = signal};
+	struct order order = {.pid = pid, .delay_us = delay_us};
 
 	CHECK_EQ(write(orders[1], &order, sizeof order), sizeof order);
 }
@@ -367,11 +363,11 @@ static void pauses(pid_t pid, const char *name, int rounds)
 		if (!round)
 			begin(0, SIZE);
 		renew(round ? name : "", 16);
-		order(SIGSTOP, pid, rand() % 4000);
+		order(pid, rand() % 4000);
 		small_ones_arrive(42);
 		await_stop();
 		flood(kind, round);
-		order(SIGSTOP, pid, rand() % 600);
+		order(pid, rand() % 600);
 		take_back(name, kind);
 		await_stop();
 		usleep(3000);
@@ -381,78 +377,13 @@ static void pauses(pid_t pid, const char *name, int rounds)
 	}
 }
 
-static void kills(const char *who, const char *name, const char *phase, int moment)
-{
-	bool of_requester = !strcmp(who, "requester"), grants = !strcmp(phase, "grant"), early = strcmp(phase, "revocation");
-	pid_t pid = of_requester ? requester : responder;
-	/* As a run has one kill, the moment chooses the kind as well. */
-	enum kind kind = moment % KINDS;
-	struct ibv_wc wc = {.status = IBV_WC_SUCCESS};
-	bool is_met = false;
-	int64_t before;
-	int said;
-
-	CHECK(grants || !early || !strcmp(phase, "copy"), "unknown phase %s", phase);
-	local = side_reg(pair.a, 0, SIZE + PAGE, IBV_ACCESS_LOCAL_WRITE);
-	connect_anew(15);
-	if (grants) {
-		order(SIGKILL, pid, moment);
-		wc = until_it_fails(of_requester ? 300 : 20000);
-		if (!of_requester)
-			CHECK_EQ(wc.status, IBV_WC_RETRY_EXC_ERR);
-	} else {
-		needs_nobody(kind);
-		flood(kind, 7);
-		if (early) {
-			await_pieces(moment);
-			CHECK(!kill(pid, SIGKILL), "errno %d", errno);
-			hurry(false);
-		} else {
-			order(SIGKILL, pid, moment);
-		}
-	}
-	if (grants)
-		await_stop();
-	if (early && !grants && of_requester) {
-		usleep(3000);
-		is_met = is_amidst(kind, 7) && kind == WRITES;
-	}
-	before = now_us();
-	said = verb(name, kind);
-	CHECK(now_us() - before < 5000000, "%s took %lld us", name, (long long)(now_us() - before));
-	if (!early) {
-		await_stop();
-		is_met = said;
-	}
-	CHECK(!said || !of_requester, "%s: %d", name, said);
-	/* What is registered with a proxy that is gone has gone with it; what was deregistered is the program's own. */
-	if (of_requester || (!said && !strcmp(name, "dereg"))) {
-		side_fill(pair.b, 0, SIZE, LATER);
-		usleep(3000);
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, LATER), -1);
-	}
-	if (of_requester) {
-		has_lost_its_peer(name);
-	} else if (grants) {
-		side_post(pair.a, pair.qa, small(0));
-		CHECK_EQ(one(20000).status, IBV_WC_WR_FLUSH_ERR);
-	} else {
-		is_told(!early && answers(name), false);
-		CHECK_EQ(side_holds(pair.a, 0, SIZE, LATER), -1);
-	}
-	if (of_requester)
-		CHECK_EQ(side_differs(pair.b, 0, SIZE, LATER), -1);
-	if (is_met)
-		printf("met\n");
-}
-
 int main(int argc, char **argv)
 {
 	requester = pid_of("PROXY_PID");
 	responder = pid_of("PEER_PID");
 	srand((unsigned)now_us());
 	CHECK(argc > 1, "usage: see the top of this file");
-	if (!strcmp(argv[1], "pause") || !strcmp(argv[1], "kill"))
+	if (!strcmp(argv[1], "pause"))
 		make_stopper();
 	open_sides(&pair, true);
 	if (!strcmp(argv[1], "alone"))
@@ -467,8 +398,6 @@ int main(int argc, char **argv)
 		steps(argv[2], atoi(argv[3]));
 	else if (!strcmp(argv[1], "pause") && argc == 5)
 		pauses(strcmp(argv[2], "responder") ? requester : responder, argv[3], atoi(argv[4]));
-	else if (!strcmp(argv[1], "kill") && argc == 6)
-		kills(argv[2], argv[3], argv[4], atoi(argv[5]));
 	else
 		CHECK(false, "usage: see the top of this file");
 	return 0;

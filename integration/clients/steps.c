@@ -11,7 +11,7 @@
  *   behind   the same, and the requester goes on when the verb has returned
  *   after    the requester, which goes on when the verb has returned
  *
- * VERB: dereg, reset, err, destroy. Each is a round; `kill` has one. Both proxies are test builds, which obey the files PROXY_STEPS and
+ * VERB: dereg, reset, err, destroy, rights. Each is a round; `kill` has one. Both proxies are test builds, which obey the files PROXY_STEPS and
  * PEER_STEPS; PROXY_PID and PEER_PID are their processes. That a proxy does not come to its step is a failure.
  */
 #include "floods.h"
