@@ -179,8 +179,10 @@ proptest! {
             let (within, beyond) = (|bits: u64| bits - bits * OFF / 100, |bits: u64| bits + bits * OFF / 100 + begun);
             prop_assert!(had >= within(fair.min(by_weight)).saturating_sub(begun), "{had} instead of {fair}: {tenant}");
             prop_assert!(had <= beyond(by_weight), "{had} instead of {by_weight}: {tenant}");
-            let cap = contenders[index].cap.map_or(u64::MAX / 2, BitRate::bits);
-            prop_assert!(had <= cap + cap / 100 + begun, "{had} with a cap of {cap}: {tenant}");
+            let Some(cap) = contenders[index].cap.map(BitRate::bits) else { continue };
+            // In the time that is looked at, five quarters of a bucket's burst and what the last request took beyond.
+            let burst = (cap / 1000).max(16 << 13) / 8 * 5 / 4 + bytes;
+            prop_assert!(had <= cap + bits(burst) + begun, "{had} with a cap of {cap}: {tenant}");
         }
     }
 }
