@@ -165,6 +165,17 @@ impl Node {
         self.share_owed(position);
     }
 
+    /// A region could not be shown just now. What was to be granted of it is wished for again in a while: the neighbour, which was told
+    /// nothing, may have nothing to say that would bring it another time.
+    pub(super) fn forget_wishes(&mut self, position: usize, share: u32, writes: bool) {
+        let neighbour = &mut self.neighbours.list[position];
+        let Some(link) = neighbour.link() else { return };
+        let of_region = |wish: &Wish| wish.share == share && wish.writes == writes;
+        let forgotten: Vec<Wish> = neighbour.granting.wishes.iter().copied().filter(of_region).collect();
+        neighbour.granting.wishes.retain(|wish| !of_region(wish));
+        self.worker.call(move |plane| forgotten.iter().for_each(|wish| plane.forget_wish(link, wish)));
+    }
+
     /// Whether all of a region that neighbours may see is in memory. Nobody can take pages of it away any more; so what was there once
     /// need not be looked at again.
     fn is_present(&mut self, share: u32, (mapping, shown): Wished) -> bool {

@@ -167,6 +167,7 @@ impl Node {
                 Owed::Region(share) if self.keeps_pages() == Err(Errno::AGAIN) => {
                     // It may be known when it is asked for again.
                     self.worker.call(move |plane| plane.unshare(link, Some(share)));
+                    self.forget_wishes(position, share, false);
                     continue;
                 }
                 Owed::Region(share) if self.keeps_pages() != Ok(true) => {
@@ -186,13 +187,14 @@ impl Node {
                     match self.neighbours.list[position].show_writable(name, &runs) {
                         Ok(()) => continue,
                         Err(NeighbourFault::Unshared(_)) => {
-                            // It is offered again when the neighbour has said something else.
+                            // It is offered again when it is wished for again.
                             self.neighbours.list[position].granting.offered.remove(&name);
                             self.worker.call(move |plane| {
                                 if let Some(link) = plane.device.links.get_mut(link) {
                                     link.shared.remove(&name);
                                 }
                             });
+                            self.forget_wishes(position, share, true);
                             continue;
                         }
                         Err(fault) => return self.end_neighbour(position, &fault),
@@ -212,6 +214,7 @@ impl Node {
                 Err(NeighbourFault::Unshared(_)) => {
                     // The same.
                     self.worker.call(move |plane| plane.unshare(link, Some(name)));
+                    self.forget_wishes(position, name, false);
                 }
                 Err(fault) => return self.end_neighbour(position, &fault),
             }
