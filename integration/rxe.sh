@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is shown on real RDMA devices: rxe and siw in the virtual machine, on Debian's kernel and on that of its backports.
+# Everything that is shown of containers with real RDMA devices: rxe and siw in the virtual machine, on Debian's kernel and on that of its backports.
 #
 #   integration/rxe.sh [--kernel debian | --kernel backports] [FILE…]
 #
