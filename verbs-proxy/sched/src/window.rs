@@ -176,6 +176,7 @@ impl Window {
         let idle = free_at <= now;
         self.late = if idle { now.since(free_at).min(SLACK) } else { Nanos(0) };
         let contended = self.is_contended(now);
+        let most = self.most(urgent);
         let account = if urgent { &mut self.urgent } else { &mut self.all };
         if idle && !contended {
             account.missed = account.missed.max(0);
@@ -185,13 +186,18 @@ impl Window {
             account.missed = account.missed.max(-2 * MEND * i128::from(self.size));
             return true;
         }
+        let open = account.open(self.size, most);
         if urgent {
-            return self.urgent.open(self.size, self.bytes(CALM));
+            return open;
         }
-        let open = self.all.open(self.size, 2 * self.size);
         // From the first refusal on the container wants more than fits.
         self.wants |= !open;
         open
+    }
+
+    /// What may be on the link at once, however much was missed.
+    fn most(&self, urgent: bool) -> u64 {
+        if urgent { self.bytes(CALM) } else { 2 * self.size }
     }
 
     /// Whether others have sent lately.
@@ -203,6 +209,10 @@ impl Window {
     #[must_use]
     pub fn opens_at(&self, urgent: bool, free_at: Nanos, now: Nanos) -> Option<Nanos> {
         let account = if urgent { &self.urgent } else { &self.all };
+        // By what was missed more may be on the link than the window's size, which the account says nothing of.
+        if account.open(self.size, self.most(urgent)) {
+            return Some(now);
+        }
         let grace = if self.is_contended(now) { GRACE } else { Nanos(0) };
         let idle = (self.all.on_link == 0).then_some(free_at.after(grace));
         idle.into_iter().chain(account.opens_at(self.size, self.seen)).min()
@@ -288,6 +298,20 @@ mod tests {
             window.sent(Bytes(1000), true, Nanos(0));
         }
         assert_eq!(window.urgent.on_link, 125_000);
+    }
+
+    #[test]
+    fn a_window_that_is_open_by_what_was_missed_says_so() {
+        let mut window = window(10_000_000_000, 100);
+        let mut by_credit = 0;
+        while window.open(true, true, Nanos::NEVER, Nanos(0)) {
+            by_credit += u32::from(window.urgent.on_link >= window.size);
+            assert_eq!(window.opens_at(true, Nanos::NEVER, Nanos(0)), Some(Nanos(0)));
+            window.sent(Bytes(1000), true, Nanos(0));
+        }
+        // Five windows' worth in all.
+        assert_eq!(by_credit, 100);
+        assert_eq!(window.opens_at(true, Nanos::NEVER, Nanos(0)), None);
     }
 
     #[test]
