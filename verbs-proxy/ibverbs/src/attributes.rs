@@ -162,6 +162,10 @@ pub fn granted(
     });
     let mut granted: Vec<_> = granted.collect();
     granted.sort_unstable_by_key(|(key, _)| *key);
+    // Where the table is too short it is for link-local addresses, of which each interface has one that nobody looks for.
+    let surplus = granted.len().saturating_sub(GID_TABLE);
+    let local = granted.iter().take_while(|((scope, ..), _)| *scope == Scope::LinkLocal).count();
+    granted.drain(local - surplus.min(local)..local);
     granted.into_iter().map(|(_, granted)| granted).take(GID_TABLE).collect()
 }
 
@@ -257,6 +261,7 @@ pub fn queue_pair(attr: &QpAttr, state: QpState, place: Place) -> ibv_qp_attr {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     fn entry(last: u8, index: u32, port: u32) -> ibv_gid_entry {
         let mut gid = [0; 16];
@@ -306,6 +311,26 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn link_local_addresses_leave_room_for_others() {
+        let mut addresses = Addresses::default();
+        let mut card = Vec::new();
+        for number in 0..GID_TABLE as u32 {
+            let local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, number as u16).octets();
+            let v4 = Ipv4Addr::new(10, 9, 0, number as u8).to_ipv6_mapped().octets();
+            // Of the others there are three.
+            for raw in [Some(local), (number < 3).then_some(v4)].into_iter().flatten() {
+                addresses.gids.push(Gid { raw, ifindex: 5 });
+                card.push(ibv_gid_entry { gid: ibv_gid(raw), ..entry(0, card.len() as u32, 1) });
+            }
+        }
+        let granted = granted(&card, 1, &addresses, &Gids::Host, |_, _| true);
+        let scopes: Vec<_> = granted.iter().map(|(info, _)| Scope::of(&info.gid)).collect();
+        assert_eq!(scopes.len(), GID_TABLE);
+        assert_eq!(scopes.iter().filter(|scope| **scope == Scope::V4).count(), 3);
+        assert_eq!(granted[0].0.gid[15], 0);
     }
 
     #[test]
