@@ -173,6 +173,10 @@ impl Node {
         let of_region = |wish: &Wish| wish.share == share && wish.writes == writes;
         let forgotten: Vec<Wish> = neighbour.granting.wishes.iter().copied().filter(of_region).collect();
         neighbour.granting.wishes.retain(|wish| !of_region(wish));
+        if !writes {
+            // Else the next wish would only find that it was not offered.
+            neighbour.granting.offered.remove(&share);
+        }
         self.worker.call(move |plane| forgotten.iter().for_each(|wish| plane.forget_wish(link, wish)));
     }
 
