@@ -3,9 +3,22 @@
 //! The test build (feature `obedient`) stops, or dies, at the one that a test names: `integration/tests/grants/steps.rs` shows that
 //! what has been taken back stays so wherever either proxy is stopped or killed. Every other build knows the names and does nothing.
 
-/// A moment. Its name is what a test says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+macro_rules! steps {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A moment. Its name is what a test says.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Step {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Step {
+            /// All of them.
+            pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
+        }
+    };
+}
+
+steps! {
     /// Responder: its control thread has heard that something may be granted.
     Wished,
     /// Either: its page of grants was sent.
@@ -62,40 +75,6 @@ pub enum Step {
     UnshareCome,
     /// Requester: it has let go of it.
     UnshareTaken,
-}
-
-impl Step {
-    /// All of them.
-    pub const ALL: [Self; 28] = [
-        Self::Wished,
-        Self::PageSent,
-        Self::PageTaken,
-        Self::Immutable,
-        Self::ShareSent,
-        Self::ShareMapped,
-        Self::ShareTaken,
-        Self::ShareConfirmed,
-        Self::SlotWritten,
-        Self::GrantSent,
-        Self::GrantCome,
-        Self::GrantTaken,
-        Self::Busy,
-        Self::PartCopied,
-        Self::Copied,
-        Self::Left,
-        Self::PieceBusy,
-        Self::PieceCopied,
-        Self::PieceLeft,
-        Self::Clearing,
-        Self::Cleared,
-        Self::FoundBusy,
-        Self::Unshared,
-        Self::Waiting,
-        Self::Settled,
-        Self::Gone,
-        Self::UnshareCome,
-        Self::UnshareTaken,
-    ];
 }
 
 #[cfg(feature = "obedient")]
