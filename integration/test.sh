@@ -154,7 +154,7 @@ begin_beside applications fuzzers loom_models debian_package kubernetes_manifest
 # What this machine's control groups and init cannot show.
 tests integration/vm/test.sh
 # And what only a newer kernel than Debian's own can: a card in a container's own network, and one that is moved there. .ci/run allows for 5400 s in all.
-if [ "$SECONDS" -lt 4200 ]; then
+if [ "$SECONDS" -lt 3900 ]; then
     tests integration/vm/test.sh --kernel backports rxe_own exclusive_life
 else
     skip_step "integration/vm/test.sh --kernel backports rxe_own exclusive_life" "$SECONDS s have passed; run it by hand"

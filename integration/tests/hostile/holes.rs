@@ -150,6 +150,15 @@ impl Pair {
     }
 }
 
+/// Says that it is enough, when it is dropped.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// One turn. With `holes` nothing is there yet of the peer's memory, which the peer goes on punching; else all of it is, and the peer
 /// punches another file of that size.
 fn turn(way: Way, holes: bool) -> Result<Looks> {
@@ -166,6 +175,8 @@ fn turn(way: Way, holes: bool) -> Result<Looks> {
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also where something fails: the scope ends with its threads.
+        let stops = Stops(&stop);
         let puncher = scope.spawn(|| {
             let mut refused = 0u32;
             while !stop.load(Ordering::Relaxed) {
@@ -183,7 +194,7 @@ fn turn(way: Way, holes: bool) -> Result<Looks> {
             waits += u32::from(state_of_worker(&victim)? == 'D');
             std::thread::sleep(Duration::from_micros(500));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         let refused = puncher.join().expect("does not panic");
         let own = mover.join().expect("does not panic")?;
         Ok(Looks { own, looks, waits, refused, faults: faults(&victim)? - before })

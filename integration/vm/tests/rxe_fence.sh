@@ -12,7 +12,7 @@ removed() {
     proxies=$(pgrep ringfence-proxy)
     traffic runc
     timeout 60 rdma link delete rxe3
-    if wait "$client"; then echo "verbs did not fail"; return 1; fi
+    has_failed
     finished
     if runc exec c1 ibv_devinfo -d rxe3 >/tmp/said 2>&1; then cat /tmp/said; return 1; fi
     comes_back "$proxies"

@@ -48,6 +48,8 @@ own_index() {
     echo "${file##*/}"
 }
 
+is_second() { [ "$(own_index "$1")" = 1 ]; }
+
 # A verbs program with its server in container $1 and its client in $2.
 across() {
     local server=$1 client=$2
@@ -77,7 +79,7 @@ own_cards() {
         same "$($engine exec c$index grep -c . "/sys/class/infiniband/card$index/ports/1/gid_attrs/ndevs/$(own_index $index)")" 1 "interface of c$index"
     done
     # Whatever came first in each: the link-local address, then this one; rxe has the second version of RoCE only.
-    same "$(own_index 1)$(own_index 2)" 11 "indices of the address in c1 and c2"
+    for index in 1 2; do eventually is_second $index; done
     across 1 2 ibv_rc_pingpong -n 100
     across 2 1 ib_write_bw -F -s 65536 -n 100
     across 1 2 ib_read_lat -F -s 8 -n 100
@@ -140,9 +142,11 @@ own_manager() {
 if ! ls /repository/target/deb/ringfence-ibverbs_*.deb >/dev/null 2>&1; then
     echo "SKIPPED: rxe_own: no package ringfence-ibverbs in target/deb"
     echo "test rxe_own (all) ... ignored"
+    echo "test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s"
 elif [ "$(printf '%s\n' 7.0 "$(uname -r)" | sort -V | head -n 1)" != 7.0 ]; then
     echo "SKIPPED: rxe_own: rxe of Linux $(uname -r) works in the first network namespace only"
     echo "test rxe_own (all) ... ignored"
+    echo "test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s"
 else
     dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
     ringfence configure --engine podman >/dev/null
