@@ -193,7 +193,7 @@ static int met[KINDS];
 /* A round more: as many as there are to be, and until copies of both kinds were met, which chance might leave out. */
 static bool goes_on(int round, int rounds)
 {
-	enum { PATIENCE = 15 };
+	enum { PATIENCE = 30 };
 
 	if (round < rounds || ((!met[WRITES] || !met[READS]) && round < PATIENCE * rounds))
 		return true;

@@ -43,22 +43,22 @@ fn trials() -> Result<Vec<Trial>> {
         }));
     };
     for (kind, verb) in ["send", "write"].into_iter().flat_map(|kind| ENDS.map(|verb| (kind, verb))) {
-        add_to(&names, format!("what_is_written_later_stays::{kind}::{verb}"), &[kind, verb, "6"]);
+        add_to(&names, format!("what_is_written_later_stays::{kind}::{verb}"), &[kind, verb, "3"]);
     }
     for verb in VERBS {
-        add_to(&names, format!("what_is_written_later_stays::read::{verb}"), &["read", verb, "6"]);
+        add_to(&names, format!("what_is_written_later_stays::read::{verb}"), &["read", verb, "3"]);
     }
     let mut add = |name: String, words: &[&str]| add_to(&grants, name, words);
     add("they_need_no_responder".into(), &["alone"]);
     add("reads_are_granted_whenever_they_come".into(), &["reads"]);
     add("edges_go_by_the_responder".into(), &["edges"]);
     for verb in VERBS {
-        add(format!("a_requester_that_is_stopped::{verb}"), &["stop", verb, "8"]);
-        add(format!("a_requester_that_is_stepped_through::{verb}"), &["step", verb, "4"]);
+        add(format!("a_requester_that_is_stopped::{verb}"), &["stop", verb, "4"]);
+        add(format!("a_requester_that_is_stepped_through::{verb}"), &["step", verb, "2"]);
     }
     for who in ["requester", "responder"] {
         for verb in VERBS {
-            add(format!("a_proxy_that_is_stopped_for_a_while::{who}::{verb}"), &["pause", who, verb, "5"]);
+            add(format!("a_proxy_that_is_stopped_for_a_while::{who}::{verb}"), &["pause", who, verb, "3"]);
         }
     }
     Ok(trials)
