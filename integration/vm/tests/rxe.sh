@@ -65,13 +65,19 @@ both_ways() {
     between "$client" "$server" ib_write_bw -d rxe3 -x "$index" -F -s 65536 -n 100
 }
 
-pair() {
+# Containers c1 and c2 that have the card, by the runtime $1.
+two_up() {
     local runtime=$1 id
     card_configuration ''
     for id in c1 c2; do
         with_card $id
         up "$runtime --systemd-cgroup" $id
     done
+}
+
+pair() {
+    local runtime=$1 id
+    two_up "$runtime"
     both_ways "$runtime exec c1" "$runtime exec c2"
     for id in c1 c2; do down "$runtime" $id; done
     nothing_in_kernel
@@ -165,12 +171,8 @@ finished() {
 
 # Programs, a proxy and a container's first process are killed, by the runtime $1.
 killed() {
-    local runtime=$1 id
-    card_configuration ''
-    for id in c1 c2; do
-        with_card $id
-        up "$runtime --systemd-cgroup" $id
-    done
+    local runtime=$1
+    two_up "$runtime"
     # Programs: the containers go on.
     traffic "$runtime"
     pkill -KILL -x ib_write_bw

@@ -3,12 +3,8 @@
 
 # The card is taken away in the midst of traffic, for which the kernel waits until nobody has it open.
 removed() {
-    local id proxies
-    card_configuration ''
-    for id in c1 c2; do
-        with_card $id
-        up "runc --systemd-cgroup" $id
-    done
+    local proxies
+    two_up runc
     proxies=$(pgrep ringfence-proxy)
     traffic runc
     timeout 60 rdma link delete rxe3

@@ -63,12 +63,8 @@ runtime_killed() {
 
 # An operator has proxies let go of the card for what wants to have it for itself, such as an update of its driver.
 drained() {
-    local id proxies
-    card_configuration ''
-    for id in c1 c2; do
-        with_card $id
-        up "runc --systemd-cgroup" $id
-    done
+    local proxies
+    two_up runc
     proxies=$(pgrep ringfence-proxy)
     both_ways "runc exec c1" "runc exec c2"
     ringfence drain rxe3
