@@ -195,14 +195,29 @@ killed() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
+# What there is to know where a container's proxy does not find its card again, which came at $2.
+lost() {
+    set +e
+    runc exec "$1" sh -c 'ls -l /dev/infiniband; grep . -r /sys/class/infiniband/*/ports/1/gids; ibv_devinfo -v -d rxe3'
+    echo "the host's:"
+    ls -l /dev/infiniband /sys/class/infiniband_verbs
+    grep -v :0000:0000:0000:0000:0000:0000:0000 -r /sys/class/infiniband/rxe3/ports/1/gids
+    ip address show rdma3
+    rdma resource show context
+    journalctl -t ringfence-proxy --since "@$2" --no-pager
+    dmesg | tail -n 20
+    return 1
+}
+
 # The card of c1 and c2 is there again, after it went with the proxies $1, which have not ended.
 comes_back() {
-    local id
+    local id began
+    began=$(date +%s)
     same "$(pgrep ringfence-proxy)" "$1" proxies
     rdma link add rxe3 type rxe netdev rdma3
     for id in c1 c2; do
-        eventually runc exec $id grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids
-        eventually runc exec $id sh -c "ibv_devinfo -d rxe3 | grep PORT_ACTIVE"
+        eventually runc exec $id grep -q "$gid" -r /sys/class/infiniband/rxe3/ports/1/gids || lost $id "$began"
+        eventually runc exec $id sh -c "ibv_devinfo -d rxe3 | grep PORT_ACTIVE" || lost $id "$began"
     done
     both_ways "runc exec c1" "runc exec c2"
     for id in c1 c2; do down runc $id; done
