@@ -5,6 +5,7 @@
  *   absence port DIRECTORY   events of the port reach every context once, and its attributes follow, as do its files in DIRECTORY
  *   absence fatal            what was under way is flushed in order; new contexts work when the card is back, old objects never
  *   absence queue            the same where a completion queue of the card's breaks
+ *   absence another          the same events, and what comes back by the card's name is another card, which is left alone
  *   absence drain SOCKET     the same for a card that the operator has given up, by the proxy's socket, until he says so
  *   absence removed          says "ready", and is busy until somebody takes the card away; the same then. For any card.
  *   absence works            the device is there, at the latest soon
@@ -21,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OTHER_PORT = 0x1000, GIDS_GO = 0x2000, UNDER_WAY = 24, RECEIVES = 8 };
+enum { OTHER_PORT = 0x1000, GIDS_GO = 0x2000, GIDS_UNREAD = 0x4000, UNDER_WAY = 24, RECEIVES = 8 };
 
 static struct ibv_context *open_context(void)
 {
@@ -100,7 +101,7 @@ static union ibv_gid first_gid(struct ibv_context *context)
 	return gid;
 }
 
-/* The card's table loses what was in it, which comes back of another kind. */
+/* The card's table loses what was in it, which comes back of another kind. Nobody asks for it but the proxy, whose first attempts fail. */
 static void gids_change(struct pair *p, struct ibv_context *context, const char *directory, struct region a,
 			struct region b)
 {
@@ -111,7 +112,7 @@ static void gids_change(struct pair *p, struct ibv_context *context, const char 
 	says_gid(directory, gid, "RoCE v2");
 	for (int back = 0; back < 2; back++) {
 		side_recv(p->b, p->qb, 0, b, 0, 64);
-		side_post(p->a, p->qa, happens(0, IBV_EVENT_GID_CHANGE | GIDS_GO, a, b));
+		side_post(p->a, p->qa, happens(0, IBV_EVENT_GID_CHANGE | GIDS_GO | GIDS_UNREAD, a, b));
 		CHECK_EQ(next(context, 5000), IBV_EVENT_GID_CHANGE);
 		says_gid(directory, back ? gid : none, back ? "IB/RoCE v1" : "RoCE v2");
 		union ibv_gid now = first_gid(context);
@@ -280,21 +281,41 @@ static void comes_back(struct pair *p)
 	works();
 }
 
-static void queue_breaks(void)
+/* This event ends the pair that it makes. */
+static void breaks(struct pair *p, unsigned event)
 {
 	struct ibv_context *bystander = open_context();
-	struct pair p = {0};
 
 	CHECK(bystander, "errno %d", errno);
-	open_sides(&p, false);
-	connect_pair(&p, link_defaults);
-	struct region a = side_reg(p.a, 0, 4096, link_defaults.access), b = side_reg(p.b, 0, 4096, link_defaults.access);
-	side_recv(p.b, p.qb, 0, b, 0, 64);
-	side_post(p.a, p.qa, happens(0, IBV_EVENT_CQ_ERR, a, b));
+	open_sides(p, false);
+	connect_pair(p, link_defaults);
+	struct region a = side_reg(p->a, 0, 4096, link_defaults.access), b = side_reg(p->b, 0, 4096, link_defaults.access);
+	side_recv(p->b, p->qb, 0, b, 0, 64);
+	side_post(p->a, p->qa, happens(0, event, a, b));
 	CHECK_EQ(next(bystander, 5000), IBV_EVENT_DEVICE_FATAL);
-	CHECK_EQ(side_state(p.a, p.qa), IBV_QPS_ERR);
-	CHECK_EQ(side_state(p.b, p.qb), IBV_QPS_ERR);
+	CHECK_EQ(side_state(p->a, p->qa), IBV_QPS_ERR);
+	CHECK_EQ(side_state(p->b, p->qb), IBV_QPS_ERR);
+}
+
+static void queue_breaks(void)
+{
+	struct pair p = {0};
+
+	breaks(&p, IBV_EVENT_CQ_ERR);
 	comes_back(&p);
+}
+
+static void another_comes(void)
+{
+	const struct timespec pause = {.tv_nsec = 100000000};
+	struct pair p = {0};
+
+	breaks(&p, IBV_EVENT_DEVICE_FATAL);
+	for (int tries = 0; tries < 15; tries++) {
+		CHECK(!open_context(), "another card is the container's");
+		CHECK_EQ(errno, EIO);
+		nanosleep(&pause, NULL);
+	}
 }
 
 static void removed(void)
@@ -334,6 +355,8 @@ int main(int argc, char **argv)
 		goes(NULL);
 	else if (argc == 2 && !strcmp(argv[1], "queue"))
 		queue_breaks();
+	else if (argc == 2 && !strcmp(argv[1], "another"))
+		another_comes();
 	else if (argc == 2 && !strcmp(argv[1], "removed"))
 		removed();
 	else if (argc == 2 && !strcmp(argv[1], "works"))

@@ -266,6 +266,8 @@ fn start<P: Program>(
         port: taken.port,
         warden,
         gids_fresh_until: 0,
+        // What changed between the first reading and when somebody heard of changes.
+        gids_due: Some(0),
         shown,
         neighbours: Neighbours::new(budget),
         voice: Arc::clone(&voice),
@@ -293,9 +295,10 @@ fn start<P: Program>(
 
 /// Fills the file system with the root `tree`, and keeps what it takes to bring it up to date.
 fn show(tree: &OwnedFd, port: &mut Port, device: &mut impl Control, quota: &Quota) -> Result<Shown, Errno> {
-    let addresses = addresses::list();
+    // What cannot be read yet is read again when the proxy is up.
+    let addresses = addresses::list().unwrap_or_default();
     port.set_addresses(&addresses.gids);
-    device.set_addresses(&addresses);
+    let _ = device.set_addresses(&addresses);
     Shown::new(&device.shown(quota, port.lid(), node::gid_entries(device, port, &addresses)), tree)
 }
 

@@ -27,6 +27,7 @@ mod tree;
 mod tests;
 
 pub use shown::Shown;
+pub use text::guid;
 
 use ringfence_protocol::control::{DeviceInfo, GidInfo, OpenReply, PortInfo};
 

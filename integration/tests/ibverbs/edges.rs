@@ -1,5 +1,6 @@
 //! Cards with more ports than one, and with fewer states than the specification's.
 
+use crate::grants::said_to_the_operator;
 use crate::{LIMIT, absence_on, list};
 use anyhow::{Context, Result, ensure};
 use ringfence_integration::artifacts;
@@ -32,6 +33,7 @@ pub fn trials(library: &Path, semantics: &Path, absence: &Path) -> Vec<Trial> {
         test("a_second_port_works_as_a_first", second_port, |programs| &programs.semantics),
         test("events_of_a_second_port_are_those_of_a_first", second_ports_events, |programs| &programs.absence),
         test("a_card_that_comes_back_is_used_by_the_same_port", second_port_again, |programs| &programs.absence),
+        test("what_comes_back_with_another_guid_is_left_alone", another, |programs| &programs.absence),
         test("a_port_that_is_not_there_is_refused", no_such_port, |programs| &programs.semantics),
         test("a_card_that_cannot_drain_refuses_and_goes_on", undrained, |programs| &programs.semantics),
         test("a_card_that_never_says_that_it_has_drained_is_told", draining, |programs| &programs.semantics),
@@ -73,6 +75,19 @@ fn second_ports_events(library: &Path, absence: &Path) -> Result<()> {
 
 fn second_port_again(library: &Path, absence: &Path) -> Result<()> {
     absence_on(on_second_port(library)?, "twoport0", absence, "fatal")
+}
+
+fn another(library: &Path, absence: &Path) -> Result<()> {
+    let node = Node::with_card("replaced0", Some(library))?;
+    let mut proxy = node.proxy(Limits::default())?;
+    let mut command = proxy.command(absence)?;
+    command.arg("another");
+    Running::start(command)?.wait(LIMIT)?.success()?;
+    ensure!(!proxy.has_ended(), "the proxy has ended");
+    said_to_the_operator(
+        &node,
+        "the card of this name has GUID 0200:0000:0000:014c, and it had 0200:0000:0000:004c: start the container again",
+    )
 }
 
 fn no_such_port(library: &Path, _: &Path) -> Result<()> {

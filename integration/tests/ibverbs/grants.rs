@@ -98,7 +98,7 @@ fn only_to_peers(card: &Card, program: &Path) -> Result<()> {
         let said = Running::start(command)?.wait(LIMIT)?.success()?;
         ensure!(said == expected, "{said}");
     }
-    said_to_the_operator(&node)
+    said_to_the_operator(&node, "was to be connected to 2001:db8::1, which is none of the policy's peers: ")
 }
 
 /// Names of cards are each host's own: that a peer's has the same says nothing of it, and neither helps nor hinders. Two nodes' run-time
@@ -128,11 +128,10 @@ fn far_gid(gid: IpAddr) -> String {
 }
 
 /// Where there is no journal, what proxies say is in a file.
-fn said_to_the_operator(node: &Node) -> Result<()> {
+pub fn said_to_the_operator(node: &Node, line: &str) -> Result<()> {
     let file = node.dir().join("proxies.jsonl");
     if Path::new("/run/systemd/journal/socket").exists() || Path::new("/dev/log").exists() {
         return Ok(());
     }
-    let line = "was to be connected to 2001:db8::1, which is none of the policy's peers: ";
     wait_until("a line", LIMIT, || std::fs::read_to_string(&file).is_ok_and(|text| text.contains(line)))
 }

@@ -8,8 +8,9 @@
 #![allow(unsafe_code)]
 
 use crate::card::Card;
-use crate::control::{Absence, FIRST_PAUSE, LONGEST_PAUSE};
+use crate::control::LONGEST_PAUSE;
 use crate::device::{self, Ibverbs, Open};
+use anyhow::{Context, Result};
 use ringfence_protocol::verbs::EventType;
 use ringfence_proxy::control::node::Node;
 use ringfence_proxy::datagram;
@@ -33,8 +34,8 @@ pub fn begin(node: &mut Node<Ibverbs>, why: &str) {
     unsafe { node.device.card.close() };
     node.worker.call(device::forgotten);
     node.announced.push(EventType::DEVICE_FATAL);
+    node.device.miss();
     node.refresh_port();
-    node.device.absence = Some(Absence { next: now() + FIRST_PAUSE, pause: FIRST_PAUSE, drained: false });
 }
 
 /// Opens the card again, if it is there and it is the time.
@@ -47,22 +48,27 @@ pub fn look_for_it(node: &mut Node<Ibverbs>) {
     match found.map(|card| card.map(|card| use_card(node, card))) {
         Ok(Some(Ok(()))) => return,
         Ok(None) => {}
-        Ok(Some(Err(error))) | Err(error) => {
-            // Of the first attempts only: it may be there for a while before it can be used.
-            if absence.pause < LONGEST_PAUSE {
-                node.voice.say(&format!("the card is back and cannot be opened: {error:#}"));
-            }
-        }
+        Ok(Some(Err(error))) | Err(error) => complain(node, format!("it cannot be opened again: {error:#}")),
     }
     absence.pause = (2 * absence.pause).min(LONGEST_PAUSE);
     absence.next = now() + absence.pause;
     node.device.absence = Some(absence);
 }
 
-fn use_card(node: &mut Node<Ibverbs>, card: Card) -> anyhow::Result<()> {
+/// Says why the card is not used, if it is not what was said the last time: nothing may change for days.
+fn complain(node: &mut Node<Ibverbs>, why: String) {
+    if node.device.complaint.as_ref() != Some(&why) {
+        node.voice.say(&format!("RDMA device {}: {why}", node.device.card.about.name));
+        node.device.complaint = Some(why);
+    }
+}
+
+fn use_card(node: &mut Node<Ibverbs>, card: Card) -> Result<()> {
     let card = Arc::new(card);
     let port = card.port()?;
     let pkeys = card.pkeys()?;
+    // Who finds it open finds its addresses.
+    card.gids().context("cannot read its GID table")?;
     let open = Open::new(Arc::clone(&card))?;
     node.worker.call(move |plane| device::renew(plane, open, &port));
     node.voice.say(&format!("RDMA device {} is back", card.about.name));
@@ -100,7 +106,7 @@ pub fn serve_operator(node: &mut Node<Ibverbs>, socket: OwnedFd) {
             }
             RESUME => {
                 if let Some(absence) = &mut node.device.absence {
-                    (absence.drained, absence.next, absence.pause) = (false, now(), FIRST_PAUSE);
+                    (absence.drained, absence.next) = (false, now());
                 }
                 look_for_it(node);
                 let _ = datagram::send(&socket, DONE, &[]);

@@ -15,6 +15,7 @@ use objects::Made;
 use ringfence_abi::*;
 use ringfence_protocol::control::NO_INDEX;
 use ringfence_protocol::verbs::EventType;
+use ringfence_proxy::sysfs::guid as guid_text;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -126,7 +127,8 @@ impl Card {
     /// the one that has its name: some virtual functions have no GUID, and an interface's VLANs may have one with it.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// As [`Self::open`], and that its name is another card's now: rxe's GUID is made of its interface's address, a virtual function's is the
+    /// administrator's.
     pub fn find_again(&self) -> Result<Option<Self>> {
         let library = &self.library;
         let opened = Self::listed(library, |devices| {
@@ -137,7 +139,7 @@ impl Card {
             let names: Vec<String> = names.collect();
             match names.iter().find(|name| **name == self.about.name).or(names.first()) {
                 Some(name) => Self::open_of(library, devices, name).map(Some),
-                None => Ok(None),
+                None => self.is_none_of(devices).map(|()| None),
             }
         })?;
         opened.map(|(context, about)| Self::of(Arc::clone(library), context, about, self.port)).transpose()
@@ -160,6 +162,22 @@ impl Card {
             ((self.library.get_device_guid)(device), CStr::from_ptr((*device).name.as_ptr()).to_string_lossy())
         };
         guid == self.about.guid && (guid != 0 || name == self.about.name)
+    }
+
+    /// That none of them has this one's name, though none is this one.
+    fn is_none_of(&self, devices: &[*mut ibv_device]) -> Result<()> {
+        for device in devices {
+            // SAFETY: the devices of a list are there until it is freed, and their names end with a zero.
+            let (guid, name) =
+                unsafe { ((self.library.get_device_guid)(*device), CStr::from_ptr((**device).name.as_ptr())) };
+            ensure!(
+                name.to_string_lossy() != self.about.name,
+                "the card of this name has GUID {}, and it had {}: start the container again if it is to have that one",
+                guid_text(guid).trim_end(),
+                guid_text(self.about.guid).trim_end(),
+            );
+        }
+        Ok(())
     }
 
     /// What `pick` finds in the list of all cards.
@@ -337,20 +355,22 @@ impl Card {
     }
 
     /// The entries of all ports' GID tables that are not empty.
-    #[must_use]
-    pub fn gids(&self) -> Vec<ibv_gid_entry> {
+    ///
+    /// # Errors
+    /// What the card says.
+    pub fn gids(&self) -> Result<Vec<ibv_gid_entry>, Errno> {
         const MOST: usize = 1024;
-        if self.check().is_err() {
-            return Vec::new();
-        }
+        self.check()?;
         // SAFETY: plain data.
         let mut entries = vec![unsafe { zeroed::<ibv_gid_entry>() }; MOST];
         let size = size_of::<ibv_gid_entry>();
         // SAFETY: the context is open, and there is room for as many entries of that size.
         let count =
             unsafe { (self.library.query_gid_table)(self.context.as_ptr(), entries.as_mut_ptr(), MOST, 0, size) };
-        entries.truncate(usize::try_from(count).unwrap_or(0));
-        entries
+        // What is negative is an error's number.
+        let failed = |_| i32::try_from(-count).map_or(Errno::IO, Errno::from_raw_os_error);
+        entries.truncate(usize::try_from(count).map_err(failed)?);
+        Ok(entries)
     }
 
     /// Readable when a queue that was armed has a completion.

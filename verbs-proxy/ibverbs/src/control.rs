@@ -24,6 +24,7 @@ use ringfence_proxy::pacing::Nanos;
 use ringfence_proxy::plane::qp::{Caps, NewQp};
 use ringfence_proxy::process::Opening;
 use ringfence_proxy::sysfs::{self, Parent};
+use ringfence_proxy::worker::now;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -70,6 +71,10 @@ pub struct CardControl {
     pub tree: Tree<Card>,
     /// Set while there is no card.
     pub absence: Option<Absence>,
+    /// How it ended the last time.
+    returned: Option<Return>,
+    /// What was said last of a card that is not there.
+    pub complaint: Option<String>,
     /// When it was seen last that the kernel is not removing the card.
     pub looked: Nanos,
 }
@@ -113,10 +118,20 @@ pub struct Absence {
     pub drained: bool,
 }
 
+/// A card that came back.
+#[derive(Clone, Copy, Debug)]
+struct Return {
+    at: Nanos,
+    /// [`Absence::pause`] of then.
+    pause: Nanos,
+}
+
 /// Between two looks for a card that is gone, at first and at most; and at whether the kernel is removing it.
-pub const FIRST_PAUSE: Nanos = 100_000_000;
+const FIRST_PAUSE: Nanos = 100_000_000;
 /// See [`FIRST_PAUSE`].
 pub const LONGEST_PAUSE: Nanos = 2_000_000_000;
+/// A card that goes sooner after it came back is looked for less eagerly each time: it may fail as soon as it is used.
+const STEADY: Nanos = 10_000_000_000;
 /// See [`FIRST_PAUSE`].
 pub const LOOK: Nanos = 1_000_000_000;
 
@@ -163,6 +178,8 @@ impl CardControl {
             pacing: Pacing::new(launch.limits.bandwidth),
             tree: Tree::new(launch.limits.bandwidth),
             absence: None,
+            returned: None,
+            complaint: None,
             looked: 0,
         };
         control.read_pkeys()?;
@@ -235,12 +252,21 @@ impl CardControl {
     pub fn use_card(&mut self, card: Arc<Card>, pkeys: &[u16]) {
         self.card = card;
         self.set_pkeys(pkeys);
-        self.absence = None;
+        let returned = |absence: Absence| Return { at: now(), pause: absence.pause };
+        self.returned = self.absence.take().map(returned);
         self.pacing.forget();
         self.tree.forget();
         if let Ok(attr) = self.card.attributes() {
             self.attr = attr;
         }
+    }
+
+    /// There is no card from now on.
+    pub fn miss(&mut self) {
+        self.complaint = None;
+        let soon = self.returned.filter(|returned| now() < returned.at + STEADY);
+        let pause = soon.map_or(FIRST_PAUSE, |returned| (2 * returned.pause).min(LONGEST_PAUSE));
+        self.absence = Some(Absence { next: now() + pause, pause, drained: false });
     }
 
     /// The card is closed: lets go of all that was made in it.
@@ -476,12 +502,14 @@ impl Control for CardControl {
         Ok(number)
     }
 
-    fn set_addresses(&mut self, addresses: &Addresses) {
+    fn set_addresses(&mut self, addresses: &Addresses) -> Result<(), Errno> {
         let (card, owners) = (&self.card, &self.owners);
-        let table = card.gids();
+        // One that is not there has none.
+        let table = if self.absence.is_some() { Vec::new() } else { card.gids()? };
         let is_own = |entry: &ibv_gid_entry, address: &Gid| owners.say_own(card, &table, entry, address);
         let granted = attributes::granted(&table, card.port_number(), addresses, &self.granted, is_own);
         (self.gids, self.indices) = granted.into_iter().unzip();
+        Ok(())
     }
 
     fn gids(&self) -> Option<&[GidInfo]> {

@@ -78,7 +78,8 @@ impl Program for CardProxy {
         if let Some(missing) = control.missing_pkey() {
             bail!(missing);
         }
-        control.set_addresses(&addresses::list());
+        // What cannot be read yet is read again when the proxy is up.
+        let _ = addresses::list().and_then(|addresses| control.set_addresses(&addresses));
         Ok(((), control))
     }
 

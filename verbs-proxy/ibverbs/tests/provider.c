@@ -14,13 +14,14 @@
  * Further ones are as those cards whose drivers have what others have not: paced0 sends only from queue pairs whose rate is PACE;
  * marked0 takes no path but of service level 3 and traffic class 104; the kernel of elsewhere0 finds no interface for any GID; twoport0
  * has a second port, which is the one that works; undrained0 has no state SQD; parted0 is in three partitions, of which
- * IBV_EVENT_PKEY_CHANGE takes one away or brings it back; draining0
+ * IBV_EVENT_PKEY_CHANGE takes one away or brings it back; replaced0 has another GUID when it comes back; draining0
  * never says that it has drained, as rxe, and does not take an atomic on other than 8 aligned bytes, of which its errno is negative, as
  * that of rxe before rdma-core 44.
  *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
- * of a port that no container has; with 0x2000 the GIDs go before it, or come back as those of RoCE v1. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of
- * cards has been read some times.
+ * of a port that no container has; with 0x2000 the GIDs go before it, or come back as those of RoCE v1; with 0x4000 nobody can read the
+ * table of them some times. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of cards
+ * has been read some times, and the table of GIDs cannot be read at first.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -122,7 +123,7 @@ static struct {
 } port1 = {IBV_PORT_ACTIVE, 0};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, TWO_PORTS, UNDRAINED, DRAINING, PARTED, DEVICES };
+enum { LATE = 1, PACED = 3, MARKED, ELSEWHERE, TWO_PORTS, UNDRAINED, DRAINING, PARTED, REPLACED, DEVICES };
 
 static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "test0", .dev_name = "uverbs0"},
@@ -134,7 +135,8 @@ static struct ibv_device devices[DEVICES] = {
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "twoport0", .dev_name = "uverbs6"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "undrained0", .dev_name = "uverbs7"},
 	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "draining0", .dev_name = "uverbs8"},
-	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "parted0", .dev_name = "uverbs9"}};
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "parted0", .dev_name = "uverbs9"},
+	{.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB, .name = "replaced0", .dev_name = "uverbs10"}};
 
 /* Of parted0; a full member of the third, a limited one of the fourth. */
 static uint16_t partitions[] = {0xffff, 0, 0x8001, 0x0002};
@@ -149,11 +151,11 @@ static uint8_t working_port(struct ibv_context *context)
 	return context->device == &devices[TWO_PORTS] ? 2 : 1;
 }
 
-/* How often the list of cards is read without this one. */
-static int away[DEVICES];
+/* How often the list of cards is read without this one, and whether it ever was. */
+static int away[DEVICES], went[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
-/* Of the table all but the first are gone. */
-static int gid_count, gids_gone;
+/* Of the table all but the first are gone. It cannot be read so many times. */
+static int gid_count, gids_gone, gids_unread;
 static struct mr *mrs[MOST_MRS];
 static uint8_t mr_lives[MOST_MRS];
 static struct qp *qps[MOST_QPS];
@@ -183,7 +185,9 @@ void ibv_free_device_list(struct ibv_device **list)
 
 __be64 ibv_get_device_guid(struct ibv_device *of)
 {
-	return htobe64(0x0200000000000042 + (uint64_t)(of - devices));
+	uint64_t number = (uint64_t)(of - devices);
+
+	return htobe64(0x0200000000000042 + number + (number == REPLACED && went[number] ? 0x100 : 0));
 }
 
 int ibv_get_device_index(struct ibv_device *of)
@@ -346,6 +350,10 @@ ssize_t _ibv_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *
 
 	if (flags || size != sizeof(*entries))
 		return -EINVAL;
+	if (gids_unread) {
+		gids_unread--;
+		return -ENOMEM;
+	}
 	memcpy(entries, gids, count * size);
 	for (size_t i = 0; i < count; i++)
 		entries[i].port_num = working_port(context);
@@ -691,6 +699,8 @@ static void happen(struct qp *qp, uint32_t what)
 		for (int i = 0; i < gid_count; i++)
 			gids[i].gid_type = IBV_GID_TYPE_ROCE_V1;
 	}
+	if (what & 0x4000)
+		gids_unread = 2;
 	if (event.event_type == IBV_EVENT_PORT_ERR)
 		port1.state = IBV_PORT_DOWN;
 	else if (event.event_type == IBV_EVENT_PORT_ACTIVE)
@@ -701,7 +711,9 @@ static void happen(struct qp *qp, uint32_t what)
 		partitions[2] ^= 0x8001;
 	else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
 		card->gone = 1;
+		gids_unread = 2;
 		away[card->verbs.context.device - devices] = 3;
+		went[card->verbs.context.device - devices] = 1;
 	}
 	if (write(card->events[1], &event, sizeof(event)) != sizeof(event))
 		broken("too many events");

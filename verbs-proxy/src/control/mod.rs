@@ -129,9 +129,9 @@ impl<D: Driver> Server<D> {
             let due = self.node.neighbours.wake_at().map(until);
             let look = (looks > 0).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
             let tend = self.node.device.wake_at();
-            let timeouts =
-                pause.into_iter().chain(due).chain(look).chain(quiet_until.map(until)).chain(tend.map(until));
-            match poll(&mut fds, timeouts.min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
+            let gids = self.node.gids_due;
+            let timeouts = [pause, due, look, quiet_until.map(until), tend.map(until), gids.map(until)];
+            match poll(&mut fds, timeouts.into_iter().flatten().min_by_key(|t| (t.tv_sec, t.tv_nsec)).as_ref()) {
                 Ok(0) if looks > 0 => {
                     looks -= 1;
                     rustix::thread::sched_yield();
@@ -175,6 +175,8 @@ impl<D: Driver> Server<D> {
                 D::hear_device(&mut self.node);
                 self.announce();
             }
+            self.node.tend_gids();
+            self.announce();
             if ready[3] {
                 self.hear_worker();
             }

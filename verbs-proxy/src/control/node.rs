@@ -33,6 +33,8 @@ pub const GID_TABLE: usize = crate::fabric::ports::MAX_GIDS;
 
 /// Programs query the whole table, entry by entry; it is read once for all of them.
 const GIDS_FRESH: Nanos = 5_000_000;
+/// Until it is tried again where it could not be read: nobody else may ask, and no event need come.
+const GIDS_PAUSE: Nanos = 100_000_000;
 
 /// Bell numbers.
 #[derive(Debug)]
@@ -85,8 +87,10 @@ pub struct Node<D: Driver = Soft> {
     pub port: Port,
     /// What opens memory files for neighbours.
     pub warden: Warden,
-    /// When the GID table must be looked up again.
+    /// How long what was read of the GID table is good for.
     pub gids_fresh_until: Nanos,
+    /// When it is read again, asked or not: it could not be read.
+    pub gids_due: Option<Nanos>,
     /// The files that programs read the table from, if there are some.
     pub shown: Option<Shown>,
     /// Links to other proxies.
@@ -171,11 +175,32 @@ impl<D: Driver> Node<D> {
             return;
         }
         self.gids_fresh_until = now + GIDS_FRESH;
-        let addresses = addresses::list();
+        let read = self.read_gids();
+        self.gids_due = read.is_err().then_some(now + GIDS_PAUSE);
+        if let Err(error) = read {
+            self.voice.say(&format!("cannot read the GID table ({error}): it stays as it was, and is read again"));
+        }
+    }
+
+    fn read_gids(&mut self) -> Result<(), Errno> {
+        let addresses = addresses::list()?;
         self.port.set_addresses(&addresses.gids);
-        self.device.set_addresses(&addresses);
+        self.device.set_addresses(&addresses)?;
         if let Some(shown) = &mut self.shown {
             shown.update(gid_entries(&self.device, &self.port, &addresses));
+        }
+        Ok(())
+    }
+
+    /// Reads the GID table again if that is due, and says so if it has changed.
+    pub(super) fn tend_gids(&mut self) {
+        if self.gids_due.is_none_or(|due| due > now()) {
+            return;
+        }
+        let had = self.device.gids().map(<[_]>::to_vec);
+        self.refresh_port();
+        if had.as_deref() != self.device.gids() {
+            self.announced.push(EventType::GID_CHANGE);
         }
     }
 

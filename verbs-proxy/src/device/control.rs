@@ -93,8 +93,12 @@ pub trait Control: Debug + Send {
     }
 
     /// The addresses of the container's network namespace are these.
-    fn set_addresses(&mut self, addresses: &Addresses) {
+    ///
+    /// # Errors
+    /// What the device says if it cannot tell its GIDs; those that it had stay.
+    fn set_addresses(&mut self, addresses: &Addresses) -> Result<(), Errno> {
         let _ = addresses;
+        Ok(())
     }
 
     /// The GID table of the container, if it is not that of its port on the fabric.

@@ -4,6 +4,7 @@ use super::ports::Gid;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::HashMap;
 
@@ -40,10 +41,12 @@ impl Addresses {
     }
 }
 
-/// The addresses now; none if they cannot be listed.
-#[must_use]
-pub fn list() -> Addresses {
-    let Ok(addresses) = getifaddrs() else { return Addresses::default() };
+/// The addresses now.
+///
+/// # Errors
+/// What the kernel says: it may be short of memory, or have changed the list while it gave it.
+pub fn list() -> Result<Addresses, Errno> {
+    let addresses = getifaddrs().map_err(|error| Errno::from_raw_os_error(error as i32))?;
     let addresses: Vec<_> = addresses.filter(|address| !address.flags.contains(InterfaceFlags::IFF_LOOPBACK)).collect();
     // Each interface has an entry of its own, which knows its index; asking for it would take another socket.
     let indices: HashMap<&str, u32> = addresses
@@ -67,5 +70,5 @@ pub fn list() -> Addresses {
         interfaces.entry(ifindex).or_insert_with(|| interface.to_owned());
         Some(Gid { raw, ifindex })
     });
-    Addresses { gids: gids.collect(), interfaces }
+    Ok(Addresses { gids: gids.collect(), interfaces })
 }

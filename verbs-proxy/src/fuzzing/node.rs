@@ -138,6 +138,7 @@ impl Scene {
             port: own.port,
             warden: Warden::absent().unwrap(),
             gids_fresh_until: u64::MAX,
+            gids_due: None,
             shown: None,
             neighbours: Neighbours::new(Budget::new(65_530)),
             voice: Arc::new(voice::pair(holdings).unwrap().0),

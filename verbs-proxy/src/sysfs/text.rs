@@ -3,7 +3,8 @@
 use super::Entry;
 use ringfence_protocol::verbs::GidType;
 
-/// Of a node or a system image; `raw` in network order.
+/// Of a node or a system image, with an end of line; `raw` in network order.
+#[must_use]
 pub fn guid(raw: u64) -> String {
     let [a, b, c, d, e, f, g, h] = raw.to_ne_bytes();
     format!("{a:02x}{b:02x}:{c:02x}{d:02x}:{e:02x}{f:02x}:{g:02x}{h:02x}\n")
