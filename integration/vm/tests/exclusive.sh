@@ -354,7 +354,7 @@ gone_with_its_interface() {
 }
 
 modprobe -a dummy veth rdma_rxe ib_uverbs
-ip link add rdma0 type dummy
+ip link add rdma0 address 02:00:00:00:0d:00 type dummy
 ip address add 10.9.0.1/24 dev rdma0
 ip link set rdma0 up
 rdma link add card0 type rxe netdev rdma0

@@ -15,7 +15,7 @@ else
         mount --bind /repository "$host"
     fi
     modprobe -a dummy rdma_rxe
-    ip link add rdma1 type dummy
+    ip link add rdma1 address 02:00:00:00:0d:01 type dummy
     ip address add 10.9.1.1/24 dev rdma1
     ip link set rdma1 up
     rdma link add rxe1 type rxe netdev rdma1

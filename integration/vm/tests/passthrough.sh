@@ -46,7 +46,7 @@ through_runtime() {
 # runc itself, in a directory and in a scope. Of another card it sees nothing.
 through_wrapper() {
     local cgroup options
-    ip link add rdma9 type dummy
+    ip link add rdma9 address 02:00:00:00:0d:09 type dummy
     rdma link add rxe9 type rxe netdev rdma9
     passthrough
     native_root
@@ -150,7 +150,7 @@ lift() {
 
 ringfence configure --engine podman >/dev/null
 modprobe -a dummy rdma_rxe
-ip link add rdma0 type dummy
+ip link add rdma0 address 02:00:00:00:0d:00 type dummy
 ip address add 10.9.0.1/24 dev rdma0
 ip link set rdma0 up
 rdma link add rxe0 type rxe netdev rdma0

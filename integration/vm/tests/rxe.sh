@@ -311,7 +311,8 @@ else
     ringfence configure --engine podman >/dev/null
     podman image exists "$image" || podman load --quiet --input /var/lib/ringfence-verbs.tar >/dev/null
     modprobe -a dummy rdma_rxe
-    ip link add rdma3 type dummy
+    # With an address of our choice, of which the card's GUID is made: udev gives another one to an interface that has none, soon after.
+    ip link add rdma3 address 02:00:00:00:0d:03 type dummy
     ip address add $address/24 dev rdma3
     ip link set rdma3 up
     rdma link add rxe3 type rxe netdev rdma3

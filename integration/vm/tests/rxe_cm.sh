@@ -74,7 +74,7 @@ else
     # For rping's pthread_exit.
     cp /lib/x86_64-linux-gnu/libgcc_s.so.1 "$rootfs/lib/x86_64-linux-gnu/"
     modprobe -a dummy rdma_rxe rdma_ucm
-    ip link add rdma4 type dummy
+    ip link add rdma4 address 02:00:00:00:0d:04 type dummy
     ip address add $cm_address/24 dev rdma4
     ip link set rdma4 up
     rdma link add rxe4 type rxe netdev rdma4

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh and rxe.sh.
-# A card that is given up, a hook that is killed, and what rxe_fence.sh has killed with runc. By hand. Sourced by tests.sh.
+# A hook that is killed, and what rxe_fence.sh has killed with runc. By hand. Sourced by tests.sh.
 
 # The hook is killed at twelve moments of its way: what it has begun goes with the container that does not come to be.
 hook_killed() {
@@ -39,23 +39,9 @@ hook_killed() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
-# An operator has proxies let go of the card for what wants to have it for itself, such as an update of its driver.
-drained() {
-    local proxies
-    two_up runc
-    proxies=$(pgrep ringfence-proxy)
-    both_ways "runc exec c1" "runc exec c2"
-    ringfence drain rxe3
-    # Nobody has it open, though both proxies live.
-    nothing_in_kernel
-    rdma link delete rxe3
-    comes_back "$proxies"
-}
-
 rxe_checks() {
     check "rxe: two containers of runc" pair runc
     check "rxe: programs, proxies and containers of crun that are killed" killed crun
-    check "rxe: proxies that let go of the card, which goes and comes back" drained
     limit=1200 check "rxe: a hook that is killed half-way" hook_killed
 }
 # shellcheck source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.

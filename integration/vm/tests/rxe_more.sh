@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of lib.sh and rxe.sh.
-# What a container with a card sees, a runtime that is killed, and ten starts. Sourced by tests.sh.
+# What a container with a card sees, a runtime that is killed, a card that is given up, and ten starts. Sourced by tests.sh.
 
 # What one container sees, and by which process.
 shown() {
@@ -61,9 +61,23 @@ runtime_killed() {
     rm /etc/ringfence/conf.d/test.toml
 }
 
+# An operator has proxies let go of the card for what wants to have it for itself, such as an update of its driver.
+drained() {
+    local proxies
+    two_up runc
+    proxies=$(pgrep ringfence-proxy)
+    both_ways "runc exec c1" "runc exec c2"
+    ringfence drain rxe3
+    # Nobody has it open, though both proxies live.
+    nothing_in_kernel
+    rdma link delete rxe3
+    comes_back "$proxies"
+}
+
 rxe_checks() {
     check "rxe: what a container sees" shown runc
     check "rxe: a runtime that is killed" runtime_killed
+    check "rxe: proxies that let go of the card, which goes and comes back" drained
     check "rxe: ten starts" starts 10
 }
 # shellcheck source-path=SCRIPTDIR source=rxe.sh # tests.sh has it.

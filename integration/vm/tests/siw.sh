@@ -124,7 +124,7 @@ if [ -n "$why" ]; then
 else
     dpkg --install /repository/target/deb/ringfence-ibverbs_*.deb >/tmp/dpkg 2>&1 || cat /tmp/dpkg
     modprobe -a dummy siw rdma_rxe rdma_ucm
-    ip link add rdma5 type dummy
+    ip link add rdma5 address 02:00:00:00:0d:05 type dummy
     ip address add $siw_address/24 dev rdma5
     ip link set rdma5 up
     rdma link add siw5 type siw netdev rdma5
