@@ -146,10 +146,10 @@ is_busy() { [ "$(rdma resource show qp link rxe3/1 | grep -c 'type RC')" -ge "$1
 traffic() {
     local runtime=$1 index
     index=$(index "$runtime" exec c1)
-    timeout 40 "$runtime" exec c1 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 >/tmp/server 2>&1 &
+    timeout 150 "$runtime" exec c1 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 >/tmp/server 2>&1 &
     server=$!
     eventually sh -c 'ss -ltnH | grep -q ":18515 "'
-    timeout 40 "$runtime" exec c2 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 127.0.0.1 >/tmp/client 2>&1 &
+    timeout 150 "$runtime" exec c2 ib_write_bw -d rxe3 -x "$index" -F -s 4096 -n 5000000 127.0.0.1 >/tmp/client 2>&1 &
     client=$!
     eventually is_busy 2
 }
@@ -196,7 +196,7 @@ killed() {
 }
 
 # What there is to know where a container's proxy does not find its card again, which came at $2.
-lost() {
+lost() (
     set +e
     runc exec "$1" sh -c 'ls -l /dev/infiniband; grep . -r /sys/class/infiniband/*/ports/1/gids; ibv_devinfo -v -d rxe3'
     echo "the host's:"
@@ -206,8 +206,8 @@ lost() {
     rdma resource show context
     journalctl -t ringfence-proxy --since "@$2" --no-pager
     dmesg | tail -n 20
-    return 1
-}
+    exit 1
+)
 
 # The card of c1 and c2 is there again, after it went with the proxies $1, which have not ended.
 comes_back() {
