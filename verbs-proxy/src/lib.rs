@@ -6,6 +6,7 @@ pub mod closer;
 pub mod control;
 pub mod datagram;
 pub mod device;
+pub mod errors;
 pub mod fabric;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -268,6 +268,8 @@ fn start<P: Program>(
         gids_fresh_until: 0,
         // What changed between the first reading and when somebody heard of changes.
         gids_due: Some(0),
+        gids_pause: 0,
+        gids_told: None,
         shown,
         neighbours: Neighbours::new(budget),
         voice: Arc::clone(&voice),

@@ -15,11 +15,15 @@ use ringfence_protocol::verbs::EventType;
 use ringfence_proxy::control::node::Node;
 use ringfence_proxy::datagram;
 use ringfence_proxy::launch::operator::{DONE, DRAIN, RESUME};
+use ringfence_proxy::pacing::Nanos;
 use ringfence_proxy::worker::now;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::net::sockopt::socket_peercred;
 use std::sync::Arc;
+
+/// After which a card that has come is known to all of the kernel.
+const SETTLED: Nanos = 1_000_000_000;
 
 /// Lets go of the card. `why`: what its container's log says.
 pub fn begin(node: &mut Node<Ibverbs>, why: &str) {
@@ -35,6 +39,8 @@ pub fn begin(node: &mut Node<Ibverbs>, why: &str) {
     node.worker.call(device::forgotten);
     node.announced.push(EventType::DEVICE_FATAL);
     node.device.miss();
+    // That it is gone is what contexts are told.
+    node.gids_told = None;
     node.refresh_port();
 }
 
@@ -55,11 +61,15 @@ pub fn look_for_it(node: &mut Node<Ibverbs>) {
     node.device.absence = Some(absence);
 }
 
-/// Says why the card is not used, if it is not what was said the last time: nothing may change for days.
+/// Says once why the card is not used, if it is for the same reason as at the last look: at the first it may not be all there.
 fn complain(node: &mut Node<Ibverbs>, why: String) {
-    if node.device.complaint.as_ref() != Some(&why) {
-        node.voice.say(&format!("RDMA device {}: {why}", node.device.card.about.name));
-        node.device.complaint = Some(why);
+    match &mut node.device.complaint {
+        Some((last, said)) if *last == why => {
+            if !std::mem::replace(said, true) {
+                node.voice.say(&format!("RDMA device {}: {why}", node.device.card.about.name));
+            }
+        }
+        complaint => *complaint = Some((why, false)),
     }
 }
 
@@ -73,7 +83,11 @@ fn use_card(node: &mut Node<Ibverbs>, card: Card) -> Result<()> {
     node.worker.call(move |plane| device::renew(plane, open, &port));
     node.voice.say(&format!("RDMA device {} is back", card.about.name));
     node.device.use_card(card, &pkeys);
+    // Contexts of before are dead, and new ones know no other table.
+    node.gids_told = None;
     node.refresh_port();
+    // The kernel's other parts may hear of the card after we do, and nothing says when they have: such as who owns an address.
+    node.gids_due.get_or_insert(now() + SETTLED);
     node.device.missing_pkey().iter().for_each(|missing| node.voice.say(missing));
     Ok(())
 }

@@ -15,6 +15,7 @@ use objects::Made;
 use ringfence_abi::*;
 use ringfence_protocol::control::NO_INDEX;
 use ringfence_protocol::verbs::EventType;
+use ringfence_proxy::errors::numbered;
 use ringfence_proxy::sysfs::guid as guid_text;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -368,7 +369,7 @@ impl Card {
         let count =
             unsafe { (self.library.query_gid_table)(self.context.as_ptr(), entries.as_mut_ptr(), MOST, 0, size) };
         // What is negative is an error's number.
-        let failed = |_| i32::try_from(-count).map_or(Errno::IO, Errno::from_raw_os_error);
+        let failed = |_| numbered(i32::try_from(-count).unwrap_or(0));
         entries.truncate(usize::try_from(count).map_err(failed)?);
         Ok(entries)
     }

@@ -13,6 +13,7 @@ use ringfence_proxy::control::quota::{Quota, Resource};
 use ringfence_proxy::control::session::random;
 use ringfence_proxy::device::control::Control;
 use ringfence_proxy::device::soft::control::SoftDevice;
+use ringfence_proxy::errors::passes;
 use ringfence_proxy::fabric::addresses::Addresses;
 use ringfence_proxy::fabric::ports::Gid;
 use ringfence_proxy::launch::Limits;
@@ -27,6 +28,7 @@ use ringfence_proxy::sysfs::{self, Parent};
 use ringfence_proxy::worker::now;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -73,10 +75,12 @@ pub struct CardControl {
     pub absence: Option<Absence>,
     /// How it ended the last time.
     returned: Option<Return>,
-    /// What was said last of a card that is not there.
-    pub complaint: Option<String>,
+    /// Why the card could not be used at the last look, and whether that was said.
+    pub complaint: Option<(String, bool)>,
     /// When it was seen last that the kernel is not removing the card.
     pub looked: Nanos,
+    /// When the table of P_Keys is read again: it could not be read.
+    pub pkeys_due: Option<Nanos>,
 }
 
 /// Who says whether an address of the process's network namespace is on an interface of the card's.
@@ -92,18 +96,33 @@ pub enum Owners {
 
 impl Owners {
     /// Whether the entry of the card's `table` is of the interface that has the address.
-    fn say_own(&self, card: &Card, table: &[ibv_gid_entry], entry: &ibv_gid_entry, address: &Gid) -> bool {
-        match self {
+    ///
+    /// # Errors
+    /// If the kernel cannot say it now.
+    fn say_own(
+        &self,
+        card: &Card,
+        table: &[ibv_gid_entry],
+        entry: &ibv_gid_entry,
+        address: &Gid,
+    ) -> Result<bool, Errno> {
+        Ok(match self {
             Self::Trusted => true,
             Self::Kernel(manager) => {
                 let what = |entry: &ibv_gid_entry| (entry.gid.0, entry.gid_type, entry.port_num, entry.ndev_ifindex);
                 // Interfaces of two namespaces may have one number, and one address: which entry is the container's nobody says.
                 let is_one = table.iter().filter(|other| what(other) == what(entry)).count() == 1;
                 let port = Port { guid: card.about.guid, number: card.port_number() };
-                is_one && entry.ndev_ifindex == address.ifindex && manager.port_of(address) == Ok(port)
+                if !is_one || entry.ndev_ifindex != address.ifindex {
+                    return Ok(false);
+                }
+                match manager.port_of(address) {
+                    Err(error) if passes(error) => return Err(error),
+                    found => found == Ok(port),
+                }
             }
             Self::Unknown(_) => false,
-        }
+        })
     }
 }
 
@@ -132,6 +151,8 @@ const FIRST_PAUSE: Nanos = 100_000_000;
 pub const LONGEST_PAUSE: Nanos = 2_000_000_000;
 /// A card that goes sooner after it came back is looked for less eagerly each time: it may fail as soon as it is used.
 const STEADY: Nanos = 10_000_000_000;
+/// Until the table of P_Keys is read again that could not be read: a queue pair may be in a partition that is no more the container's.
+pub const PKEYS_PAUSE: Nanos = 100_000_000;
 /// See [`FIRST_PAUSE`].
 pub const LOOK: Nanos = 1_000_000_000;
 
@@ -181,6 +202,7 @@ impl CardControl {
             returned: None,
             complaint: None,
             looked: 0,
+            pkeys_due: None,
         };
         control.read_pkeys()?;
         Ok(control)
@@ -254,6 +276,7 @@ impl CardControl {
         self.set_pkeys(pkeys);
         let returned = |absence: Absence| Return { at: now(), pause: absence.pause };
         self.returned = self.absence.take().map(returned);
+        self.pkeys_due = None;
         self.pacing.forget();
         self.tree.forget();
         if let Ok(attr) = self.card.attributes() {
@@ -506,8 +529,15 @@ impl Control for CardControl {
         let (card, owners) = (&self.card, &self.owners);
         // One that is not there has none.
         let table = if self.absence.is_some() { Vec::new() } else { card.gids()? };
-        let is_own = |entry: &ibv_gid_entry, address: &Gid| owners.say_own(card, &table, entry, address);
+        let unsaid = Cell::new(None);
+        let is_own = |entry: &ibv_gid_entry, address: &Gid| {
+            let own = owners.say_own(card, &table, entry, address);
+            own.inspect_err(|error| unsaid.set(Some(*error))).unwrap_or(false)
+        };
         let granted = attributes::granted(&table, card.port_number(), addresses, &self.granted, is_own);
+        if let Some(error) = unsaid.get() {
+            return Err(error);
+        }
         (self.gids, self.indices) = granted.into_iter().unzip();
         Ok(())
     }
@@ -539,6 +569,7 @@ impl Control for CardControl {
     }
 
     fn wake_at(&self) -> Option<Nanos> {
-        Some(self.absence.map_or(self.looked + LOOK, |absence| absence.next))
+        let present = || self.pkeys_due.map_or(self.looked + LOOK, |due| due.min(self.looked + LOOK));
+        Some(self.absence.map_or_else(present, |absence| absence.next))
     }
 }

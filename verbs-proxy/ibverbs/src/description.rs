@@ -23,7 +23,8 @@ pub fn describe(name: &str, port: NonZeroU8) -> Result<Description> {
     let attr = card.attributes().with_context(|| format!("cannot query RDMA device {name}"))?;
     let pkeys = card.pkeys().unwrap_or_default();
     let pkeys = pkeys.iter().filter(|key| **key != 0).map(|key| format!("{key:#06x}")).collect();
-    Ok(Description { help: help::told(&card), pkeys, ..of(name, port.get(), &attr, &card.gids().unwrap_or_default()) })
+    let gids = card.gids().with_context(|| format!("cannot read the GID table of RDMA device {name}"))?;
+    Ok(Description { help: help::told(&card), pkeys, ..of(name, port.get(), &attr, &gids) })
 }
 
 fn of(name: &str, port: u8, attr: &ibv_device_attr, gids: &[ibv_gid_entry]) -> Description {

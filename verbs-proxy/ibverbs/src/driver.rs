@@ -4,7 +4,7 @@
 use crate::absence;
 use crate::attributes::{self, Place};
 use crate::card::{CardQp, Event, Of};
-use crate::control::CardControl;
+use crate::control::{CardControl, PKEYS_PAUSE};
 use crate::device::{self, Ibverbs, Task};
 use crate::drained::{self, Refused};
 use ringfence_protocol::control::{ModifyQp, QpAttr};
@@ -12,7 +12,9 @@ use ringfence_protocol::verbs::{EventType, QpAttrMask as Mask, QpState};
 use ringfence_proxy::control::driver::Driver;
 use ringfence_proxy::control::node::Node;
 use ringfence_proxy::device::control::Control;
+use ringfence_proxy::errors::passes;
 use ringfence_proxy::state;
+use ringfence_proxy::worker::now;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
@@ -24,6 +26,9 @@ const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
 
 /// Asynchronous events that are taken at once.
 const MOST_EVENTS: usize = 64;
+
+/// How often a card is asked again to stop a queue pair where the kernel is short of something.
+const TRIES: usize = 16;
 
 /// The card's number of a queue pair. `EIO` if that card is gone: another queue pair may have the number on the next.
 fn number(node: &Node<Ibverbs>, queue: u32) -> Result<u32, Errno> {
@@ -53,7 +58,13 @@ fn place(node: &Node<Ibverbs>, request: &ModifyQp) -> Result<Place, Errno> {
 
 /// Takes the card's queue pair to its error state, and lets the plane know.
 fn stop(node: &Node<Ibverbs>, queue: u32, incarnation: u64, qp: &CardQp) {
-    if let Err(error) = qp.take_to(QpState::ERR) {
+    let mut taken = qp.take_to(QpState::ERR);
+    for _ in 0..TRIES {
+        if taken.is_err_and(passes) {
+            taken = qp.take_to(QpState::ERR);
+        }
+    }
+    if let Err(error) = taken {
         // In RESET it has nothing. A card that does not obey is gone; its completions will not come, and destroying the queue pair
         // is what remains.
         node.voice.say(&format!("queue pair {}: the card does not take it to the error state: {error}", qp.number));
@@ -129,9 +140,7 @@ impl Driver for Ibverbs {
         let mut request = *request;
         // The event of a change may not have been heard yet.
         if request.attr.mask & Mask::PKEY_INDEX.0 != 0 {
-            // Of a card that does not answer the transition itself will say so.
-            let moved = node.device.read_pkeys().unwrap_or_default();
-            leave_partitions(node, &moved);
+            read_pkeys(node)?;
         }
         if request.attr.mask & Mask::AV.0 != 0 {
             node.device.mark(&mut request.attr.av);
@@ -257,6 +266,10 @@ impl Driver for Ibverbs {
                 Err(_) => return absence::begin(node, "it has been taken away"),
             }
         }
+        if node.device.pkeys_due.is_some_and(|due| due <= now()) {
+            // If it fails again, it is tried again.
+            let _ = read_pkeys(node);
+        }
         absence::see_whether_it_leaves(node);
     }
 
@@ -286,6 +299,24 @@ fn leave_partitions(node: &Node<Ibverbs>, moved: &[u32]) {
     }
 }
 
+/// Reads the card's P_Keys, and does what is to be done about those that have changed. If it cannot, it is done later as well.
+fn read_pkeys(node: &mut Node<Ibverbs>) -> Result<(), Errno> {
+    let had = node.device.pkeys().to_vec();
+    let read = node.device.read_pkeys();
+    if let Err(error) = &read
+        && node.device.pkeys_due.is_none()
+    {
+        node.voice.say(&format!("cannot read the card's P_Keys ({error}): they are read again"));
+    }
+    node.device.pkeys_due = read.is_err().then_some(now() + PKEYS_PAUSE);
+    leave_partitions(node, &read?);
+    if node.device.pkeys() != had {
+        node.refresh_port();
+        node.announced.push(EventType::PKEY_CHANGE);
+    }
+    Ok(())
+}
+
 /// What happens to the port that the container is shown concerns all of its contexts.
 fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
     match of {
@@ -305,12 +336,8 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
         }
         Of::Port(port) if port != u32::from(node.device.card.port_number()) => {}
         Of::Port(_) => {
-            let had = node.device.gids().map(<[_]>::to_vec);
-            let had_pkeys = node.device.pkeys().to_vec();
-            match node.device.read_pkeys() {
-                Ok(moved) => leave_partitions(node, &moved),
-                Err(error) => node.voice.say(&format!("cannot read the card's P_Keys: {error}")),
-            }
+            // If it fails, it is tried again.
+            let _ = read_pkeys(node);
             // What is shown is read again, before somebody hears of it.
             node.refresh_port();
             if matches!(kind, EventType::PORT_ACTIVE | EventType::DEVICE_SPEED_CHANGE)
@@ -318,13 +345,8 @@ fn heard(node: &mut Node<Ibverbs>, Event { kind, of }: Event) {
             {
                 node.worker.call(move |plane| device::resized(plane, &port));
             }
-            // The card's tables have entries of other containers as well.
-            let concerns = match kind {
-                EventType::GID_CHANGE => had.as_deref() != node.device.gids(),
-                EventType::PKEY_CHANGE => had_pkeys != node.device.pkeys(),
-                _ => true,
-            };
-            if concerns {
+            // The card's tables have entries of other containers as well: whoever reads them sees what concerns ours.
+            if !matches!(kind, EventType::GID_CHANGE | EventType::PKEY_CHANGE) {
                 node.announced.push(kind);
             }
         }

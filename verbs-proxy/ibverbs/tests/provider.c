@@ -20,8 +20,8 @@
  *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
  * of a port that no container has; with 0x2000 the GIDs go before it, or come back as those of RoCE v1; with 0x4000 nobody can read the
- * table of them some times. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It is back when the list of cards
- * has been read some times, and the table of GIDs cannot be read at first.
+ * table of them some times, nor that of partitions at first. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It
+ * is back when the list of cards has been read some times, and the table of GIDs cannot be read at first.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -156,6 +156,8 @@ static int away[DEVICES], went[DEVICES];
 static struct ibv_gid_entry gids[MOST_GIDS];
 /* Of the table all but the first are gone. It cannot be read so many times. */
 static int gid_count, gids_gone, gids_unread;
+/* The same of the table of partitions. */
+static int pkeys_unread;
 static struct mr *mrs[MOST_MRS];
 static uint8_t mr_lives[MOST_MRS];
 static struct qp *qps[MOST_QPS];
@@ -335,6 +337,11 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 
 int ibv_query_pkey(struct ibv_context *context, uint8_t port, int index, __be16 *pkey)
 {
+	if (pkeys_unread) {
+		pkeys_unread--;
+		errno = ENOMEM;
+		return -1;
+	}
 	if (port != working_port(context) || index < 0 || index >= partition_count(context)) {
 		errno = ENOENT;
 		return -1;
@@ -700,7 +707,7 @@ static void happen(struct qp *qp, uint32_t what)
 			gids[i].gid_type = IBV_GID_TYPE_ROCE_V1;
 	}
 	if (what & 0x4000)
-		gids_unread = 2;
+		gids_unread = 2, pkeys_unread = 1;
 	if (event.event_type == IBV_EVENT_PORT_ERR)
 		port1.state = IBV_PORT_DOWN;
 	else if (event.event_type == IBV_EVENT_PORT_ACTIVE)

@@ -173,7 +173,6 @@ impl<D: Driver> Server<D> {
             }
             if ready.get(waker_at) == Some(&true) || tend.is_some_and(|at| at <= now()) {
                 D::hear_device(&mut self.node);
-                self.announce();
             }
             self.node.tend_gids();
             self.announce();

@@ -35,6 +35,8 @@ pub const GID_TABLE: usize = crate::fabric::ports::MAX_GIDS;
 const GIDS_FRESH: Nanos = 5_000_000;
 /// Until it is tried again where it could not be read: nobody else may ask, and no event need come.
 const GIDS_PAUSE: Nanos = 100_000_000;
+/// The same at most.
+const GIDS_LONGEST_PAUSE: Nanos = 5_000_000_000;
 
 /// Bell numbers.
 #[derive(Debug)]
@@ -91,6 +93,10 @@ pub struct Node<D: Driver = Soft> {
     pub gids_fresh_until: Nanos,
     /// When it is read again, asked or not: it could not be read.
     pub gids_due: Option<Nanos>,
+    /// Since the last failure to read it; longer each time.
+    pub gids_pause: Nanos,
+    /// The device's table as contexts know it. None if it is news to nobody.
+    pub gids_told: Option<Vec<GidInfo>>,
     /// The files that programs read the table from, if there are some.
     pub shown: Option<Shown>,
     /// Links to other proxies.
@@ -175,10 +181,17 @@ impl<D: Driver> Node<D> {
             return;
         }
         self.gids_fresh_until = now + GIDS_FRESH;
-        let read = self.read_gids();
-        self.gids_due = read.is_err().then_some(now + GIDS_PAUSE);
-        if let Err(error) = read {
-            self.voice.say(&format!("cannot read the GID table ({error}): it stays as it was, and is read again"));
+        match self.read_gids() {
+            Ok(()) => (self.gids_due, self.gids_pause) = (None, 0),
+            Err(error) => {
+                // Once: it may last, and the container may have to do with it.
+                if self.gids_pause == 0 {
+                    self.voice
+                        .say(&format!("cannot read the GID table ({error}): it stays as it was until it can be read"));
+                }
+                self.gids_pause = (2 * self.gids_pause).clamp(GIDS_PAUSE, GIDS_LONGEST_PAUSE);
+                self.gids_due = Some(now + self.gids_pause);
+            }
         }
     }
 
@@ -189,18 +202,19 @@ impl<D: Driver> Node<D> {
         if let Some(shown) = &mut self.shown {
             shown.update(gid_entries(&self.device, &self.port, &addresses));
         }
+        if let Some(gids) = self.device.gids()
+            && self.gids_told.as_deref() != Some(gids)
+            && self.gids_told.replace(gids.to_vec()).is_some()
+        {
+            self.announced.push(EventType::GID_CHANGE);
+        }
         Ok(())
     }
 
-    /// Reads the GID table again if that is due, and says so if it has changed.
+    /// Reads the GID table again if that is due.
     pub(super) fn tend_gids(&mut self) {
-        if self.gids_due.is_none_or(|due| due > now()) {
-            return;
-        }
-        let had = self.device.gids().map(<[_]>::to_vec);
-        self.refresh_port();
-        if had.as_deref() != self.device.gids() {
-            self.announced.push(EventType::GID_CHANGE);
+        if self.gids_due.is_some_and(|due| due <= now()) {
+            self.refresh_port();
         }
     }
 

@@ -1,6 +1,7 @@
 //! The addresses of the container's network namespace, which become GIDs.
 
 use super::ports::Gid;
+use crate::errors::numbered;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use rustix::fd::{AsFd, OwnedFd};
@@ -44,9 +45,9 @@ impl Addresses {
 /// The addresses now.
 ///
 /// # Errors
-/// What the kernel says: it may be short of memory, or have changed the list while it gave it.
+/// What the kernel says, which may be short of memory; any at all where one interface has more to say than the C library has room for.
 pub fn list() -> Result<Addresses, Errno> {
-    let addresses = getifaddrs().map_err(|error| Errno::from_raw_os_error(error as i32))?;
+    let addresses = getifaddrs().map_err(|error| numbered(error as i32))?;
     let addresses: Vec<_> = addresses.filter(|address| !address.flags.contains(InterfaceFlags::IFF_LOOPBACK)).collect();
     // Each interface has an entry of its own, which knows its index; asking for it would take another socket.
     let indices: HashMap<&str, u32> = addresses

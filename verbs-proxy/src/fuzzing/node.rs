@@ -139,6 +139,8 @@ impl Scene {
             warden: Warden::absent().unwrap(),
             gids_fresh_until: u64::MAX,
             gids_due: None,
+            gids_pause: 0,
+            gids_told: None,
             shown: None,
             neighbours: Neighbours::new(Budget::new(65_530)),
             voice: Arc::new(voice::pair(holdings).unwrap().0),
