@@ -9,6 +9,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
+use rustix::thread::sched_yield;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 
@@ -42,6 +43,9 @@ pub fn has_unread(socket: impl AsFd) -> bool {
     asked == 0 && bytes > 0
 }
 
+/// How often something is sent again for which the kernel has no memory: who waits for it would wait for ever, or be given up.
+const TRIES: usize = 16;
+
 /// Sends one datagram without waiting.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -50,7 +54,15 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
         return Err(Errno::TOOBIG);
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
+    let parts = [IoSlice::new(bytes)];
+    let mut sent = sendmsg(&socket, &parts, &mut control, flags);
+    for _ in 0..TRIES {
+        if matches!(sent, Err(Errno::NOBUFS | Errno::NOMEM)) {
+            sched_yield();
+            sent = sendmsg(&socket, &parts, &mut control, flags);
+        }
+    }
+    let sent = sent?;
     if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 

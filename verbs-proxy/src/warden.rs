@@ -113,7 +113,7 @@ impl Warden {
     /// The memory file `file` once more, open for reading only, and never again for writing.
     ///
     /// # Errors
-    /// `EAGAIN` if the warden is slow, or somebody keeps the file's lock: that one is our own container, since what is immutable
+    /// `EAGAIN` if the warden is slow or the kernel short of something, or somebody keeps the file's lock: that one is our own container, since what is immutable
     /// already takes none. `EPIPE` if the warden has ended: the proxy is about to.
     pub fn read_only(&mut self, file: impl AsFd) -> Result<OwnedFd, Errno> {
         if self.owes {
@@ -123,8 +123,11 @@ impl Warden {
         }
         datagram::send(&self.socket, REQUEST, &[file.as_fd()])?;
         let fds = answer(&self.socket, Some(&PATIENCE)).inspect_err(|error| self.owes = *error == Errno::AGAIN)?;
-        let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| Errno::PIPE)?;
-        Ok(fd)
+        match <[OwnedFd; 1]>::try_from(fds) {
+            Ok([fd]) => Ok(fd),
+            Err(fds) if fds.is_empty() => Err(Errno::AGAIN),
+            Err(_) => Err(Errno::PIPE),
+        }
     }
 
     /// For files that have been shared.

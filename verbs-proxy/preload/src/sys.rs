@@ -136,6 +136,9 @@ pub fn ring(fd: c_int) -> Result<(), Errno> {
     }
 }
 
+/// How often something is sent again for which the kernel has no memory.
+const TRIES: u32 = 1000;
+
 /// Sends one datagram, with a descriptor beside it if there is one to pass.
 pub fn sendmsg(fd: c_int, parts: &[&[u8]], pass: Option<c_int>) -> Result<(), Errno> {
     let mut iov = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; 4];
@@ -162,11 +165,17 @@ pub fn sendmsg(fd: c_int, parts: &[&[u8]], pass: Option<c_int>) -> Result<(), Er
             libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(pass);
         }
     }
+    let mut tries = 0;
     loop {
         // SAFETY: the message names `parts`, which are borrowed and only read.
         match checked(unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_NOSIGNAL) }) {
             Ok(_) => return Ok(()),
             Err(libc::EINTR) => {}
+            // Short of memory, as a program may be that is at its limit: nothing has been sent.
+            Err(libc::ENOBUFS | libc::ENOMEM) if tries < TRIES => {
+                tries += 1;
+                sched_yield();
+            }
             // A program made all of its descriptors non-blocking.
             Err(libc::EAGAIN) => wait_for(fd, libc::POLLOUT),
             Err(errno) => return Err(errno),

@@ -13,6 +13,7 @@ use crate::device::soft::grants::giving::Wish;
 use crate::device::soft::link::Shared;
 use crate::device::soft::links::LinkId;
 use crate::device::soft::tickets::Ticket;
+use crate::errors::passes;
 use crate::fabric::neighbours::{Owed, SharedRun};
 use crate::pacing::Nanos;
 use crate::shared::{Mapping, SealedFile};
@@ -295,7 +296,7 @@ impl Node {
     fn make_grantable(&mut self, share: u32) -> Result<(), Shown> {
         match self.keeps_pages() {
             Ok(true) => {}
-            Err(Errno::AGAIN) => return Err(Shown::Again),
+            Err(error) if passes(error) => return Err(Shown::Again),
             Ok(false) | Err(_) => return Err(Shown::Never),
         }
         if self.closers.granted.is_held_up(EMPTYING) {
@@ -310,7 +311,7 @@ impl Node {
             let file = run.file.own().ok_or(Shown::Never)?;
             // Its descriptor is of no use here.
             drop(warden.read_only(file).map_err(|error| match error {
-                Errno::AGAIN => Shown::Again,
+                error if passes(error) => Shown::Again,
                 _ => Shown::Never,
             })?);
             run.file.is_granted(&closers.granted, warden.emptier_of_granted());

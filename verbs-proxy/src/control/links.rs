@@ -7,6 +7,7 @@ use super::node::Node;
 use crate::device::soft::bounce::{BYTES, Bounce};
 use crate::device::soft::link::{LinkFault, Shared};
 use crate::device::soft::links::LinkId;
+use crate::errors::passes;
 use crate::fabric::neighbours::{Means, Neighbour, NeighbourFault, Owed, SharedRun, amount};
 use crate::pacing::Nanos;
 use crate::shared::{Mapping, PAGE, SealedFile};
@@ -79,7 +80,7 @@ impl Node {
         let means = Means { port: &self.port, worker: &self.worker, closer: &self.closers.neighbours };
         match Neighbour::connect(lid, self.neighbours.budget.account(), means) {
             Ok(neighbour) => self.neighbours.list.push(neighbour),
-            Err(NeighbourFault::System(Errno::AGAIN)) => self.neighbours.try_again(lid, now + RETRY),
+            Err(NeighbourFault::System(error)) if passes(error) => self.neighbours.try_again(lid, now + RETRY),
             Err(error) => self.voice.say(&format!("cannot make a link to port {lid}: {error}")),
         }
     }
@@ -164,7 +165,7 @@ impl Node {
         while let Some(owed) = self.neighbours.list[position].next_owed() {
             let Some(link) = self.neighbours.list[position].link() else { return };
             let (name, runs) = match owed {
-                Owed::Region(share) if self.keeps_pages() == Err(Errno::AGAIN) => {
+                Owed::Region(share) if self.keeps_pages().is_err_and(passes) => {
                     // It may be known when it is asked for again.
                     self.worker.call(move |plane| plane.unshare(link, Some(share)));
                     self.forget_wishes(position, share, false);

@@ -2,6 +2,7 @@
 
 use super::{DONE, REQUEST};
 use crate::datagram;
+use crate::errors::passes;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
@@ -53,8 +54,17 @@ impl Service {
                 }
                 _ => Err(Errno::INVAL),
             };
-            let answered = done
-                .and_then(|opened| datagram::send(socket, DONE, &opened.iter().map(AsFd::as_fd).collect::<Vec<_>>()));
+            // Nothing at all is what the proxy is sent where the kernel is short of something: it asks again.
+            let opened = match done {
+                Err(error) if passes(error) => Ok(None),
+                done => done,
+            };
+            let answered = opened.and_then(|opened| {
+                match datagram::send(socket, DONE, opened.as_ref().map(AsFd::as_fd).as_slice()) {
+                    Err(error) if passes(error) => datagram::send(socket, DONE, &[]),
+                    sent => sent,
+                }
+            });
             if answered.is_err() {
                 // Of a proxy that was taken over, or of nobody. To close what it sent could take as long as it likes.
                 fds.drain(..).for_each(std::mem::forget);

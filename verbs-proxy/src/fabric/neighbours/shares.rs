@@ -7,6 +7,7 @@ use crate::control::quota::Taken;
 use crate::datagram::MAX_FDS;
 use crate::device::soft::Worker;
 use crate::device::soft::link::Share;
+use crate::errors::passes;
 use crate::fabric::budget::{Amount, Lease};
 use crate::memory::Granted;
 use crate::shared::{Mapping, Run, RunFile, SealedFile};
@@ -193,7 +194,11 @@ impl Neighbour {
         let mapping = Mapping::of_runs(&parts, protection, false);
         // With a last descriptor goes its file, which takes long if it is large.
         means.closer.close_all(files.into_iter().map(SealedFile::into_fd));
-        let entry = Share { mapping: Arc::new(mapping?), lease: Arc::new(lease), writable };
+        let mapping = match mapping {
+            Err(error) if passes(error) => return self.send(&Message::Refused { share }, &[]),
+            mapping => mapping?,
+        };
+        let entry = Share { mapping: Arc::new(mapping), lease: Arc::new(lease), writable };
         steps::at(Step::ShareMapped);
         let former = means.worker.call(move |plane| {
             let of_link = plane.device.links.get_mut(link)?;
