@@ -212,7 +212,7 @@ fn an_init_killed_while_the_hook_waits_fails_the_hook() {
         lab.configure("mute", "");
         lab.set_proxy("ready-timeout-ms = 20000");
         let path = lab.path("config.toml");
-        std::fs::write(&path, std::fs::read_to_string(&path).unwrap().replace("ready-timeout-ms = 2000\n", ""))
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap().replace("ready-timeout-ms = 60000\n", ""))
             .unwrap();
         lab.write_config();
         let begin = Instant::now();

@@ -340,7 +340,7 @@ fn a_proxy_that_is_not_ready_in_time() {
     with_lab(|lab| {
         lab.configure("mute", "");
         let path = lab.path("config.toml");
-        let text = std::fs::read_to_string(&path).unwrap().replace("= 2000", "= 300");
+        let text = std::fs::read_to_string(&path).unwrap().replace("= 60000", "= 300");
         std::fs::write(&path, text).unwrap();
         let begin = Instant::now();
         let message =

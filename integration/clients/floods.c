@@ -10,6 +10,7 @@ struct pair pair;
 struct region local, remote;
 int come;
 bool scattered;
+int retries = 2;
 
 struct ibv_wc one(int ms)
 {
@@ -139,7 +140,7 @@ void connect_anew(int timeout)
 	struct link_options options = link_defaults;
 
 	options.timeout = timeout;
-	options.retries = 2;
+	options.retries = retries;
 	remote = side_reg(pair.b, 0, SIZE, ALL);
 	connect_pair(&pair, options);
 	side_recv(pair.b, pair.qb, RECEIVE, remote, 0, 8);

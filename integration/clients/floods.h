@@ -24,6 +24,8 @@ extern struct region local, remote;
 extern int come;
 /* Whether requests of a flood have two entries in their lists, and so go the road itself, not the one that is inlined. */
 extern bool scattered;
+/* How often the requester of the next connection tries again. */
+extern int retries;
 
 /* The next completion within so many milliseconds, or one with a status that there is not. */
 struct ibv_wc one(int ms);

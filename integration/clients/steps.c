@@ -366,6 +366,8 @@ int main(int argc, char **argv)
 		const char *name = argv[7 + round];
 
 		pending = failed = false;
+		/* Who is to be answered may have to wait for a proxy that stands still. */
+		retries = signal == SIGSTOP && answers(name) ? 7 : 2;
 		if (round)
 			renew(argv[6 + round], TIMEOUT);
 		else

@@ -241,8 +241,10 @@ fn ucx_without_node(image: &Image) -> Result<()> {
     has(&one, "ucx_info")?;
     let seen = one.container.exec(&["ucx_info", "-d"])?;
     ensure!(seen.contains("Transport: tcp") && !seen.contains("soft0"), "{seen}");
-    let script =
-        "ucx_perftest -p 23337 >/dev/null 2>&1 & sleep 1; ucx_perftest 127.0.0.1 -p 23337 -t tag_lat -n 10 -w 1";
+    // The server listens at port 23337.
+    let script = "ucx_perftest -p 23337 >/dev/null 2>&1 &
+        until grep -q ':5B29 ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
+        ucx_perftest 127.0.0.1 -p 23337 -t tag_lat -n 10 -w 1";
     let moved = one.container.exec(&["sh", "-c", script])?;
     ensure!(moved.contains("Final:"), "{moved}");
     Ok(())

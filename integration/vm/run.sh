@@ -45,7 +45,7 @@ status=0
 # By a pipe: a file that is opened again would have another place to write to.
 timeout --foreground --kill-after=5 "$timeout" qemu-system-x86_64 "${acceleration[@]}" -M q35,usb=off,smbus=off,hpet=off -smp 2 -m 2048 \
     -nodefaults -display none -no-reboot -nic none -kernel "$image/vmlinuz" -initrd "$image/initrd" \
-    -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable $rate no_timer_check audit=0 apparmor=0 selinux=0 systemd.getty_auto=0 systemd.show_status=false" \
+    -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable $rate no_timer_check audit=0 apparmor=0 selinux=0 nosoftlockup systemd.getty_auto=0 systemd.show_status=false" \
     -serial "file:$work/console" \
     -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
     -fsdev "local,id=run,path=$work/run,security_model=none" -device virtio-9p-pci,fsdev=run,mount_tag=run \

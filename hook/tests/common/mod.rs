@@ -129,7 +129,7 @@ impl Lab {
         }
         let here = self.directory.path().display();
         let text = format!(
-            "run-dir = \"{here}/run\"\n[inject]\nlibrary = \"{LIBRARY}\"\n{more}\n[proxy]\npath = \"{here}/{proxy}\"\nready-timeout-ms = 2000\n"
+            "run-dir = \"{here}/run\"\n[inject]\nlibrary = \"{LIBRARY}\"\n{more}\n[proxy]\npath = \"{here}/{proxy}\"\nready-timeout-ms = 60000\n"
         );
         std::fs::write(self.path("config.toml"), text).unwrap();
     }

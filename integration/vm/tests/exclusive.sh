@@ -137,7 +137,7 @@ one_life() {
     ringfence doctor >/tmp/said || true
     grep 'card0: in the network namespace of container c1' /tmp/said
     down "$runtime" c1
-    on_host card0
+    eventually on_host card0
     is_back
     same "$(ringfence info --json | jq -r '.cards[0].place')" host "where it is"
 }

@@ -97,6 +97,7 @@ own_podman() {
             --annotation ringfence.dev/device=card$index --volume /usr/bin/ibv_rc_pingpong:/usr/bin/ibv_rc_pingpong:ro "$image"
         same "$(podman exec c$index ls /sys/class/infiniband)" "card$index" "cards of c$index"
     done
+    for index in 1 2; do eventually is_second $index; done
     across 1 2 ibv_rc_pingpong -n 100
     across 2 1 ib_write_bw -F -s 65536 -n 100
     podman rm --force --time 0 c1 c2
@@ -106,10 +107,12 @@ own_podman() {
 
 # Neither sends to an address that the bounds do not name.
 own_peers() {
+    local index engines=([1]=runc [2]=crun)
     networks
     printf '[[device]]\nname = "card%s"\nkind = "ibverbs"\n' 1 2 | cat - <(printf '[policy.bounds]\npeers = ["10.9.4.9"]\n') | configuration
     up "runc --systemd-cgroup" c1
     up "crun --systemd-cgroup" c2
+    for index in 1 2; do eventually is_second $index; done
     if across 1 2 ib_write_bw -F -s 65536 -n 100 >/tmp/said 2>&1; then cat /tmp/said; return 1; fi
     cat /tmp/said
     grep -q "Failed to modify QP .* to RTR" /tmp/said

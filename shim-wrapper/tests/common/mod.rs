@@ -57,7 +57,7 @@ impl Lab {
         let (here, hook) = (self.directory.path().display(), Path::new(RUNTIME).with_file_name("ringfence-hook"));
         format!(
             "run-dir = \"{here}/run\"\n{more}\n[inject]\nlibrary = \"{LIBRARY}\"\n[hook]\npath = \"{}\"\ntimeout = 20\n\
-             [shim]\nlinks = \"{here}/links\"\n[proxy]\npath = \"{here}/ready\"\nready-timeout-ms = 2000\n",
+             [shim]\nlinks = \"{here}/links\"\n[proxy]\npath = \"{here}/ready\"\nready-timeout-ms = 60000\n",
             hook.display()
         )
     }
