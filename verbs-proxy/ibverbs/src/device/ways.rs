@@ -142,6 +142,10 @@ proptest! {
         }
         assert_eq!(short.news(), long.news());
         assert_eq!(short.counters(), long.counters());
+        // Behind one that the card's library refuses for what it is, and that fails, others may have been to go by the same doorbell or not.
+        if !steps.iter().any(|step| matches!(step.change, Change::Refuses(_, false))) {
+            assert_eq!(short.gone(), long.gone());
+        }
         let held = untouched.held();
         assert_eq!(short.held(), held, "the short way keeps something");
         assert_eq!(long.held(), held, "the long way keeps something");

@@ -424,8 +424,12 @@ impl World {
     /// What is counted of requests.
     pub(super) fn counters(&self) -> String {
         let page = self.page();
-        let gone: u64 = page.delays.iter().sum();
-        format!("{:?} {:?} {:?} {gone}", page.sent, page.received, page.errors)
+        format!("{:?} {:?} {:?}", page.sent, page.received, page.errors)
+    }
+
+    /// Requests that have said how long they waited.
+    pub(super) fn gone(&self) -> u64 {
+        self.page().delays.iter().sum()
     }
 
     /// What is held of the card when everything has its answer. Of the rates nothing is: what was spent of them is earned again.
