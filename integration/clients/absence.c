@@ -320,7 +320,8 @@ static void another_comes(void)
 	struct pair p = {0};
 
 	breaks(&p, IBV_EVENT_DEVICE_FATAL);
-	for (int tries = 0; tries < 15; tries++) {
+	/* It is there after some 1.5 s. */
+	for (int tries = 0; tries < 45; tries++) {
 		CHECK(!open_context(), "another card is the container's");
 		CHECK_EQ(errno, EIO);
 		nanosleep(&pause, NULL);

@@ -30,6 +30,7 @@ mod log;
 mod service;
 
 use crate::datagram;
+use crate::errors::passes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -113,8 +114,9 @@ impl Warden {
     /// The memory file `file` once more, open for reading only, and never again for writing.
     ///
     /// # Errors
-    /// `EAGAIN` if the warden is slow or the kernel short of something, or somebody keeps the file's lock: that one is our own container, since what is immutable
-    /// already takes none. `EPIPE` if the warden has ended: the proxy is about to.
+    /// `EAGAIN`, or another that passes ([`passes`]), if the warden is slow, the kernel is short of something, or somebody keeps the file's
+    /// lock: that one is our own container, since what is immutable already takes none. `EPIPE` if the warden has ended: the proxy is
+    /// about to.
     pub fn read_only(&mut self, file: impl AsFd) -> Result<OwnedFd, Errno> {
         if self.owes {
             // It comes too late for whoever wanted it.
@@ -122,7 +124,7 @@ impl Warden {
             self.owes = false;
         }
         datagram::send(&self.socket, REQUEST, &[file.as_fd()])?;
-        let fds = answer(&self.socket, Some(&PATIENCE)).inspect_err(|error| self.owes = *error == Errno::AGAIN)?;
+        let fds = answer(&self.socket, Some(&PATIENCE)).inspect_err(|error| self.owes = passes(*error))?;
         match <[OwnedFd; 1]>::try_from(fds) {
             Ok([fd]) => Ok(fd),
             Err(fds) if fds.is_empty() => Err(Errno::AGAIN),
@@ -188,7 +190,7 @@ impl Warden {
             return true;
         }
         let answer = answer(&self.socket, Some(&Timespec::default()));
-        self.owes = answer.as_ref().is_err_and(|error| *error == Errno::AGAIN);
-        answer.is_err_and(|error| error != Errno::AGAIN)
+        self.owes = answer.as_ref().is_err_and(|error| passes(*error));
+        answer.is_err() && !self.owes
     }
 }

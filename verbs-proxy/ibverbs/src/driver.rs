@@ -19,6 +19,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// `RDMA_VERBS_IOCTL` of `rdma/rdma_user_ioctl.h`, by which libibverbs does everything since kernel 4.20: writing commands to the
 /// descriptor, as before, is refused to a process whose credentials are not those with which it was opened.
@@ -29,6 +30,8 @@ const MOST_EVENTS: usize = 64;
 
 /// How often a card is asked again to stop a queue pair where the kernel is short of something.
 const TRIES: usize = 16;
+/// Between two.
+const TRY_PAUSE: Duration = Duration::from_micros(200);
 
 /// The card's number of a queue pair. `EIO` if that card is gone: another queue pair may have the number on the next.
 fn number(node: &Node<Ibverbs>, queue: u32) -> Result<u32, Errno> {
@@ -61,6 +64,7 @@ fn stop(node: &Node<Ibverbs>, queue: u32, incarnation: u64, qp: &CardQp) {
     let mut taken = qp.take_to(QpState::ERR);
     for _ in 0..TRIES {
         if taken.is_err_and(passes) {
+            std::thread::sleep(TRY_PAUSE);
             taken = qp.take_to(QpState::ERR);
         }
     }
@@ -301,6 +305,8 @@ fn leave_partitions(node: &Node<Ibverbs>, moved: &[u32]) {
 
 /// Reads the card's P_Keys, and does what is to be done about those that have changed. If it cannot, it is done later as well.
 fn read_pkeys(node: &mut Node<Ibverbs>) -> Result<(), Errno> {
+    // It is read when there is one again.
+    node.device.check()?;
     let had = node.device.pkeys().to_vec();
     let read = node.device.read_pkeys();
     if let Err(error) = &read

@@ -117,8 +117,8 @@ impl Node {
         if !granting.sent {
             let (page, copies) = match self.page(link) {
                 Ok(page) => page,
-                // The warden is slow: what is wished for is wished for again in a while.
-                Err(Errno::AGAIN) => {
+                // The warden is slow, or there is no memory: what is wished for is wished for again in a while.
+                Err(error) if passes(error) => {
                     let wishes = std::mem::take(&mut self.neighbours.list[position].granting.wishes);
                     return self.worker.call(move |plane| wishes.iter().for_each(|wish| plane.forget_wish(link, wish)));
                 }
@@ -206,7 +206,7 @@ impl Node {
         // The other end may be waiting for this page alone, and nothing would bring it another time.
         let mut theirs = self.warden.read_only(&file);
         for _ in 1..PAGE_TRIES {
-            if theirs.as_ref().err() != Some(&Errno::AGAIN) {
+            if !theirs.as_ref().is_err_and(|error| passes(*error)) {
                 break;
             }
             std::thread::sleep(PAGE_PAUSE);

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use std::sync::Arc;
 
-/// Until another try with a proxy that has no room for a connection.
+/// Until another try with a proxy that has no room for a connection, or where there is no memory for one.
 const RETRY: Nanos = 20_000_000;
 
 /// Messages of one neighbour before something else has its turn.
@@ -30,7 +30,7 @@ impl<D: Driver> Node<D> {
     /// from the file would have to wait for it (Linux, `shmem_fault`: a fault waits until the hole is punched).
     ///
     /// # Errors
-    /// `EAGAIN` if it cannot be told now, as the warden has not answered in time.
+    /// One that passes ([`passes`]) if it cannot be told now, as the warden has not answered in time.
     pub(super) fn keeps_pages(&mut self) -> Result<bool, Errno> {
         if let Some(known) = self.neighbours.keeps_pages {
             return Ok(known);

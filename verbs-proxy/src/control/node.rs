@@ -91,9 +91,9 @@ pub struct Node<D: Driver = Soft> {
     pub warden: Warden,
     /// How long what was read of the GID table is good for.
     pub gids_fresh_until: Nanos,
-    /// When it is read again, asked or not: it could not be read.
+    /// When it is read again, asked or not: it could not be read, or may say something else by then.
     pub gids_due: Option<Nanos>,
-    /// Since the last failure to read it; longer each time.
+    /// Between two attempts while it cannot be read; longer each time. Zero while it can.
     pub gids_pause: Nanos,
     /// The device's table as contexts know it. None if it is news to nobody.
     pub gids_told: Option<Vec<GidInfo>>,
@@ -182,15 +182,26 @@ impl<D: Driver> Node<D> {
         }
         self.gids_fresh_until = now + GIDS_FRESH;
         match self.read_gids() {
-            Ok(()) => (self.gids_due, self.gids_pause) = (None, 0),
+            Ok(()) => {
+                self.gids_pause = 0;
+                // What is to come is for who knows why.
+                self.gids_due = self.gids_due.filter(|due| *due > now);
+            }
             Err(error) => {
                 // Once: it may last, and the container may have to do with it.
                 if self.gids_pause == 0 {
                     self.voice
                         .say(&format!("cannot read the GID table ({error}): it stays as it was until it can be read"));
                 }
-                self.gids_pause = (2 * self.gids_pause).clamp(GIDS_PAUSE, GIDS_LONGEST_PAUSE);
-                self.gids_due = Some(now + self.gids_pause);
+                // Those that ask meanwhile do not put it off.
+                if self.gids_pause == 0 || self.gids_due.is_none_or(|due| due <= now) {
+                    self.gids_pause = (2 * self.gids_pause).clamp(GIDS_PAUSE, GIDS_LONGEST_PAUSE);
+                    self.gids_due = Some(now + self.gids_pause);
+                }
+                // Contexts know what there is.
+                if self.gids_told.is_none() {
+                    self.gids_told = self.device.gids().map(<[_]>::to_vec);
+                }
             }
         }
     }
@@ -240,6 +251,8 @@ impl<D: Driver> Node<D> {
     /// Whether there is a GID with this index for a queue pair to send from.
     pub fn check_source(&mut self, index: u32) -> Result<(), Errno> {
         let error = match self.gid(index) {
+            // What it was may be another container's by now.
+            Ok(_) if self.gids_pause > 0 => return Err(Errno::AGAIN),
             Ok(found) if found.gid != [0; 16] => return Ok(()),
             // It would speak under no address.
             Ok(_) => Errno::NODATA,

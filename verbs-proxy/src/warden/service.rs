@@ -52,6 +52,8 @@ impl Service {
                 [fd] if buffer[..received.bytes] == *REQUEST && self.is_ours(fd.as_fd()) == Ok(true) => {
                     self.serve(fd.as_fd())
                 }
+                // There is no room for what was sent.
+                [] if received.truncated && buffer[..received.bytes] == *REQUEST => Err(Errno::MFILE),
                 _ => Err(Errno::INVAL),
             };
             // Nothing at all is what the proxy is sent where the kernel is short of something: it asks again.
