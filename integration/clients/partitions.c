@@ -126,7 +126,7 @@ static void change(void)
 	join(held, held);
 
 	/* Before which the path is established. The proxy cannot read the table at first. */
-	write_between(0, 0, 0xeeee4000 | IBV_EVENT_PKEY_CHANGE);
+	write_between(0, 0, 0xeeee8000 | IBV_EVENT_PKEY_CHANGE);
 	for (;;) {
 		if (poll(&fd, 1, 500) <= 0) {
 			printf("no event, it %s ", becomes(held));

@@ -20,7 +20,7 @@
  *
  * A program makes events of port and card happen by a WRITE with immediate data 0xeeee0000 and the event, and 0x1000 if it is to be one
  * of a port that no container has; with 0x2000 the GIDs go before it, or come back as those of RoCE v1; with 0x4000 nobody can read the
- * table of them some times, nor that of partitions at first. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It
+ * table of them some times, and with 0x8000 that of partitions at first. After IBV_EVENT_DEVICE_FATAL the card answers nothing any more but EIO. It
  * is back when the list of cards has been read some times, and the table of GIDs cannot be read at first.
  */
 #include <arpa/inet.h>
@@ -707,7 +707,9 @@ static void happen(struct qp *qp, uint32_t what)
 			gids[i].gid_type = IBV_GID_TYPE_ROCE_V1;
 	}
 	if (what & 0x4000)
-		gids_unread = 2, pkeys_unread = 1;
+		gids_unread = 2;
+	if (what & 0x8000)
+		pkeys_unread = 1;
 	if (event.event_type == IBV_EVENT_PORT_ERR)
 		port1.state = IBV_PORT_DOWN;
 	else if (event.event_type == IBV_EVENT_PORT_ACTIVE)
