@@ -350,7 +350,7 @@ fn proxies_and_wardens() -> Vec<String> {
 }
 
 fn nothing_remains(config: &Config) -> Result<()> {
-    wait_until("the proxies to end", Duration::from_secs(10), || proxies_and_wardens().is_empty())?;
+    wait_until("the proxies to end", Duration::from_secs(3), || proxies_and_wardens().is_empty())?;
     let left = config.live_containers();
     ensure!(left.is_empty(), "{left:?} remain in {}", config.run_dir().display());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
@@ -420,7 +420,7 @@ fn killed_init(image: &Image) -> Result<()> {
     std::thread::sleep(Duration::from_millis(500));
     ensure!(!pair.has_ended(), "the stream ended: {}", pair.stop());
     two.a.kill_init()?;
-    wait_until("the proxy to end", Duration::from_secs(10), || proxies().len() == 1)?;
+    wait_until("the proxy to end", Duration::from_secs(2), || proxies().len() == 1)?;
     // The other container lives on.
     works(&two.b)?;
     drop(pair.stop());

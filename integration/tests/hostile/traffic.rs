@@ -155,11 +155,11 @@ fn ask_nobody(client: &mut Client, qps: &[usize], to: Other, time: Duration) -> 
 
 /// Requests that nobody asked for cost the proxy that they go to next to nothing more than while nobody asks, by turns: a stranger's
 /// 4 % of a processor (1 % on a quiet machine). Over a link, which their sender has because a queue pair of the victim's is connected to one of its own, each
-/// is read before it is dropped: 15 % (2 on a quiet machine, 6 on a busy one). A fault that this has found made it 25 %.
+/// is read before it is dropped: 10 % (2 on a quiet machine, 6 on a busy one).
 pub fn unasked() -> Result<()> {
     const TURNS: usize = 5;
     const TIME: Duration = Duration::from_millis(700);
-    for (linked, most) in [(false, 0.04), (true, 0.15)] {
+    for (linked, most) in [(false, 0.04), (true, 0.1)] {
         let node = Node::new(None)?;
         let (victim, hostile) = (node.proxy(Limits::default())?, node.proxy(Limits::default())?);
         let (mut v, mut h) = (Client::new(&victim.socket(), 64)?, Client::new(&hostile.socket(), 1 << 15)?);
