@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Part of systemd. By its path: nothing is run that a variable could name.
 const BUSCTL: &str = "/usr/bin/busctl";
-/// How long systemd may take; it is asked while the proxy starts, and takes some milliseconds. A busy or emulated machine takes more than a second.
+/// How long systemd may take; it is asked while the proxy starts, and takes some milliseconds. A busy or emulated machine takes more
+/// than a second.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The same, to busctl.
 const TIMEOUT: &str = "--timeout=3";

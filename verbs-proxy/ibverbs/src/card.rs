@@ -34,10 +34,7 @@ fn done(errno: c_int) -> Result<(), Errno> {
     match errno {
         0 => Ok(()),
         -1 => Err(last()),
-        errno => Err(match errno.unsigned_abs() {
-            errno @ 1..4096 => Errno::from_raw_os_error(errno.cast_signed()),
-            _ => Errno::IO,
-        }),
+        errno => Err(numbered(errno.saturating_abs())),
     }
 }
 
